@@ -27,7 +27,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise UslError(f"{path}: cannot be written ({reason}); choose a folder with write access and free space") from error
+        raise UslError(
+            f"{path}: cannot be written ({reason}); choose a folder with write access and free space"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

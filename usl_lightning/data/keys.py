@@ -33,7 +33,7 @@ def _mix(x: int) -> int:
 
 
 def _mix_tensor(x: Tensor) -> Tensor:
-    """The same on int64 tensors; they wrap around alike on every device. `>>` keeps the sign, hence the masks."""
+    """The same on int64 tensors, which wrap around alike everywhere; `>>` keeps the sign, hence the masks."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MUL1_S
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MUL2_S
     return x ^ ((x >> 31) & 0x1FFFFFFFF)

@@ -1,0 +1,1 @@
+"""Networks: backbones, encoders that carry their normalisation, heads, and moving averages of them."""

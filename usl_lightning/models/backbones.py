@@ -1,0 +1,60 @@
+"""Backbones by name: ours, the CIFAR variants of ResNet, and any model of timm."""
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from usl_lightning.errors import UslError, did_you_mean
+from usl_lightning.models.small import SmallNet
+from usl_lightning.models.wrn import WideResNet
+
+
+def _cifar_resnet(channels: int, *, name: str) -> nn.Module:
+    """ResNet with the CIFAR stem: a 3×3 convolution of stride 1 and no pooling (He et al.; SimCLR, App. B.9)."""
+    import timm
+
+    net = timm.create_model(name, num_classes=0, in_chans=channels)
+    net.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
+    net.maxpool = nn.Identity()
+    return net
+
+
+OURS: dict[str, Callable[[int], nn.Module]] = {
+    "small": SmallNet,
+    "small_w16": partial(SmallNet, width=16),
+    "small_w64": partial(SmallNet, width=64),
+    "small_nf": partial(SmallNet, norm="none"),
+    "wrn_28_2": partial(WideResNet, depth=28, width=2),
+    "wrn_28_8": partial(WideResNet, depth=28, width=8),
+    "wrn_37_2": partial(WideResNet, depth=37, width=2, groups=4),
+    "resnet18_cifar": partial(_cifar_resnet, name="resnet18"),
+    "resnet34_cifar": partial(_cifar_resnet, name="resnet34"),
+    "resnet50_cifar": partial(_cifar_resnet, name="resnet50"),
+}
+
+
+def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tuple[nn.Module, int]:
+    """A network from images [b, channels, h, w] to features [b, d], and d.
+
+    Args:
+        name: a key of `OURS`, or any model name of timm.
+        channels: input channels; timm adapts pretrained first layers to it.
+        pretrained: load timm's weights (needs them in timm's cache, or a network connection).
+
+    Raises:
+        UslError: an unknown name, or `pretrained` for a network without published weights.
+    """
+    if name in OURS:
+        if pretrained:
+            raise UslError(f"model.pretrained: '{name}' has no published weights; use a timm model or model.init_from")
+        net = OURS[name](channels)
+        return net, int(net.feature_dim if hasattr(net, "feature_dim") else net.num_features)
+    import timm
+
+    if not timm.is_model(name):
+        known = [*OURS, *timm.list_models()]
+        raise UslError(f"model.backbone: unknown '{name}'{did_you_mean(name, known)}; "
+                       f"expected one of {', '.join(OURS)} or a model of timm")
+    net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels)
+    return net, int(net.num_features)

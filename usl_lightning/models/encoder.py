@@ -1,0 +1,104 @@
+"""An encoder: normalisation and backbone together, so that whoever loads it inherits both."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.errors import UslError
+from usl_lightning.models.backbones import create_backbone
+
+SPEC_KEY = "encoder"
+PREFIX = "encoder."
+
+
+class Encoder(nn.Module):
+    """Images -> features.
+
+    Args:
+        backbone: see `create_backbone`.
+        image: channels, size and pixel statistics; the statistics become buffers, stored with the weights.
+        pretrained: start from published weights.
+
+    Attributes:
+        feature_dim: d of the features [b, d].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: str, image: ImageSpec, *, pretrained: bool = False) -> None:
+        super().__init__()
+        net, self.feature_dim = create_backbone(backbone, image.channels, pretrained=pretrained)
+        self.net = net.to(memory_format=torch.channels_last)
+        self.backbone, self.image = backbone, image
+        self.register_buffer("mean", torch.tensor(image.mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(image.std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [b, d] of images [b, c, h, w], uint8 or floats in [0, 1]."""
+        x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
+        return self.net(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
+
+    def spec(self) -> dict[str, Any]:
+        """Plain data from which `load_encoder` rebuilds the same network."""
+        image = self.image
+        return {
+            "backbone": self.backbone, "channels": image.channels, "height": image.height, "width": image.width,
+            "mean": list(image.mean), "std": list(image.std), "classes": list(image.classes),
+        }
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """A checkpoint's dictionary, tensors on the CPU.
+
+    Raises:
+        UslError: the file is missing, damaged, or holds anything but tensors and plain data.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise UslError(f"{path}: no such checkpoint") from None
+    except Exception as error:
+        raise UslError(f"{path}: not a readable checkpoint ({type(error).__name__}); "
+                       "it is damaged or of another program") from error
+
+
+def _encoder_of(path: str | Path, weights: Literal["online", "ema"]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    checkpoint = read_checkpoint(path)
+    prefix = PREFIX if weights == "online" else f"ema.module.{PREFIX}"
+    state = {name.removeprefix(prefix): value for name, value in checkpoint.get("state_dict", {}).items()
+             if name.startswith(prefix)}
+    if SPEC_KEY not in checkpoint or not state:
+        raise UslError(f"{path}: holds no {weights} encoder; expected a checkpoint written by `usl fit`")
+    return checkpoint[SPEC_KEY], state
+
+
+def load_encoder(path: str | Path, weights: Literal["online", "ema"] = "online") -> Encoder:
+    """The encoder stored in a checkpoint of `usl fit`, in evaluation mode."""
+    spec, state = _encoder_of(path, weights)
+    image = ImageSpec(spec["channels"], spec["height"], spec["width"], tuple(spec["mean"]), tuple(spec["std"]),
+                      tuple(spec["classes"]))
+    encoder = Encoder(spec["backbone"], image)
+    encoder.load_state_dict(state)
+    return encoder.eval()
+
+
+def init_encoder(encoder: Encoder, path: str | Path) -> None:
+    """Copy an earlier stage's encoder, normalisation included, into `encoder`.
+
+    Raises:
+        UslError: any weight is missing, unexpected, or of another shape; nothing is copied then.
+    """
+    spec, state = _encoder_of(path, "online")
+    own = encoder.state_dict()
+    wrong = sorted(own.keys() ^ state.keys()) or [
+        name for name in own if own[name].shape != state[name].shape
+    ]
+    if wrong:
+        names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise UslError(f"model.init_from: {path} holds the encoder '{spec['backbone']}' for {spec['channels']}-channel "
+                       f"images, this model has '{encoder.backbone}' for {encoder.image.channels}; differs in {names}")
+    encoder.load_state_dict(state)

@@ -1,0 +1,96 @@
+"""Optimizers and schedules, as closed forms of the step."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+Schedule = Literal["cosine", "fixmatch", "constant"]
+
+
+def lr_factor(step: int, max_steps: int, *, schedule: Schedule, warmup_steps: int = 0) -> float:
+    """What the base learning rate is multiplied by at `step` (0-based).
+
+    Linear warm-up over `warmup_steps`, then "cosine": ½(1 + cos πt) to 0 (Loshchilov & Hutter, 2017),
+    "fixmatch": cos(7πt/16) (Sohn et al., 2020, §2.3), or "constant"; t runs from 0 to 1 after the warm-up.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    t = min(1.0, (step - warmup_steps) / max(1, max_steps - warmup_steps))
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * t))
+    if schedule == "fixmatch":
+        return math.cos(7 * math.pi * t / 16)
+    return 1.0
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How the weights are updated.
+
+    Attributes:
+        name: "sgd", "adamw" or "lars" (timm's).
+        lr: base learning rate.
+        per_batch: if set, `lr` is meant for this global batch and is scaled linearly to the actual one.
+        momentum: of SGD and LARS.
+        nesterov: of SGD.
+        weight_decay: not applied to biases and norms (any parameter of one dimension or none).
+        schedule: "cosine", "fixmatch" or "constant"; see `lr_factor`.
+        warmup_steps: steps of linear warm-up.
+    """
+
+    name: Literal["sgd", "adamw", "lars"] = "sgd"
+    lr: float = 0.03
+    per_batch: int | None = None
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 5e-4
+    schedule: Schedule = "cosine"
+    warmup_steps: int = 0
+
+    def build(self, module: nn.Module, *, max_steps: int, batch_size: int) -> dict[str, Any]:
+        """What `configure_optimizers` returns: the optimizer and its per-step schedule.
+
+        Args:
+            module: its parameters that require a gradient are optimized.
+            max_steps: optimizer steps of the whole run.
+            batch_size: global images a step, for `per_batch`.
+        """
+        lr = self.lr * batch_size / self.per_batch if self.per_batch else self.lr
+        optimizer = self._optimizer(_decay_groups(module, self.weight_decay), lr)
+        factor: Callable[[int], float] = _Factor(max_steps, self.schedule, self.warmup_steps)
+        return {"optimizer": optimizer,
+                "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+
+    def _optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+        if self.name == "sgd":
+            return torch.optim.SGD(groups, lr, self.momentum, nesterov=self.nesterov, fused=True)
+        if self.name == "adamw":
+            return torch.optim.AdamW(groups, lr, fused=True)
+        from timm.optim import Lars
+
+        return Lars(groups, lr, momentum=self.momentum)
+
+
+class _Factor:
+    """`lr_factor` of the step alone; a named class, so that nothing of it lands in a checkpoint as code."""
+
+    def __init__(self, max_steps: int, schedule: Schedule, warmup_steps: int) -> None:
+        self._arguments = (max_steps, schedule, warmup_steps)
+
+    def __call__(self, step: int) -> float:
+        max_steps, schedule, warmup_steps = self._arguments
+        return lr_factor(step, max_steps, schedule=schedule, warmup_steps=warmup_steps)
+
+
+def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]

@@ -64,8 +64,10 @@ class Optimization:
         lr = self.lr * batch_size / self.per_batch if self.per_batch else self.lr
         optimizer = self._optimizer(_decay_groups(module, self.weight_decay), lr)
         factor: Callable[[int], float] = _Factor(max_steps, self.schedule, self.warmup_steps)
-        return {"optimizer": optimizer,
-                "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
 
     def _optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         if self.name == "sgd":

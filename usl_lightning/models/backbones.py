@@ -11,7 +11,7 @@ from usl_lightning.models.wrn import WideResNet
 
 
 def _cifar_resnet(channels: int, *, name: str) -> nn.Module:
-    """ResNet with the CIFAR stem: a 3×3 convolution of stride 1 and no pooling (He et al.; SimCLR, App. B.9)."""
+    """ResNet with the CIFAR stem: a 3×3 convolution of stride 1, no pooling (SimCLR, App. B.9)."""
     import timm
 
     net = timm.create_model(name, num_classes=0, in_chans=channels)
@@ -47,14 +47,19 @@ def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tu
     """
     if name in OURS:
         if pretrained:
-            raise UslError(f"model.pretrained: '{name}' has no published weights; use a timm model or model.init_from")
+            raise UslError(
+                f"model.pretrained: '{name}' has no published weights; use a timm model or model.init_from"
+            )
         net = OURS[name](channels)
-        return net, int(net.feature_dim if hasattr(net, "feature_dim") else net.num_features)
+        dim = net.feature_dim if hasattr(net, "feature_dim") else net.num_features
+        return net, int(dim)  # type: ignore[arg-type]
     import timm
 
     if not timm.is_model(name):
         known = [*OURS, *timm.list_models()]
-        raise UslError(f"model.backbone: unknown '{name}'{did_you_mean(name, known)}; "
-                       f"expected one of {', '.join(OURS)} or a model of timm")
+        raise UslError(
+            f"model.backbone: unknown '{name}'{did_you_mean(name, known)}; "
+            f"expected one of {', '.join(OURS)} or a model of timm"
+        )
     net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels)
-    return net, int(net.num_features)
+    return net, int(net.num_features)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ class EMA(nn.Module):
     def update(self, online: nn.Module) -> None:
         """One step towards `online`, in a few fused kernels."""
         own, new = list(self.module.parameters()), list(online.parameters())
-        torch._foreach_lerp_(own, new, 1.0 - self.decay)
+        torch._foreach_lerp_(own, new, 1.0 - self.decay)  # type: ignore[arg-type]
         buffers = list(self.module.buffers())
         if buffers:
             torch._foreach_copy_(buffers, list(online.buffers()))

@@ -46,8 +46,13 @@ class Encoder(nn.Module):
         """Plain data from which `load_encoder` rebuilds the same network."""
         image = self.image
         return {
-            "backbone": self.backbone, "channels": image.channels, "height": image.height, "width": image.width,
-            "mean": list(image.mean), "std": list(image.std), "classes": list(image.classes),
+            "backbone": self.backbone,
+            "channels": image.channels,
+            "height": image.height,
+            "width": image.width,
+            "mean": list(image.mean),
+            "std": list(image.std),
+            "classes": list(image.classes),
         }
 
 
@@ -62,15 +67,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UslError(f"{path}: no such checkpoint") from None
     except Exception as error:
-        raise UslError(f"{path}: not a readable checkpoint ({type(error).__name__}); "
-                       "it is damaged or of another program") from error
+        raise UslError(
+            f"{path}: not a readable checkpoint ({type(error).__name__}); it is damaged or of another program"
+        ) from error
 
 
-def _encoder_of(path: str | Path, weights: Literal["online", "ema"]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _encoder_of(
+    path: str | Path, weights: Literal["online", "ema"]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     checkpoint = read_checkpoint(path)
     prefix = PREFIX if weights == "online" else f"ema.module.{PREFIX}"
-    state = {name.removeprefix(prefix): value for name, value in checkpoint.get("state_dict", {}).items()
-             if name.startswith(prefix)}
+    state = {
+        name.removeprefix(prefix): value
+        for name, value in checkpoint.get("state_dict", {}).items()
+        if name.startswith(prefix)
+    }
     if SPEC_KEY not in checkpoint or not state:
         raise UslError(f"{path}: holds no {weights} encoder; expected a checkpoint written by `usl fit`")
     return checkpoint[SPEC_KEY], state
@@ -79,8 +90,14 @@ def _encoder_of(path: str | Path, weights: Literal["online", "ema"]) -> tuple[di
 def load_encoder(path: str | Path, weights: Literal["online", "ema"] = "online") -> Encoder:
     """The encoder stored in a checkpoint of `usl fit`, in evaluation mode."""
     spec, state = _encoder_of(path, weights)
-    image = ImageSpec(spec["channels"], spec["height"], spec["width"], tuple(spec["mean"]), tuple(spec["std"]),
-                      tuple(spec["classes"]))
+    image = ImageSpec(
+        spec["channels"],
+        spec["height"],
+        spec["width"],
+        tuple(spec["mean"]),
+        tuple(spec["std"]),
+        tuple(spec["classes"]),
+    )
     encoder = Encoder(spec["backbone"], image)
     encoder.load_state_dict(state)
     return encoder.eval()
@@ -99,6 +116,8 @@ def init_encoder(encoder: Encoder, path: str | Path) -> None:
     ]
     if wrong:
         names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise UslError(f"model.init_from: {path} holds the encoder '{spec['backbone']}' for {spec['channels']}-channel "
-                       f"images, this model has '{encoder.backbone}' for {encoder.image.channels}; differs in {names}")
+        raise UslError(
+            f"model.init_from: {path} holds the encoder '{spec['backbone']}' for {spec['channels']}-channel images, "
+            f"this model has '{encoder.backbone}' for {encoder.image.channels}; they differ in {names}"
+        )
     encoder.load_state_dict(state)

@@ -1,11 +1,15 @@
 """Heads on top of an encoder."""
 
+import itertools
+
 from torch import Tensor, nn
 
 from usl_lightning.models.encoder import Encoder
 
 
-def projection_mlp(inputs: int, hidden: int, outputs: int, *, layers: int = 2, norm: bool = True) -> nn.Sequential:
+def projection_mlp(
+    inputs: int, hidden: int, outputs: int, *, layers: int = 2, norm: bool = True
+) -> nn.Sequential:
     """An MLP with batch norm on its hidden layers and its output (SimCLR, §4.2 and the published code).
 
     Args:
@@ -15,7 +19,7 @@ def projection_mlp(inputs: int, hidden: int, outputs: int, *, layers: int = 2, n
     """
     sizes = [inputs] + [hidden] * (layers - 1) + [outputs]
     steps: list[nn.Module] = []
-    for index, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for index, (a, b) in enumerate(itertools.pairwise(sizes)):
         steps.append(nn.Linear(a, b, bias=not norm))
         if norm:
             steps.append(nn.BatchNorm1d(b))

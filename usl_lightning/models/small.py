@@ -24,8 +24,9 @@ class _Block(nn.Module):
         self.act = nn.ReLU(inplace=True)
         same = inputs == outputs and stride == 1
         self.shortcut: nn.Module = (
-            nn.Identity() if same else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=bias),
-                                                     _norm(norm, outputs))
+            nn.Identity()
+            if same
+            else nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=bias), _norm(norm, outputs))
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -51,10 +52,14 @@ class SmallNet(nn.Module):
         super().__init__()
         self.feature_dim = 4 * width * grid * grid
         self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, 3, 1, 1, bias=norm == "none"), _norm(norm, width), nn.ReLU(inplace=True)
+            nn.Conv2d(channels, width, 3, 1, 1, bias=norm == "none"),
+            _norm(norm, width),
+            nn.ReLU(inplace=True),
         )
         self.stages = nn.Sequential(
-            _Block(width, width, 1, norm), _Block(width, 2 * width, 2, norm), _Block(2 * width, 4 * width, 2, norm)
+            _Block(width, width, 1, norm),
+            _Block(width, 2 * width, 2, norm),
+            _Block(2 * width, 4 * width, 2, norm),
         )
         self.pool = nn.AdaptiveAvgPool2d(grid)
 

@@ -1,0 +1,245 @@
+"""Where images come from: one interface over arrays in memory, image folders and decoded caches."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from usl_lightning.data import catalog
+from usl_lightning.errors import UslError
+from usl_lightning.labels import DatasetId
+
+_CHUNK = 1024  # images at a time in whole-set passes
+
+
+class ImageSource(ABC):
+    """One split of a data set: n images of one size, as uint8.
+
+    A source can be pickled, and read in worker processes.
+
+    Attributes:
+        name: the data set, `"digits"`.
+        split: `"train"`, `"test"`, …
+        classes: names in label order; empty if unknown.
+        labels: int64 [n] on the CPU, -1 where unknown.
+        channels: 1 or 3.
+        height, width: in pixels.
+        files: paths relative to the folder, with `/`; None unless the images are files.
+        skipped: files left out because they cannot be read (`on_error="skip"`).
+        statistics_images: how many images `statistics` looks at, at most.
+    """
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    labels: Tensor
+    channels: int
+    height: int
+    width: int
+    files: tuple[str, ...] | None = None
+    skipped: tuple[str, ...] = ()
+    statistics_images: int = 50_000
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, indices: Tensor) -> Tensor:
+        """The images at `indices` (int64 [b]) as uint8 [b, c, h, w] on the CPU."""
+
+    @abstractmethod
+    def _fingerprint(self) -> str: ...
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """`sha256:…` of the images, labels excluded.
+
+        In memory: the shape and type of the set as read, as in `b"1437,1,8,8,uint8"`, then its pixels in
+        order. Folders: each relative path (UTF-8, `/`, sorted by code point), a NUL, its size in bytes as
+        decimal digits, a NUL. Neither depends on `image_size` or `channels`.
+        """
+        return self._fingerprint()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all images as uint8."""
+        return len(self) * self.channels * self.height * self.width
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(mean, standard deviation) of each channel, of pixels in [0, 1].
+
+        Over all images, or `statistics_images` evenly spaced ones if there are more. The sums are of
+        integers, so the result is exact and the same everywhere.
+        """
+        n = min(len(self), self.statistics_images)
+        picks = torch.arange(n) * len(self) // n
+        total = torch.zeros(self.channels, dtype=torch.int64)
+        squares = torch.zeros(self.channels, dtype=torch.int64)
+        for chunk in torch.split(picks, _CHUNK):
+            counts = _histogram(self.read(chunk))
+            levels = torch.arange(256)
+            total += counts @ levels
+            squares += counts @ levels.square()
+        pixels = n * self.height * self.width
+        mean = total.double() / pixels
+        variance = (squares.double() / pixels - mean.square()).clamp_min(0)
+        return tuple((mean / 255).tolist()), tuple((variance.sqrt() / 255).tolist())
+
+
+def _histogram(images: Tensor) -> Tensor:
+    """int64 [c, 256]: how often each value occurs in each channel of uint8 [b, c, h, w]."""
+    return torch.stack([images[:, c].flatten().bincount(minlength=256) for c in range(images.shape[1])])
+
+
+def dataset_id(source: ImageSource) -> DatasetId:
+    """What a label index stores to know its data set again."""
+    return DatasetId(source.name, source.split, len(source), source.fingerprint)
+
+
+class ArraySource(ImageSource):
+    """Images held in memory.
+
+    Args:
+        images: uint8 [n, c, h, w], kept in `.images`.
+        labels: int64 [n], -1 where unknown.
+        classes: names in label order.
+        name, split: what the set is called.
+        fingerprint: that of the set as read, if `images` was resized or recoloured since.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: tuple[str, ...] = (),
+        *,
+        name: str,
+        split: str,
+        fingerprint: str | None = None,
+    ) -> None:
+        self.images = images.contiguous()
+        self.labels = labels
+        self.classes = classes
+        self.name = name
+        self.split = split
+        self.channels, self.height, self.width = images.shape[1:]
+        self._original = fingerprint
+
+    def read(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
+    def _fingerprint(self) -> str:
+        return self._original or array_fingerprint(self.images)
+
+
+def array_fingerprint(images: Tensor) -> str:
+    """The fingerprint of uint8 [n, c, h, w]; see `ImageSource.fingerprint`."""
+    digest = hashlib.sha256((",".join(map(str, images.shape)) + ",uint8").encode("ascii"))
+    for chunk in torch.split(images, _CHUNK):
+        digest.update(chunk.contiguous().numpy().data)
+    return "sha256:" + digest.hexdigest()
+
+
+def open_source(
+    name: str,
+    split: str,
+    *,
+    dir: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    labels_file: str | None = None,
+    class_list: str | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
+    cache: str | None = None,
+    download: bool = False,
+) -> ImageSource:
+    """Open one split of a data set.
+
+    Args:
+        name: a named set, `folder`, or `arrays` (see `catalog.NAMES`).
+        split: `train`, `test`, or another the set has; parts are joined with `+` (`train+unlabeled` of
+            STL-10 is its 5,000 labelled images, then its 100,000 unlabelled ones).
+        dir: the folder that holds the data sets (default: `$USL_DATA`, then `./data`); for `folder`, the
+            image folder itself; for `arrays`, the file or the folder of the files.
+        image_size: side in pixels. Images of another size are resized (shorter side, then centre crop).
+        channels: 1 or 3; default: as the images are.
+        labels_file: for folders, a CSV `file,label`.
+        class_list: for ImageNet, a file with one class folder a line.
+        on_error: for folders, what to do with an unreadable image: stop, or leave it out and list it.
+        cache: for folders, where to keep the decoded images.
+        download: fetch what is missing, where a public address is known.
+
+    Raises:
+        UslError: unknown name or split, missing or damaged data, an option the set does not have.
+    """
+    name = catalog.canonical_name(name)
+    _check_options(image_size, channels)
+    if name in catalog.FOLDER_SETS:
+        raise UslError(f"{name}: not yet")
+    for option, value in (("labels_file", labels_file), ("class_list", class_list), ("cache", cache)):
+        if value is not None:
+            raise UslError(f"--data.{option} is for image folders; data set {name} does not use it")
+    return _open_arrays(name, split, dir, image_size, channels, download)
+
+
+def _check_options(image_size: int | None, channels: int | None) -> None:
+    if image_size is not None and image_size < 1:
+        raise UslError(f"--data.image_size is {image_size}, expected a number of pixels, 1 or more")
+    if channels not in (None, 1, 3):
+        raise UslError(f"--data.channels is {channels}, expected 1 or 3")
+
+
+def _open_arrays(
+    name: str, split: str, folder: str | None, image_size: int | None, channels: int | None, download: bool
+) -> ArraySource:
+    from usl_lightning.data import arrays
+
+    found = catalog.locate(name, split, folder, image_size=image_size, download=download)
+    read = arrays.read_named(name, found)
+    images = torch.from_numpy(read.images)
+    converted = convert_images(images, image_size, channels)
+    original = None if converted is images else array_fingerprint(images)
+    labels = torch.from_numpy(read.labels)
+    return ArraySource(converted, labels, read.classes, name=name, split=split, fingerprint=original)
+
+
+def convert_images(images: Tensor, image_size: int | None, channels: int | None) -> Tensor:
+    """uint8 [n, c, h, w] in another size or number of channels; the same tensor if nothing changes.
+
+    The shorter side is resized to `image_size` (bilinear, antialiased, as PIL), then the centre is cropped.
+    Colour to grey is PIL's luma (ITU-R 601-2); grey to colour repeats the channel.
+    """
+    if channels not in (None, images.shape[1]):
+        images = images.expand(-1, 3, -1, -1) if channels == 3 else _luma(images)
+    if image_size is None or tuple(images.shape[2:]) == (image_size, image_size):
+        return images
+    return torch.cat([_resize(chunk, image_size) for chunk in torch.split(images, _CHUNK)])
+
+
+def _luma(images: Tensor) -> Tensor:
+    weights = torch.tensor([19595, 38470, 7471], dtype=torch.int32).view(1, 3, 1, 1)
+    chunks = torch.split(images, _CHUNK)
+    grey = [((c.int() * weights).sum(1, keepdim=True) + 0x8000) >> 16 for c in chunks]
+    return torch.cat([g.to(torch.uint8) for g in grey])
+
+
+def _resize(images: Tensor, size: int) -> Tensor:
+    height, width = images.shape[2:]
+    scale = size / min(height, width)
+    shape = [max(size, round(height * scale)), max(size, round(width * scale))]
+    resized = torch.nn.functional.interpolate(images, shape, mode="bilinear", antialias=True)
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return resized[:, :, top : top + size, left : left + size]
+
+
+def has_split(name: str, split: str, *, dir: str | None = None) -> bool:
+    """Whether the set has this split (for folders and arrays: whether it is there).
+
+    Raises:
+        UslError: there is no such set.
+    """
+    name = catalog.canonical_name(name)
+    return all(part in catalog.ARRAY_SETS[name].splits for part in split.split("+"))

@@ -119,9 +119,7 @@ class LabelIndex:
         else:
             raise UslError(f"{path}: a label index is one of {', '.join(_SUFFIXES)}")
 
-    def check(
-        self, dataset: DatasetId, classes: Sequence[str] = (), files: Sequence[str] | None = None
-    ) -> None:
+    def check(self, dataset: DatasetId, classes: Sequence[str] = (), files: Sequence[str] | None = None) -> None:
         """Make sure that this index belongs to `dataset`.
 
         Args:
@@ -152,7 +150,7 @@ class LabelIndex:
         if files is not None and self.files is not None:
             _check_files(where, self, files)
 
-    def with_labels_of(self, labels: Sequence[int], classes: Sequence[str] = ()) -> "LabelIndex":
+    def with_labels(self, labels: Sequence[int], classes: Sequence[str] = ()) -> "LabelIndex":
         """This index with the data set's labels of *these indices alone*, as the formats without labels need.
 
         Args:

@@ -19,12 +19,14 @@ class Batch:
         labels: int64 [b], -1 where the label is not known or not to be used.
         indices: int64 [b], positions in the data set.
         key: the samples' random keys, for views and everything else drawn in the step.
+        split: the split the indices refer to.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     key: Key
+    split: str = "train"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -36,12 +38,13 @@ class Batch:
             self.labels.to(device, non_blocking=non_blocking),
             self.indices.to(device, non_blocking=non_blocking),
             self.key.to(device, non_blocking=non_blocking),
+            self.split,
         )
 
     def pin_memory(self) -> "Batch":
         """The batch in page-locked memory (the DataLoader calls this)."""
         key = Key(self.key.base, self.key.slots.pin_memory())
-        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), key)
+        return Batch(self.images.pin_memory(), self.labels.pin_memory(), self.indices.pin_memory(), key, self.split)
 
 
 class SemiBatch(NamedTuple):
@@ -51,24 +54,31 @@ class SemiBatch(NamedTuple):
     unlabelled: Batch
 
 
-@dataclass(frozen=True)
 class ImageSpec:
     """What a network must know of the images it is given; stored with its weights.
 
-    Attributes:
+    Not a dataclass: the command line would unfold one into parameters to type, and this comes from the data.
+
+    Args:
         channels: 1 or 3.
         height, width: in pixels.
         mean, std: per channel, of the training pixels in [0, 1].
         classes: names in label order; empty when unknown.
     """
 
-    channels: int
-    height: int
-    width: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    classes: tuple[str, ...] = ()
+    def __init__(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+        classes: tuple[str, ...] = (),
+    ) -> None:
+        self.channels, self.height, self.width = channels, height, width
+        self.mean, self.std, self.classes = mean, std, classes
 
     @property
     def num_classes(self) -> int:
+        """Classes known."""
         return len(self.classes)

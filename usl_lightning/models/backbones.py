@@ -47,9 +47,7 @@ def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tu
     """
     if name in OURS:
         if pretrained:
-            raise UslError(
-                f"model.pretrained: '{name}' has no published weights; use a timm model or model.init_from"
-            )
+            raise UslError(f"model.pretrained: '{name}' has no published weights; use a timm model or model.init_from")
         net = OURS[name](channels)
         dim = net.feature_dim if hasattr(net, "feature_dim") else net.num_features
         return net, int(dim)  # type: ignore[arg-type]

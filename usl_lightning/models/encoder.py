@@ -10,8 +10,8 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError
 from usl_lightning.models.backbones import create_backbone
 
-SPEC_KEY = "encoder"
-PREFIX = "encoder."
+ENTRY = "encoder"
+"""Key of a checkpoint under which `encoder_entry` is stored."""
 
 
 class Encoder(nn.Module):
@@ -72,32 +72,36 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
 
 
-def _encoder_of(
-    path: str | Path, weights: Literal["online", "ema"]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def encoder_entry(encoder: Encoder, **prefixes: str) -> dict[str, Any]:
+    """What a checkpoint says of its encoder: how to rebuild it, and where in the state dict its weights are.
+
+    Args:
+        prefixes: `online="model.encoder."`, and `ema=…` where a moving average is kept.
+    """
+    return {"spec": encoder.spec(), "prefixes": prefixes}
+
+
+def _stored(path: str | Path, weights: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     checkpoint = read_checkpoint(path)
-    prefix = PREFIX if weights == "online" else f"ema.module.{PREFIX}"
-    state = {
-        name.removeprefix(prefix): value
-        for name, value in checkpoint.get("state_dict", {}).items()
-        if name.startswith(prefix)
-    }
-    if SPEC_KEY not in checkpoint or not state:
-        raise UslError(f"{path}: holds no {weights} encoder; expected a checkpoint written by `usl fit`")
-    return checkpoint[SPEC_KEY], state
+    entry = checkpoint.get(ENTRY)
+    if not isinstance(entry, dict) or "state_dict" not in checkpoint:
+        raise UslError(f"{path}: holds no encoder; expected a checkpoint written by `usl fit`")
+    if weights not in entry["prefixes"]:
+        raise UslError(f"{path}: holds no {weights} weights; it has {', '.join(entry['prefixes'])}")
+    prefix = entry["prefixes"][weights]
+    state = checkpoint["state_dict"]
+    return entry["spec"], {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def load_encoder(path: str | Path, weights: Literal["online", "ema"] = "online") -> Encoder:
-    """The encoder stored in a checkpoint of `usl fit`, in evaluation mode."""
-    spec, state = _encoder_of(path, weights)
-    image = ImageSpec(
-        spec["channels"],
-        spec["height"],
-        spec["width"],
-        tuple(spec["mean"]),
-        tuple(spec["std"]),
-        tuple(spec["classes"]),
-    )
+    """The encoder stored in a checkpoint of `usl fit`, in evaluation mode.
+
+    Raises:
+        UslError: the file is missing, damaged, or holds no such encoder.
+    """
+    spec, state = _stored(path, weights)
+    mean, std, classes = (tuple(spec[name]) for name in ("mean", "std", "classes"))
+    image = ImageSpec(spec["channels"], spec["height"], spec["width"], mean, std, classes)
     encoder = Encoder(spec["backbone"], image)
     encoder.load_state_dict(state)
     return encoder.eval()
@@ -109,15 +113,13 @@ def init_encoder(encoder: Encoder, path: str | Path) -> None:
     Raises:
         UslError: any weight is missing, unexpected, or of another shape; nothing is copied then.
     """
-    spec, state = _encoder_of(path, "online")
+    spec, state = _stored(path, "online")
     own = encoder.state_dict()
-    wrong = sorted(own.keys() ^ state.keys()) or [
-        name for name in own if own[name].shape != state[name].shape
-    ]
+    wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
     if wrong:
         names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise UslError(
-            f"model.init_from: {path} holds the encoder '{spec['backbone']}' for {spec['channels']}-channel images, "
-            f"this model has '{encoder.backbone}' for {encoder.image.channels}; they differ in {names}"
+            f"model.init_from: {path} holds the encoder '{spec['backbone']}' for {spec['channels']}-channel "
+            f"images, this model has '{encoder.backbone}' for {encoder.image.channels}; they differ in {names}"
         )
     encoder.load_state_dict(state)

@@ -7,9 +7,7 @@ from torch import Tensor, nn
 from usl_lightning.models.encoder import Encoder
 
 
-def projection_mlp(
-    inputs: int, hidden: int, outputs: int, *, layers: int = 2, norm: bool = True
-) -> nn.Sequential:
+def projection_mlp(inputs: int, hidden: int, outputs: int, *, layers: int = 2, norm: bool = True) -> nn.Sequential:
     """An MLP with batch norm on its hidden layers and its output (SimCLR, §4.2 and the published code).
 
     Args:

@@ -1,0 +1,168 @@
+"""Checkpoints that are whole or not there, and that only continue the run they were made by."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from usl_lightning.errors import UslError
+from usl_lightning.files import atomic_path
+from usl_lightning.identity import differences
+from usl_lightning.models.encoder import read_checkpoint
+
+IDENTITY = "usl_identity"
+"""Key of a checkpoint under which the run's identity fields are stored."""
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes to a temporary file, flushes it to disk, renames it: a full disk or a kill spoils nothing."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Write a checkpoint file.
+
+        Raises:
+            UslError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
+        """
+        try:
+            with atomic_path(path) as temporary:
+                torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # torch's zip writer reports a full disk so
+            raise UslError(
+                f"{path}: the checkpoint cannot be written ({error}); free some space, then "
+                "continue with --ckpt_path last"
+            ) from error
+
+
+class Checkpoints(Callback):
+    """Keeps the newest two checkpoints of a run; `last.ckpt` names the newer one.
+
+    Args:
+        folder: where they go; the command line sets it to `checkpoints/` of the stage's folder.
+        every_minutes: time between checkpoints.
+        every_steps: a fixed number of steps between them instead.
+        identity: what a run must share to continue from them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_minutes: float = 5.0,
+        every_steps: int | None = None,
+        identity: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.folder, self.every_minutes, self.every_steps = folder, every_minutes, every_steps
+        self.identity = dict(identity or {})
+        self._saved_step, self._saved_time = -1, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The step a resumed run starts from is saved already."""
+        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save when it is time; called after every state change of the step, all of which precede it."""
+        if trainer.global_step == self._saved_step:
+            return
+        if self.every_steps is not None:
+            due = trainer.global_step % self.every_steps == 0
+        else:
+            due = trainer.strategy.broadcast(time.monotonic() - self._saved_time >= 60 * self.every_minutes)
+        if due:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last state is always saved."""
+        if trainer.global_step != self._saved_step:
+            self._save(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Say what the run is."""
+        checkpoint[IDENTITY] = self.identity
+
+    def _save(self, trainer: Trainer) -> None:
+        path = self.folder / f"step={trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        if trainer.is_global_zero:
+            _point(self.folder / "last.ckpt", path.name)
+            for old in sorted(self.folder.glob("step=*.ckpt"))[:-2]:
+                old.unlink(missing_ok=True)
+        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+
+
+def _point(link: Path, target: str) -> None:
+    temporary = link.with_name(".last.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target)
+    temporary.replace(link)
+
+
+class StopOnNaN(Callback):
+    """Ends a run whose loss is no longer a number, before it is saved.
+
+    Args:
+        every: steps between looks; each look waits for the device.
+    """
+
+    def __init__(self, every: int = 50) -> None:
+        self.every = every
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at the loss of this step."""
+        if (batch_idx + 1) % self.every == 0:
+            self._look(trainer, outputs)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Never save what cannot be continued."""
+        for name, value in checkpoint["state_dict"].items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise UslError(_not_finite(trainer, name))
+
+    def _look(self, trainer: Trainer, outputs: Any) -> None:
+        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor) and not bool(torch.isfinite(loss)):
+            raise UslError(_not_finite(trainer, "the loss"))
+
+
+def _not_finite(trainer: Trainer, what: str) -> str:
+    return (
+        f"step {trainer.global_step}: {what} is not finite; the last good checkpoint is kept. "
+        "Lower model.optimizer.lr or use --trainer.precision 32-true"
+    )
+
+
+def check_resume(path: Path, identity: Mapping[str, Any], *, extend: bool = False, training: bool = True) -> None:
+    """Refuse to continue or evaluate a checkpoint with another model than it holds.
+
+    Args:
+        path: the checkpoint.
+        identity: fields of the present configuration.
+        extend: allow another trainer.max_steps.
+        training: compare everything; otherwise the model alone.
+
+    Raises:
+        UslError: damaged, not ours, or names what differs.
+    """
+    stored = read_checkpoint(path).get(IDENTITY)
+    if not isinstance(stored, dict):
+        raise UslError(f"{path}: not a checkpoint of `usl fit`; to start from published weights see model.pretrained")
+    old, new = dict(stored), dict(identity)
+    if old.get("model.class_path") != new.get("model.class_path"):
+        raise UslError(
+            f"{path}: holds a {old.get('model.class_path')}, this configuration is a {new.get('model.class_path')}; "
+            "to start from its encoder use --model.init_from"
+        )
+    if extend:
+        old.pop("trainer.max_steps", None), new.pop("trainer.max_steps", None)
+    if not training:
+        old, new = ({k: v for k, v in fields.items() if k.startswith("model.")} for fields in (old, new))
+    changed = differences(old, new)
+    if changed:
+        raise UslError(f"{path}: cannot be continued, it is of another run: {'; '.join(changed)}")

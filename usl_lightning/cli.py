@@ -1,0 +1,88 @@
+"""The `usl` command. Dispatch only: nothing heavy is imported until a stage really runs."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+
+from usl_lightning import __version__
+from usl_lightning.configs import shipped, shipped_folder
+from usl_lightning.errors import UslError, did_you_mean
+
+HELP = """\
+usl: learn features without labels, pick the images worth labelling, train from those few labels and the rest.
+
+  usl run CHAIN.yaml            run a chain of stages; finished ones are skipped, an interrupted one resumes
+      --name NAME  --seed N  --out runs  --redo STAGE  --dry-run  --STAGE.KEY VALUE
+  usl fit --config FILE         train one stage (also: validate, test, predict)
+  usl select --config FILE      choose what to label; writes a label index
+      --KEY VALUE               overrides the file, e.g. --model.threshold 0.9 --data.labels labels.json
+      --run_dir DIR             where results go (default: runs/<config name>)
+      --ckpt_path last|FILE     continue the same run, or evaluate it
+      --wandb [offline]         log to Weights & Biases too
+  usl views --config FILE --out views.png    a picture of the views a configuration draws
+  usl configs                   list the configurations that ship with the package
+
+  usl COMMAND --config FILE --help           every parameter of a stage
+  --debug shows the traceback of an error; --version the version.
+"""
+
+COMMANDS = ("run", "fit", "validate", "test", "predict", "select", "views", "configs")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run `usl ARGUMENTS`; exits with 0, 2 on the user's mistakes, 130 when interrupted."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        _dispatch(words)
+    except UslError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"usl: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("usl: interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)
+
+
+def _dispatch(words: list[str]) -> None:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+    elif words[0] == "--version":
+        print(f"usl-lightning {__version__}")
+    elif words[0] == "configs":
+        _print_configs()
+    elif words[0] == "run":
+        from usl_lightning.pipeline import main as run_chain
+
+        run_chain(words[1:])
+    elif words[0] in COMMANDS:
+        _run_stage(words[0], words[1:])
+    else:
+        raise UslError(
+            f"unknown command '{words[0]}'{did_you_mean(words[0], COMMANDS)}; expected one of {', '.join(COMMANDS)}"
+        )
+
+
+def _run_stage(command: str, words: list[str]) -> None:
+    from usl_lightning.stage import StageCommand, run_stage
+
+    if "--help" in words or "-h" in words:
+        from usl_lightning.runner import print_help
+
+        print_help(command, [word for word in words if word not in ("--help", "-h")])
+    else:
+        run_stage(StageCommand.parse(command, words))
+
+
+def _print_configs() -> None:
+    lines = shipped()
+    width = max(map(len, lines), default=0)
+    for name, headline in lines.items():
+        print(f"{name:{width}}  {headline}")
+    print(f"\nin {shipped_folder()}; copy one beside your data to change it")
+
+
+if __name__ == "__main__":
+    main()

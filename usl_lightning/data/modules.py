@@ -1,0 +1,308 @@
+"""Lightning data modules: one for each kind of stage."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+
+from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
+from usl_lightning.data.keys import Key
+from usl_lightning.data.sampling import StepLoader, StepSampler, process_range, process_slots
+from usl_lightning.data.sources import ImageSource, dataset_id, has_split, open_source
+from usl_lightning.errors import UslError
+from usl_lightning.labels import LabelIndex
+
+CPU_RESIDENT_BYTES = 1 << 30
+"""Images up to this size are kept decoded in memory on a CPU; on CUDA, up to a quarter of its memory."""
+
+
+class ImageData(LightningDataModule):
+    """Images without labels: random batches to learn features from, whole-set passes to measure and select.
+
+    Training batches carry the label -1 only. Whole-set passes carry the data set's own labels, for reports.
+
+    Args:
+        dataset: a named set (digits, fashion_mnist, cifar10, …) or `folder`.
+        batch_size: images of the global batch, over all processes.
+        dir: the data folder; default: $USL_DATA, then ./data. For `folder`, the folder itself.
+        split: the split to learn and select from.
+        image_size: images are resized to this many pixels a side; default: as they are.
+        channels: 1 or 3; default: as they are.
+        labels_file: CSV of labels (file,label) for a folder.
+        class_list: file with the class names to keep (ImageNet-100).
+        on_error: `fail` on an unreadable image, or `skip` it.
+        cache: folder for a decoded copy of the images, built once.
+        download: fetch the data set if it is missing.
+        residence: `device` keeps all images decoded on the device, `stream` reads them as they are needed,
+            `auto` takes `device` for sets that fit.
+        workers: processes that read streamed images; default: the cores, 8 at most.
+        eval_batch_size: images in a batch of a whole-set pass, on each process.
+        seed: of the images' order and of all augmentations; the command line sets it to `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        batch_size: int = 256,
+        dir: str | None = None,
+        split: str = "train",
+        image_size: int | None = None,
+        channels: int | None = None,
+        labels_file: str | None = None,
+        class_list: str | None = None,
+        on_error: Literal["fail", "skip"] = "fail",
+        cache: str | None = None,
+        download: bool = False,
+        residence: Literal["auto", "device", "stream"] = "auto",
+        workers: int | None = None,
+        eval_batch_size: int = 512,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dataset, self.split, self.batch_size, self.seed = dataset, split, batch_size, seed
+        self.residence, self.workers, self.eval_batch_size = residence, workers, eval_batch_size
+        self._open: Callable[[str], ImageSource] = partial(
+            open_source,
+            dataset,
+            dir=dir,
+            image_size=image_size,
+            channels=channels,
+            labels_file=labels_file,
+            class_list=class_list,
+            on_error=on_error,
+            cache=cache,
+            download=download,
+        )
+        self.has_test = has_split(dataset, "test", dir=dir)
+        self._sources: dict[str, ImageSource] = {}
+        self._resident: dict[str, Tensor] = {}
+
+    # What a model and a report ask for.
+
+    def source(self, split: str) -> ImageSource:
+        """The images of a split, opened once."""
+        if split not in self._sources:
+            self._sources[split] = self._open(split)
+        return self._sources[split]
+
+    @property
+    def train_source(self) -> ImageSource:
+        """The images to learn and select from."""
+        return self.source(self.split)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order; empty when unknown."""
+        return self.train_source.classes
+
+    @property
+    def spec(self) -> ImageSpec:
+        """What a network must know of these images."""
+        source = self.train_source
+        mean, std = source.statistics()
+        return ImageSpec(source.channels, source.height, source.width, mean, std, self.classes)
+
+    # Loaders.
+
+    def setup(self, stage: str) -> None:
+        """Open the images and decide where they live."""
+        splits = [self.split, "test"] if self.has_test else [self.split]
+        for split in splits:
+            source = self.source(split)
+            if self._is_resident(source) and split not in self._resident:
+                self._resident[split] = _read_all(source).to(self._device)
+
+    def train_dataloader(self) -> StepLoader[Any]:
+        """Endless batches that start where the trainer stands."""
+        sampler = StepSampler(len(self.train_source), self.batch_size, self.seed, "images")
+        slots = self._slots(self.batch_size)
+        return self._steps(partial(self._draw, sampler, slots, "images", self.split, None, None))
+
+    def val_dataloader(self) -> list[StepLoader[Batch]]:
+        """Passes over the training images (the bank of a kNN classifier) and over the test images."""
+        return [self._pass(split) for split in ([self.split, "test"] if self.has_test else [self.split])]
+
+    def test_dataloader(self) -> list[StepLoader[Batch]]:
+        """As `val_dataloader`."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> StepLoader[Batch]:
+        """A pass over the images to select from."""
+        return self._pass(self.split)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Fill in the pixels of images that are resident on the device."""
+        if isinstance(batch, SemiBatch):
+            return SemiBatch(*(self.on_after_batch_transfer(part, dataloader_idx) for part in batch))
+        if batch.split in self._resident:
+            batch.images = self._resident[batch.split][batch.indices]
+        return batch
+
+    def _draw(
+        self,
+        sampler: StepSampler,
+        slots: Tensor,
+        name: str,
+        split: str,
+        pool: Tensor | None,
+        labels: Tensor | None,
+        step: int,
+    ) -> Batch:
+        """This process's part of the global batch of `step`, from `pool` (positions in the data set)."""
+        positions = sampler(step)[slots]
+        indices = positions if pool is None else pool[positions]
+        own = torch.full_like(indices, -1) if labels is None else labels[positions]
+        return Batch(self._pixels(split, indices), own, indices, Key.of(self.seed, name, step, slots=slots), split)
+
+    def _pixels(self, split: str, indices: Tensor) -> Tensor:
+        if split in self._resident:
+            return torch.empty(0, dtype=torch.uint8)
+        return self.source(split).read(indices)
+
+    def _steps(self, make: Callable[[int], Any]) -> StepLoader[Any]:
+        return StepLoader(make, first=self._first_batch, workers=self._workers(self.split), pin=self._on_cuda)
+
+    def _pass(self, split: str) -> StepLoader[Batch]:
+        rank, world = self._processes
+        share = process_range(len(self.source(split)), rank, world)
+        batches = -(-len(share) // self.eval_batch_size)
+        return StepLoader(
+            partial(self._pass_batch, split, share),
+            stop=batches,
+            workers=self._workers(split),
+            pin=self._on_cuda,
+        )
+
+    def _pass_batch(self, split: str, share: range, number: int) -> Batch:
+        chunk = share[number * self.eval_batch_size : (number + 1) * self.eval_batch_size]
+        indices = torch.arange(chunk.start, chunk.stop)
+        labels = self.source(split).labels[indices]
+        return Batch(self._pixels(split, indices), labels, indices, Key.of(self.seed, "pass", slots=indices), split)
+
+    # Where and how.
+
+    def _first_batch(self) -> int:
+        trainer = self.trainer
+        return 0 if trainer is None else trainer.global_step * trainer.accumulate_grad_batches
+
+    @property
+    def _processes(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+
+    def _slots(self, batch_size: int) -> Tensor:
+        return process_slots(batch_size, *self._processes)
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+
+    @property
+    def _on_cuda(self) -> bool:
+        return self._device.type == "cuda"
+
+    def _is_resident(self, source: ImageSource) -> bool:
+        if self.residence != "auto":
+            return self.residence == "device"
+        device = self._device
+        limit = CPU_RESIDENT_BYTES
+        if device.type == "cuda":
+            limit = torch.cuda.get_device_properties(device).total_memory // 4
+        return source.nbytes <= limit
+
+    def _workers(self, split: str) -> int:
+        if split in self._resident:
+            return 0
+        return min(8, os.cpu_count() or 1) if self.workers is None else self.workers
+
+
+class SemiSupervisedData(ImageData):
+    """A few labelled images and many unlabelled ones.
+
+    Args:
+        labels: the label index; only its entries ever carry a label into training.
+        batch_size: B, labelled images of the global batch. With fewer labels than B they repeat.
+        unlabelled_ratio: μ; the global batch has μB unlabelled images.
+        include_labelled: the labelled images are among the unlabelled ones too (FixMatch's default).
+        images: as for `ImageData`.
+    """
+
+    # `**images` is resolved by the command line to the parameters of `ImageData`, each typed and documented.
+    def __init__(
+        self,
+        labels: str,
+        batch_size: int = 64,
+        unlabelled_ratio: int = 7,
+        include_labelled: bool = True,
+        **images: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, **images)
+        self.labels, self.unlabelled_ratio, self.include_labelled = labels, unlabelled_ratio, include_labelled
+        self._index: LabelIndex | None = None
+
+    @property
+    def index(self) -> LabelIndex:
+        """The label index, read once and checked against the images."""
+        if self._index is None:
+            index, source = LabelIndex.read(self.labels), self.train_source
+            index.check(dataset_id(source), source.classes, source.files)
+            if index.plain:
+                index = index.with_labels(source.labels[list(index.indices)].tolist(), source.classes)
+            self._index = index
+        return self._index
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order: the label index's, which alone may be known."""
+        return tuple(self.index.classes) or self.train_source.classes
+
+    def train_dataloader(self) -> StepLoader[Any]:
+        """Endless `SemiBatch`es that start where the trainer stands."""
+        indices, labels = (torch.tensor(column) for column in self.index.for_training())
+        unlabelled = self._unlabelled(indices)
+        many = self.batch_size * self.unlabelled_ratio
+        draw_labelled = partial(
+            self._draw,
+            StepSampler(len(indices), self.batch_size, self.seed, "labelled"),
+            self._slots(self.batch_size),
+            "labelled",
+            self.split,
+            indices,
+            labels,
+        )
+        draw_unlabelled = partial(
+            self._draw,
+            StepSampler(len(unlabelled), many, self.seed, "unlabelled"),
+            self._slots(many),
+            "unlabelled",
+            self.split,
+            unlabelled,
+            None,
+        )
+        return self._steps(partial(_both, draw_labelled, draw_unlabelled))
+
+    def val_dataloader(self) -> list[StepLoader[Batch]]:
+        """A pass over the test images, if there are any."""
+        return [self._pass("test")] if self.has_test else []
+
+    def _unlabelled(self, labelled: Tensor) -> Tensor:
+        everything = torch.arange(len(self.train_source))
+        if self.include_labelled:
+            return everything
+        rest = everything[~torch.isin(everything, labelled)]
+        if not len(rest):
+            raise UslError(f"data.include_labelled: every image is in {self.labels}, so no unlabelled one is left")
+        return rest
+
+
+def _both(labelled: Callable[[int], Batch], unlabelled: Callable[[int], Batch], step: int) -> SemiBatch:
+    return SemiBatch(labelled(step), unlabelled(step))
+
+
+def _read_all(source: ImageSource, chunk: int = 4096) -> Tensor:
+    """All images of a source, uint8 [n, c, h, w]."""
+    parts = [source.read(torch.arange(i, min(i + chunk, len(source)))) for i in range(0, len(source), chunk)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -1,0 +1,124 @@
+"""Which images make up step t: a function of (seed, step), sliced over processes, served by any workers."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from usl_lightning.data.keys import permutation
+from usl_lightning.errors import UslError
+
+T = TypeVar("T")
+
+
+class StepSampler:
+    """The positions that make up the global batch of every step.
+
+    With at least one batch of images, an epoch is a random order without its incomplete last batch, so no
+    image is twice in a batch (twins would be false negatives of a contrastive loss). With fewer images than
+    the batch has places, random orders are strung together: every image appears equally often, to within one.
+
+    Args:
+        size: number of images to draw from, at least 1.
+        batch_size: places in the global batch.
+        parts: what the orders are a function of: the seed and a name.
+    """
+
+    def __init__(self, size: int, batch_size: int, *parts: int | str) -> None:
+        self.size, self.batch_size, self._parts = size, batch_size, parts
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.long)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps in which every image (but the rest of the last batch) is seen once; at least 1."""
+        return max(1, self.size // self.batch_size)
+
+    def __call__(self, step: int) -> Tensor:
+        """Positions in {0, …, size - 1} of the global batch of `step` (0-based), int64 [batch_size]."""
+        if self.size >= self.batch_size:
+            epoch, place = divmod(step, self.steps_per_epoch)
+            start = place * self.batch_size
+            return self._epoch_order(epoch)[start : start + self.batch_size]
+        first, last = step * self.batch_size, (step + 1) * self.batch_size
+        epochs = range(first // self.size, (last - 1) // self.size + 1)
+        orders = torch.cat([permutation(self.size, *self._parts, "epoch", epoch) for epoch in epochs])
+        start = first - epochs[0] * self.size
+        return orders[start : start + self.batch_size]
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, permutation(self.size, *self._parts, "epoch", epoch)
+        return self._order
+
+
+def process_slots(batch_size: int, rank: int, world_size: int) -> Tensor:
+    """The slots of the global batch that process `rank` handles: contiguous, int64 [batch_size / world_size].
+
+    Raises:
+        UslError: the batch cannot be divided evenly; names the nearest sizes that can.
+    """
+    share, rest = divmod(batch_size, world_size)
+    if rest or share == 0:
+        below, above = share * world_size, (share + 1) * world_size
+        sizes = f"{below} or {above}" if below else f"{above}"
+        raise UslError(
+            f"data.batch_size: {batch_size} images cannot be divided over {world_size} processes; use {sizes}"
+        )
+    return torch.arange(rank * share, (rank + 1) * share)
+
+
+def process_range(size: int, rank: int, world_size: int) -> range:
+    """The images of a whole-set pass that process `rank` handles: contiguous, even to within one."""
+    return range(rank * size // world_size, (rank + 1) * size // world_size)
+
+
+class _Steps(IterableDataset, Generic[T]):
+    def __init__(self, make: Callable[[int], T], stop: int | None) -> None:
+        self.make, self.first, self.stop = make, 0, stop
+
+    def __iter__(self) -> Iterator[T]:
+        worker = get_worker_info()
+        first, stride = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
+        steps = itertools.count(first, stride) if self.stop is None else range(first, self.stop, stride)
+        return map(self.make, steps)
+
+
+class StepLoader(DataLoader, Generic[T]):
+    """Batches `make(step)` for step = first(), first() + 1, …
+
+    Worker w of W makes every W-th one; the DataLoader asks them in turn, so the order never depends on W.
+
+    Args:
+        make: the batch of a step; must be picklable if the platform spawns its workers.
+        first: asked anew whenever an iteration begins: on a resume the trainer knows its step only then.
+        stop: end before this step; None goes on for ever.
+        workers: worker processes; 0 makes the batches in this one.
+        pin: put batches in page-locked memory, for a CUDA device.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], T],
+        *,
+        first: Callable[[], int] | None = None,
+        stop: int | None = None,
+        workers: int = 0,
+        pin: bool = False,
+    ) -> None:
+        self._steps = _Steps(make, stop)
+        self._first = first
+        super().__init__(self._steps, batch_size=None, num_workers=workers, pin_memory=pin)
+
+    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
+        if self._first is not None:
+            self._steps.first = self._first()
+        return super().__iter__()
+
+    def __len__(self) -> int:
+        """Batches in a pass. Endless loaders have no length."""
+        if self._steps.stop is None:
+            raise TypeError("an endless stream of batches has no length")
+        return self._steps.stop

@@ -1,0 +1,47 @@
+"""The global batch, seen from one process."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of all processes in the order of the global slots: [b, …] -> [b·world, …].
+
+    Gradients flow back to every process: with the loss computed on the global batch by each of them and
+    averaged by DDP, the result is the single-process gradient.
+    """
+    if world_size() == 1:
+        return x
+    if x.requires_grad:
+        from torch.distributed.nn.functional import all_gather
+
+        return torch.cat(all_gather(x.contiguous()))
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def gather_uneven(x: Tensor) -> Tensor:
+    """Rows of all processes, whose numbers may differ: [b_r, …] -> [Σ b_r, …]. No gradient."""
+    if world_size() == 1:
+        return x
+    counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
+    padded = x.new_zeros((max(counts), *x.shape[1:]))
+    padded[: len(x)] = x
+    rows = gather(padded).split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
+
+
+def mean_over_processes(**values: Tensor) -> dict[str, Tensor]:
+    """Means of scalars over all processes, for logs: one reduction for all of them. No gradient."""
+    if world_size() == 1:
+        return {name: value.detach() for name, value in values.items()}
+    total = torch.stack([value.detach().float() for value in values.values()])
+    dist.all_reduce(total)
+    return dict(zip(values, (total / world_size()).unbind(), strict=True))

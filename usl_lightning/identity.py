@@ -1,0 +1,103 @@
+"""What makes two runs of a stage the same, told without importing torch."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from usl_lightning import __version__
+from usl_lightning.data.signature import data_signature
+from usl_lightning.errors import UslError
+from usl_lightning.files import sha256_of_file
+
+TRAINER_FIELDS = (
+    "max_steps",
+    "precision",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+)
+"""The only Trainer parameters that change what is computed; all others may differ on a resume."""
+
+FREE_FIELDS = (
+    "data.dir",
+    "data.workers",
+    "data.residence",
+    "data.cache",
+    "data.download",
+    "data.eval_batch_size",
+    "model.compile",
+)
+"""Parameters of a model or its data that change where and how fast it runs, not what comes out."""
+
+FILE_FIELDS = ("data.labels", "data.labels_file", "data.class_list", "model.init_from", "model.keep")
+"""Parameters that name a file: its content counts, not its path."""
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; `init_args` is left out, so that keys read as they are typed."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = prefix if key == "init_args" else f"{prefix}.{key}" if prefix else str(key)
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, name))
+        else:
+            flat[name] = value
+    return flat
+
+
+def identity_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a flat configuration that two runs must share to be the same run."""
+    kept = {}
+    for key, value in flat.items():
+        group, _, name = key.partition(".")
+        if (group in ("model", "data", "seed_everything") and key not in FREE_FIELDS) or (
+            group == "trainer" and name in TRAINER_FIELDS
+        ):
+            kept[key] = value
+    return kept
+
+
+def stage_identity(command: str, flat: Mapping[str, Any]) -> dict[str, Any]:
+    """All that determines a stage's result: its parameters, the content of its files, its data, this version.
+
+    Args:
+        command: `fit` or `select`.
+        flat: the configuration file and the overrides, as dotted keys.
+
+    Raises:
+        UslError: a file that a parameter names does not exist.
+    """
+    fields = identity_fields(flat)
+    for key in FILE_FIELDS:
+        if fields.get(key) is not None:
+            path = Path(str(fields[key]))
+            if not path.is_file():
+                raise UslError(f"{key}: no such file: {path}")
+            fields[key] = sha256_of_file(path)
+    if "data.dataset" in flat:
+        directory = flat.get("data.dir")
+        fields["data.files"] = data_signature(str(flat["data.dataset"]), directory and str(directory))
+    return {"command": command, "version": __version__, **fields}
+
+
+def digest(fields: Mapping[str, Any]) -> str:
+    """A hash of identity fields, independent of their order."""
+    text = json.dumps(fields, sort_keys=True, default=str)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """`"model.threshold was 0.95, now 0.9"` for each field that differs."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key, "not set"), new.get(key, "not set")
+        if before != after:
+            lines.append(f"{key} was {_short(before)}, now {_short(after)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:19] + "…" if text.startswith("sha256:") else text

@@ -1,0 +1,156 @@
+"""What a run writes down while it goes, and what it shows."""
+
+import os
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+from tqdm import tqdm
+
+HEADER = "step,name,value\n"
+
+
+class MetricsCSV(Logger):
+    """Every metric as a row `step,name,value`, flushed as it comes: a kill loses nothing, a resume goes on.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for one."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for one."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The parameters are in config.yaml."""
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop the rows of `step` and later: they are about to be made again."""
+        rows = self.path.read_text().splitlines()[1:] if step and self.path.exists() else []
+        kept = [row for row in rows if row.count(",") == 2 and int(row.split(",", 1)[0]) < step]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(HEADER + "".join(f"{row}\n" for row in kept))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one row a metric."""
+        rows = [f"{step or 0},{name},{value:.8g}\n" for name, value in metrics.items() if name != "epoch"]
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write("".join(rows))
+
+
+class Progress(Callback):
+    """A bar with the time left on a terminal; elsewhere a line at every tenth of the way.
+
+    Args:
+        label: what is running.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._bar: tqdm[Any] | None = None
+        self._tenth = -1
+        self._first, self._begun = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start at the step the run starts from, and drop what was logged after it."""
+        self._first, self._begun = trainer.global_step, time.monotonic()
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.rewind(trainer.global_step)
+        if trainer.is_global_zero and sys.stderr.isatty():
+            self._bar = tqdm(
+                desc=self.label,
+                total=trainer.max_steps,
+                initial=trainer.global_step,
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on; the metrics shown are the last logged ones, so that the device is not waited for."""
+        if not trainer.is_global_zero:
+            return
+        step, total = trainer.global_step, trainer.max_steps
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                self._bar.set_postfix_str(_shown(trainer))
+        elif (tenth := 10 * step // total) != self._tenth:
+            self._tenth = tenth
+            left = (time.monotonic() - self._begun) / max(1, step - self._first) * (total - step)
+            print(
+                f"{self.label}: step {step}/{total}, {left:.0f} s left  {_shown(trainer)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the last state of the bar standing."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Do not write the error into the bar's line."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _shown(trainer: Trainer) -> str:
+    metrics = {name: value for name, value in trainer.logged_metrics.items() if name != "epoch"}
+    return " ".join(f"{name}={float(value):.3g}" for name, value in list(metrics.items())[:6])
+
+
+def wandb_logger(mode: str, run_dir: Path, config: dict[str, Any]) -> Logger:
+    """A Weights & Biases logger: a chain's stages share a group, the stage is the job type, a resume goes on.
+
+    Args:
+        mode: `online` or `offline`.
+        run_dir: `runs/<run>/<stage>`; names the group, the job type and, with them, the run.
+        config: everything resolved.
+    """
+    from pytorch_lightning.loggers import WandbLogger
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if mode == "offline":
+        os.environ["WANDB_MODE"] = "offline"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    run_id = run_dir / ".wandb_id"
+    if not run_id.exists():
+        import uuid
+
+        run_id.write_text(uuid.uuid4().hex[:12])
+    stage, group = run_dir.name, run_dir.resolve().parent.name
+    return WandbLogger(
+        project="usl-lightning",
+        name=f"{group}/{stage}",
+        group=group,
+        job_type=stage,
+        save_dir=str(run_dir),
+        id=run_id.read_text(),
+        resume="allow",
+        config=config,
+        offline=mode == "offline",
+    )

@@ -1,0 +1,1 @@
+"""Stage 1: features without labels. One file a method."""

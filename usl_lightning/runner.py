@@ -1,0 +1,221 @@
+"""Runs one stage through LightningCLI: what `stage.py` decided, with everything heavy imported."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN, check_resume
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.modules import ImageData
+from usl_lightning.data.sources import dataset_id
+from usl_lightning.errors import UslError
+from usl_lightning.files import write_json, write_text
+from usl_lightning.identity import flatten, identity_fields
+from usl_lightning.labels import LabelIndex
+from usl_lightning.logs import MetricsCSV, Progress, wandb_logger
+from usl_lightning.stage import StageCommand, StageFolder
+from usl_lightning.trainer import Trainer
+
+TRAINER_DEFAULTS = {
+    "max_epochs": -1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
+    "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+    "log_every_n_steps": 50,
+}  # fmt: skip
+
+
+def _spec(data: ImageData) -> ImageSpec:
+    return data.spec
+
+
+class StageCLI(LightningCLI):
+    """LightningCLI for one sub-command: parses and instantiates; `run` does the rest."""
+
+    def __init__(self, stage: StageCommand) -> None:
+        self.stage = stage
+        arguments = [*(f"--config={path}" for path in stage.configs), *stage.override_arguments()]
+        super().__init__(
+            trainer_class=Trainer,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
+            args=arguments,
+            run=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What one part of the configuration takes from another, and when to save."""
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+        parser.link_arguments("data", "model.init_args.image", compute_fn=_spec, apply_on="instantiate")
+        parser.add_argument("--checkpoint.every_minutes", type=float, default=5.0, help="time between checkpoints")
+        parser.add_argument("--checkpoint.every_steps", type=int | None, default=None, help="steps, instead")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse; a mistake becomes one line that names the key, its file and the nearest valid name."""
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as error:
+            raise UslError(_one_line(str(error), self.stage, parser)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer comes last, when the run is known to be possible."""
+        return None  # type: ignore[return-value]
+
+    def resolved(self) -> dict[str, Any]:
+        """The configuration with every default filled in."""
+        config: dict[str, Any] = yaml.safe_load(
+            self.parser.dump(self.config, skip_none=False, skip_link_targets=True, format="yaml")
+        )
+        config.pop("config", None)
+        return config
+
+    def build_trainer(self, identity: dict[str, Any], config: dict[str, Any]) -> Trainer:
+        """The trainer with our checkpoints, logs and progress."""
+        stage, settings = self.stage, self.config.checkpoint
+        callbacks = [
+            StopOnNaN(),
+            Checkpoints(stage.run_dir / "checkpoints", settings.every_minutes, settings.every_steps, identity),
+            Progress(f"{stage.run_dir.name}"),
+        ]
+        loggers = [MetricsCSV(stage.run_dir / "metrics.csv")] if stage.command == "fit" else []
+        if stage.wandb and stage.command == "fit":
+            loggers.append(wandb_logger(stage.wandb, stage.run_dir, flatten(config)))
+        own = dict(self.config_init.trainer)
+        if own.get("logger") not in (None, False, True):
+            loggers += own["logger"] if isinstance(own["logger"], list) else [own["logger"]]
+        own["logger"] = loggers or False
+        own["plugins"] = [*(own.get("plugins") or []), AtomicCheckpointIO()]
+        own["sync_batchnorm"] = own["sync_batchnorm"] or torch.cuda.is_available()
+        return self._instantiate_trainer(own, callbacks)  # type: ignore[return-value]
+
+
+def run(stage: StageCommand, on_ready: Callable[[], None] | None = None) -> dict[str, Any]:
+    """Run a stage; returns its metrics.
+
+    Args:
+        stage: what was typed.
+        on_ready: called once everything is parsed, built and checked, before the first file is written.
+
+    Raises:
+        UslError: anything the user can mend.
+    """
+    cli = StageCLI(stage)
+    config = cli.resolved()
+    identity = identity_fields(flatten(config))
+    checkpoint = stage.checkpoint() if stage.ckpt_path else None
+    if checkpoint is not None:
+        check_resume(checkpoint, identity, extend=stage.extend, training=stage.command == "fit")
+    trainer = cli.build_trainer(identity, config)
+    if on_ready is not None:
+        on_ready()
+    if trainer.is_global_zero and stage.command in ("fit", "select"):
+        write_text(stage.run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    return _VERBS[stage.command](cli, trainer, checkpoint)
+
+
+def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[str, Any]:
+    if trainer.max_steps < 1:
+        raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
+    trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    return _finish(cli, trainer, _measure(cli, trainer))
+
+
+def _test(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[str, Any]:
+    if checkpoint is None:
+        raise UslError(
+            f"usl {cli.stage.command}: --ckpt_path FILE is missing; `last` is the newest in {cli.stage.run_dir}"
+        )
+    return _measure(cli, trainer, checkpoint, show=True)
+
+
+def _measure(cli: StageCLI, trainer: Trainer, checkpoint: Path | None = None, *, show: bool = False) -> dict[str, Any]:
+    """Metrics on the test images; empty if the data set has none."""
+    if not cli.datamodule.has_test:
+        return {}
+    trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if show and trainer.is_global_zero:
+        for name, value in metrics.items():
+            print(f"{name:24} {value:.4f}")
+    return metrics
+
+
+def _predict(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[str, Any]:
+    """Write `predictions.csv`: file or index, class and its probability."""
+    if checkpoint is None:
+        raise UslError(f"usl predict: --ckpt_path FILE is missing; `last` is the newest in {cli.stage.run_dir}")
+    source, classes = cli.datamodule.train_source, cli.datamodule.classes
+    batches: list[Any] = trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint) or []
+    best, labels = torch.cat(batches).max(1)
+    names = source.files or [str(i) for i in range(len(source))]
+    rows = [
+        f"{name},{classes[label] if classes else label},{probability:.6f}\n"
+        for name, label, probability in zip(names, labels.tolist(), best.tolist(), strict=True)
+    ]
+    path = cli.stage.run_dir / "predictions.csv"
+    write_text(path, "image,label,probability\n" + "".join(rows))
+    print(f"{len(rows)} predictions: {path}")
+    return {}
+
+
+def _select(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[str, Any]:
+    """Choose, look up the labels of the chosen alone, and write the label index."""
+    model, data = cli.model, cli.datamodule
+    if model.budget > len(data.train_source):
+        raise UslError(f"model.budget: {model.budget} images cannot be picked from {len(data.train_source)}")
+    indices = trainer.select(model, data)
+    source = data.train_source
+    known = [None if label < 0 else int(label) for label in source.labels[indices].tolist()]
+    parameters = {
+        key.removeprefix("model."): value
+        for key, value in flatten(cli.resolved()).items()
+        if key.startswith("model.") and key != "model.class_path"
+    }
+    index = LabelIndex(
+        dataset=dataset_id(source),
+        method={"name": type(model).__name__.lower(), "seed": data.seed, "params": parameters},
+        indices=tuple(indices.tolist()),
+        labels=tuple(known),
+        classes=source.classes,
+        files=None if source.files is None else tuple(source.files[i] for i in indices.tolist()),
+    )
+    if trainer.is_global_zero:
+        index.write(StageFolder(cli.stage.run_dir).labels)
+    counts = [known.count(label) for label in range(len(source.classes))]
+    metrics: dict[str, Any] = {"budget": len(index)}
+    if counts and None not in known:
+        metrics |= {"classes_covered": sum(count > 0 for count in counts), "class_counts": counts}
+    return _finish(cli, trainer, metrics)
+
+
+def _finish(cli: StageCLI, trainer: Trainer, metrics: dict[str, Any]) -> dict[str, Any]:
+    if trainer.is_global_zero:
+        write_json(StageFolder(cli.stage.run_dir).result, metrics)
+        shown = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())
+        print(f"{cli.stage.run_dir}: done{': ' + shown if shown else ''}", flush=True)
+    return metrics
+
+
+_VERBS: dict[str, Callable[[StageCLI, Trainer, Path | None], dict[str, Any]]] = {
+    "fit": _fit, "validate": _test, "test": _test, "predict": _predict, "select": _select,
+}  # fmt: skip
+
+
+def print_help(command: str, words: list[str]) -> None:
+    """Print every parameter of a stage, those of its configuration's model and data included."""
+    stage = StageCommand.parse(command, words)
+    cli = StageCLI.__new__(StageCLI)
+    cli.stage = stage
+    raise UslError("not yet")
+
+
+def _one_line(message: str, stage: StageCommand, parser: LightningArgumentParser) -> str:
+    """The line of a parser's complaint that matters, with the file it is about and the nearest name."""
+    return message

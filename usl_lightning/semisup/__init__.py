@@ -1,0 +1,1 @@
+"""Stage 3: a classifier from few labels and many images. One file a method."""

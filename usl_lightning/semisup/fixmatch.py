@@ -1,0 +1,80 @@
+"""FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence (Sohn et al., 2020)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from usl_lightning.data.batch import ImageSpec, SemiBatch
+from usl_lightning.optim import Optimization
+from usl_lightning.semisup.base import SemiSupervisedModule
+
+
+def fixmatch_loss(weak_logits: Tensor, strong_logits: Tensor, *, threshold: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the strong view against the confident hard pseudo-label of the weak one (Eq. 4).
+
+    Args:
+        weak_logits: [n, classes]; no gradient flows into them.
+        strong_logits: [n, classes].
+        threshold: τ, in [0, 1]; a pseudo-label counts if its probability is at least that.
+
+    Returns:
+        The loss, averaged over all n (those below the threshold count as 0), and the mask, bool [n].
+    """
+    confidence, pseudo_labels = weak_logits.detach().softmax(1).max(1)
+    mask = confidence >= threshold
+    losses = F.cross_entropy(strong_logits, pseudo_labels, reduction="none")
+    return (losses * mask).mean(), mask
+
+
+class FixMatch(SemiSupervisedModule):
+    """Confident predictions on weak views are the labels of strong views.
+
+    Args:
+        image: channels, size, statistics and classes of the images; the command line takes it from the data.
+        weak: view of labelled images, and of the unlabelled ones whose label is guessed.
+        strong: view of the unlabelled images that learn the guess.
+        optimizer: how the weights are updated.
+        backbone: name of the network, see `usl_lightning.models.backbones`.
+        pretrained: start from published weights of the backbone.
+        threshold: τ, the least probability of a pseudo-label.
+        unlabelled_weight: λ_u, the weight of the unlabelled loss.
+        ema_decay: of the moving average that is evaluated.
+        init_from: checkpoint of an earlier stage whose encoder to start from.
+    """
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        weak: nn.Module,
+        strong: nn.Module,
+        optimizer: Optimization,
+        backbone: str = "wrn_28_2",
+        pretrained: bool = False,
+        threshold: float = 0.95,
+        unlabelled_weight: float = 1.0,
+        ema_decay: float = 0.999,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        self.weak, self.strong = weak, strong
+        self.threshold, self.unlabelled_weight = threshold, unlabelled_weight
+
+    def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:
+        """The loss of one global batch (Alg. 1); one forward pass for all views."""
+        labelled, unlabelled = batch
+        views = [
+            self.weak(labelled.images, labelled.key.fold("weak")),
+            self.weak(unlabelled.images, unlabelled.key.fold("weak")),
+            self.strong(unlabelled.images, unlabelled.key.fold("strong")),
+        ]
+        x, weak, strong = self.model(torch.cat(views)).float().split([len(view) for view in views])
+        supervised = F.cross_entropy(x, labelled.labels)
+        unsupervised, mask = fixmatch_loss(weak, strong, threshold=self.threshold)
+        loss = supervised + self.unlabelled_weight * unsupervised
+        self.log_training(
+            loss=loss,
+            supervised_loss=supervised,
+            unsupervised_loss=unsupervised,
+            mask_rate=mask.float().mean(),
+        )
+        return loss

@@ -1,0 +1,286 @@
+"""One stage as typed on the command line, and the folder it leaves. Imports nothing heavy."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from usl_lightning.configs import find_config, load_yaml
+from usl_lightning.errors import UslError
+from usl_lightning.files import write_json
+from usl_lightning.identity import differences, digest, flatten, stage_identity
+from usl_lightning.labels import LabelIndex
+
+COMMANDS = ("fit", "validate", "test", "predict", "select")
+RESULTS = ("fit", "select")
+"""Commands that fill a stage folder; the others look at one."""
+
+
+@dataclass
+class StageCommand:
+    """`usl COMMAND --config FILE [--KEY VALUE …]`.
+
+    Attributes:
+        command: one of `COMMANDS`.
+        configs: configuration files, later ones win.
+        overrides: dotted key -> text as typed; they win over every file.
+        run_dir: the stage's folder.
+        ckpt_path: checkpoint to continue or evaluate; `last` is the newest in the stage's folder.
+        extend: allow a larger trainer.max_steps than the checkpoint was made for.
+        wandb: log to Weights & Biases too: `online` or `offline`.
+    """
+
+    command: str
+    configs: list[Path]
+    overrides: dict[str, str] = field(default_factory=dict)
+    run_dir: Path = Path("runs/stage")
+    ckpt_path: str | None = None
+    extend: bool = False
+    wandb: str | None = None
+
+    @classmethod
+    def parse(cls, command: str, arguments: Sequence[str]) -> "StageCommand":
+        """Read the arguments after the command, in any order.
+
+        Raises:
+            UslError: no configuration, or an argument that is not `--key value`.
+        """
+        given = options(arguments)
+        configs = [find_config(value) for key, value in given if key in ("config", "c")]
+        if not configs:
+            raise UslError(f"usl {command}: --config FILE is missing; `usl configs` lists the shipped ones")
+        stage = cls(command, configs, run_dir=Path("runs") / configs[0].stem)
+        for key, value in given:
+            if key == "run_dir":
+                stage.run_dir = Path(value)
+            elif key == "ckpt_path":
+                stage.ckpt_path = value
+            elif key == "extend":
+                stage.extend = value == "true"
+            elif key == "wandb":
+                stage.wandb = {"true": "online", "false": None}.get(value, value)
+            elif key not in ("config", "c"):
+                stage.overrides[key] = value
+        return stage
+
+    def arguments(self) -> list[str]:
+        """The command line that means this stage, as `parse` reads it."""
+        line = [self.command, *(f"--config={path}" for path in self.configs), f"--run_dir={self.run_dir}"]
+        line += [f"--ckpt_path={self.ckpt_path}"] if self.ckpt_path else []
+        line += ["--extend"] if self.extend else []
+        line += [f"--wandb={self.wandb}"] if self.wandb else []
+        return line + self.override_arguments()
+
+    def override_arguments(self) -> list[str]:
+        """The overrides as `--key=value`."""
+        return [f"--{key}={value}" for key, value in self.overrides.items()]
+
+    def flat(self) -> dict[str, Any]:
+        """The configuration with its overrides, as dotted keys without `init_args`."""
+        flat: dict[str, Any] = {"seed_everything": 0}
+        for path in self.configs:
+            flat.update(flatten(load_yaml(path)))
+        for key, text in self.overrides.items():
+            value = yaml.safe_load(text) if text else text
+            name = key.replace(".init_args", "")
+            flat.update(flatten(value, name) if isinstance(value, Mapping) else {name: value})
+        return flat
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this stage's result what it is; see `stage_identity`."""
+        return stage_identity(self.command, self.flat())
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong without importing torch.
+
+        Raises:
+            UslError: one line that names the key or the file.
+        """
+        flat = self.flat()
+        labels = flat.get("data.labels")
+        if labels is not None and self.command == "fit":
+            index = LabelIndex.read(str(labels))
+            if not index.plain:
+                index.for_training()
+        budget = flat.get("model.budget")
+        if self.command == "select" and isinstance(budget, int) and budget < 1:
+            raise UslError(f"model.budget: {budget} images cannot be picked; expected at least 1")
+        if self.ckpt_path is not None:
+            self.checkpoint()
+
+    def checkpoint(self) -> Path:
+        """The checkpoint that `ckpt_path` means.
+
+        Raises:
+            UslError: there is none.
+        """
+        folder = StageFolder(self.run_dir)
+        if self.ckpt_path == "last":
+            if not folder.last_checkpoint.exists():
+                raise UslError(
+                    f"--ckpt_path last: {folder.last_checkpoint} does not exist; leave it out to start afresh"
+                )
+            return folder.last_checkpoint
+        path = Path(str(self.ckpt_path))
+        if not path.is_file():
+            raise UslError(f"--ckpt_path: no such checkpoint: {path}")
+        return path
+
+
+def options(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """`--key value`, `--key=value` and `--flag` in the order given."""
+    options: list[tuple[str, str]] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-") or not word.lstrip("-"):
+            raise UslError(f"unexpected argument '{word}'; expected --key value")
+        key, equals, value = word.lstrip("-").partition("=")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        options.append((key, value))
+    return options
+
+
+class StageFolder:
+    """`runs/<run>/<stage>/`: what a stage leaves behind.
+
+    `config.yaml` (everything resolved), `stage.json` (identity and status), `checkpoints/`, `metrics.csv`,
+    `result.json`, and for a selection `labels.json`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record_path = path / "stage.json"
+        self.last_checkpoint = path / "checkpoints" / "last.ckpt"
+        self.labels = path / "labels.json"
+        self.result = path / "result.json"
+
+    def record(self) -> dict[str, Any] | None:
+        """`stage.json`, or None if the stage was never begun.
+
+        Raises:
+            UslError: the file is damaged.
+        """
+        try:
+            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UslError(f"{self.record_path}: cannot be read ({error}); use another --run_dir") from error
+        return record
+
+    @property
+    def complete(self) -> bool:
+        """The stage has run to its end."""
+        record = self.record()
+        return record is not None and record["status"] == "complete"
+
+    def changes(self, identity: Mapping[str, Any]) -> list[str]:
+        """What differs between the run in this folder and `identity`; empty if nothing does."""
+        record = self.record()
+        if record is None or record["identity_hash"] == digest(identity):
+            return []
+        return differences(record["identity"], identity)
+
+    def outputs(self) -> dict[str, str]:
+        """Name -> path of what later stages can take from this one."""
+        paths = {"checkpoint": self.last_checkpoint, "labels": self.labels}
+        return {name: str(path) for name, path in paths.items() if path.exists()}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: a second run in it is refused as long as this process lives.
+
+        Raises:
+            UslError: another process holds it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below, after the lock
+        except OSError as error:
+            raise UslError(f"{self.path}: cannot be written ({error.strerror}); choose another --run_dir") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UslError(
+                    f"{self.path}: another run is using this folder; wait for it or choose another"
+                ) from None
+            try:
+                yield
+            finally:
+                self._forget_if_unused()
+
+    def _forget_if_unused(self) -> None:
+        """A refused command leaves no folder behind."""
+        if not self.record_path.exists():
+            (self.path / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.rmdir()
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Note that the stage is running."""
+        self._write(identity, "running")
+
+    def finish(self, identity: Mapping[str, Any], seconds: float, metrics: Mapping[str, Any]) -> None:
+        """Note that the stage is complete, and what came out."""
+        self._write(identity, "complete", seconds=round(seconds, 1), metrics=dict(metrics), outputs=self.outputs())
+
+    def _write(self, identity: Mapping[str, Any], status: str, **more: Any) -> None:
+        record = {"status": status, "identity_hash": digest(identity), "identity": dict(identity), **more}
+        write_json(self.record_path, record)
+
+
+def is_main_process() -> bool:
+    """False in the further processes that a launcher (Lightning, torchrun, SLURM) starts for a stage."""
+    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+def run_stage(stage: StageCommand) -> None:
+    """Run a stage in this process and keep its folder's record.
+
+    Raises:
+        UslError: anything the user can mend, before anything is written where possible.
+    """
+    stage.check()
+    if stage.command not in RESULTS or not is_main_process():
+        from usl_lightning.runner import run
+
+        run(stage)
+        return
+    folder = StageFolder(stage.run_dir)
+    identity = stage.identity()
+    with folder.locked():
+        _check_folder(stage, folder, identity)
+        from usl_lightning.runner import run
+
+        start = time.time()
+        metrics = run(stage, on_ready=lambda: folder.begin(identity))
+        folder.finish(identity, time.time() - start, metrics)
+
+
+def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[str, Any]) -> None:
+    """A run is continued on request only, and only if it is the same run."""
+    record = folder.record()
+    if record is None or (stage.ckpt_path is not None and stage.ckpt_path != "last"):
+        return
+    if stage.ckpt_path is None:
+        if record["status"] == "complete" or folder.last_checkpoint.exists():
+            state = "a finished run" if record["status"] == "complete" else "an interrupted run"
+            raise UslError(
+                f"{folder.path}: holds {state}; continue it with --ckpt_path last, or choose another --run_dir"
+            )
+        return
+    changes = [line for line in folder.changes(identity) if not line.startswith("version ")]
+    if stage.extend:
+        changes = [line for line in changes if not line.startswith("trainer.max_steps ")]
+    if changes:
+        raise UslError(f"{folder.path}: cannot be continued, it is another run: {'; '.join(changes)}")

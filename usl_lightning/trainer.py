@@ -1,0 +1,46 @@
+"""Lightning's Trainer, with selection as one more of its verbs."""
+
+import logging
+import warnings
+
+import pytorch_lightning
+import torch
+
+from usl_lightning.data.modules import ImageData
+from usl_lightning.distributed import gather_uneven
+from usl_lightning.selection.base import Selector
+
+# Said at every start, about choices made on purpose here.
+for _message in (
+    ".*does not have many workers.*",
+    ".*`IterableDataset` has `__len__` defined.*",
+    ".*num_workers.*bottleneck.*",
+    ".*batch_size.*ambiguous.*",
+    ".*LeafSpec.*",
+):
+    warnings.filterwarnings("ignore", _message)
+for _name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class Trainer(pytorch_lightning.Trainer):
+    """Lightning's Trainer; `select` picks the images to label."""
+
+    def select(self, model: Selector, datamodule: ImageData) -> torch.Tensor:
+        """Compute the features of all images, on all devices, and choose.
+
+        Args:
+            model: the selector.
+            datamodule: the images.
+
+        Returns:
+            `model.budget` distinct positions in the data set, int64, in order of choice; the same on every
+            process.
+        """
+        if not model.uses_features:
+            datamodule.setup("predict")
+            return model.choose(torch.empty(len(datamodule.train_source), 0), datamodule.seed)
+        batches = self.predict(model, datamodule=datamodule)
+        features = gather_uneven(torch.cat(batches).to(self.strategy.root_device))  # type: ignore[arg-type]
+        chosen = model.choose(features, datamodule.seed).to(features.device)
+        return self.strategy.broadcast(chosen).cpu()

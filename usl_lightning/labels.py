@@ -4,8 +4,6 @@ One file, read and written by every stage. Neither torch nor Lightning is import
 file is refused at once. Only entries of an index ever reach a loss.
 """
 
-import csv
-import io
 import json
 import re
 from collections.abc import Sequence
@@ -13,13 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
-from usl_lightning.errors import UslError, did_you_mean
-from usl_lightning.files import atomic_path, write_json
+from usl_lightning.errors import UslError
 
-FORMAT = "usl-label-index"
-VERSION = 1
-_KEYS = ("format", "version", "dataset", "method", "indices", "labels", "classes", "files")
-_SUFFIXES = (".json", ".npy", ".csv")
 _LARGEST = 2**63 - 1
 
 
@@ -84,15 +77,9 @@ class LabelIndex:
         Raises:
             UslError: the file is missing or damaged, or an entry is wrong; the line names file and entry.
         """
-        path = Path(path)
-        reader = {".json": _read_json, ".npy": _read_npy, ".csv": _read_csv}.get(path.suffix.lower())
-        if reader is None:
-            raise UslError(f"{path}: a label index is one of {', '.join(_SUFFIXES)}")
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UslError(f"{path}: label index cannot be read ({error.strerror})") from error
-        index = reader(path, content)
+        from usl_lightning import label_files
+
+        index = label_files.read(Path(path))
         _validate(index, str(path))
         return index
 
@@ -102,22 +89,10 @@ class LabelIndex:
         Raises:
             UslError: an entry is wrong, the suffix is not known, or the file cannot be written.
         """
-        path = Path(path)
-        _validate(self, str(path))
-        suffix = path.suffix.lower()
-        if suffix == ".json":
-            write_json(path, _to_json(self))
-        elif suffix == ".npy":
-            import numpy as np
+        from usl_lightning import label_files
 
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, np.asarray(self.indices, dtype=np.int64), allow_pickle=False)
-        elif suffix == ".csv":
-            names = self.files or [str(i) for i in self.indices]
-            with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as text:
-                csv.writer(text).writerows([("Index", "ImageID"), *zip(self.indices, names, strict=True)])
-        else:
-            raise UslError(f"{path}: a label index is one of {', '.join(_SUFFIXES)}")
+        _validate(self, str(path))
+        label_files.write(self, Path(path))
 
     def check(self, dataset: DatasetId, classes: Sequence[str] = (), files: Sequence[str] | None = None) -> None:
         """Make sure that this index belongs to `dataset`.
@@ -141,7 +116,7 @@ class LabelIndex:
             )
         for i, index in enumerate(self.indices):
             if index >= dataset.size:
-                _refuse(where, i, f"index {index} is out of range, {dataset} ends before it")
+                refuse(where, i, f"index {index} is out of range, {dataset} ends before it")
         if classes and self.classes and tuple(classes) != self.classes:
             raise UslError(
                 f"{where}: its {len(self.classes)} classes ({_some(self.classes)}) are not the data set's"
@@ -200,7 +175,7 @@ class LabelIndex:
         for i, (index, label) in enumerate(zip(other.indices, other.labels, strict=True)):
             known = label_of.get(index)
             if known is not None and label is not None and known != label:
-                _refuse(theirs, i, f"image {index} has label {label}, but {known} in the first")
+                refuse(theirs, i, f"image {index} has label {label}, but {known} in the first")
             label_of[index] = label if known is None else known
             if other.files is not None:
                 file_of.setdefault(index, other.files[i])
@@ -243,7 +218,8 @@ class LabelIndex:
 # checks --------------------------------------------------------------------------------------------------
 
 
-def _refuse(where: str, entry: int, problem: str) -> NoReturn:
+def refuse(where: str, entry: int, problem: str) -> NoReturn:
+    """Raise the UslError about one entry of a label index."""
     raise UslError(f"{where}: entry {entry}: {problem}")
 
 
@@ -260,20 +236,20 @@ def _validate(index: LabelIndex, where: str) -> None:
     seen: dict[int, int] = {}
     for i, value in enumerate(index.indices):
         if not _is_count(value):
-            _refuse(where, i, f"index {_short(value)} is not a whole number, 0 or more")
+            refuse(where, i, f"index {short(value)} is not a whole number, 0 or more")
         if value in seen:
-            _refuse(where, i, f"index {value} is there twice (entry {seen[value]} is the first)")
+            refuse(where, i, f"index {value} is there twice (entry {seen[value]} is the first)")
         if index.dataset is not None and value >= index.dataset.size:
-            _refuse(where, i, f"index {value} is out of range, {index.dataset} ends before it")
+            refuse(where, i, f"index {value} is out of range, {index.dataset} ends before it")
         seen[value] = i
     for i, label in enumerate(index.labels):
         if label is not None and not _is_count(label):
-            _refuse(where, i, f"label {_short(label)} is neither null nor a whole number, 0 or more")
+            refuse(where, i, f"label {short(label)} is neither null nor a whole number, 0 or more")
         if label is not None and index.classes and label >= len(index.classes):
-            _refuse(where, i, f"label {label} is out of range, there are {len(index.classes)} classes")
+            refuse(where, i, f"label {label} is out of range, there are {len(index.classes)} classes")
     for i, file in enumerate(index.files or ()):
         if not _is_inside(file):
-            _refuse(where, i, f"file {_short(file)} is not a path inside the image folder (relative, with /)")
+            refuse(where, i, f"file {short(file)} is not a path inside the image folder (relative, with /)")
 
 
 def _is_count(value: Any) -> bool:
@@ -286,7 +262,8 @@ def _is_inside(file: Any) -> bool:
     return not file.startswith("/") and ".." not in file.split("/") and not re.match("[A-Za-z]:", file)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as JSON, cut to 60 characters, for messages."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= 60 else text[:59] + "…"
 
@@ -299,114 +276,4 @@ def _check_files(where: str, index: LabelIndex, files: Sequence[str]) -> None:
         actual = PurePosixPath(files[position])
         names = {str(actual), actual.name, actual.stem, str(actual.with_suffix("")), str(position)}
         if file != str(actual) and (exact or file not in names):
-            _refuse(where, i, f"index {position} is {_short(file)} there, but {actual} in the data")
-
-
-# reading and writing -------------------------------------------------------------------------------------
-
-
-def _plain(path: Path, indices: list[Any], files: tuple[str, ...] | None = None) -> LabelIndex:
-    return LabelIndex(None, {}, tuple(indices), (None,) * len(indices), (), files, str(path))
-
-
-def _read_json(path: Path, content: bytes) -> LabelIndex:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise UslError(f"{path}: not JSON ({error}); expected a label index or a list of indices") from error
-    if isinstance(value, list):
-        return _plain(path, value)
-    if not isinstance(value, dict) or value.get("format") != FORMAT:
-        raise UslError(f'{path}: not a label index; expected a list, or an object with "format": "{FORMAT}"')
-    if value.get("version") != VERSION:
-        raise UslError(f"{path}: version {_short(value.get('version'))}; this program reads {VERSION}")
-    for key in value:
-        if key not in _KEYS:
-            raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, _KEYS)}")
-    files = value.get("files")
-    return LabelIndex(
-        _dataset_id(path, _get(path, value, "dataset", dict)),
-        _get(path, value, "method", dict),
-        tuple(_get(path, value, "indices", list)),
-        tuple(_get(path, value, "labels", list)),
-        _texts(path, value, "classes"),
-        None if files is None else tuple(_get(path, value, "files", list)),
-        str(path),
-    )
-
-
-def _get(path: Path, value: dict[str, Any], key: str, kind: type) -> Any:
-    if key not in value:
-        raise UslError(f"{path}: key '{key}' is missing")
-    if type(value[key]) is not kind:
-        names = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
-        raise UslError(f"{path}: '{key}' is {_short(value[key])}, expected {names[kind]}")
-    return value[key]
-
-
-def _texts(path: Path, value: dict[str, Any], key: str) -> tuple[str, ...]:
-    texts = _get(path, value, key, list)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise UslError(f"{path}: entry {i} of '{key}' is {_short(text)}, expected a text")
-    if len(set(texts)) < len(texts):
-        raise UslError(f"{path}: '{key}' names a class twice")
-    return tuple(texts)
-
-
-def _dataset_id(path: Path, value: dict[str, Any]) -> DatasetId:
-    size = _get(path, value, "size", int)
-    fingerprint = _get(path, value, "fingerprint", str)
-    if size < 0 or not re.fullmatch("sha256:[0-9a-f]{64}", fingerprint):
-        raise UslError(f"{path}: 'dataset' has size {size} and fingerprint {_short(fingerprint)}: damaged")
-    return DatasetId(_get(path, value, "name", str), _get(path, value, "split", str), size, fingerprint)
-
-
-def _to_json(index: LabelIndex) -> Any:
-    if index.dataset is None:
-        if not index.plain:
-            raise UslError(f"{index.path or 'label index'}: labels cannot be written without a data set")
-        return list(index.indices)
-    value: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "dataset": vars(index.dataset),
-        "method": index.method,
-        "indices": index.indices,
-        "labels": index.labels,
-        "classes": index.classes,
-    }
-    if index.files is not None:
-        value["files"] = index.files
-    return value
-
-
-def _read_npy(path: Path, content: bytes) -> LabelIndex:
-    import numpy as np
-
-    try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UslError(f"{path}: not an .npy file ({error})") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":
-        kind = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-        raise UslError(f"{path}: {kind}, expected whole numbers [n]")
-    return _plain(path, array.tolist())
-
-
-def _read_csv(path: Path, content: bytes) -> LabelIndex:
-    try:
-        rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UslError(f"{path}: not a CSV file ({error})") from error
-    rows = [row for row in rows if row]
-    if not rows or [cell.strip() for cell in rows[0][:2]] not in (["Index", "ImageID"], ["Index"]):
-        found = ",".join(rows[0]) if rows else "nothing"
-        raise UslError(f"{path}: first line is {_short(found)}, expected Index,ImageID")
-    indices, files = [], []
-    for i, row in enumerate(rows[1:]):
-        if len(row) < min(len(rows[0]), 2) or not re.fullmatch("[0-9]{1,18}", row[0].strip()):
-            _refuse(str(path), i, f"{_short(','.join(row))} is not Index,ImageID")
-        indices.append(int(row[0]))
-        files += row[1:2]
-    return _plain(path, indices, tuple(f.strip() for f in files) if len(rows[0]) > 1 else None)
+            refuse(where, i, f"index {position} is {short(file)} there, but {actual} in the data")

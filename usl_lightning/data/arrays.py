@@ -220,6 +220,21 @@ def _read_medmnist(part: Found) -> _Pair:
 # .npy and .npz -------------------------------------------------------------------------------------------
 
 
+def load_npy(path: Path) -> NDArray[Any]:
+    """The array of an `.npy` file; nothing in it is unpickled.
+
+    Raises:
+        UslError: it is not an `.npy` file.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UslError(f"{path}: not an .npy file ({error}); write it again") from error
+    if not isinstance(array, np.ndarray):
+        raise UslError(f"{path}: an archive of arrays, expected one array; name it .npz")
+    return array
+
+
 def open_npz(path: Path) -> Any:
     """An `.npz` file, opened so that nothing in it is unpickled.
 

@@ -219,9 +219,7 @@ def canonical_name(name: str) -> str:
     if short in NAMES and (short == name or short in _MEDMNIST):
         return short
     known = ", ".join(n for n in NAMES if n not in _MEDMNIST)
-    raise UslError(
-        f"data set '{name}' is not known{did_you_mean(name, NAMES)}; there are {known} and medmnist:<name>"
-    )
+    raise UslError(f"data set '{name}' is not known{did_you_mean(name, NAMES)}; there are {known} and medmnist:<name>")
 
 
 def data_folder(folder: str | None) -> Path:
@@ -281,9 +279,7 @@ def locate(
     return found
 
 
-def _locate(
-    name: str, parts: tuple[str, ...], folder: str | None, image_size: int | None
-) -> list[Found] | None:
+def _locate(name: str, parts: tuple[str, ...], folder: str | None, image_size: int | None) -> list[Found] | None:
     for place in _places(name, folder):
         found = [Found(part, _paths(name, part, place, image_size)) for part in parts]
         if all(len(f.paths) == len(ARRAY_SETS[name].files[f.split]) for f in found):
@@ -325,6 +321,4 @@ def _missing(name: str, parts: tuple[str, ...], folder: str | None, download: bo
         ways.append(known.hint)
     if known.downloads and not download:
         ways.append("--data.download true fetches them")
-    return (
-        f"data set {name} was not found: looked in {places} for {', '.join(files)}{either}; {'; '.join(ways)}"
-    )
+    return f"data set {name} was not found: looked in {places} for {', '.join(files)}{either}; {'; '.join(ways)}"

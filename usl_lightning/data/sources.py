@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import Literal
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from usl_lightning.data import catalog
 from usl_lightning.errors import UslError
-from usl_lightning.labels import DatasetId
+from usl_lightning.labels import DatasetId, LabelIndex
 
 _CHUNK = 1024  # images at a time in whole-set passes
 
@@ -50,6 +51,10 @@ class ImageSource(ABC):
     def read(self, indices: Tensor) -> Tensor:
         """The images at `indices` (int64 [b]) as uint8 [b, c, h, w] on the CPU."""
 
+    def read_batches(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """`read` of each batch of indices, in order: for passes over many images outside worker processes."""
+        return map(self.read, batches)
+
     @abstractmethod
     def _fingerprint(self) -> str: ...
 
@@ -78,9 +83,9 @@ class ImageSource(ABC):
         picks = torch.arange(n) * len(self) // n
         total = torch.zeros(self.channels, dtype=torch.int64)
         squares = torch.zeros(self.channels, dtype=torch.int64)
-        for chunk in torch.split(picks, _CHUNK):
-            counts = _histogram(self.read(chunk))
-            levels = torch.arange(256)
+        levels = torch.arange(256)
+        for images in self.read_batches(torch.split(picks, 256)):
+            counts = _histogram(images)
             total += counts @ levels
             squares += counts @ levels.square()
         pixels = n * self.height * self.width
@@ -178,7 +183,20 @@ def open_source(
     name = catalog.canonical_name(name)
     _check_options(image_size, channels)
     if name in catalog.FOLDER_SETS:
-        raise UslError(f"{name}: not yet")
+        from usl_lightning.data.cache import CachedSource
+        from usl_lightning.data.folder_source import open_folder
+
+        source = open_folder(
+            name,
+            split,
+            dir=dir,
+            image_size=image_size,
+            channels=channels,
+            labels_file=labels_file,
+            class_list=class_list,
+            on_error=on_error,
+        )
+        return source if cache is None else CachedSource(source, cache)
     for option, value in (("labels_file", labels_file), ("class_list", class_list), ("cache", cache)):
         if value is not None:
             raise UslError(f"--data.{option} is for image folders; data set {name} does not use it")
@@ -195,10 +213,12 @@ def _check_options(image_size: int | None, channels: int | None) -> None:
 def _open_arrays(
     name: str, split: str, folder: str | None, image_size: int | None, channels: int | None, download: bool
 ) -> ArraySource:
-    from usl_lightning.data import arrays
+    from usl_lightning.data import array_files, arrays
 
-    found = catalog.locate(name, split, folder, image_size=image_size, download=download)
-    read = arrays.read_named(name, found)
+    if name in catalog.FILE_SETS:
+        read = array_files.read(split, folder)
+    else:
+        read = arrays.read_named(name, catalog.locate(name, split, folder, image_size=image_size, download=download))
     images = torch.from_numpy(read.images)
     converted = convert_images(images, image_size, channels)
     original = None if converted is images else array_fingerprint(images)
@@ -209,7 +229,8 @@ def _open_arrays(
 def convert_images(images: Tensor, image_size: int | None, channels: int | None) -> Tensor:
     """uint8 [n, c, h, w] in another size or number of channels; the same tensor if nothing changes.
 
-    The shorter side is resized to `image_size` (bilinear, antialiased, as PIL), then the centre is cropped.
+    The largest centred square is resized to `image_size` (bilinear, antialiased, as PIL), that is, the
+    shorter side is resized and the centre cropped.
     Colour to grey is PIL's luma (ITU-R 601-2); grey to colour repeats the channel.
     """
     if channels not in (None, images.shape[1]):
@@ -228,11 +249,10 @@ def _luma(images: Tensor) -> Tensor:
 
 def _resize(images: Tensor, size: int) -> Tensor:
     height, width = images.shape[2:]
-    scale = size / min(height, width)
-    shape = [max(size, round(height * scale)), max(size, round(width * scale))]
-    resized = torch.nn.functional.interpolate(images, shape, mode="bilinear", antialias=True)
-    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
-    return resized[:, :, top : top + size, left : left + size]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = images[:, :, top : top + side, left : left + side]
+    return torch.nn.functional.interpolate(square, (size, size), mode="bilinear", antialias=True)
 
 
 def has_split(name: str, split: str, *, dir: str | None = None) -> bool:
@@ -241,5 +261,28 @@ def has_split(name: str, split: str, *, dir: str | None = None) -> bool:
     Raises:
         UslError: there is no such set.
     """
+    from usl_lightning.data import array_files, folders
+
     name = catalog.canonical_name(name)
+    if name in catalog.FOLDER_SETS:
+        return split in folders.split_folders(name, dir)
+    if name in catalog.FILE_SETS:
+        return split in array_files.locate(dir)
     return all(part in catalog.ARRAY_SETS[name].splits for part in split.split("+"))
+
+
+def read_labels(path: str, source: ImageSource) -> LabelIndex:
+    """Read a label index made for `source`.
+
+    It is checked against the source first; a format without labels then gets the source's labels of its
+    indices, and of no other image.
+
+    Raises:
+        UslError: it is damaged, of another data set, or has no labels and the source has none either.
+    """
+    index = LabelIndex.read(path)
+    index.check(dataset_id(source), source.classes, source.files)
+    if index.dataset is not None:
+        return index
+    chosen = source.labels[torch.tensor(index.indices, dtype=torch.int64)]
+    return index.with_labels(chosen.tolist(), source.classes)

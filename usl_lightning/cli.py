@@ -36,14 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     try:
         _dispatch(words)
-    except UslError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"usl: {error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("usl: interrupted; the same command continues", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        mistake = _mistake(error)
+        if mistake is None:
+            raise
+        if debug:
+            traceback.print_exc()
+        print(f"usl: {mistake}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _mistake(error: BaseException | None) -> UslError | None:
+    """The user's mistake behind an exception: libraries wrap what is raised inside them."""
+    while error is not None and not isinstance(error, UslError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _dispatch(words: list[str]) -> None:
@@ -68,12 +78,13 @@ def _dispatch(words: list[str]) -> None:
 def _run_stage(command: str, words: list[str]) -> None:
     from usl_lightning.stage import StageCommand, run_stage
 
+    stage = StageCommand.parse(command, [word for word in words if word not in ("--help", "-h")])
     if "--help" in words or "-h" in words:
         from usl_lightning.runner import print_help
 
-        print_help(command, [word for word in words if word not in ("--help", "-h")])
+        print_help(stage)
     else:
-        run_stage(StageCommand.parse(command, words))
+        run_stage(stage)
 
 
 def _print_configs() -> None:

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentError
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
 from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN, check_resume
+from usl_lightning.complaints import check_keys, explain
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sources import dataset_id
@@ -62,7 +63,7 @@ class StageCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as error:
-            raise UslError(_one_line(str(error), self.stage, parser)) from error
+            raise UslError(explain(str(error), self.stage, parser.get_defaults(skip_validation=True).keys())) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer comes last, when the run is known to be possible."""
@@ -74,6 +75,7 @@ class StageCLI(LightningCLI):
             self.parser.dump(self.config, skip_none=False, skip_link_targets=True, format="yaml")
         )
         config.pop("config", None)
+        check_keys(self.stage, flatten(config))
         return config
 
     def build_trainer(self, identity: dict[str, Any], config: dict[str, Any]) -> Trainer:
@@ -206,16 +208,3 @@ def _finish(cli: StageCLI, trainer: Trainer, metrics: dict[str, Any]) -> dict[st
 _VERBS: dict[str, Callable[[StageCLI, Trainer, Path | None], dict[str, Any]]] = {
     "fit": _fit, "validate": _test, "test": _test, "predict": _predict, "select": _select,
 }  # fmt: skip
-
-
-def print_help(command: str, words: list[str]) -> None:
-    """Print every parameter of a stage, those of its configuration's model and data included."""
-    stage = StageCommand.parse(command, words)
-    cli = StageCLI.__new__(StageCLI)
-    cli.stage = stage
-    raise UslError("not yet")
-
-
-def _one_line(message: str, stage: StageCommand, parser: LightningArgumentParser) -> str:
-    """The line of a parser's complaint that matters, with the file it is about and the nearest name."""
-    return message

@@ -1,0 +1,117 @@
+"""Turns a parser's page of complaint into the one line that matters."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from usl_lightning.configs import load_yaml
+from usl_lightning.errors import UslError, did_you_mean
+from usl_lightning.identity import flatten
+from usl_lightning.stage import StageCommand
+
+_GIVEN = re.compile(r"NestedArg\(key='([^']*)'")
+_KEY = re.compile(r"Parser key \"([^\"]+)\":")
+_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_TROUBLE = re.compile(
+    r"Option '(?P<unknown>[^']+)' is not accepted"
+    r"|Expected an? (?P<expected>.+?)\. Got value: (?P<got>.*)"
+    r"|(?P<module>(?:No module named|module) '.*)"
+    r"|[Uu]nrecognized arguments: --(?P<argument>[\w.+-]+)"
+    r"|following arguments are required: (?P<required>.+)"
+    r"|Key '(?P<key>[^']+)' is not expected"
+)
+
+
+def explain(message: str, stage: StageCommand, known: Iterable[str]) -> str:
+    """One line for a parser's message: where the key was given, what is wrong with it, the nearest name.
+
+    Args:
+        message: as the parser raised it.
+        stage: what was typed; tells which file or option the key came from.
+        known: dotted keys that the parser knows.
+    """
+    path = [name for name in _KEY.findall(message) if name]
+    given = _GIVEN.search(message)
+    for trouble in _TROUBLE.finditer(message):
+        found = trouble.groupdict()
+        if found["expected"] == "<class 'NoneType'>":
+            continue
+        prefix = ".".join([*path[:1], given[1]] if given else path)
+        if found["unknown"] or found["key"]:
+            leaf = found["unknown"] or found["key"]
+            names = _parameters(_CLASS.findall(message)[: len(path)])
+            key = prefix if prefix.endswith(leaf) else f"{prefix}.{leaf}"
+            return f"{_where(stage, key)}: unknown key '{leaf}'{did_you_mean(leaf, names)}; {_expected(names)}"
+        if found["argument"]:
+            key = found["argument"].split("=")[0]
+            return f"{_where(stage, key)}: unknown key{did_you_mean(key, known)}"
+        if found["module"]:
+            return f"{_where(stage, prefix)}: {found['module'].strip()}"
+        if found["required"]:
+            parent = path[0] if path else ""
+            missing = [f"--{parent}.{name.strip()}" for name in found["required"].split(",")]
+            return f"{stage.configs[-1]}: {', '.join(missing)} must be given"
+        if found["expected"]:
+            return f"{_where(stage, prefix)}: expected {_plain(found['expected'])}, found {found['got'].strip()}"
+    return " ".join(message.split())
+
+
+def _where(stage: StageCommand, key: str) -> str:
+    """The option or the file that a dotted key was given in."""
+    leaf = key.rpartition(".")[2]
+    for option in stage.overrides:
+        if option == key or option.rpartition(".")[2] == leaf:
+            return f"--{option}"
+    for path in reversed(stage.configs):
+        for name in flatten(load_yaml(path)):
+            if name == key or leaf in name.split("."):
+                return f"{path}: {name}"
+    return key
+
+
+def _parameters(classes: list[str]) -> list[str]:
+    """Parameter names of the innermost class that can be imported, its bases' included."""
+    for name in reversed(classes):
+        module, _, attribute = name.rpartition(".")
+        try:
+            found: Any = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError):
+            continue
+        return sorted(
+            {
+                parameter
+                for base in inspect.getmro(found)
+                if "__init__" in vars(base) and base.__module__.startswith("usl_lightning")
+                for parameter, kind in inspect.signature(base.__init__).parameters.items()
+                if parameter != "self" and kind.kind is not inspect.Parameter.VAR_KEYWORD
+            }
+        )
+    return []
+
+
+def _expected(names: list[str]) -> str:
+    return f"expected one of {', '.join(names)}" if names else "see --help"
+
+
+def _plain(expected: str) -> str:
+    words = re.sub(r"<class '(\w+)'>", r"\1", expected).replace("typing.", "")
+    choices = re.fullmatch(r"Literal\[(.+)\]", words)
+    return f"one of {choices[1]}" if choices else words
+
+
+def check_keys(stage: StageCommand, resolved: Mapping[str, Any]) -> None:
+    """Refuse keys that the parser took for something else, as it does with abbreviations of nested names.
+
+    Args:
+        stage: what was typed.
+        resolved: the configuration with every default, as dotted keys.
+
+    Raises:
+        UslError: names the key, its file and the nearest valid one.
+    """
+    for key in stage.flat():
+        name = key.rstrip("+")
+        if not any(full == name or full.startswith(f"{name}.") or name.startswith(f"{full}.") for full in resolved):
+            raise UslError(f"{_where(stage, name)}: unknown key '{name}'{did_you_mean(name, resolved)}")

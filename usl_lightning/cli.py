@@ -3,6 +3,7 @@
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from usl_lightning import __version__
 from usl_lightning.configs import shipped, shipped_folder
@@ -67,6 +68,8 @@ def _dispatch(words: list[str]) -> None:
         from usl_lightning.pipeline import main as run_chain
 
         run_chain(words[1:])
+    elif words[0] == "views":
+        _draw_views(words[1:])
     elif words[0] in COMMANDS:
         _run_stage(words[0], words[1:])
     else:
@@ -80,11 +83,21 @@ def _run_stage(command: str, words: list[str]) -> None:
 
     stage = StageCommand.parse(command, [word for word in words if word not in ("--help", "-h")])
     if "--help" in words or "-h" in words:
-        from usl_lightning.runner import print_help
+        from usl_lightning.helptext import print_help
 
         print_help(stage)
     else:
         run_stage(stage)
+
+
+def _draw_views(words: list[str]) -> None:
+    from usl_lightning.stage import StageCommand
+
+    stage = StageCommand.parse("fit", words)
+    out = stage.overrides.pop("out", "views.png")
+    from usl_lightning.report.views import draw_views
+
+    draw_views(stage, Path(out))
 
 
 def _print_configs() -> None:

@@ -34,10 +34,15 @@ def _spec(data: ImageData) -> ImageSpec:
 
 
 class StageCLI(LightningCLI):
-    """LightningCLI for one sub-command: parses and instantiates; `run` does the rest."""
+    """LightningCLI for one sub-command: parses and instantiates; `run` does the rest.
 
-    def __init__(self, stage: StageCommand) -> None:
-        self.stage = stage
+    Args:
+        stage: what was typed.
+        build: False only parses.
+    """
+
+    def __init__(self, stage: StageCommand, build: bool = True) -> None:
+        self.stage, self._build = stage, build
         arguments = [*(f"--config={path}" for path in stage.configs), *stage.override_arguments()]
         super().__init__(
             trainer_class=Trainer,
@@ -64,6 +69,11 @@ class StageCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except ArgumentError as error:
             raise UslError(explain(str(error), self.stage, parser.get_defaults(skip_validation=True).keys())) from error
+
+    def instantiate_classes(self) -> None:
+        """Build the data and the model, unless only the configuration is wanted."""
+        if self._build:
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer comes last, when the run is known to be possible."""

@@ -223,7 +223,7 @@ class SemiSupervisedData(ImageData):
     """A few labelled images and many unlabelled ones.
 
     Args:
-        labels: the label index; only its entries ever carry a label into training.
+        labels: the label index, which must be given; only its entries ever carry a label into training.
         batch_size: B, labelled images of the global batch. With fewer labels than B they repeat.
         unlabelled_ratio: μ; the global batch has μB unlabelled images.
         include_labelled: the labelled images are among the unlabelled ones too (FixMatch's default).
@@ -233,7 +233,7 @@ class SemiSupervisedData(ImageData):
     # `**images` is resolved by the command line to the parameters of `ImageData`, each typed and documented.
     def __init__(
         self,
-        labels: str,
+        labels: str | None = None,
         batch_size: int = 64,
         unlabelled_ratio: int = 7,
         include_labelled: bool = True,
@@ -246,6 +246,8 @@ class SemiSupervisedData(ImageData):
     @property
     def index(self) -> LabelIndex:
         """The label index, read once and checked against the images."""
+        if self.labels is None:
+            raise UslError("data.labels: expected a label index; `usl select` writes one")
         if self._index is None:
             index, source = LabelIndex.read(self.labels), self.train_source
             index.check(dataset_id(source), source.classes, source.files)

@@ -92,7 +92,7 @@ def _is_current(path: Path, header: bytes, nbytes: int) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise UslError(f"{path}: decoded images cannot be read ({error.strerror})") from error
+        raise UslError(f"{path}: cannot be used ({error.strerror}); give another --data.cache") from error
 
 
 def _build(source: FolderSource, path: Path, header: bytes) -> None:
@@ -132,7 +132,7 @@ def _locked(path: Path) -> Iterator[bool]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path.with_name(path.name + ".lock"), "wb")  # noqa: SIM115 (closed below)
     except OSError as error:
-        raise UslError(f"{path.parent}: cannot be written ({error.strerror}); give another --data.cache") from error
+        raise UslError(f"{path.parent}: cannot be used ({error.strerror}); give another --data.cache") from error
     with lock:
         yield _lock(lock.fileno())
 

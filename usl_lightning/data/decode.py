@@ -93,11 +93,11 @@ def decode(content: bytes, where: str, channels: int, size: int | None) -> NDArr
                 plain = _square(plain, size)
             if orientation in _TRANSPOSE:
                 plain = plain.transpose(_TRANSPOSE[orientation])
+            pixels = np.asarray(plain)
         except UslError:
             raise
         except Exception as error:  # PIL's plug-ins raise OSError, SyntaxError, struct.error, ValueError, …
             raise UnreadableImageError(f"{where}: damaged image ({error})") from error
-    pixels = np.asarray(plain)
     return pixels[:, :, None] if channels == 1 else pixels
 
 
@@ -146,7 +146,6 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    box = (left, top, left + side, top + side)
-    if side == size:
-        return image.crop(box)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    if width != height:
+        image = image.crop((left, top, left + side, top + side))
+    return image if side == size else image.resize((size, size), Image.Resampling.BILINEAR)

@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import tarfile
+import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
@@ -43,8 +44,10 @@ def fetch(item: Download, folder: Path) -> None:
         _transfer(item.url, temporary)
         _check(item, temporary)
     if archive:
-        _unpack(target, folder)
-        target.unlink()
+        try:
+            _unpack(target, folder)
+        finally:
+            target.unlink()
 
 
 def _transfer(url: str, target: Path) -> None:
@@ -66,8 +69,13 @@ def _check(item: Download, path: Path) -> None:
 
 
 def _unpack(archive: Path, folder: Path) -> None:
+    """Unpack beside the archive; what is in it appears in `folder` only when all of it is written."""
     try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")  # refuses absolute paths, "..", links out and devices
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as temporary:
+            with tarfile.open(archive) as tar:
+                tar.extractall(temporary, filter="data")  # refuses absolute paths, "..", links out, devices
+            for path in Path(temporary).iterdir():
+                if not (folder / path.name).exists():
+                    path.rename(folder / path.name)
     except (tarfile.TarError, OSError) as error:
         raise UslError(f"{archive}: cannot be unpacked ({error}); is the disk full?") from error

@@ -295,6 +295,6 @@ def _unreadable(listing: FileList) -> tuple[str, ...]:
 
     failed = map_in_order(fails, listing.files)
     skipped = tuple(file for file, bad in zip(listing.files, failed, strict=True) if bad)
-    with contextlib.suppress(UslError):  # no place to keep it: the next start looks again
+    with contextlib.suppress(UslError, OSError):  # no place to keep it: the next start looks again
         write_json(kept, skipped)
     return skipped

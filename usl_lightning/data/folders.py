@@ -186,7 +186,7 @@ def _write_index(index: Path, found: FileList, started: int) -> None:
         "files": found.files,
         "sizes": found.sizes,
     }
-    with contextlib.suppress(UslError):  # no place to keep it: the next start scans again
+    with contextlib.suppress(UslError, OSError):  # no place to keep it: the next start scans again
         write_text(index, json.dumps(value))
 
 

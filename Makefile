@@ -1,0 +1,40 @@
+# One verb a habit. Everything runs in .venv, which the first verb makes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= $(shell nproc)
+
+.PHONY: quickstart test lint format bench notebooks clean
+
+quickstart: $(VENV)/.installed  ## pretrain, select 10 images, train from their labels: digits, about two minutes
+	$(BIN)/usl run digits_quickstart.yaml
+
+test: $(VENV)/.dev  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev  ## rewrite the code in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## every benchmark; writes tests/benchmarks/results/
+	for file in tests/benchmarks/*.py; do grep -q __main__ $$file && $(BIN)/python $$file; done
+
+notebooks: $(VENV)/.dev  ## run the notebooks, if there are any
+	for file in notebooks/*.ipynb; do [ -e $$file ] && $(BIN)/python -m jupyter nbconvert --execute --inplace $$file; done; true
+
+clean:  ## what the other verbs made; runs/ is kept
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
+	touch $@

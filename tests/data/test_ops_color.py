@@ -65,7 +65,7 @@ def test_enhancements_equal_pillow(name: str, operation: str) -> None:
         factor = spread(len(images), 0.0, 2.0, turn)
         factor[0] = 1.0
         difference = against_pil(
-            images, ours(images, factor), lambda x, i: pillow(x).enhance(float(factor[i]))
+            images, ours(images, factor), lambda x, i, f=factor: pillow(x).enhance(float(f[i]))
         )
         assert difference == 0
 

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from usl_lightning.data.pixels import pieces, to_uint8
+
 _ONE = 65536  # 1.0 in fixed point with 16 binary places
 
 
@@ -210,33 +212,49 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         rows: weights [b or 1, out_h, h]; columns: weights [b or 1, out_w, w]; each row of them sums to 1.
 
     uint8 follows Pillow: columns first, bytes in between. The weights are rounded to 16 binary places, so that
-    all sums are below 2^24 and therefore exact in float32 in whatever order a library adds them: the result
+    all sums have at most 24 bits and are exact in float32 in whatever order a library adds them: the result
     does not depend on the batch or the machine. Matrix products are kept out of autocast.
     """
     b, c, h, w = images.shape
     with torch.autocast(images.device.type, enabled=False):
-        across = columns.transpose(1, 2)
         if images.dtype != torch.uint8:
-            return rows.to(images.dtype)[:, None] @ (images @ across.to(images.dtype)[:, None])
-        pixels = images.to(torch.float32).view(b, c * h, w)
-        wide = _whole_sums(across.expand(b, w, -1), lambda weights: pixels @ weights).view(b, c, h, -1)
-        tall = _whole_sums(rows[:, None].expand(b, c, -1, h), lambda weights: weights @ wide)
-        return tall.to(torch.int32).to(torch.uint8)
+            across, down = columns.to(images.dtype).transpose(1, 2), rows.to(images.dtype)
+            return down[:, None] @ (images @ across[:, None])
+        every = slice(0, 1)
+        out = images.new_empty(b, c, rows.shape[1], columns.shape[1])
+        for start in range(0, b, pieces(images)):
+            part = slice(start, start + pieces(images))
+            out[part] = _resample_bytes(
+                images[part],
+                rows[part if len(rows) > 1 else every],
+                columns[part if len(columns) > 1 else every],
+            )
+        return out
 
 
-def _whole_sums(weights: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
-    """`product(weights)` of weights in fixed point (16 binary places), rounded to whole numbers within [0, 255].
+def _resample_bytes(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`resample` of uint8 images, in float32 and bytes [b, c, out_h, out_w]."""
+    b, c, h, w = images.shape
+    # [b, out_w, c·h], then [b, out_w·c, out_h]: both products are large, and nothing is copied between them.
+    pixels = images.to(torch.float32).reshape(b, c * h, w).transpose(1, 2)
+    wide = _exact_sums(columns.expand(b, -1, w), lambda weights: weights @ pixels)
+    wide = wide.add_(0.5).floor_().clamp_(0, 255).view(b, -1, h)
+    tall = _exact_sums(rows.expand(b, -1, h), lambda weights: wide @ weights.transpose(1, 2))
+    bytes_ = to_uint8(tall.add_(0.5).clamp_(0, 255))
+    return bytes_.view(b, -1, c, rows.shape[1]).permute(0, 2, 3, 1)
+
+
+def _exact_sums(weights: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+    """`product(weights)` of weights rounded to 16 binary places.
 
     Where the library may compute float32 products with fewer bits (TF32, bfloat16), the weights go in as two
     bytes, which keeps every product and sum exact.
     """
     weights = (weights * _ONE).round_()
     if weights.device.type == "cpu" and torch.get_float32_matmul_precision() == "highest":
-        sums = product(weights)
-    else:
-        high = (weights / 256).floor_()
-        sums = product(high) * 256 + product(weights - 256 * high)
-    return sums.add_(_ONE // 2).mul_(1 / _ONE).floor_().clamp_(0, 255)
+        return product(weights.mul_(1 / _ONE))
+    high = (weights / 256).floor_()
+    return product(high).mul_(256 / _ONE).add_(product(weights - 256 * high), alpha=1 / _ONE)
 
 
 def resized_crop(

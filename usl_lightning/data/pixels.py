@@ -10,6 +10,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+# Values worked on at a time on a CPU: 1 MiB of float32, so that intermediate results stay in its cache.
+_PIECE = 2**18
+
 # Pillow's fixed-point weights of red, green and blue in luminance (ITU-R 601-2), over 2^16.
 _LUMA = (19595.0, 38470.0, 7471.0)
 
@@ -46,6 +49,11 @@ def luminance(images: Tensor) -> Tensor:
     return red.add_(green).add_(blue).add_(32768).mul_(2.0**-16).floor_().unsqueeze(1)
 
 
+def pieces(images: Tensor) -> int:
+    """How many samples to work on at a time: all, but on a CPU as many as its cache holds."""
+    return max(1, _PIECE // max(1, images[0].numel())) if images.device.type == "cpu" else len(images)
+
+
 def switch(
     images: Tensor,
     choice: Tensor,
@@ -71,11 +79,8 @@ def switch(
         if images.device.type != "cpu":
             out = torch.where(per_sample(mine), branch(images, *parameters), out)
             continue
-        rows = mine.nonzero()[:, 0]
-        if len(rows) == len(images):
-            return branch(images, *parameters)
-        if len(rows) > 0:
-            out = images.clone() if out is images else out
+        out = images.clone() if out is images else out
+        for rows in mine.nonzero()[:, 0].split(pieces(images)):
             out.index_copy_(0, rows, branch(images[rows], *(values[rows] for values in parameters)))
     return out
 

@@ -1,15 +1,16 @@
 """How fast views are made, against the usual per-image pipeline of torchvision transforms on Pillow images.
 
-    python tests/benchmarks/views.py [--threads 1] [--repeats 7]
+    python tests/benchmarks/views.py [--threads 1] [--repeats 15]
 
 Both sides start from the same real 32×32 images, kept as they like best (uint8 batch; Pillow images), and end with
-float tensors. They are timed in turns, so that a slow moment of the machine hits both; the best of each counts.
+float tensors. They are timed in turns, so that a slow moment of the machine hits both; the median of each counts.
 Prints a table and writes tests/benchmarks/results/views.json.
 """
 
 import argparse
 import json
 import random
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -83,7 +84,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def compare(view: torch.nn.Module, pipeline: Callable[[Image.Image], Tensor], repeats: int) -> dict[str, Any]:
-    """Best times in milliseconds a batch, and their ratio."""
+    """Median times in milliseconds a batch, and their ratio."""
     patches = photos(BATCH, SIDE)
     images = (
         torch.from_numpy(np.stack([np.asarray(patch) for patch in patches])).permute(0, 3, 1, 2).contiguous()
@@ -91,9 +92,9 @@ def compare(view: torch.nn.Module, pipeline: Callable[[Image.Image], Tensor], re
     ours, theirs = [], []
     for step in range(repeats + 1):
         key = Key.of(0, "benchmark", step, slots=torch.arange(BATCH))
-        ours.append(min(seconds(lambda key=key: view(images, key)) for _ in range(3)))
+        ours.append(seconds(lambda key=key: view(images, key)))
         theirs.append(seconds(lambda: torch.stack([pipeline(patch) for patch in patches])))
-    ours_ms, theirs_ms = (round(1000 * min(times[1:]), 2) for times in (ours, theirs))
+    ours_ms, theirs_ms = (round(1000 * statistics.median(times[1:]), 2) for times in (ours, theirs))
     return {
         "ours_ms": ours_ms,
         "pil_ms": theirs_ms,
@@ -109,7 +110,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=1, help="torch threads (Pillow uses one)")
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "views.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

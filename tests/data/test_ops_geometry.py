@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
-from real_images import photos, to_pil
+from real_images import photos
 from test_ops_color import SETS, against_pil, images_of, spread, worst
 from torch import Tensor
 from torchvision.transforms import functional as tv

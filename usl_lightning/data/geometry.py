@@ -215,7 +215,7 @@ def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     all sums have at most 24 bits and are exact in float32 in whatever order a library adds them: the result
     does not depend on the batch or the machine. Matrix products are kept out of autocast.
     """
-    b, c, h, w = images.shape
+    b, c = images.shape[:2]
     with torch.autocast(images.device.type, enabled=False):
         if images.dtype != torch.uint8:
             across, down = columns.to(images.dtype).transpose(1, 2), rows.to(images.dtype)

@@ -5,12 +5,14 @@ what Pillow does, rounding included; on floats it does what torchvision does to 
 in the tests. Between the steps of a recipe images are uint8, so a recipe equals the Pillow pipeline step by step.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-# Values worked on at a time on a CPU: 1 MiB of float32, so that intermediate results stay in its cache.
+# Values worked on at a time on a CPU: 1 MiB of float32, so that intermediate results stay in its
+# cache, and are not given back to the operating system and asked for again at every step.
 _PIECE = 2**18
 
 # Pillow's fixed-point weights of red, green and blue in luminance (ITU-R 601-2), over 2^16.
@@ -71,18 +73,37 @@ def switch(
     On a CPU each function sees only its own samples. Elsewhere every function sees every sample and `where`
     picks, because finding the samples of a branch would make the host wait for the device.
     """
+    if images.device.type == "cpu":
+        return _switch_sorted(images, choice, branches, parameters)
     out = images
     for number, branch in enumerate(branches):
-        if branch is None:
-            continue
-        mine = choice == number
-        if images.device.type != "cpu":
-            out = torch.where(per_sample(mine), branch(images, *parameters), out)
-            continue
-        out = images.clone() if out is images else out
-        for rows in mine.nonzero()[:, 0].split(pieces(images)):
-            out.index_copy_(0, rows, branch(images[rows], *(values[rows] for values in parameters)))
+        if branch is not None:
+            out = torch.where(per_sample(choice == number), branch(images, *parameters), out)
     return out
+
+
+def _switch_sorted(
+    images: Tensor,
+    choice: Tensor,
+    branches: Sequence[Callable[..., Tensor] | None],
+    parameters: Sequence[Tensor],
+) -> Tensor:
+    """`switch` on the samples sorted by branch, some at a time."""
+    known = torch.where((choice >= 0) & (choice < len(branches)), choice, len(branches))
+    order = known.argsort(stable=True)
+    ordered = [values.index_select(0, order) for values in (images, *parameters)]
+    step = pieces(images)
+    done = []
+    start = 0
+    for branch, count in zip((*branches, None), known.bincount(minlength=len(branches) + 1).tolist(), strict=True):
+        end = start + count
+        while start < end:
+            left = end - start
+            stop = end if branch is None else start + math.ceil(left / math.ceil(left / step))
+            some = [values[start:stop] for values in ordered]
+            done.append(some[0] if branch is None else branch(*some))
+            start = stop
+    return torch.cat(done).index_select(0, order.argsort())
 
 
 def on_samples(

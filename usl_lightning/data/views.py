@@ -30,6 +30,7 @@ from usl_lightning.data.steps import (
     Greyscale,
     RandomResizedCrop,
     Resize,
+    Rotate,
     Step,
 )
 
@@ -143,5 +144,130 @@ class SimCLRView(Recipe):
                 ColorJitter(0.8 * s, 0.8 * s, 0.8 * s, 0.2 * s, p=0.8),
                 Greyscale(p=0.2),
                 *([GaussianBlur(blur)] if blur > 0 else []),
+            ]
+        )
+
+
+class MoCoV2View(Recipe):
+    """MoCo v2's view (Chen et al., 2020b, §3): crop, mirror, jitter, grey, blur.
+
+    Args:
+        size: side of the result; None keeps the images' size.
+        scale: share of the area cropped, smallest and largest.
+        blur: probability of the blur (σ uniform in 0.1 to 2 pixels, 13 taps; CIFAR 0).
+        flip: whether to mirror.
+    """
+
+    def __init__(
+        self,
+        size: int | None = None,
+        scale: tuple[float, float] = (0.2, 1.0),
+        blur: float = 0.5,
+        flip: bool = True,
+    ) -> None:
+        super().__init__(
+            [
+                RandomResizedCrop(size, scale, flip=flip),
+                ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+                Greyscale(p=0.2),
+                *([GaussianBlur(blur, kernel=13)] if blur > 0 else []),
+            ]
+        )
+
+
+class SimSiamView(MoCoV2View):
+    """SimSiam's view (Chen and He, 2021, §4): MoCo v2's; on CIFAR (its appendix D) without blur: `blur: 0`."""
+
+
+class SeLaView(Recipe):
+    """SeLa's view (Asano et al., 2020, appendix A, and its code): crop, jitter on every sample, grey, mirror.
+
+    Args:
+        size: side of the result; None keeps the images' size.
+        scale: share of the area cropped, smallest and largest.
+        flip: whether to mirror.
+    """
+
+    def __init__(
+        self, size: int | None = None, scale: tuple[float, float] = (0.2, 1.0), flip: bool = True
+    ) -> None:
+        super().__init__(
+            [RandomResizedCrop(size, scale, flip=flip), ColorJitter(0.4, 0.4, 0.4, 0.4, p=1.0), Greyscale(p=0.2)]
+        )
+
+
+class USLTView(Recipe):
+    """USL-T's strong view (Wang et al., 2022, §2.3), which its code takes from SCAN (Van Gansbeke et al., 2020).
+
+    Mirror and move, four operations of the pool with uniform magnitudes (shear and translation up to 0.1), a grey
+    square of random size up to half the side.
+
+    Args:
+        flip: whether to mirror (not for digits or letters).
+        translate: the largest move, as a share of the side.
+        num_ops: operations drawn for each sample.
+        cutout: largest side of the painted square as a share of the side; 0 for none.
+    """
+
+    def __init__(
+        self, flip: bool = True, translate: float = 0.125, num_ops: int = 4, cutout: float = 0.5
+    ) -> None:
+        super().__init__(
+            [
+                FlipTranslate(flip, translate),
+                RandAugment(num_ops, 1.0, "torchssl", max_shear=0.1, max_translate=0.1),
+                Cutout(cutout, random_size=True, fill=(125.0, 123.0, 114.0)),
+            ]
+        )
+
+
+class CoMatchStrong(Recipe):
+    """CoMatch's second strong view (Li et al., 2021, §4.1): crop, mirror, jitter, grey; no blur.
+
+    Its first strong view, the one with the classification loss, is `FixMatchStrong`.
+
+    Args:
+        size: side of the result; None keeps the images' size.
+        scale: share of the area cropped, smallest and largest.
+        flip: whether to mirror.
+    """
+
+    def __init__(
+        self, size: int | None = None, scale: tuple[float, float] = (0.2, 1.0), flip: bool = True
+    ) -> None:
+        super().__init__(
+            [
+                RandomResizedCrop(size, scale, flip=flip),
+                ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+                Greyscale(p=0.2),
+            ]
+        )
+
+
+class SmallGreyView(Recipe):
+    """A contrastive view for small images of one channel: turn, crop, brightness and contrast.
+
+    With 64 to 784 pixels and no colour, SimCLR's crops from 8% of the area leave nothing to recognise. The
+    defaults suit handwritten digits; for Fashion-MNIST mirror as well and crop from 0.3.
+
+    Args:
+        scale: share of the area cropped, smallest and largest.
+        degrees: the largest turn either way.
+        jitter: brightness and contrast factors are uniform in 1 ± jitter, with probability 0.8.
+        flip: whether to mirror (not for digits or letters).
+    """
+
+    def __init__(
+        self,
+        scale: tuple[float, float] = (0.5, 1.0),
+        degrees: float = 15.0,
+        jitter: float = 0.4,
+        flip: bool = False,
+    ) -> None:
+        super().__init__(
+            [
+                Rotate(degrees),
+                RandomResizedCrop(None, scale, flip=flip),
+                ColorJitter(jitter, jitter, 0.0, 0.0, p=0.8),
             ]
         )

@@ -63,13 +63,16 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UslError: the file is missing, damaged, or holds anything but tensors and plain data.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UslError(f"{path}: no such checkpoint") from None
     except Exception as error:
         raise UslError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); it is damaged or of another program"
         ) from error
+    if not isinstance(checkpoint, dict):
+        raise UslError(f"{path}: holds a {type(checkpoint).__name__}; expected a checkpoint written by `usl fit`")
+    return checkpoint
 
 
 def encoder_entry(encoder: Encoder, **prefixes: str) -> dict[str, Any]:
@@ -84,7 +87,7 @@ def encoder_entry(encoder: Encoder, **prefixes: str) -> dict[str, Any]:
 def _stored(path: str | Path, weights: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     checkpoint = read_checkpoint(path)
     entry = checkpoint.get(ENTRY)
-    if not isinstance(entry, dict) or "state_dict" not in checkpoint:
+    if not isinstance(entry, dict) or not {"spec", "prefixes"} <= entry.keys() or "state_dict" not in checkpoint:
         raise UslError(f"{path}: holds no encoder; expected a checkpoint written by `usl fit`")
     if weights not in entry["prefixes"]:
         raise UslError(f"{path}: holds no {weights} weights; it has {', '.join(entry['prefixes'])}")
@@ -111,11 +114,15 @@ def init_encoder(encoder: Encoder, path: str | Path) -> None:
     """Copy an earlier stage's encoder, normalisation included, into `encoder`.
 
     Raises:
-        UslError: any weight is missing, unexpected, or of another shape; nothing is copied then.
+        UslError: another backbone, or any weight is missing, unexpected, or of another shape; nothing is
+            copied then.
     """
     spec, state = _stored(path, "online")
     own = encoder.state_dict()
     wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
+    # Weights of the same names and shapes can be those of another network (`small`, `small_s2`).
+    if not wrong and _architecture(spec["backbone"]) != _architecture(encoder.backbone):
+        wrong = ["the backbone"]
     if wrong:
         names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise UslError(
@@ -123,3 +130,8 @@ def init_encoder(encoder: Encoder, path: str | Path) -> None:
             f"images, this model has '{encoder.backbone}' for {encoder.image.channels}; they differ in {names}"
         )
     encoder.load_state_dict(state)
+
+
+def _architecture(backbone: str) -> str:
+    """The name without timm's tag of the weights: `resnet18.a1_in1k` is a `resnet18`."""
+    return backbone.partition(".")[0]

@@ -62,4 +62,5 @@ def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tu
             f"expected one of {', '.join(OURS)} or a model of timm"
         )
     net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels)
-    return net, int(net.num_features)  # type: ignore[arg-type]
+    # Some networks (MobileNet v3) end in a wider layer than their last maps.
+    return net, int(getattr(net, "head_hidden_size", net.num_features))  # type: ignore[arg-type]

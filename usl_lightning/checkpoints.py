@@ -57,23 +57,34 @@ class Checkpoints(Callback):
     ) -> None:
         self.folder, self.every_minutes, self.every_steps = folder, every_minutes, every_steps
         self.identity = dict(identity or {})
-        self._saved_step, self._saved_time = -1, 0.0
+        self._step, self._saved_step, self._saved_time = -1, -1, 0.0
+        self._due = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The step a resumed run starts from is saved already."""
-        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+        """The step a resumed run starts from is saved already; what a killed run left half written goes."""
+        self._step = self._saved_step = trainer.global_step
+        self._saved_time = time.monotonic()
+        if trainer.is_global_zero:
+            for torn in self.folder.glob(".step=*.tmp"):
+                torn.unlink(missing_ok=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when it is time; called after every state change of the step, all of which precede it."""
-        if trainer.global_step == self._saved_step:
-            return
+        if trainer.global_step == self._step:
+            return  # amid accumulation: the gradients so far would be lost
+        self._step = trainer.global_step
         if self.every_steps is not None:
-            due = trainer.global_step % self.every_steps == 0
+            self._due = trainer.global_step % self.every_steps == 0
         else:
-            due = trainer.strategy.broadcast(time.monotonic() - self._saved_time >= 60 * self.every_minutes)
-        if due:
+            self._due = trainer.strategy.broadcast(time.monotonic() - self._saved_time >= 60 * self.every_minutes)
+        if self._due and not _validates_after(trainer, batch_idx):
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A checkpoint due at a step that is validated waits for it: a resume does not validate that step again."""
+        if self._due:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,7 +103,13 @@ class Checkpoints(Callback):
             _point(self.folder / "last.ckpt", path.name)
             for old in sorted(self.folder.glob("step=*.ckpt"))[:-2]:
                 old.unlink(missing_ok=True)
-        self._saved_step, self._saved_time = trainer.global_step, time.monotonic()
+        self._saved_step, self._saved_time, self._due = trainer.global_step, time.monotonic(), False
+
+
+def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates once this batch is done; never known in advance if that goes by time."""
+    every: float | None = trainer.val_check_batch
+    return trainer.enable_validation and every is not None and (batch_idx + 1) % every == 0
 
 
 def _point(link: Path, target: str) -> None:

@@ -72,9 +72,7 @@ class Progress(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start at the step the run starts from, and drop what was logged after it."""
         self._first, self._begun = trainer.global_step, time.monotonic()
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.rewind(trainer.global_step)
+        _rewind(trainer)
         if trainer.is_global_zero and sys.stderr.isatty():
             self._bar = tqdm(
                 desc=self.label,
@@ -104,6 +102,10 @@ class Progress(Callback):
                 flush=True,
             )
 
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run killed while it was tested is tested again, without training in between."""
+        _rewind(trainer)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the last state of the bar standing."""
         self._close()
@@ -116,6 +118,12 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _rewind(trainer: Trainer) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsCSV):
+            logger.rewind(trainer.global_step)
 
 
 def _shown(trainer: Trainer) -> str:

@@ -200,9 +200,11 @@ def blur_matrix(sigma: Tensor, kernel: int, size: int) -> Tensor:
     weight = torch.exp(-0.5 * (tap / sigma.double()[:, None]) ** 2)
     weight = (weight / weight.sum(1, keepdim=True)).to(torch.float32)
     place = torch.arange(size, device=sigma.device)
-    source = _reflect(place[:, None] + tap, size)
-    spread = (source[:, :, None] == place).to(torch.float32)
-    return (spread * weight[:, None, :, None]).sum(2)
+    matrix = torch.zeros(len(sigma), size, size, device=sigma.device)
+    for number in range(kernel):  # of the taps, not of the samples
+        source = _reflect(place + number - radius, size)
+        matrix += weight[:, number].view(-1, 1, 1) * (source[:, None] == place)
+    return matrix
 
 
 def resample(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

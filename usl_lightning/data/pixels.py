@@ -73,8 +73,17 @@ def switch(
     On a CPU each function sees only its own samples. Elsewhere every function sees every sample and `where`
     picks, because finding the samples of a branch would make the host wait for the device.
     """
-    if images.device.type == "cpu":
-        return _switch_sorted(images, choice, branches, parameters)
+    dispatch = _switch_sorted if images.device.type == "cpu" else _switch_where
+    return dispatch(images, choice, branches, parameters)
+
+
+def _switch_where(
+    images: Tensor,
+    choice: Tensor,
+    branches: Sequence[Callable[..., Tensor] | None],
+    parameters: Sequence[Tensor],
+) -> Tensor:
+    """`switch` without asking the device which samples a branch has."""
     out = images
     for number, branch in enumerate(branches):
         if branch is not None:
@@ -95,7 +104,9 @@ def _switch_sorted(
     step = pieces(images)
     done = []
     start = 0
-    for branch, count in zip((*branches, None), known.bincount(minlength=len(branches) + 1).tolist(), strict=True):
+    for branch, count in zip(
+        (*branches, None), known.bincount(minlength=len(branches) + 1).tolist(), strict=True
+    ):
         end = start + count
         while start < end:
             left = end - start

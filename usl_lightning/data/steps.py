@@ -194,7 +194,7 @@ class Cutout(Step):
 
     Args:
         size: side of the square as a share of the images' shorter side.
-        random_size: draw the side uniformly from 0 (one pixel if `size` is in whole steps) up to `size`.
+        random_size: draw the side uniformly from 0 to `size`; in whole pixels either way.
         fill: 0 to 255, one number for every channel or one a channel.
     """
 

@@ -192,7 +192,11 @@ class SeLaView(Recipe):
         self, size: int | None = None, scale: tuple[float, float] = (0.2, 1.0), flip: bool = True
     ) -> None:
         super().__init__(
-            [RandomResizedCrop(size, scale, flip=flip), ColorJitter(0.4, 0.4, 0.4, 0.4, p=1.0), Greyscale(p=0.2)]
+            [
+                RandomResizedCrop(size, scale, flip=flip),
+                ColorJitter(0.4, 0.4, 0.4, 0.4, p=1.0),
+                Greyscale(p=0.2),
+            ]
         )
 
 

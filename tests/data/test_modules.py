@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -166,6 +167,16 @@ def test_keys_are_of_seed_step_and_global_slot(folder: Path, seed: int, step: in
     share = batches(attach(images(folder, seed=seed), rank=1, world=2, step=step), 1)[0]
     key = Key.of(seed, "images", step, slots=torch.arange(4, 8))
     assert torch.equal(share.key.bits(2), key.bits(2))
+
+
+@pytest.mark.parametrize("make", [images, semi])
+def test_workers_need_nothing_of_the_run(folder: Path, make: Any) -> None:
+    """Where worker processes are spawned, what they run is pickled: a trainer with its bars and files cannot be."""
+    data = attach(make(folder, residence="stream"))
+    data.trainer.bar = (tick for tick in range(3))  # type: ignore[attr-defined]
+    data.train_dataloader()
+    pickle.dumps(data.train_dataloader().dataset)
+    pickle.dumps(data.predict_dataloader().dataset)
 
 
 def test_labelled_and_unlabelled_draw_apart(folder: Path) -> None:

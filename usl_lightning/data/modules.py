@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -118,9 +119,7 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> StepLoader[Any]:
         """Endless batches that start where the trainer stands."""
-        sampler = StepSampler(len(self.train_source), self.batch_size, self.seed, "images")
-        slots = self._slots(self.batch_size)
-        return self._steps(partial(self._draw, sampler, slots, "images", self.split, None, None))
+        return self._steps(self._draw("images", self.batch_size))
 
     def val_dataloader(self) -> list[StepLoader[Batch]]:
         """Passes over the training images (the bank of a kNN classifier) and over the test images."""
@@ -142,26 +141,14 @@ class ImageData(LightningDataModule):
             batch.images = self._resident[batch.split][batch.indices]
         return batch
 
-    def _draw(
-        self,
-        sampler: StepSampler,
-        slots: Tensor,
-        name: str,
-        split: str,
-        pool: Tensor | None,
-        labels: Tensor | None,
-        step: int,
-    ) -> Batch:
-        """This process's part of the global batch of `step`, from `pool` (positions in the data set)."""
-        positions = sampler(step)[slots]
-        indices = positions if pool is None else pool[positions]
-        own = torch.full_like(indices, -1) if labels is None else labels[positions]
-        return Batch(self._pixels(split, indices), own, indices, Key.of(self.seed, name, step, slots=slots), split)
+    def _draw(self, name: str, size: int, pool: Tensor | None = None, labels: Tensor | None = None) -> "_Draw":
+        """Global batches of `size` places, from `pool` (positions in the data set; None: all of it)."""
+        count = len(self.train_source) if pool is None else len(pool)
+        sampler = StepSampler(count, size, self.seed, name)
+        return _Draw(self._reader(self.split), sampler, self._slots(size), self.seed, name, self.split, pool, labels)
 
-    def _pixels(self, split: str, indices: Tensor) -> Tensor:
-        if split in self._resident:
-            return torch.empty(0, dtype=torch.uint8)
-        return self.source(split).read(indices)
+    def _reader(self, split: str) -> ImageSource | None:
+        return None if split in self._resident else self.source(split)
 
     def _steps(self, make: Callable[[int], Any]) -> StepLoader[Any]:
         return StepLoader(make, first=self._first_batch, workers=self._workers(self.split), pin=self._on_cuda)
@@ -171,17 +158,11 @@ class ImageData(LightningDataModule):
         share = process_range(len(self.source(split)), rank, world)
         batches = -(-len(share) // self.eval_batch_size)
         return StepLoader(
-            partial(self._pass_batch, split, share),
+            _Pass(self._reader(split), self.source(split).labels, share, self.eval_batch_size, self.seed, split),
             stop=batches,
             workers=self._workers(split),
             pin=self._on_cuda,
         )
-
-    def _pass_batch(self, split: str, share: range, number: int) -> Batch:
-        chunk = share[number * self.eval_batch_size : (number + 1) * self.eval_batch_size]
-        indices = torch.arange(chunk.start, chunk.stop)
-        labels = self.source(split).labels[indices]
-        return Batch(self._pixels(split, indices), labels, indices, Key.of(self.seed, "pass", slots=indices), split)
 
     # Where and how.
 
@@ -265,25 +246,8 @@ class SemiSupervisedData(ImageData):
         """Endless `SemiBatch`es that start where the trainer stands."""
         indices, labels = (torch.tensor(column) for column in self.index.for_training())
         unlabelled = self._unlabelled(indices)
-        many = self.batch_size * self.unlabelled_ratio
-        draw_labelled = partial(
-            self._draw,
-            StepSampler(len(indices), self.batch_size, self.seed, "labelled"),
-            self._slots(self.batch_size),
-            "labelled",
-            self.split,
-            indices,
-            labels,
-        )
-        draw_unlabelled = partial(
-            self._draw,
-            StepSampler(len(unlabelled), many, self.seed, "unlabelled"),
-            self._slots(many),
-            "unlabelled",
-            self.split,
-            unlabelled,
-            None,
-        )
+        draw_labelled = self._draw("labelled", self.batch_size, indices, labels)
+        draw_unlabelled = self._draw("unlabelled", self.batch_size * self.unlabelled_ratio, unlabelled)
         return self._steps(partial(_both, draw_labelled, draw_unlabelled))
 
     def val_dataloader(self) -> list[StepLoader[Batch]]:
@@ -298,6 +262,52 @@ class SemiSupervisedData(ImageData):
         if not len(rest):
             raise UslError(f"data.include_labelled: every image is in {self.labels}, so no unlabelled one is left")
         return rest
+
+
+# What workers run: these hold nothing of the run, so that they can be pickled wherever workers are spawned.
+
+
+@dataclass
+class _Draw:
+    """This process's part of the global batch of a step; pixels of resident images (no source) come later."""
+
+    source: ImageSource | None
+    sampler: StepSampler
+    slots: Tensor
+    seed: int
+    name: str
+    split: str
+    pool: Tensor | None
+    labels: Tensor | None
+
+    def __call__(self, step: int) -> Batch:
+        positions = self.sampler(step)[self.slots]
+        indices = positions if self.pool is None else self.pool[positions]
+        labels = torch.full_like(indices, -1) if self.labels is None else self.labels[positions]
+        key = Key.of(self.seed, self.name, step, slots=self.slots)
+        return Batch(_pixels(self.source, indices), labels, indices, key, self.split)
+
+
+@dataclass
+class _Pass:
+    """The batches of a whole-set pass over this process's share, with the data set's labels."""
+
+    source: ImageSource | None
+    labels: Tensor
+    share: range
+    batch_size: int
+    seed: int
+    split: str
+
+    def __call__(self, number: int) -> Batch:
+        chunk = self.share[number * self.batch_size : (number + 1) * self.batch_size]
+        indices = torch.arange(chunk.start, chunk.stop)
+        key = Key.of(self.seed, "pass", slots=indices)
+        return Batch(_pixels(self.source, indices), self.labels[indices], indices, key, self.split)
+
+
+def _pixels(source: ImageSource | None, indices: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8) if source is None else source.read(indices)
 
 
 def _both(labelled: Callable[[int], Batch], unlabelled: Callable[[int], Batch], step: int) -> SemiBatch:

@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _dispatch(words)
     except KeyboardInterrupt:
-        print("usl: interrupted; the same command continues", file=sys.stderr)
+        how = "the same command" if words[:1] == ["run"] else "--ckpt_path last"
+        print(f"usl: interrupted; {how} continues", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         mistake = _mistake(error)

@@ -117,6 +117,7 @@ def run(stage: StageCommand, on_ready: Callable[[], None] | None = None) -> dict
 
     Raises:
         UslError: anything the user can mend.
+        KeyboardInterrupt: the run got SIGINT or SIGTERM.
     """
     cli = StageCLI(stage)
     config = cli.resolved()
@@ -129,7 +130,10 @@ def run(stage: StageCommand, on_ready: Callable[[], None] | None = None) -> dict
         on_ready()
     if trainer.is_global_zero and stage.command in ("fit", "select"):
         write_text(stage.run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
-    return _VERBS[stage.command](cli, trainer, checkpoint)
+    try:
+        return _VERBS[stage.command](cli, trainer, checkpoint)
+    except SystemExit as stop:  # Lightning's answer to SIGINT (code 1) and to SIGTERM (code 0: success)
+        raise KeyboardInterrupt from stop
 
 
 def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -160,16 +161,23 @@ def main(arguments: Sequence[str]) -> None:
         UslError: a mistake in the chain or its options, a changed stage, or a stage that failed.
     """
     run = RunOptions.parse(arguments)
-    start = time.time()
+    if run.dry_run:
+        _run_stages(run)
+        return
+    with StageFolder(run.out / run.name).locked():
+        start = time.time()
+        _run_stages(run)
+        summary = summarise(run, time.time() - start)
+        write_json(run.out / run.name / "summary.json", summary)
+        print(table(summary))
+
+
+def _run_stages(run: RunOptions) -> None:
     redo = _with_dependants(run.chain.stages, run.redo)
     _refuse_changes(run, redo)
     for number, stage in enumerate(run.chain.stages, 1):
         place = f"[{number}/{len(run.chain.stages)}] {stage.name}"
         _run_one(run, stage, place, redo=stage.name in redo)
-    if not run.dry_run:
-        summary = summarise(run, time.time() - start)
-        write_json(run.out / run.name / "summary.json", summary)
-        print(table(summary))
 
 
 def _with_dependants(stages: list[Stage], redo: list[str]) -> set[str]:
@@ -186,14 +194,17 @@ def _refuse_changes(run: RunOptions, redo: set[str]) -> None:
     for stage in run.chain.stages:
         folder = run.folder(stage.name)
         ready = all(run.folder(name).complete and name not in redo for name in stage.needs())
-        if folder.record() is None or stage.name in redo or not ready:
-            continue
-        changes = folder.changes(_command(run, stage, folder).identity())
-        if changes:
-            raise UslError(
-                f"{folder.path}: {stage.name} was run with other settings: {'; '.join(changes)}; repeat it and what "
-                f"depends on it with --redo {stage.name}, or give this run another --name"
-            )
+        if folder.record() is not None and stage.name not in redo and ready:
+            _refuse_changed(stage, folder, _command(run, stage, folder))
+
+
+def _refuse_changed(stage: Stage, folder: StageFolder, command: StageCommand) -> None:
+    changes = folder.changes(command.identity())
+    if changes:
+        raise UslError(
+            f"{folder.path}: {stage.name} was run with other settings: {'; '.join(changes)}; repeat it and what "
+            f"depends on it with --redo {stage.name}, or give this run another --name"
+        )
 
 
 def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> None:
@@ -206,6 +217,7 @@ def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> None:
     command = _command(run, stage, folder)
     record = folder.record()
     if record is not None and not redo:
+        _refuse_changed(stage, folder, command)  # what it takes from an earlier stage may be new by now
         if record["status"] == "complete":
             print(f"{place}: complete, skipped")
             return
@@ -246,11 +258,15 @@ def _set_aside(folder: StageFolder) -> None:
 
 def _launch(command: StageCommand, stage: Stage) -> None:
     process = subprocess.Popen([sys.executable, "-m", "usl_lightning.cli", *command.arguments()])
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = process.wait()
     except KeyboardInterrupt:
+        process.terminate()  # only a terminal sends SIGINT to both
         process.wait()
         raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     if code == 2:
         sys.exit(2)  # the stage has said what is wrong
     if code:

@@ -98,7 +98,7 @@ class Checkpoints(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         path = self.folder / f"step={trainer.global_step:08d}.ckpt"
-        trainer.save_checkpoint(path)
+        trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             _point(self.folder / "last.ckpt", path.name)
             for old in sorted(self.folder.glob("step=*.ckpt"))[:-2]:

@@ -305,5 +305,5 @@ def half_open_box(center: Tensor, side: Tensor, size: int) -> tuple[Tensor, Tens
 
 
 def odd_kernel(fraction: float, side: int) -> int:
-    """The odd number of taps nearest below `fraction` of `side` pixels, plus one if even; at least 3."""
+    """Taps of a blur that spans `fraction` of `side` pixels: an even number becomes the next odd one; at least 3."""
     return max(3, 2 * (math.floor(fraction * side) // 2) + 1)

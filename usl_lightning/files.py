@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             f"{path}: cannot be written ({reason}); choose a folder with write access and free space"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written has said so above
+            temporary.unlink()
 
 
 def write_text(path: str | Path, text: str) -> None:

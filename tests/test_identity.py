@@ -1,0 +1,126 @@
+"""What makes two runs the same run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from usl_lightning import __version__
+from usl_lightning.errors import UslError
+from usl_lightning.identity import (
+    FILE_FIELDS,
+    FREE_FIELDS,
+    TRAINER_FIELDS,
+    differences,
+    digest,
+    flatten,
+    identity_fields,
+    stage_identity,
+)
+
+LEAF = st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=3)
+NAMES = st.text("abcdef", min_size=1, max_size=3)
+TREES = st.recursive(LEAF, lambda inner: st.dictionaries(NAMES, inner, min_size=1, max_size=3), max_leaves=8)
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, leaf = key.split(".")
+        node = tree
+        for name in path:
+            node = node.setdefault(name, {})
+        node[leaf] = value
+    return tree
+
+
+@given(st.dictionaries(NAMES, TREES, max_size=4))
+def test_flatten_loses_nothing(tree: dict[str, Any]) -> None:
+    assert unflatten(flatten(tree)) == tree
+
+
+def test_flatten_reads_as_typed() -> None:
+    config = {"model": {"class_path": "M", "init_args": {"view": {"class_path": "V", "init_args": {"flip": False}}}}}
+    assert flatten(config) == {"model.class_path": "M", "model.view.class_path": "V", "model.view.flip": False}
+    assert flatten({"a": {}}) == {"a": {}}
+
+
+FIELDS = {"model.threshold": 0.95, "data.batch_size": 64, "seed_everything": 0, "trainer.max_steps": 100}
+
+
+@pytest.mark.parametrize(
+    "key", [*FREE_FIELDS, "trainer.devices", "trainer.num_nodes", "trainer.strategy", "checkpoint.every_steps"]
+)
+def test_where_and_how_fast_a_run_goes_is_free(key: str) -> None:
+    assert identity_fields({**FIELDS, key: "anything"}) == FIELDS
+
+
+@pytest.mark.parametrize(
+    "key", [*FIELDS, *(f"trainer.{name}" for name in TRAINER_FIELDS), "data.dataset", "model.view.flip"]
+)
+def test_what_is_computed_is_not_free(key: str) -> None:
+    assert identity_fields({**FIELDS, key: "changed"}) == {**FIELDS, key: "changed"}
+
+
+def test_digest_ignores_order_alone() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    digests = {
+        digest(fields) for fields in ({"a": 1}, {"a": 2}, {"a": "1"}, {"a": None}, {}, {"b": 1}, {"a": 1, "b": 1})
+    }
+    assert len(digests) == 7
+
+
+@given(st.dictionaries(NAMES, LEAF, max_size=4), st.dictionaries(NAMES, LEAF, max_size=4))
+def test_differences_are_there_exactly_if_something_differs(old: dict[str, Any], new: dict[str, Any]) -> None:
+    lines = differences(old, new)
+    assert bool(lines) == (old != new)
+    for line in lines:
+        assert "\n" not in line
+    assert {line.split(" was ")[0] for line in lines} <= old.keys() | new.keys()
+    assert differences(old, old) == []
+
+
+def test_differences_name_the_key_and_both_values() -> None:
+    old = {"model.threshold": 0.95, "data.labels": "sha256:" + "a" * 64, "same": 1}
+    new = {"model.threshold": 0.9, "data.labels": "sha256:" + "b" * 64, "same": 1, "model.k": 5}
+    assert differences(old, new) == [
+        "data.labels was sha256:aaaaaaaaaaaa…, now sha256:bbbbbbbbbbbb…",
+        "model.k was not set, now 5",
+        "model.threshold was 0.95, now 0.9",
+    ]
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> dict[str, Any]:
+    np.save(tmp_path / "images.npy", np.zeros((4, 8, 8), np.uint8))
+    (tmp_path / "labels.json").write_text("[1]")
+    paths = {"data.dir": str(tmp_path / "images.npy"), "data.labels": str(tmp_path / "labels.json")}
+    return {**FIELDS, "data.dataset": "arrays", **paths}
+
+
+def test_files_count_by_content(flat: dict[str, Any], tmp_path: Path) -> None:
+    before = stage_identity("fit", flat)
+    assert before["version"] == __version__
+    (tmp_path / "moved.json").write_text("[1]")
+    assert stage_identity("fit", {**flat, "data.labels": str(tmp_path / "moved.json")}) == before
+    (tmp_path / "labels.json").write_text("[2]")
+    assert [line.split()[0] for line in differences(before, stage_identity("fit", flat))] == ["data.labels"]
+
+
+def test_data_count_by_what_is_there(flat: dict[str, Any], tmp_path: Path) -> None:
+    before = stage_identity("fit", flat)
+    np.save(tmp_path / "images.npy", np.zeros((5, 8, 8), np.uint8))
+    assert [line.split()[0] for line in differences(before, stage_identity("fit", flat))] == ["data.files"]
+
+
+def test_commands_differ(flat: dict[str, Any]) -> None:
+    assert digest(stage_identity("fit", flat)) != digest(stage_identity("select", flat))
+
+
+@pytest.mark.parametrize("key", FILE_FIELDS)
+def test_a_missing_file_is_named_with_its_key(flat: dict[str, Any], key: str) -> None:
+    with pytest.raises(UslError, match=rf"^{key}: no such file: nowhere/a\.json$"):
+        stage_identity("fit", {**flat, key: "nowhere/a.json"})

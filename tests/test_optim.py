@@ -1,0 +1,115 @@
+"""Schedules against their formulas; which weights decay."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from usl_lightning.models.small import SmallNet
+from usl_lightning.optim import Optimization, Schedule, lr_factor
+
+K = 1000
+
+
+@pytest.mark.parametrize("step", [0, 1, 250, 500, 999])
+def test_closed_forms(step: int) -> None:
+    assert lr_factor(step, K, schedule="cosine") == pytest.approx((1 + math.cos(math.pi * step / K)) / 2)
+    assert lr_factor(step, K, schedule="fixmatch") == pytest.approx(math.cos(7 * math.pi * step / (16 * K)))
+    assert lr_factor(step, K, schedule="constant") == 1
+
+
+def test_ends() -> None:
+    assert lr_factor(K, K, schedule="cosine") == pytest.approx(0, abs=1e-12)
+    assert lr_factor(K, K, schedule="fixmatch") == pytest.approx(math.cos(7 * math.pi / 16))
+    assert lr_factor(10 * K, K, schedule="cosine") == lr_factor(K, K, schedule="cosine")
+
+
+@given(st.integers(1, 50), st.integers(1, 100), st.sampled_from(["cosine", "fixmatch", "constant"]))
+def test_warm_up_is_linear_and_ends_at_one(warmup: int, more: int, schedule: Schedule) -> None:
+    def factor(step: int) -> float:
+        return lr_factor(step, warmup + more, schedule=schedule, warmup_steps=warmup)
+
+    assert [factor(step) for step in range(warmup)] == pytest.approx([(s + 1) / warmup for s in range(warmup)])
+    assert factor(warmup) == 1
+    late = [factor(step) for step in range(warmup, warmup + more + 1)]
+    assert all(a >= b >= -1e-12 for a, b in itertools.pairwise(late))
+    # After the warm-up, it is the schedule of the steps that are left.
+    assert late == pytest.approx([lr_factor(s, more, schedule=schedule) for s in range(more + 1)])
+
+
+def test_all_warm_up_divides_by_nothing() -> None:
+    assert lr_factor(5, 5, schedule="cosine", warmup_steps=5) == 1
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+def test_biases_and_norms_do_not_decay(name: str) -> None:
+    net = nn.Sequential(SmallNet(1, width=4), nn.Linear(64, 3))
+    net[1].weight.requires_grad_(False)
+    built = Optimization(name=name, weight_decay=0.1).build(net, max_steps=10, batch_size=4)  # type: ignore[arg-type]
+    decays = {id(p): group["weight_decay"] for group in built["optimizer"].param_groups for p in group["params"]}
+    trained = {parameter: full for full, parameter in net.named_parameters() if parameter.requires_grad}
+    assert len(decays) == len(trained)
+    for parameter, full in trained.items():
+        is_weight = full.endswith("weight") and parameter.ndim > 1
+        assert decays[id(parameter)] == (0.1 if is_weight else 0.0), full
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert norms
+    assert all(decays[id(m.weight)] == decays[id(m.bias)] == 0 for m in norms)
+
+
+def test_no_parameter_is_pulled_to_zero_without_a_gradient_but_weights() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = Optimization(lr=1.0, weight_decay=0.5, momentum=0).build(net, max_steps=1, batch_size=1)["optimizer"]
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] * (0.5 if name == "0.weight" else 1))
+
+
+def test_rate_per_batch_and_schedule_are_applied() -> None:
+    net = nn.Linear(1, 1)
+    settings = Optimization(lr=0.3, per_batch=256, schedule="fixmatch", warmup_steps=2)
+    built = settings.build(net, max_steps=8, batch_size=64)
+    assert built["lr_scheduler"]["interval"] == "step"
+    rates = []
+    for _ in range(8):
+        rates.append(built["optimizer"].param_groups[0]["lr"])
+        built["optimizer"].step()
+        built["lr_scheduler"]["scheduler"].step()
+    factors = [lr_factor(s, 8, schedule="fixmatch", warmup_steps=2) for s in range(8)]
+    assert rates == pytest.approx([0.3 * 64 / 256 * factor for factor in factors])
+
+
+def test_sgd_takes_nesterovs_step() -> None:
+    """v ← μv + g; w ← w - lr(g + μv), by hand over three steps."""
+    net = nn.Linear(1, 1, bias=False)
+    settings = Optimization(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.0, schedule="constant")
+    optimizer = settings.build(net, max_steps=3, batch_size=1)["optimizer"]
+    weight, velocity = net.weight.item(), 0.0
+    for gradient in (1.0, -2.0, 0.5):
+        net.weight.grad = torch.full_like(net.weight, gradient)
+        optimizer.step()
+        velocity = 0.9 * velocity + gradient
+        weight -= 0.1 * (gradient + 0.9 * velocity)
+    assert net.weight.item() == pytest.approx(weight, abs=1e-6)
+
+
+def test_the_schedule_keeps_no_code_in_a_checkpoint() -> None:
+    net = nn.Linear(1, 1)
+    built = Optimization().build(net, max_steps=8, batch_size=64)
+    state = built["lr_scheduler"]["scheduler"].state_dict()
+
+    def plain(value: object) -> bool:
+        if isinstance(value, dict):
+            return all(map(plain, value.values()))
+        if isinstance(value, list | tuple):
+            return all(map(plain, value))
+        return value is None or type(value) in (int, float, str, bool)
+
+    assert plain(state)

@@ -1,0 +1,1 @@
+"""How good features, clusters and label sets are. Nothing here is read by anything that trains or selects."""

@@ -1,0 +1,1 @@
+"""Stage 2: choosing what to label. One file a method."""

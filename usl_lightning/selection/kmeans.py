@@ -1,0 +1,87 @@
+"""k-means on all points, as the papers run it."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from usl_lightning.data.keys import permutation
+from usl_lightning.errors import UslError
+from usl_lightning.selection.geometry import check_features, chunks, exact_arithmetic
+
+log = logging.getLogger(__name__)
+
+
+def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm (Lloyd, 1982) from k random points, on all points.
+
+    Args:
+        features: [n, d], any float dtype, CPU or CUDA.
+        k: clusters, from 1 to n.
+        seed: decides the k starting points.
+        iterations: at most this many, at least 1; it stops when no label changes. The log says which.
+
+    Returns:
+        Labels, int64 [n], of the nearest centroid (ties: the lower cluster, as far as rounding
+        lets a tie be seen), and centroids [k, d], float32
+        (float64 for float64 features). A cluster that loses all its points keeps its centroid and may stay
+        empty, as in the published USL code: nothing is split or moved.
+
+    Raises:
+        UslError: k or iterations out of range, or features not finite.
+
+    Products are in the features' precision, sums in float64. The same on every run on one machine. Memory
+    beyond the input: the features once more, and about 0.2 GB.
+    """
+    x = check_features(features)
+    if not 1 <= k <= len(x):
+        raise UslError(f"k={k} clusters: expected a number from 1 to {len(x)}, the points there are")
+    if iterations < 1:
+        raise UslError(f"iterations={iterations} of k-means: expected at least 1")
+    with exact_arithmetic(x.device):
+        mean = x.mean(0)
+        x = x - mean  # distances do not change, rounding errors shrink
+        labels, centroids = _lloyd(x, k, seed, iterations)
+        return labels, (centroids + mean).to(x.dtype)
+
+
+def _lloyd(x: Tensor, k: int, seed: int, iterations: int) -> tuple[Tensor, Tensor]:
+    centroids = x[permutation(len(x), seed, "k-means")[:k].to(x.device)].double()
+    labels = nearest_centroid(x, centroids)
+    for iteration in range(1, iterations + 1):
+        centroids = _means(x, labels, centroids)
+        before, labels = labels, nearest_centroid(x, centroids)
+        if torch.equal(before, labels):
+            log.info("k-means: converged after %d iterations", iteration)
+            return labels, centroids
+    log.info("k-means: stopped after %d iterations, before convergence", iterations)
+    return labels, centroids
+
+
+def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
+    """int64 [n]: for each row of x [n, d] the nearest of the centroids [k, d]; ties to the lower."""
+    centroids = centroids.to(x.dtype)
+    half_norms = centroids.square().sum(1) / 2
+    labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
+    for rows in chunks(len(x), 2 * x.element_size() * len(centroids), x.device):
+        labels[rows] = torch.addmm(half_norms, x[rows], centroids.T, alpha=-1).argmin(1)
+    return labels
+
+
+def _means(x: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
+    """The mean of each cluster's points, float64 [k, d]; an empty cluster's centroid stays."""
+    k = len(centroids)
+    sums = torch.zeros_like(centroids)
+    for rows in chunks(len(x), 16 * (k + x.shape[1]), x.device):
+        _add_rows(sums, labels[rows], x[rows].double())
+    counts = torch.bincount(labels, minlength=k)[:, None]
+    return torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
+
+
+def _add_rows(sums: Tensor, labels: Tensor, rows: Tensor) -> None:
+    """Add each row to its cluster's sum in a fixed order (atomic additions on a GPU have none)."""
+    if sums.device.type == "cpu":
+        sums.index_add_(0, labels, rows)
+    else:
+        one_hot = torch.nn.functional.one_hot(labels, len(sums)).to(rows.dtype)
+        sums.addmm_(one_hot.T, rows)

@@ -1,0 +1,363 @@
+"""USL: training-free unsupervised selective labelling (Wang, Lian, Yu, ECCV 2022, section 2.2)."""
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.errors import UslError, did_you_mean
+from usl_lightning.selection.base import Selector
+from usl_lightning.selection.geometry import (
+    check_budget,
+    check_features,
+    chunks,
+    exact_arithmetic,
+    squared_distances,
+    unit_rows,
+)
+from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.selection.neighbors import nearest_neighbors
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SMALLEST = 1e-12
+"""Distances are raised to this before they are inverted, so duplicates give large numbers, not infinity."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The published settings for one data set (Table 14, and the code that made the tables).
+
+    Attributes:
+        k: neighbours in the density.
+        weight: λ, of the regulariser against the utility.
+        alpha: exponent of the squared distance in the regulariser.
+        momentum: m_reg, of the regulariser's moving average.
+        iterations: picks in all; the first is not regularised.
+        horizon: squared distance from which a selected point has no effect; None: no limit.
+        nearest: only this many nearest selected points count; None: all.
+        exclude_same_cluster: whether a cluster's own selected point has no effect on it.
+        kmeans_iterations: at most this many.
+    """
+
+    k: int
+    weight: float
+    alpha: float
+    momentum: float
+    iterations: int
+    horizon: float | None
+    nearest: int | None
+    exclude_same_cluster: bool
+    kmeans_iterations: int
+
+
+PRESETS = {
+    "cifar10": Preset(400, 0.5, 0.5, 0.9, 10, 4.0, None, True, 200),
+    "cifar100": Preset(400, 1.0, 1.0, 0.9, 10, 1.0, None, True, 200),
+    "imagenet": Preset(20, 1.5, 0.5, 0.0, 2, None, 128, False, 100),
+    "imagenet_clip": Preset(20, 0.05, 1.0, 0.0, 2, None, 32, True, 100),
+}
+"""cifar10: up to 100 labels; cifar100: more; imagenet: MoCo features; imagenet_clip: CLIP features."""
+
+
+def select_usl(
+    features: Tensor,
+    budget: int,
+    *,
+    k: int | None = None,
+    seed: int = 0,
+    preset: str = "cifar10",
+    weight: float | None = None,
+    alpha: float | None = None,
+    momentum: float | None = None,
+    iterations: int | None = None,
+    horizon: float | None = None,
+    nearest: int | None = None,
+    exclude_same_cluster: bool | None = None,
+    kmeans_iterations: int | None = None,
+    squared: bool = True,
+    include_self: bool = True,
+) -> Tensor:
+    """The `budget` images worth labelling: one per k-means cluster, dense, and far from the others chosen.
+
+    Args:
+        features: [n, d], any float dtype, CPU or CUDA; L2-normalised here.
+        budget: how many, from 1 to n; also the number of clusters.
+        seed: decides the starting points of k-means.
+        preset: one of `PRESETS`; it gives every parameter that is left None. (To lift a preset's limits:
+            horizon=inf, nearest=budget.)
+        k: neighbours in the density; at most n/10 (at least 1, and 2 if the point itself is counted, whose
+            distance of 0 alone says nothing), which the log tells.
+        squared, include_self: the density as in the published code, which made the paper's tables: mean
+            *squared* distance, the point itself among the k. False, False: the paper's text.
+        weight, alpha, momentum, iterations, horizon, nearest, exclude_same_cluster, kmeans_iterations:
+            see `Preset`.
+
+    Returns:
+        int64 [budget], distinct, in cluster order; then those that stand in for empty clusters.
+
+    Raises:
+        UslError: budget out of range, features not finite or with rows of zeros, an unknown preset, or a
+            parameter out of range.
+    """
+    check_budget(budget, len(features))
+    base = _preset(preset)
+    x = unit_rows(features)
+    k = limit_k(_or(k, base.k), len(x), include_self)
+    mean_distance = density_distance(x, k, squared=squared, include_self=include_self)
+    labels, _ = kmeans(x, budget, seed=seed, iterations=_or(kmeans_iterations, base.kmeans_iterations))
+    return regularized_selection(
+        x,
+        mean_distance,
+        labels,
+        weight=_or(weight, base.weight),
+        alpha=_or(alpha, base.alpha),
+        momentum=_or(momentum, base.momentum),
+        iterations=_or(iterations, base.iterations),
+        budget=budget,
+        horizon=_or(horizon, base.horizon),
+        nearest=_or(nearest, base.nearest),
+        exclude_same_cluster=_or(exclude_same_cluster, base.exclude_same_cluster),
+    )
+
+
+def density_distance(features: Tensor, k: int, *, squared: bool = True, include_self: bool = True) -> Tensor:
+    """Mean distance from each point to its k nearest neighbours; the utility is its inverse, U = 1/mean.
+
+    Args:
+        features: [n, d], as they are (not normalised here).
+        k: how many; at most n, or n - 1 without the point itself.
+        squared: mean of squared distances (the published code) or of plain ones (the paper's text).
+        include_self: whether the point itself, at distance 0, is one of the k.
+
+    Returns:
+        float64 [n], ≥ 0.
+    """
+    include_self = include_self or len(features) == 1
+    distances = nearest_neighbors(features, k, include_self=include_self).squared_distances.double()
+    return (distances if squared else distances.sqrt()).mean(1)
+
+
+def regularized_selection(
+    features: Tensor,
+    mean_distance: Tensor,
+    cluster_labels: Tensor,
+    *,
+    weight: float,
+    alpha: float,
+    momentum: float,
+    iterations: int,
+    budget: int | None = None,
+    horizon: float | None = None,
+    nearest: int | None = None,
+    exclude_same_cluster: bool = True,
+) -> Tensor:
+    """Pick one point per cluster, dense and away from the picks of the others (section 2.2, Algorithm 1).
+
+    With U = 1/mean_distance, Reg = 0: pick per cluster argmax(U - weight·Reg), then update
+    Reg ← momentum·Reg + (1 - momentum)·Σ 1/(d²)^alpha over the picks, `iterations` picks in all.
+
+    Args:
+        features: [n, d], used as they are.
+        mean_distance: [n], see `density_distance`.
+        cluster_labels: integers [n], ≥ 0; not every number need occur.
+        weight: λ. alpha: exponent of the *squared* distance, as in the published code (the paper's text
+            has the plain one), 0 … 20. momentum: m_reg, 0 … 1.
+        iterations: number of picks, as the published code counts; with 1, Reg never acts.
+        budget: how many to return; None: one per non-empty cluster.
+        horizon: only picks at d² below this count; None: no limit.
+        nearest: only this many nearest picks of any cluster count (taken before anything is excluded;
+            ties: the lower cluster); None: all.
+        exclude_same_cluster: whether the own cluster's pick has no effect on a point. If it has, only a
+            distance of exactly 0 (the point itself, its duplicates) is ignored.
+
+    Returns:
+        int64 [budget], distinct: the picks in order of their cluster, cut at the budget; missing ones are
+        the best remaining points by U. Ties always go to the lower index.
+
+    Raises:
+        UslError: shapes that do not fit, values not finite, or a parameter out of range.
+
+    Distances are float32, sums float64. Time and memory: n·m distances an iteration, in chunks of 64 MB.
+    """
+    x = check_features(features)
+    _check(x, mean_distance, cluster_labels, weight, alpha, momentum, iterations, nearest)
+    n = len(x)
+    if budget is not None:
+        check_budget(budget, n)
+    utility = 1 / mean_distance.to(x.device, torch.float64).clamp(min=SMALLEST)
+    clusters, labels = torch.unique(cluster_labels.to(x.device), return_inverse=True)
+    penalty = torch.zeros_like(utility)
+    with exact_arithmetic(x.device):
+        picks = _best_of_each(utility, labels, len(clusters))
+        for _ in range(iterations - 1):
+            closeness = _closeness(x, labels, picks, alpha, horizon, nearest, exclude_same_cluster)
+            penalty = momentum * penalty + (1 - momentum) * closeness
+            picks = _best_of_each(utility - weight * penalty, labels, len(clusters))
+    return picks if budget is None else fill_to_budget(picks, utility, budget)
+
+
+def fill_to_budget(picks: Tensor, scores: Tensor, budget: int) -> Tensor:
+    """The first `budget` of the distinct `picks`, then the others with the best of `scores` [n] (ties: lower index)."""
+    missing = budget - len(picks)
+    if missing <= 0:
+        return picks[:budget]
+    log.info("selection: %d clusters are empty; filled with the best remaining points", missing)
+    remaining = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    remaining[picks] = False
+    order = torch.argsort(scores, descending=True, stable=True)
+    return torch.cat([picks, order[remaining[order]][:missing]])
+
+
+def _best_of_each(scores: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    """Per cluster the index of its highest score; ties to the lower index. int64 [clusters]."""
+    best = scores.new_full((clusters,), -torch.inf).scatter_reduce_(0, labels, scores, "amax")
+    n = len(scores)
+    index = torch.arange(n, device=scores.device)
+    index = torch.where(scores == best[labels], index, n)
+    return index.new_full((clusters,), n).scatter_reduce_(0, labels, index, "amin")
+
+
+def _closeness(
+    x: Tensor,
+    labels: Tensor,
+    picks: Tensor,
+    alpha: float,
+    horizon: float | None,
+    nearest: int | None,
+    exclude_same_cluster: bool,
+) -> Tensor:
+    """Σ 1/(d²)^alpha of every point to the picks that count for it; float64 [n]. picks[c] is cluster c's."""
+    out = torch.empty(len(x), dtype=torch.float64, device=x.device)
+    clusters = torch.arange(len(picks), device=x.device)
+    for rows in chunks(len(x), 32 * len(picks), x.device):
+        distances = squared_distances(x[rows], x[picks])
+        if exclude_same_cluster:
+            counts = labels[rows, None] != clusters
+        else:
+            counts = distances > 0
+        if horizon is not None:
+            counts &= distances < horizon
+        if nearest is not None and nearest < len(picks):
+            counts &= _among_nearest(distances, nearest)
+        inverse = distances.double().clamp_(min=SMALLEST).pow_(-alpha)
+        out[rows] = inverse.mul_(counts).sum(1)
+    return out
+
+
+def _among_nearest(distances: Tensor, nearest: int) -> Tensor:
+    """bool [a, m]: whether an entry is one of its row's `nearest` smallest; ties to the lower column."""
+    last = distances.kthvalue(nearest, dim=1, keepdim=True).values
+    below, tied = distances < last, distances == last
+    room = nearest - below.sum(1, keepdim=True)
+    return below | (tied & (tied.cumsum(1) <= room))
+
+
+def _check(
+    x: Tensor,
+    mean_distance: Tensor,
+    cluster_labels: Tensor,
+    weight: float,
+    alpha: float,
+    momentum: float,
+    iterations: int,
+    nearest: int | None,
+) -> None:
+    if mean_distance.shape != x.shape[:1] or cluster_labels.shape != x.shape[:1]:
+        raise UslError(
+            f"mean_distance {list(mean_distance.shape)} and cluster_labels {list(cluster_labels.shape)}: "
+            f"expected one number for each of the {len(x)} rows of features"
+        )
+    if not torch.isfinite(mean_distance).all() or mean_distance.min() < 0:
+        raise UslError("mean_distance: expected finite numbers, none below 0")
+    if cluster_labels.is_floating_point() or cluster_labels.min() < 0:
+        raise UslError("cluster_labels: expected integers, none below 0")
+    ranges = {
+        "weight": (weight, 0, float("inf")),
+        "alpha": (alpha, 0, 20),
+        "momentum": (momentum, 0, 1),
+        "iterations": (iterations, 1, float("inf")),
+        "nearest": (1 if nearest is None else nearest, 1, float("inf")),
+    }
+    for name, (value, low, high) in ranges.items():
+        if not low <= value <= high or value == float("inf"):
+            raise UslError(f"{name}={value}: expected a number from {low} to {high}")
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise UslError(f"preset {name!r}{did_you_mean(name, PRESETS)}: expected one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def limit_k(k: int, n: int, include_self: bool) -> int:
+    """`k` neighbours, or fewer in a small set of n points; the rule is `select_usl`'s."""
+    if k < 1:
+        raise UslError(f"k={k} neighbours: expected at least 1")
+    limited = min(k, max(n // 10, 2 if include_self and n > 1 else 1))
+    if limited != k:
+        log.info("density: k=%d neighbours are too many for %d points; %d are used (n/10)", k, n, limited)
+    return limited
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value
+
+
+class USL(Selector):
+    """USL as one stage: the features of an encoder, then `select_usl`.
+
+    Args:
+        image: channels, size and statistics of the images; the command line takes it from the data.
+        budget: number of images to pick.
+        init_from: checkpoint whose encoder gives the features; must be given.
+        preset: published settings to start from: cifar10, cifar100, imagenet or imagenet_clip.
+        k, weight, alpha, momentum, iterations, horizon, nearest, exclude_same_cluster, kmeans_iterations: in
+            place of the preset's, see `Preset`.
+        squared, include_self: the density as in the published code (true) or the paper's text (false).
+    """
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        budget: int,
+        init_from: str | None = None,
+        preset: str = "cifar10",
+        k: int | None = None,
+        weight: float | None = None,
+        alpha: float | None = None,
+        momentum: float | None = None,
+        iterations: int | None = None,
+        horizon: float | None = None,
+        nearest: int | None = None,
+        exclude_same_cluster: bool | None = None,
+        kmeans_iterations: int | None = None,
+        squared: bool = True,
+        include_self: bool = True,
+    ) -> None:
+        super().__init__(image, budget, init_from)
+        self._select = partial(
+            select_usl,
+            preset=preset,
+            k=k,
+            weight=weight,
+            alpha=alpha,
+            momentum=momentum,
+            iterations=iterations,
+            horizon=horizon,
+            nearest=nearest,
+            exclude_same_cluster=exclude_same_cluster,
+            kmeans_iterations=kmeans_iterations,
+            squared=squared,
+            include_self=include_self,
+        )
+
+    def choose(self, features: Tensor, seed: int) -> Tensor:
+        """See `select_usl`."""
+        return self._select(features, self.budget, seed=seed)

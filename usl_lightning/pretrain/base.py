@@ -78,7 +78,8 @@ class PretrainModule(LightningModule):
         features, labels = passes[0]
         normalised = torch.nn.functional.normalize(features, dim=1)
         self.log("feature_std", normalised.std(0).mean(), rank_zero_only=True)
-        if len(passes) == 2 and not self.trainer.sanity_checking and bool((labels >= 0).all()):
+        known = all(bool((part[1] >= 0).all()) for part in passes)
+        if len(passes) == 2 and not self.trainer.sanity_checking and known:
             k = min(self.knn_k, len(labels))
             accuracy = knn_accuracy(
                 features,

@@ -84,11 +84,11 @@ class SemiSupervisedModule(LightningModule):
     # Evaluation: the moving average first, the online network beside it.
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count true and predicted classes of both networks."""
-        classes = self.confusion.shape[-1]
+        """Count true and predicted classes of both networks, over the images that have a label."""
+        classes, known = self.confusion.shape[-1], batch.labels >= 0
         for row, network in enumerate((self.ema.module, self.model)):
             predicted = network(batch.images).argmax(1)
-            cells = batch.labels * classes + predicted
+            cells = (batch.labels * classes + predicted)[known]
             self.confusion[row] += torch.bincount(cells, minlength=classes**2).view(classes, classes)
 
     def on_validation_epoch_end(self) -> None:
@@ -96,7 +96,9 @@ class SemiSupervisedModule(LightningModule):
         confusion = gather(self.confusion[None]).sum(0)
         self.confusion.zero_()
         correct, total = confusion.diagonal(dim1=1, dim2=2).sum(1), confusion.sum((1, 2))
-        ema, online = (correct / total.clamp(min=1)).unbind()
+        if not bool(total.all()):
+            return  # no test image has a label
+        ema, online = (correct / total).unbind()
         self.log("test_accuracy", ema, prog_bar=True, rank_zero_only=True)
         self.log("test_accuracy_online", online, rank_zero_only=True)
 

@@ -174,9 +174,8 @@ def test_workers_need_nothing_of_the_run(folder: Path, make: Any) -> None:
     """Where worker processes are spawned, what they run is pickled: a trainer with its bars and files cannot be."""
     data = attach(make(folder, residence="stream"))
     data.trainer.bar = (tick for tick in range(3))  # type: ignore[attr-defined]
-    data.train_dataloader()
-    pickle.dumps(data.train_dataloader().dataset)
-    pickle.dumps(data.predict_dataloader().dataset)
+    pickle.dumps(data.train_dataloader()._make)
+    pickle.dumps(data.predict_dataloader()._make)
 
 
 def test_labelled_and_unlabelled_draw_apart(folder: Path) -> None:

@@ -169,6 +169,7 @@ def main(arguments: Sequence[str]) -> None:
         _run_stages(run)
         summary = summarise(run, time.time() - start)
         write_json(run.out / run.name / "summary.json", summary)
+        _draw_summary(run, summary)
         print(table(summary))
 
 
@@ -314,6 +315,15 @@ def _branch(run: RunOptions, stage: Stage, record: Mapping[str, Any]) -> dict[st
         "test_accuracy": record.get("metrics", {}).get("test_accuracy"), "labels": path,
         "seconds": record.get("seconds"),
     }  # fmt: skip
+
+
+def _draw_summary(run: RunOptions, summary: Mapping[str, Any]) -> None:
+    """Write `summary.png`, if every branch's selection left its picture."""
+    strips = [Path(result["labels"]).with_name("chosen.png") for result in summary["results"]]
+    if strips and all(strip.exists() for strip in strips):
+        from usl_lightning.report.gallery import summary_picture
+
+        summary_picture(summary["results"], strips, run.out / run.name / "summary.png")
 
 
 def table(summary: Mapping[str, Any]) -> str:

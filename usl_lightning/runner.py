@@ -19,6 +19,7 @@ from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import flatten, identity_fields
 from usl_lightning.labels import LabelIndex
 from usl_lightning.logs import MetricsCSV, Progress, wandb_logger
+from usl_lightning.report.gallery import chosen_strip
 from usl_lightning.stage import StageCommand, StageFolder
 from usl_lightning.trainer import Trainer
 
@@ -204,6 +205,8 @@ def _select(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[st
     )
     if trainer.is_global_zero:
         index.write(StageFolder(cli.stage.run_dir).labels)
+        captions = ["?" if label is None else source.classes[label] for label in known]
+        chosen_strip(source.read(indices), captions, StageFolder(cli.stage.run_dir).picture)
     counts = [known.count(label) for label in range(len(source.classes))]
     metrics: dict[str, Any] = {"budget": len(index)}
     if counts and None not in known:

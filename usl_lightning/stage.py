@@ -153,7 +153,7 @@ class StageFolder:
     """`runs/<run>/<stage>/`: what a stage leaves behind.
 
     `config.yaml` (everything resolved), `stage.json` (identity and status), `checkpoints/`, `metrics.csv`,
-    `result.json`, and for a selection `labels.json`.
+    `result.json`, and for a selection `labels.json` and `chosen.png`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -162,6 +162,7 @@ class StageFolder:
         self.last_checkpoint = path / "checkpoints" / "last.ckpt"
         self.labels = path / "labels.json"
         self.result = path / "result.json"
+        self.picture = path / "chosen.png"
 
     def record(self) -> dict[str, Any] | None:
         """`stage.json`, or None if the stage was never begun.

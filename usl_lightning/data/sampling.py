@@ -76,20 +76,21 @@ def process_range(size: int, rank: int, world_size: int) -> range:
 
 
 class _Steps(IterableDataset, Generic[T]):
-    def __init__(self, make: Callable[[int], T], stop: int | None) -> None:
-        self.make, self.first, self.stop = make, 0, stop
+    def __init__(self, make: Callable[[int], T], first: int, stop: int | None) -> None:
+        self._make, self._first, self._stop = make, first, stop
 
     def __iter__(self) -> Iterator[T]:
         worker = get_worker_info()
-        first, stride = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
-        steps = itertools.count(first, stride) if self.stop is None else range(first, self.stop, stride)
-        return map(self.make, steps)
+        first, stride = (self._first + worker.id, worker.num_workers) if worker else (self._first, 1)
+        steps = itertools.count(first, stride) if self._stop is None else range(first, self._stop, stride)
+        return map(self._make, steps)
 
 
-class StepLoader(DataLoader, Generic[T]):
+class StepLoader(Generic[T]):
     """Batches `make(step)` for step = first(), first() + 1, …
 
-    Worker w of W makes every W-th one; the DataLoader asks them in turn, so the order never depends on W.
+    Worker w of W makes every W-th one; the DataLoader asks them in turn, so the order never depends on W. It
+    is not a DataLoader itself: Lightning would put a sampler of its own into one.
 
     Args:
         make: the batch of a step; must be picklable if the platform spawns its workers.
@@ -108,17 +109,19 @@ class StepLoader(DataLoader, Generic[T]):
         workers: int = 0,
         pin: bool = False,
     ) -> None:
-        self._steps = _Steps(make, stop)
-        self._first = first
-        super().__init__(self._steps, batch_size=None, num_workers=workers, pin_memory=pin)
+        self._make, self._first, self._stop = make, first, stop
+        self._workers, self._pin = workers, pin
 
-    def __iter__(self) -> Iterator[T]:  # type: ignore[override]
-        if self._first is not None:
-            self._steps.first = self._first()
-        return super().__iter__()
+    @property
+    def dataset(self) -> IterableDataset:
+        """What a worker process runs: the steps from the present one on."""
+        return _Steps(self._make, 0 if self._first is None else self._first(), self._stop)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(DataLoader(self.dataset, batch_size=None, num_workers=self._workers, pin_memory=self._pin))
 
     def __len__(self) -> int:
         """Batches in a pass. Endless loaders have no length."""
-        if self._steps.stop is None:
+        if self._stop is None:
             raise TypeError("an endless stream of batches has no length")
-        return self._steps.stop
+        return self._stop

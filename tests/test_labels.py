@@ -1,6 +1,7 @@
 """The label index: every format there and back, and every wrong file refused in one line."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -236,6 +237,18 @@ def test_not_json(tmp_path, content):
 def test_wrong_npy(tmp_path, array):
     np.save(tmp_path / "x.npy", array, allow_pickle=True)
     refused(lambda: LabelIndex.read(tmp_path / "x.npy"), "x.npy")
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("code_was_run",)
+
+
+def test_an_npy_file_runs_no_code(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save(tmp_path / "x.npy", np.array([Evil()], dtype=object), allow_pickle=True)
+    refused(lambda: LabelIndex.read(tmp_path / "x.npy"), "x.npy")
+    assert not (tmp_path / "code_was_run").exists()
 
 
 @pytest.mark.parametrize(

@@ -516,7 +516,11 @@ def test_data_signature_of_folders(tmp_path, monkeypatch):
     os.rename(tmp_path / "d", tmp_path / "e")
     root = str(tmp_path / "e")
     assert data_signature("folder", root) == first
+    for place in ("e/test/a", "e/test"):
+        os.utime(tmp_path / place, (1e9, 1e9))
+    assert data_signature("folder", root) == first  # keeps the list
     picture(tmp_path / "e/test/a/1.png", (50, 50))  # rewritten in place: found, the list is not trusted
+    assert "a/1.png" in folders.scan(tmp_path / "e" / "test").files
     second = data_signature("folder", root)
     assert second != first
     csv = tmp_path / "l.csv"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from usl_lightning.errors import UslError
 from usl_lightning.files import atomic_path
-from usl_lightning.identity import differences
+from usl_lightning.identity import FILE_FIELDS, differences
 from usl_lightning.models.encoder import read_checkpoint
 
 IDENTITY = "usl_identity"
@@ -155,6 +155,10 @@ def _not_finite(trainer: Trainer, what: str) -> str:
     )
 
 
+def _shapes_model(key: str) -> bool:
+    return key.startswith("model.") and key not in FILE_FIELDS
+
+
 def check_resume(path: Path, identity: Mapping[str, Any], *, extend: bool = False, training: bool = True) -> None:
     """Refuse to continue or evaluate a checkpoint with another model than it holds.
 
@@ -179,7 +183,7 @@ def check_resume(path: Path, identity: Mapping[str, Any], *, extend: bool = Fals
     if extend:
         old.pop("trainer.max_steps", None), new.pop("trainer.max_steps", None)
     if not training:
-        old, new = ({k: v for k, v in fields.items() if k.startswith("model.")} for fields in (old, new))
+        old, new = ({k: v for k, v in fields.items() if _shapes_model(k)} for fields in (old, new))
     changed = differences(old, new)
     if changed:
         raise UslError(f"{path}: cannot be continued, it is of another run: {'; '.join(changed)}")

@@ -69,6 +69,15 @@ def stage_identity(command: str, flat: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UslError: a file that a parameter names does not exist.
     """
+    return {"command": command, "version": __version__, **content_fields(flat)}
+
+
+def content_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`identity_fields` with the content of the files and of the data set in place of their paths.
+
+    Raises:
+        UslError: a file that a parameter names does not exist.
+    """
     fields = identity_fields(flat)
     for key in FILE_FIELDS:
         if fields.get(key) is not None:
@@ -77,9 +86,11 @@ def stage_identity(command: str, flat: Mapping[str, Any]) -> dict[str, Any]:
                 raise UslError(f"{key}: no such file: {path}")
             fields[key] = sha256_of_file(path)
     if "data.dataset" in flat:
+        names = ("split", "image_size", "labels_file", "class_list", "download")
+        given: dict[str, Any] = {name: flat[f"data.{name}"] for name in names if f"data.{name}" in flat}
         directory = flat.get("data.dir")
-        fields["data.files"] = data_signature(str(flat["data.dataset"]), directory and str(directory))
-    return {"command": command, "version": __version__, **fields}
+        fields["data.files"] = data_signature(str(flat["data.dataset"]), directory and str(directory), **given)
+    return fields
 
 
 def digest(fields: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sources import dataset_id
 from usl_lightning.errors import UslError
 from usl_lightning.files import write_json, write_text
-from usl_lightning.identity import flatten, identity_fields
+from usl_lightning.identity import content_fields, flatten, identity_fields
 from usl_lightning.labels import LabelIndex
 from usl_lightning.logs import MetricsCSV, Progress, wandb_logger
 from usl_lightning.report.gallery import chosen_strip
@@ -122,7 +122,7 @@ def run(stage: StageCommand, on_ready: Callable[[], None] | None = None) -> dict
     """
     cli = StageCLI(stage)
     config = cli.resolved()
-    identity = identity_fields(flatten(config))
+    identity = (content_fields if stage.command == "fit" else identity_fields)(flatten(config))
     checkpoint = stage.checkpoint() if stage.ckpt_path else None
     if checkpoint is not None:
         check_resume(checkpoint, identity, extend=stage.extend, training=stage.command == "fit")

@@ -271,7 +271,7 @@ def run_stage(stage: StageCommand) -> None:
 def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[str, Any]) -> None:
     """A run is continued on request only, and only if it is the same run."""
     record = folder.record()
-    if record is None or (stage.ckpt_path is not None and stage.ckpt_path != "last"):
+    if record is None:
         return
     if stage.ckpt_path is None:
         if record["status"] == "complete" or folder.last_checkpoint.exists():
@@ -284,4 +284,6 @@ def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[st
     if stage.extend:
         changes = [line for line in changes if not line.startswith("trainer.max_steps ")]
     if changes:
-        raise UslError(f"{folder.path}: cannot be continued, it is another run: {'; '.join(changes)}")
+        raise UslError(
+            f"{folder.path}: holds another run, continue that or choose another --run_dir: {'; '.join(changes)}"
+        )

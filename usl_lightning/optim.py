@@ -1,8 +1,8 @@
 """Optimizers and schedules, as closed forms of the step."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -63,7 +63,8 @@ class Optimization:
         """
         lr = self.lr * batch_size / self.per_batch if self.per_batch else self.lr
         optimizer = self._optimizer(_decay_groups(module, self.weight_decay), lr)
-        factor: Callable[[int], float] = _Factor(max_steps, self.schedule, self.warmup_steps)
+        # A partial keeps its arguments out of checkpoints: an extended run has a schedule of its own length.
+        factor = partial(lr_factor, max_steps=max_steps, schedule=self.schedule, warmup_steps=self.warmup_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
@@ -77,17 +78,6 @@ class Optimization:
         from timm.optim import Lars
 
         return Lars(groups, lr, momentum=self.momentum)
-
-
-class _Factor:
-    """`lr_factor` of the step alone; a named class, so that nothing of it lands in a checkpoint as code."""
-
-    def __init__(self, max_steps: int, schedule: Schedule, warmup_steps: int) -> None:
-        self._arguments = (max_steps, schedule, warmup_steps)
-
-    def __call__(self, step: int) -> float:
-        max_steps, schedule, warmup_steps = self._arguments
-        return lr_factor(step, max_steps, schedule=schedule, warmup_steps=warmup_steps)
 
 
 def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

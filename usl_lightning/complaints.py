@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,7 +17,11 @@ _KEY = re.compile(r"Parser key \"([^\"]+)\":")
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
 _TROUBLE = re.compile(
     r"Option '(?P<unknown>[^']+)' is not accepted"
+    r"|Group '(?P<group>[^']+)' does not accept option '(?P<option>[^']+)'"
     r"|Expected an? (?P<expected>.+?)\. Got value: (?P<got>.*)"
+    r"|Expected a dot import path string: (?P<path>.*)"
+    # A value that fits none of several types; not the model as a whole, whose own trouble is inside.
+    r"|Subtypes: \[(?P<union>(?!<class 'pytorch_lightning\.core).*)\]\n(?:.*\n)*?\s*Given value: (?P<value>.*)"
     r"|(?P<module>(?:No module named|module) '.*)"
     r"|[Uu]nrecognized arguments: --(?P<argument>[\w.+-]+)"
     r"|following arguments are required: (?P<required>.+)"
@@ -44,15 +49,30 @@ def explain(message: str, stage: StageCommand, known: Iterable[str]) -> str:
             names = _parameters(_CLASS.findall(message)[: len(path)])
             key = prefix if prefix.endswith(leaf) else f"{prefix}.{leaf}"
             return f"{_where(stage, key)}: unknown key '{leaf}'{did_you_mean(leaf, names)}; {_expected(names)}"
+        if found["option"]:
+            leaf, group = found["option"], found["group"]
+            names = _parameters(_CLASS.findall(message), group) or [
+                key.removeprefix(f"{group}.") for key in known if key.startswith(f"{group}.")
+            ]
+            where = _where(stage, ".".join([*path, group, leaf]))
+            return f"{where}: unknown key '{leaf}'{did_you_mean(leaf, names)}; {_expected(names)}"
         if found["argument"]:
-            key = found["argument"].split("=")[0]
-            return f"{_where(stage, key)}: unknown key{did_you_mean(key, known)}"
+            where = _where(stage, found["argument"].split("=")[0])
+            key = where.removeprefix("--")
+            names = [name for name in (*known, *stage.flat()) if name != key]
+            return f"{where}: unknown key{did_you_mean(key, names)}; see --help"
         if found["module"]:
-            return f"{_where(stage, prefix)}: {found['module'].strip()}"
+            return f"{_where(stage, prefix)}: {found['module'].strip()}{_nearest_in_module(found['module'])}"
         if found["required"]:
             parent = path[0] if path else ""
             missing = [f"--{parent}.{name.strip()}" for name in found["required"].split(",")]
             return f"{stage.configs[-1]}: {', '.join(missing)} must be given"
+        if found["path"]:
+            return f"{_where(stage, prefix)}: expected the name of a class, package.module.Class, found {found['path']}"
+        if found["union"]:
+            types = re.split(r", (?=<|typing)", found["union"])
+            expected = " or ".join(_plain(name) for name in types if name != "<class 'NoneType'>")
+            return f"{_where(stage, prefix)}: expected {expected}, found {found['value'].strip()}"
         if found["expected"]:
             return f"{_where(stage, prefix)}: expected {_plain(found['expected'])}, found {found['got'].strip()}"
     return " ".join(message.split())
@@ -71,28 +91,42 @@ def _where(stage: StageCommand, key: str) -> str:
     return key
 
 
-def _parameters(classes: list[str]) -> list[str]:
-    """Parameter names of the innermost class that can be imported, its bases' included."""
+def _parameters(classes: list[str], group: str = "") -> list[str]:
+    """Parameter names of the innermost class that can be imported, its bases' included.
+
+    Args:
+        classes: dotted names, the innermost last.
+        group: a parameter of the class that is a group of parameters itself, whose names are wanted instead.
+    """
     for name in reversed(classes):
         module, _, attribute = name.rpartition(".")
         try:
             found: Any = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError):
             continue
-        return sorted(
-            {
-                parameter
-                for base in inspect.getmro(found)
-                if "__init__" in vars(base) and base.__module__.startswith("usl_lightning")
-                for parameter, kind in inspect.signature(base.__init__).parameters.items()
-                if parameter != "self" and kind.kind is not inspect.Parameter.VAR_KEYWORD
-            }
-        )
+        return _names(typing.get_type_hints(found.__init__)[group] if group else found)
     return []
 
 
+def _names(found: Any) -> list[str]:
+    return sorted(
+        {
+            parameter
+            for base in inspect.getmro(found)
+            if "__init__" in vars(base) and base.__module__.startswith("usl_lightning")
+            for parameter, kind in inspect.signature(base.__init__).parameters.items()
+            if parameter != "self" and kind.kind is not inspect.Parameter.VAR_KEYWORD
+        }
+    )
+
+
+def _nearest_in_module(complaint: str) -> str:
+    found = re.match("module '(.+)' has no attribute '(.+)'", complaint)
+    return did_you_mean(found[2], vars(importlib.import_module(found[1]))) if found else ""
+
+
 def _expected(names: list[str]) -> str:
-    return f"expected one of {', '.join(names)}" if names else "see --help"
+    return f"expected one of {', '.join(names)}" if 0 < len(names) <= 20 else "see --help"
 
 
 def _plain(expected: str) -> str:

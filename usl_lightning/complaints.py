@@ -104,7 +104,7 @@ def _parameters(classes: list[str], group: str = "") -> list[str]:
             found: Any = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError, ValueError):
             continue
-        return _names(typing.get_type_hints(found.__init__)[group] if group else found)
+        return _names(typing.get_type_hints(vars(found)["__init__"])[group] if group else found)
     return []
 
 
@@ -114,7 +114,7 @@ def _names(found: Any) -> list[str]:
             parameter
             for base in inspect.getmro(found)
             if "__init__" in vars(base) and base.__module__.startswith("usl_lightning")
-            for parameter, kind in inspect.signature(base.__init__).parameters.items()
+            for parameter, kind in inspect.signature(vars(base)["__init__"]).parameters.items()
             if parameter != "self" and kind.kind is not inspect.Parameter.VAR_KEYWORD
         }
     )

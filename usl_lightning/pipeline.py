@@ -58,12 +58,14 @@ class Chain:
             UslError: names the file, the stage and the key.
         """
         content = load_yaml(path)
+        if "stages" not in content:
+            raise UslError(f"{path}: not a chain, it has no 'stages:'; to run one stage: usl fit --config {path}")
         for key in content:
             if key not in CHAIN_KEYS:
                 raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, CHAIN_KEYS)}; expected seed, stages")
         entries = content.get("stages")
         if not isinstance(entries, list) or not entries:
-            raise UslError(f"{path}: expected 'stages:', a list of stages; to run one stage: usl fit --config {path}")
+            raise UslError(f"{path}: stages: expected a list of name, command, config, set")
         stages: list[Stage] = []
         for number, entry in enumerate(entries):
             stages.append(_read_stage(path, number, entry, [stage.name for stage in stages]))
@@ -236,8 +238,8 @@ def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> None:
 def _command(run: RunOptions, stage: Stage, folder: StageFolder) -> StageCommand:
     overrides = {"seed_everything": str(run.seed)}
     for key, value in stage.set.items():
-        text = REFERENCE.sub(lambda match: _output(run, match[1], match[2]), str(value))
-        overrides[key] = json.dumps(value) if isinstance(value, (dict, list, bool)) or value is None else text
+        text = value if isinstance(value, str) else json.dumps(value)
+        overrides[key] = REFERENCE.sub(lambda match: _output(run, match[1], match[2]), text)
     return StageCommand(stage.command, [stage.config], overrides, folder.path, wandb=run.wandb)
 
 

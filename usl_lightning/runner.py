@@ -7,7 +7,10 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers.logger import Logger
 
 from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN, check_resume
 from usl_lightning.complaints import check_keys, explain
@@ -20,6 +23,7 @@ from usl_lightning.identity import content_fields, flatten, identity_fields
 from usl_lightning.labels import LabelIndex
 from usl_lightning.logs import MetricsCSV, Progress, wandb_logger
 from usl_lightning.report.gallery import chosen_strip
+from usl_lightning.selection.base import Selector
 from usl_lightning.stage import StageCommand, StageFolder
 from usl_lightning.trainer import Trainer
 
@@ -97,7 +101,7 @@ class StageCLI(LightningCLI):
             Checkpoints(stage.run_dir / "checkpoints", settings.every_minutes, settings.every_steps, identity),
             Progress(f"{stage.run_dir.name}"),
         ]
-        loggers = [MetricsCSV(stage.run_dir / "metrics.csv")] if stage.command == "fit" else []
+        loggers: list[Logger] = [MetricsCSV(stage.run_dir / "metrics.csv")] if stage.command == "fit" else []
         if stage.wandb and stage.command == "fit":
             loggers.append(wandb_logger(stage.wandb, stage.run_dir, flatten(config)))
         own = dict(self.config_init.trainer)
@@ -106,7 +110,10 @@ class StageCLI(LightningCLI):
         own["logger"] = loggers or False
         own["plugins"] = [*(own.get("plugins") or []), AtomicCheckpointIO()]
         own["sync_batchnorm"] = own["sync_batchnorm"] or torch.cuda.is_available()
-        return self._instantiate_trainer(own, callbacks)  # type: ignore[return-value]
+        try:
+            return self._instantiate_trainer(own, callbacks)  # type: ignore[return-value]
+        except (MisconfigurationException, TypeError, ValueError) as error:  # say, no such device
+            raise UslError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 def run(stage: StageCommand, on_ready: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -114,7 +121,8 @@ def run(stage: StageCommand, on_ready: Callable[[], None] | None = None) -> dict
 
     Args:
         stage: what was typed.
-        on_ready: called once everything is parsed, built and checked, before the first file is written.
+        on_ready: called when the first step is about to be taken, or the images are chosen: whatever is refused
+            is refused by then. No file is written before.
 
     Raises:
         UslError: anything the user can mend.
@@ -126,20 +134,38 @@ def run(stage: StageCommand, on_ready: Callable[[], None] | None = None) -> dict
     checkpoint = stage.checkpoint() if stage.ckpt_path else None
     if checkpoint is not None:
         check_resume(checkpoint, identity, extend=stage.extend, training=stage.command == "fit")
+    _check_command(cli)
     trainer = cli.build_trainer(identity, config)
-    if on_ready is not None:
-        on_ready()
-    if trainer.is_global_zero and stage.command in ("fit", "select"):
-        write_text(stage.run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+
+    def begin() -> None:
+        if on_ready is not None:
+            on_ready()
+        if trainer.is_global_zero:
+            write_text(stage.run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+
     try:
-        return _VERBS[stage.command](cli, trainer, checkpoint)
+        if stage.command == "fit":
+            return _fit(cli, trainer, checkpoint, begin)
+        if stage.command == "select":
+            return _select(cli, trainer, begin)
+        return _LOOKS[stage.command](cli, trainer, checkpoint)
     except SystemExit as stop:  # Lightning's answer to SIGINT (code 1) and to SIGTERM (code 0: success)
         raise KeyboardInterrupt from stop
 
 
-def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[str, Any]:
+def _check_command(cli: StageCLI) -> None:
+    selects = isinstance(cli.model, Selector)
+    if selects != (cli.stage.command == "select"):
+        raise UslError(
+            f"usl {cli.stage.command}: {cli.stage.configs[-1]} is for usl {'select' if selects else 'fit'}: "
+            f"its model is {type(cli.model).__name__}"
+        )
+
+
+def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
     if trainer.max_steps < 1:
         raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
+    trainer.callbacks.insert(0, LambdaCallback(on_train_start=lambda *_: begin()))  # type: ignore[attr-defined]
     trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     return _finish(cli, trainer, _measure(cli, trainer))
 
@@ -182,12 +208,13 @@ def _predict(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[s
     return {}
 
 
-def _select(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[str, Any]:
+def _select(cli: StageCLI, trainer: Trainer, begin: Callable[[], None]) -> dict[str, Any]:
     """Choose, look up the labels of the chosen alone, and write the label index."""
     model, data = cli.model, cli.datamodule
     if model.budget > len(data.train_source):
         raise UslError(f"model.budget: {model.budget} images cannot be picked from {len(data.train_source)}")
     indices = trainer.select(model, data)
+    begin()
     source = data.train_source
     known = [None if label < 0 else int(label) for label in source.labels[indices].tolist()]
     parameters = {
@@ -222,6 +249,9 @@ def _finish(cli: StageCLI, trainer: Trainer, metrics: dict[str, Any]) -> dict[st
     return metrics
 
 
-_VERBS: dict[str, Callable[[StageCLI, Trainer, Path | None], dict[str, Any]]] = {
-    "fit": _fit, "validate": _test, "test": _test, "predict": _predict, "select": _select,
-}  # fmt: skip
+_LOOKS: dict[str, Callable[[StageCLI, Trainer, Path | None], dict[str, Any]]] = {
+    "validate": _test,
+    "test": _test,
+    "predict": _predict,
+}
+"""Commands that look at a checkpoint and leave the stage folder's record as it is."""

@@ -53,6 +53,9 @@ class StageCommand:
             UslError: no configuration, or an argument that is not `--key value`.
         """
         given = options(arguments)
+        for key, value in given:
+            if key in ("config", "c", "run_dir", "ckpt_path") and value == "true":
+                raise UslError(f"--{key}: its value is missing")
         configs = [find_config(value) for key, value in given if key in ("config", "c")]
         if not configs:
             raise UslError(f"usl {command}: --config FILE is missing; `usl configs` lists the shipped ones")
@@ -104,6 +107,10 @@ class StageCommand:
             UslError: one line that names the key or the file.
         """
         flat = self.flat()
+        if "stages" in flat:
+            raise UslError(f"{self.configs[-1]}: a chain of stages; run it with usl run {self.configs[-1].name}")
+        if self.wandb not in (None, "online", "offline"):
+            raise UslError(f"--wandb {self.wandb}: expected online or offline")
         labels = flat.get("data.labels")
         if labels is not None and self.command == "fit":
             index = LabelIndex.read(str(labels))

@@ -14,9 +14,10 @@ from typing import Any
 from usl_lightning.configs import find_config, load_yaml
 from usl_lightning.errors import UslError, did_you_mean
 from usl_lightning.files import write_json
+from usl_lightning.labels import LabelIndex
 from usl_lightning.stage import RESULTS, StageCommand, StageFolder, options
 
-REFERENCE = re.compile(r"\$\{(\w+)\.(\w+)\}")
+REFERENCE = re.compile(r"\$\{([\w-]+)\.(\w+)\}")
 CHAIN_KEYS = ("seed", "stages")
 STAGE_KEYS = ("name", "command", "config", "set")
 
@@ -307,12 +308,11 @@ def summarise(run: RunOptions, seconds: float) -> dict[str, Any]:
 def _branch(run: RunOptions, stage: Stage, record: Mapping[str, Any]) -> dict[str, Any]:
     """One entry of `results`: a classifier, and the selection it was trained on."""
     path = REFERENCE.sub(lambda match: _output(run, match[1], match[2]), str(stage.set["data.labels"]))
-    index = json.loads(Path(path).read_text(encoding="utf-8"))
-    labels, classes = index["labels"], index["classes"]
-    counts = [labels.count(label) for label in range(len(classes))]
+    index = LabelIndex.read(path)
+    counts = [index.labels.count(label) for label in range(len(index.classes))]
     method = str(record.get("identity", {}).get("model.class_path", "")).rpartition(".")[2].lower()
     return {
-        "selection": index["method"]["name"], "method": method, "budget": len(labels),
+        "selection": index.method.get("name", Path(path).stem), "method": method, "budget": len(index),
         "classes_covered": sum(count > 0 for count in counts), "class_counts": counts,
         "test_accuracy": record.get("metrics", {}).get("test_accuracy"), "labels": path,
         "seconds": record.get("seconds"),
@@ -332,7 +332,8 @@ def table(summary: Mapping[str, Any]) -> str:
     """The results as text."""
     rows = [("selection", "labels", "classes covered", "method", "test accuracy", "seconds")]
     for result in summary["results"]:
-        covered = f"{result['classes_covered']} of {len(result['class_counts'])}"
+        counts = result["class_counts"]  # empty if the label file names no classes
+        covered = f"{result['classes_covered']} of {len(counts)}" if counts else "-"
         accuracy = result["test_accuracy"]
         rows.append(
             (

@@ -29,8 +29,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             UslError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
         """
         try:
-            with atomic_path(path) as temporary:
-                torch.save(checkpoint, temporary)
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                torch.save(checkpoint, file)  # given a path, it would write the temporary name into the file
         except RuntimeError as error:  # torch's zip writer reports a full disk so
             raise UslError(
                 f"{path}: the checkpoint cannot be written ({error}); free some space, then "

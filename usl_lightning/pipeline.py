@@ -247,7 +247,8 @@ def _command(run: RunOptions, stage: Stage, folder: StageFolder) -> StageCommand
 def _output(run: RunOptions, stage: str, name: str) -> str:
     outputs = run.folder(stage).outputs()
     if name not in outputs:
-        raise UslError(f"${{{stage}.{name}}}: stage {stage} left no {name}; it has {', '.join(outputs) or 'nothing'}")
+        has = f"it has {', '.join(outputs) or 'nothing'}; if it is lost, repeat the stage with --redo {stage}"
+        raise UslError(f"${{{stage}.{name}}}: stage {stage} left no {name}; {has}")
     return outputs[name]
 
 

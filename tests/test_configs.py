@@ -1,0 +1,150 @@
+"""Every configuration that ships: found by looking, read, built, and described by its own header."""
+
+import gzip
+import pickle
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from usl_lightning.cli import main
+from usl_lightning.configs import find_config, load_yaml, shipped, shipped_folder
+from usl_lightning.data.catalog import ARRAY_SETS
+from usl_lightning.errors import UslError
+from usl_lightning.pipeline import REFERENCE, Chain
+from usl_lightning.runner import StageCLI
+from usl_lightning.selection.base import Selector
+from usl_lightning.stage import StageCommand
+
+ALL = sorted(shipped())
+CHAINS = [name for name in ALL if "stages" in load_yaml(shipped_folder() / name)]
+STAGES = [name for name in ALL if name not in CHAINS]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten images of each set that a configuration may ask for, in the real formats, and a label for two."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for name, array in (
+            ("images-idx3", rng.integers(0, 256, (10, 28, 28), dtype=np.uint8)),
+            ("labels-idx1", np.arange(10, dtype=np.uint8)),
+        ):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            with gzip.open(raw / f"{part}-{name}-ubyte.gz", "wb") as file:
+                file.write(header + array.tobytes())
+    for sub, files, key in (
+        ("cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels"),
+        ("cifar-100-python", ["train", "test"], "fine_labels"),
+    ):
+        (folder / sub).mkdir()
+        for file in files:
+            batch = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), key: list(range(10))}
+            (folder / sub / file).write_bytes(pickle.dumps(batch, protocol=2))
+    (folder / "labels.json").write_text("[0, 1]")
+    return folder
+
+
+def build(command: str, config: str, data: Path, **overrides: str) -> StageCLI:
+    """The stage with everything instantiated, on the small data."""
+    flat = StageCommand(command, [find_config(config)]).flat()
+    overrides.setdefault("data.dir", str(data))
+    if flat["data.class_path"].endswith("SemiSupervisedData"):
+        overrides.setdefault("data.labels", str(data / "labels.json"))
+    if flat["data.dataset"] not in ARRAY_SETS or flat["data.dataset"] == "digits":
+        del overrides["data.dir"]
+    options = [f"--{key}={value}" for key, value in overrides.items()]
+    return StageCLI(StageCommand.parse(command, ["--config", config, *options]))
+
+
+def command_of(name: str) -> list[str]:
+    """The words of the first command in a configuration's header."""
+    found = re.search(r"^#\s+(usl .+)$", (shipped_folder() / name).read_text(), re.MULTILINE)
+    assert found, f"{name}: its header does not say its command"
+    return shlex.split(found[1])
+
+
+def test_there_are_configurations() -> None:
+    assert {"digits_quickstart.yaml", "fashion_mnist_quickstart.yaml"} <= set(CHAINS)
+    assert {"cifar10_fixmatch.yaml", "cifar10_simclr.yaml", "digits_usl.yaml"} <= set(STAGES)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_header_says_what_it_is_and_its_command(name: str) -> None:
+    first = (shipped_folder() / name).read_text().splitlines()[0]
+    assert re.fullmatch(r"# \S.{20,}", first)
+    assert shipped()[name] == first[2:]
+    words = command_of(name)
+    if name in CHAINS:
+        assert words[:3] == ["usl", "run", name]
+    else:
+        stage = StageCommand.parse(words[1], words[2:])
+        assert [path.name for path in stage.configs] == [name]
+        assert stage.command in ("fit", "select")
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_stages_can_be_built(name: str, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USL_CACHE", str(data / "cache"))
+    command = command_of(name)[1]
+    cli = build(command, name, data)
+    config = cli.resolved()
+    assert isinstance(cli.model, Selector) == (command == "select")
+    steps = config["trainer"]["max_steps"]
+    assert command == "select" or steps > 0, "how long it trains is part of the configuration"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_needed_parameters_are_in_the_headers_command(name: str) -> None:
+    """What a file leaves open, and its model or data cannot do without, its command shows."""
+    words = command_of(name)
+    flat = StageCommand.parse(words[1], words[2:]).flat()
+    needs_labels = flat["data.class_path"].endswith("SemiSupervisedData")
+    assert not needs_labels or "data.labels" in flat
+    needs_features = words[1] == "select" and not flat["model.class_path"].endswith("Random")
+    assert not needs_features or "model.init_from" in flat
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_every_stage_of_a_chain_can_be_built(name: str, data: Path) -> None:
+    chain = Chain.read(shipped_folder() / name)
+    assert chain.name == Path(name).stem
+    built: set[str] = set()
+    for stage in chain.stages:
+        assert stage.config.name in STAGES
+        overrides: dict[str, Any] = {
+            key: REFERENCE.sub(str(data / "labels.json"), str(value)) for key, value in stage.set.items()
+        }
+        key = f"{stage.config}{overrides}"
+        if key not in built:
+            build(stage.command, stage.config.name, data, **overrides).resolved()
+            built.add(key)
+
+
+def test_listing_names_every_file_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["configs"])
+    out = capsys.readouterr().out
+    for name, headline in shipped().items():
+        assert re.search(rf"^{re.escape(name)} +{re.escape(headline)}$", out, re.MULTILINE)
+    assert str(shipped_folder()) in out
+
+
+def test_files_are_found_here_then_beside_then_among_the_shipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "chain").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    name = STAGES[0]
+    assert find_config(name) == find_config(Path(name).stem) == shipped_folder() / name
+    Path(name).write_text("here")
+    assert find_config(name).read_text() == "here"
+    (tmp_path / "chain" / name).write_text("beside")
+    assert find_config(name, beside=tmp_path / "chain").read_text() == "beside", "a chain's own files come first"
+    with pytest.raises(UslError, match="no such configuration"):
+        find_config(f"./sub/{name}")

@@ -12,6 +12,8 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from tqdm import tqdm
 
+from usl_lightning.errors import UslError
+
 HEADER = "step,name,value\n"
 
 
@@ -50,10 +52,20 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one row a metric."""
+        """Append one row a metric.
+
+        Raises:
+            UslError: the disk is full.
+        """
         rows = [f"{step or 0},{name},{value:.8g}\n" for name, value in metrics.items() if name != "epoch"]
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write("".join(rows))
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("".join(rows))
+        except OSError as error:
+            raise UslError(
+                f"{self.path}: cannot be written ({error.strerror}); free some space, then "
+                "continue with --ckpt_path last"
+            ) from error
 
 
 class Progress(Callback):

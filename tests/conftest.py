@@ -1,0 +1,17 @@
+"""Shared by all tests."""
+
+import os
+
+import pytest
+
+pytest.register_assert_rewrite("runs")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """With USL_REQUIRE_ALL set, as in CI, a skipped test is a failure: the machine was to have everything."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    if os.environ.get("USL_REQUIRE_ALL") and skipped and exitstatus == 0:
+        print(f"\nUSL_REQUIRE_ALL: {len(skipped)} tests were skipped")
+        session.exitstatus = 1

@@ -1,0 +1,68 @@
+"""A Lightning callback that ends its own process at an exact point of a run, for the tests that continue it."""
+
+import os
+import signal
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+
+class Kill(Callback):
+    """Sends a signal.
+
+    Args:
+        step: when that many optimizer steps are done …
+        moment: … and the next batch begins (`batch`), or one micro-batch later (`micro`), a validation batch
+            ends (`validation`), the checkpoint of that step is half written (`write`) or whole but not yet
+            `last.ckpt` (`rename`), the final test ends (`test`), or features for a selection begin (`select`).
+        by: name of the signal.
+        parent: send it to the process that started this one, and wait to be told to stop.
+    """
+
+    def __init__(self, step: int, moment: str = "batch", by: str = "SIGKILL", parent: bool = False) -> None:
+        self.step, self.moment, self.by, self.parent = step, moment, by, parent
+
+    def _reached(self, trainer: Trainer, moment: str) -> bool:
+        return (trainer.global_step, moment) == (self.step, self.moment)
+
+    def _at(self, trainer: Trainer, moment: str) -> None:
+        if self._reached(trainer, moment):
+            self._send()
+
+    def _send(self) -> None:
+        os.kill(os.getppid() if self.parent else os.getpid(), getattr(signal, self.by))
+        if self.parent:
+            signal.pause()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Between two batches."""
+        self._at(trainer, "micro" if batch_idx % trainer.accumulate_grad_batches else "batch")
+
+    def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Amid a validation."""
+        self._at(trainer, "validation")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The metrics are noted, the stage is not yet complete."""
+        self._at(trainer, "test")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Amid a selection."""
+        self._at(trainer, "select")
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """What comes next is the writing."""
+        if self._reached(trainer, "write"):
+            torch.save = self._write_half
+        if self._reached(trainer, "rename"):
+            os.replace = self._replace
+
+    def _write_half(self, checkpoint: dict[str, Any], file: Any, save: Any = torch.save) -> None:
+        save(checkpoint, file)
+        file.truncate(file.tell() // 2)
+        self._send()
+
+    def _replace(self, source: Any, target: Any, replace: Any = os.replace) -> None:
+        replace(source, target)
+        self._send()

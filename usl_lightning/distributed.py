@@ -21,7 +21,7 @@ def gather(x: Tensor) -> Tensor:
     if x.requires_grad:
         from torch.distributed.nn.functional import all_gather
 
-        return torch.cat(all_gather(x.contiguous()))
+        return torch.cat(all_gather(x.contiguous()))  # type: ignore[no-untyped-call]
     parts = [torch.empty_like(x) for _ in range(world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)
@@ -34,7 +34,7 @@ def gather_uneven(x: Tensor) -> Tensor:
     counts = gather(torch.tensor([len(x)], device=x.device)).tolist()
     padded = x.new_zeros((max(counts), *x.shape[1:]))
     padded[: len(x)] = x
-    rows = gather(padded).split(max(counts))
+    rows = torch.split(gather(padded), max(counts))
     return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
 
 

@@ -1,0 +1,155 @@
+"""FixMatch training steps, data included: this package beside a plain recipe, in one run.
+
+    python tests/benchmarks/fixmatch_throughput.py [--steps 6]
+
+WRN-28-2, B=64, 7 times as many unlabelled images, 32×32×3 made from real photographs. The plain recipe is what
+published code does: fp32, contiguous, torchvision/Pillow views in 2 worker processes, a moving average parameter by
+parameter. Ours is the shipped method: views in the process that trains, bf16 autocast, channels_last, fused
+optimizer and average. Each side runs in a process of its own; the median step counts. Prints a table and writes
+results/fixmatch_throughput.json.
+"""
+
+import argparse
+import copy
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from machine import machine
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from views import PIPELINES, photos
+
+from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
+from usl_lightning.data.keys import Key
+from usl_lightning.data.views import FixMatchStrong, Weak
+from usl_lightning.models.heads import Classifier
+from usl_lightning.optim import Optimization
+from usl_lightning.semisup.fixmatch import FixMatch, fixmatch_loss
+
+B, RATIO, CLASSES, SIDE = 64, 7, 10, 32
+SPEC = ImageSpec(3, SIDE, SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), tuple("0123456789"))
+
+
+def our_steps(pictures: list[Image.Image]) -> Iterator[None]:
+    """Steps of the shipped FixMatch, its views, forward, backward, optimizer and moving average."""
+    to_tensor = transforms.PILToTensor()
+    images = torch.stack([to_tensor(picture) for picture in pictures])
+    model = FixMatch(SPEC, Weak(), FixMatchStrong(), Optimization(nesterov=True, schedule="fixmatch"))
+    model.log_training = lambda **values: None  # type: ignore[method-assign]  # no trainer is attached
+    optimizer = model.optimization.build(model.model, max_steps=1000, batch_size=B)["optimizer"]
+    for step in range(10**6):
+        labelled, unlabelled = (_batch(images, n, step, name) for n, name in ((B, "x"), (B * RATIO, "u")))
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model.training_step(SemiBatch(labelled, unlabelled), step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.ema.update(model.model)
+        yield
+
+
+def _batch(images: Tensor, n: int, step: int, name: str) -> Batch:
+    key = Key.of(0, name, step, slots=torch.arange(n))
+    indices = key.integers(1, len(images))[:, 0]
+    return Batch(images[indices], indices % CLASSES, indices, key.fold("views"))
+
+
+class PlainImages(Dataset):
+    """Each image with its views, made by Pillow."""
+
+    def __init__(self, pictures: list[Image.Image]) -> None:
+        self.pictures = pictures
+        self.weak, self.strong = PIPELINES["FixMatch weak"][1], PIPELINES["FixMatch strong"][1]
+
+    def __len__(self) -> int:
+        return 10**9
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        picture = self.pictures[i % len(self.pictures)]
+        return self.weak(picture), self.strong(picture)
+
+
+class PlainLabelled(PlainImages):
+    """Each image's weak view and its label."""
+
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:  # type: ignore[override]
+        return self.weak(self.pictures[i % len(self.pictures)]), i % CLASSES
+
+
+def plain_steps(pictures: list[Image.Image]) -> Iterator[None]:
+    """Steps of the plain recipe, with the same network and loss."""
+    model = FixMatch(SPEC, Weak(), FixMatchStrong(), Optimization()).model.to(memory_format=torch.contiguous_format)
+    average = copy.deepcopy(model)
+    model.encoder.forward = _contiguous_forward(model)  # type: ignore[method-assign]
+    optimizer = torch.optim.SGD(model.parameters(), 0.03, 0.9, weight_decay=5e-4, nesterov=True, foreach=False)
+    labelled = iter(DataLoader(PlainLabelled(pictures), B, num_workers=1))
+    unlabelled = iter(DataLoader(PlainImages(pictures), B * RATIO, num_workers=1))
+    while True:
+        (x, labels), (weak, strong) = next(labelled), next(unlabelled)
+        logits = model(torch.cat([x, weak, strong]))
+        logits_x, logits_w, logits_s = logits.split([B, B * RATIO, B * RATIO])
+        loss = F.cross_entropy(logits_x, labels) + fixmatch_loss(logits_w, logits_s, threshold=0.95)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for mine, new in zip(average.parameters(), model.parameters(), strict=True):
+                mine.mul_(0.999).add_(new, alpha=0.001)
+        yield
+
+
+def _contiguous_forward(model: Classifier) -> Callable[[Tensor], Tensor]:
+    encoder = model.encoder
+    return lambda images: encoder.net((images - encoder.mean) / encoder.std)
+
+
+SIDES = {"plain recipe": plain_steps, "usl-lightning": our_steps}
+
+
+def measure(side: str, steps: int, results: Any) -> None:
+    """Median seconds of a step after two to warm up, and the peak memory, of one side in this process."""
+    pictures = photos(2048, SIDE)
+    running = SIDES[side](pictures)
+    times = []
+    for _ in range(steps + 2):
+        start = time.perf_counter()
+        next(running)
+        times.append(time.perf_counter() - start)
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    results.put((statistics.median(times[2:]), (own + children) / 2**20))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int, default=6)
+    arguments = parser.parse_args()
+    context = multiprocessing.get_context("spawn")
+    rows: dict[str, dict[str, float]] = {}
+    for side in SIDES:
+        results = context.Queue()
+        process = context.Process(target=measure, args=(side, arguments.steps, results))
+        process.start()
+        seconds, gib = results.get()
+        process.terminate()
+        rows[side] = {"seconds_per_step": seconds, "images_per_second": B * (1 + RATIO) / seconds, "peak_gib": gib}
+    ratio = rows["plain recipe"]["seconds_per_step"] / rows["usl-lightning"]["seconds_per_step"]
+    print(f"{'':14} {'s/step':>8} {'images/s':>9} {'peak GiB':>9}")
+    for side, row in rows.items():
+        print(f"{side:14} {row['seconds_per_step']:8.2f} {row['images_per_second']:9.0f} {row['peak_gib']:9.2f}")
+    print(f"ratio {ratio:.2f}")
+    path = Path(__file__).parent / "results" / "fixmatch_throughput.json"
+    path.write_text(json.dumps({"machine": machine(), "rows": rows, "ratio": ratio}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

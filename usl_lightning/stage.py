@@ -215,6 +215,8 @@ class StageFolder:
             lock = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below, after the lock
         except OSError as error:
             raise UslError(f"{self.path}: cannot be written ({error.strerror}); choose another --run_dir") from error
+        # Forked workers would hold the lock for seconds after this process was killed.
+        os.register_at_fork(after_in_child=lock.close)
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

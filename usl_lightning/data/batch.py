@@ -54,6 +54,13 @@ class SemiBatch(NamedTuple):
     unlabelled: Batch
 
 
+class PairBatch(NamedTuple):
+    """One step of USL-T: images, and one of the nearest neighbours of each."""
+
+    anchor: Batch
+    neighbor: Batch
+
+
 class ImageSpec:
     """What a network must know of the images it is given; stored with its weights.
 

@@ -2,18 +2,19 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
-from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
+from usl_lightning.data.batch import Batch, ImageSpec, PairBatch, SemiBatch
 from usl_lightning.data.keys import Key
-from usl_lightning.data.sampling import StepLoader, StepSampler, process_range, process_slots
-from usl_lightning.data.sources import ImageSource, dataset_id, has_split, open_source
+from usl_lightning.data.sampling import StepLoader, StepSampler, drawn_neighbors, process_range, process_slots
+from usl_lightning.data.sources import ImageSource, has_split, open_source, read_labels
 from usl_lightning.errors import UslError
 from usl_lightning.labels import LabelIndex
 
@@ -135,8 +136,8 @@ class ImageData(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Fill in the pixels of images that are resident on the device."""
-        if isinstance(batch, SemiBatch):
-            return SemiBatch(*(self.on_after_batch_transfer(part, dataloader_idx) for part in batch))
+        if isinstance(batch, tuple):
+            return type(batch)(*(self.on_after_batch_transfer(part, dataloader_idx) for part in batch))
         if batch.split in self._resident:
             batch.images = self._resident[batch.split][batch.indices]
         return batch
@@ -230,11 +231,7 @@ class SemiSupervisedData(ImageData):
         if self.labels is None:
             raise UslError("data.labels: expected a label index; `usl select` writes one")
         if self._index is None:
-            index, source = LabelIndex.read(self.labels), self.train_source
-            index.check(dataset_id(source), source.classes, source.files)
-            if index.plain:
-                index = index.with_labels(source.labels[list(index.indices)].tolist(), source.classes)
-            self._index = index
+            self._index = read_labels(self.labels, self.train_source)
         return self._index
 
     @property
@@ -264,6 +261,38 @@ class SemiSupervisedData(ImageData):
         return rest
 
 
+class NeighborData(ImageData):
+    """Images, each with one of its nearest neighbours in a feature space that is learned already (USL-T).
+
+    Args:
+        neighbors: `.npy` file of int64 [n, k]: the neighbours of every image, computed once and fixed.
+        batch_size: images of the global batch; as many neighbours come with them.
+        images: as for `ImageData`.
+    """
+
+    def __init__(self, neighbors: str, batch_size: int = 1024, **images: Any) -> None:
+        super().__init__(batch_size=batch_size, **images)
+        self.neighbors = neighbors
+
+    def train_dataloader(self) -> StepLoader[Any]:
+        """Endless `PairBatch`es that start where the trainer stands."""
+        return self._steps(_Pairs(self._draw("images", self.batch_size), self._read_neighbors()))
+
+    def _read_neighbors(self) -> Tensor:
+        n = len(self.train_source)
+        try:
+            table = torch.from_numpy(np.load(self.neighbors, allow_pickle=False))
+        except (OSError, ValueError, TypeError) as error:
+            raise UslError(f"data.neighbors: {self.neighbors} is not a readable .npy file ({error})") from error
+        whole = not table.is_floating_point() and table.dim() == 2 and len(table) == n and table.shape[1] > 0
+        if not whole or int(table.min()) < 0 or int(table.max()) >= n:
+            raise UslError(
+                f"data.neighbors: {self.neighbors} holds {list(table.shape)} {table.dtype}; expected one row of "
+                f"positions from 0 to {n - 1} for each of the {n} images"
+            )
+        return table.long()
+
+
 # What workers run: these hold nothing of the run, so that they can be pickled wherever workers are spawned.
 
 
@@ -286,6 +315,20 @@ class _Draw:
         labels = torch.full_like(indices, -1) if self.labels is None else self.labels[positions]
         key = Key.of(self.seed, self.name, step, slots=self.slots)
         return Batch(_pixels(self.source, indices), labels, indices, key, self.split)
+
+
+@dataclass
+class _Pairs:
+    """This process's part of the global batch of a step, and a neighbour of each of its images."""
+
+    draw: _Draw
+    neighbors: Tensor
+
+    def __call__(self, step: int) -> PairBatch:
+        anchor = self.draw(step)
+        indices = drawn_neighbors(self.neighbors, anchor.indices, anchor.key)
+        neighbor = replace(anchor, images=_pixels(self.draw.source, indices), indices=indices)
+        return PairBatch(anchor, replace(neighbor, key=anchor.key.fold("neighbor views")))
 
 
 @dataclass

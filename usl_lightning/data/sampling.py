@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from usl_lightning.data.keys import permutation
+from usl_lightning.data.keys import Key, permutation
 from usl_lightning.errors import UslError
 
 T = TypeVar("T")
@@ -52,6 +52,21 @@ class StepSampler:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, permutation(self.size, *self._parts, "epoch", epoch)
         return self._order
+
+
+def drawn_neighbors(neighbors: Tensor, indices: Tensor, key: Key) -> Tensor:
+    """One neighbour of each image, drawn anew at every step.
+
+    Args:
+        neighbors: int64 [n, k], each row the neighbours of one image of the data set.
+        indices: int64 [b], the images.
+        key: their keys.
+
+    Returns:
+        int64 [b], positions in the data set.
+    """
+    column = key.fold("neighbor").integers(1, neighbors.shape[1])[:, 0]
+    return neighbors[indices, column]
 
 
 def process_slots(batch_size: int, rank: int, world_size: int) -> Tensor:

@@ -1,0 +1,91 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from real_features import NAMES, real_features
+from torch import Tensor
+
+from usl_lightning.data.keys import permutation
+from usl_lightning.errors import UslError
+from usl_lightning.selection.kmeans import kmeans, nearest_centroid
+
+
+def slow_lloyd(x: Tensor, k: int, seed: int, iterations: int) -> tuple[np.ndarray, np.ndarray]:
+    a = x.double().numpy()
+    centroids = a[permutation(len(a), seed, "k-means")[:k].numpy()].copy()
+    for _ in range(iterations):
+        labels = ((a[:, None] - centroids) ** 2).sum(2).argmin(1)
+        for c in range(k):
+            if (labels == c).any():
+                centroids[c] = a[labels == c].mean(0)
+    return ((a[:, None] - centroids) ** 2).sum(2).argmin(1), centroids
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_slow_lloyd_on_real_features(name: str, seed: int) -> None:
+    x = real_features(name, 600)
+    labels, centroids = kmeans(x, 12, seed=seed, iterations=8)
+    slow_labels, slow_centroids = slow_lloyd(x, 12, seed, 8)
+    np.testing.assert_array_equal(labels.numpy(), slow_labels)
+    np.testing.assert_allclose(centroids.numpy(), slow_centroids, atol=1e-6)
+
+
+def test_stops_at_the_fixed_point(caplog: pytest.LogCaptureFixture) -> None:
+    x = real_features("digits")
+    with caplog.at_level("INFO"):
+        labels, centroids = kmeans(x, 10, seed=3)
+    assert "converged after" in caplog.text
+    assert torch.equal(nearest_centroid(x, centroids), labels)
+    means = torch.stack([x[labels == c].double().mean(0) for c in range(10)])
+    torch.testing.assert_close(centroids.double(), means, atol=1e-6, rtol=0)
+    with caplog.at_level("INFO"):
+        kmeans(x, 10, seed=3, iterations=2)
+    assert "stopped after 2 iterations" in caplog.text
+
+
+def test_seed_decides_and_repeats() -> None:
+    x = real_features("patches")
+    first, again, other = (kmeans(x, 20, seed=seed)[0] for seed in (5, 5, 6))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_empty_clusters_stay_and_keep_their_centroid() -> None:
+    x = torch.cat([torch.zeros(50, 2), torch.ones(3, 2)])
+    labels, centroids = kmeans(x, 20)
+    assert 1 <= len(labels.unique()) <= 2
+    assert torch.isfinite(centroids).all()
+    assert {tuple(row) for row in centroids.tolist()} <= {(0.0, 0.0), (1.0, 1.0)} | {(3 / 53, 3 / 53)}
+
+
+@settings(max_examples=50, deadline=None)
+@given(n=st.integers(1, 30), k=st.integers(1, 30), seed=st.integers(0, 9), same=st.booleans())
+def test_every_size(n: int, k: int, seed: int, same: bool) -> None:
+    x = torch.ones(n, 3) if same else torch.randn(n, 3, generator=torch.Generator().manual_seed(seed))
+    if k > n:
+        with pytest.raises(UslError, match=f"k={k} clusters: expected a number from 1 to {n}"):
+            kmeans(x, k)
+        return
+    labels, centroids = kmeans(x, k, seed=seed)
+    assert labels.shape == (n,)
+    assert centroids.shape == (k, 3)
+    assert labels.min() >= 0
+    assert labels.max() < k
+    if k == n and not same:
+        assert len(labels.unique()) == n
+
+
+def test_a_large_mean_costs_no_accuracy() -> None:
+    x = real_features("digits", 500)
+    assert torch.equal(kmeans(x.double(), 10)[0], kmeans((x.double() + 1000).double(), 10)[0])
+    shifted = (64 * x).round()
+    assert torch.equal(kmeans(shifted, 10)[0], kmeans(shifted + 4096, 10)[0])
+
+
+def test_bad_input() -> None:
+    with pytest.raises(UslError, match="iterations=0 of k-means"):
+        kmeans(torch.ones(4, 2), 2, iterations=0)
+    with pytest.raises(UslError, match="NaN or infinite values in row 2"):
+        kmeans(torch.tensor([[0.0], [1.0], [float("nan")]]), 2)

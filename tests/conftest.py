@@ -3,8 +3,13 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 pytest.register_assert_rewrite("runs")
+
+# A slow machine is no failure.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(trylast=True)

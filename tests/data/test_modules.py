@@ -22,6 +22,8 @@ from usl_lightning.data.views import Weak
 from usl_lightning.errors import UslError
 from usl_lightning.labels import LabelIndex
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
+
 N, CLASSES = 37, 5
 rng = np.random.default_rng(0)
 IMAGES = rng.integers(0, 256, (N, 6, 7, 3), dtype=np.uint8)

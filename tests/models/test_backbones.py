@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from usl_lightning.errors import UslError
@@ -58,6 +59,31 @@ def test_wide_resnets_use_fixmatchs_norm_and_slope() -> None:
     assert slopes == {0.1}
     convolutions = sum(isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3) for m in net.modules())
     assert convolutions == 1 + 2 * 4 * 3
+
+
+def by_hand(net: WideResNet, x: torch.Tensor) -> torch.Tensor:
+    """The published forward pass: only the very first block's shortcut starts from the activated input."""
+
+    def activated(norm: nn.BatchNorm2d, maps: torch.Tensor) -> torch.Tensor:
+        return F.leaky_relu(F.batch_norm(maps, None, None, norm.weight, norm.bias, True, 0.0, 1e-3), 0.1)
+
+    x = F.conv2d(x, net.stem.weight, padding=1)
+    for number, block in enumerate(net.blocks):
+        y = activated(block.bn1, x)
+        z = F.conv2d(y, block.conv1.weight, stride=block.conv1.stride, padding=1)
+        z = F.conv2d(activated(block.bn2, z), block.conv2.weight, padding=1)
+        kept = y if number == 0 else x
+        if block.shortcut is not None:
+            kept = F.conv2d(kept, block.shortcut.weight, stride=block.shortcut.stride)
+        x = z + kept
+    return activated(net.bn, x).mean((2, 3))
+
+
+@pytest.mark.parametrize("shape", [{"depth": 16, "width": 2}, {"depth": 21, "width": 1, "groups": 4}])
+def test_wide_resnets_compute_what_was_published(shape: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    net, images = WideResNet(3, **shape).double(), torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(net(images), by_hand(net, images))
 
 
 def test_wide_resnets_halve_their_maps() -> None:

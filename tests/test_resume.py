@@ -1,7 +1,9 @@
 """kill -9 at exact points of a run, then `--ckpt_path last`: the result is that of a run nobody touched."""
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,9 @@ from runs import FIXMATCH, SIMCLR, assert_same_run, differing, kill, last_checkp
 from torch import nn
 
 from usl_lightning.optim import Optimization, lr_factor
+from usl_lightning.stage import StageFolder
+
+pytestmark = pytest.mark.slow
 
 RESUME = ("--ckpt_path", "last")
 
@@ -23,12 +28,13 @@ def simclr(tmp_path_factory: pytest.TempPathFactory) -> Path:
     killed = [*words, "--run_dir", "killed"]
     ten, more = ["--trainer.max_steps", "10"], ["--trainer.max_steps", "14"]
 
+    streamed = ["--data.residence", "stream", "--data.eval_batch_size", "100", "--data.workers"]
+
     def interrupted() -> None:
-        usl(folder, *killed, *ten, kill(6)).killed()
+        usl(folder, *killed, *ten, *streamed, "2", kill(6)).killed()
         assert (folder / "killed/checkpoints/last.ckpt").resolve().name == "step=00000004.ckpt"
         usl(folder, *killed, *ten, *RESUME, kill(8, "validation")).killed()
-        streamed = ["--data.residence", "stream", "--data.workers", "1", "--data.eval_batch_size", "100"]
-        usl(folder, *killed, *ten, *RESUME, *streamed).done()
+        usl(folder, *killed, *ten, *RESUME, *streamed, "1").done()
         assert "trainer.max_steps was 10, now 14" in usl(folder, *killed, *more, *RESUME).mistake
         usl(folder, *killed, *more, *RESUME, "--extend", kill(14, "test")).killed()
         usl(folder, *killed, *more, *RESUME).done()
@@ -150,6 +156,24 @@ def test_a_checkpoint_by_path_does_not_overwrite_another_run(simclr: Path, fixma
     words += ["--trainer.max_steps", "14", "--ckpt_path", checkpoint, "--run_dir", "straight"]
     assert "straight" in usl(fixmatch, *words).mistake
     assert (fixmatch / "straight/stage.json").read_bytes() == before
+
+
+def test_a_worker_that_outlives_its_run_does_not_hold_the_folder(tmp_path: Path) -> None:
+    folder = StageFolder(tmp_path / "run")
+    begun, tell = os.pipe()
+    with folder.locked():
+        folder.begin({})
+        worker = os.fork()
+        if worker == 0:
+            os.write(tell, b"!")
+            signal.pause()
+        os.read(begun, 1)
+    try:
+        with folder.locked():
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
 
 
 def test_resume_without_a_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from usl_lightning.selection.geometry import (
 )
 from usl_lightning.selection.kmeans import kmeans
 from usl_lightning.selection.neighbors import nearest_neighbors
+from usl_lightning.selection.picks import best_of_each, fill_to_budget
 
 log = logging.getLogger(__name__)
 
@@ -195,33 +196,12 @@ def regularized_selection(
     clusters, labels = torch.unique(cluster_labels.to(x.device), return_inverse=True)
     penalty = torch.zeros_like(utility)
     with exact_arithmetic(x.device):
-        picks = _best_of_each(utility, labels, len(clusters))
+        picks = best_of_each(utility, labels, len(clusters))
         for _ in range(iterations - 1):
             closeness = _closeness(x, labels, picks, alpha, horizon, nearest, exclude_same_cluster)
             penalty = momentum * penalty + (1 - momentum) * closeness
-            picks = _best_of_each(utility - weight * penalty, labels, len(clusters))
+            picks = best_of_each(utility - weight * penalty, labels, len(clusters))
     return picks if budget is None else fill_to_budget(picks, utility, budget)
-
-
-def fill_to_budget(picks: Tensor, scores: Tensor, budget: int) -> Tensor:
-    """The first `budget` of the distinct `picks`, then the others with the best of `scores` [n] (ties: lower index)."""
-    missing = budget - len(picks)
-    if missing <= 0:
-        return picks[:budget]
-    log.info("selection: %d clusters are empty; filled with the best remaining points", missing)
-    remaining = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    remaining[picks] = False
-    order = torch.argsort(scores, descending=True, stable=True)
-    return torch.cat([picks, order[remaining[order]][:missing]])
-
-
-def _best_of_each(scores: Tensor, labels: Tensor, clusters: int) -> Tensor:
-    """Per cluster the index of its highest score; ties to the lower index. int64 [clusters]."""
-    best = scores.new_full((clusters,), -torch.inf).scatter_reduce_(0, labels, scores, "amax")
-    n = len(scores)
-    index = torch.arange(n, device=scores.device)
-    index = torch.where(scores == best[labels], index, n)
-    return index.new_full((clusters,), n).scatter_reduce_(0, labels, index, "amin")
 
 
 def _closeness(

@@ -1,0 +1,217 @@
+"""The selectors people would use instead of USL: each against a slow version, and all on every size and budget."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from real_features import NAMES, real_features
+from torch import Tensor
+
+from usl_lightning.data.keys import permutation
+from usl_lightning.errors import UslError
+from usl_lightning.selection.coreset import select_coreset
+from usl_lightning.selection.density import select_density
+from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
+from usl_lightning.selection.kmedoids import select_kmedoids
+from usl_lightning.selection.maxherding import select_maxherding
+from usl_lightning.selection.probcover import pure_radius, select_probcover
+from usl_lightning.selection.typiclust import select_typiclust
+from usl_lightning.selection.usl import density_distance, select_usl
+
+SELECTORS: dict[str, Callable[..., Tensor]] = {
+    "coreset": select_coreset,
+    "density": select_density,
+    "kmeans_nearest": select_kmeans_nearest,
+    "kmedoids": select_kmedoids,
+    "maxherding": select_maxherding,
+    "probcover": select_probcover,
+    "probcover_small_radius": partial(select_probcover, delta=0.05),
+    "typiclust": select_typiclust,
+    "typiclust_few_clusters": partial(select_typiclust, max_clusters=3),
+    "usl": select_usl,
+}
+
+
+def all_distances(x: Tensor) -> np.ndarray:
+    a = x.double().numpy()
+    return np.sqrt(((a[:, None] - a) ** 2).sum(2))
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 22),
+    share=st.floats(0, 1),
+    kind=st.sampled_from(["random", "duplicates", "equal"]),
+    seed=st.integers(0, 9),
+)
+def test_always_exactly_the_budget(name: str, n: int, share: float, kind: str, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 3, generator=generator)
+    x = {"random": x, "duplicates": x[torch.randint(max(1, n // 3), (n,), generator=generator)], "equal": x[:1]}[kind]
+    budget = 1 + round(share * (n - 1))
+    chosen = SELECTORS[name](x.expand(n, 3), budget, seed=seed)
+    assert chosen.dtype == torch.int64
+    assert len(set(chosen.tolist())) == len(chosen) == budget
+    assert min(chosen) >= 0
+    assert max(chosen) < n
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_every_budget_of_a_real_set(name: str) -> None:
+    x = real_features("cells", 40)
+    for budget in range(1, 41):
+        chosen = SELECTORS[name](x, budget).tolist()
+        assert len(set(chosen)) == len(chosen) == budget
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_same_choice_again_whatever_the_scale(name: str) -> None:
+    x = real_features("digits", 300)
+    first = SELECTORS[name](x, 12, seed=3)
+    assert torch.equal(first, SELECTORS[name](4 * x, 12, seed=3))
+
+
+@pytest.mark.parametrize("name", ["coreset", "kmeans_nearest", "kmedoids", "typiclust"])
+def test_the_seed_matters(name: str) -> None:
+    x = real_features("digits", 300)
+    assert not torch.equal(SELECTORS[name](x, 12, seed=0), SELECTORS[name](x, 12, seed=1))
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("budget", [0, 51])
+def test_bad_budget(name: str, budget: int) -> None:
+    with pytest.raises(UslError, match=f"budget {budget}: expected a number of images from 1 to 50"):
+        SELECTORS[name](real_features("digits", 50), budget)
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_bad_features(name: str) -> None:
+    x = real_features("digits", 50).clone()
+    x[7, 0] = torch.nan
+    with pytest.raises(UslError, match="NaN or infinite values in row 7"):
+        SELECTORS[name](x, 5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_density_takes_the_densest(name: str) -> None:
+    x = real_features(name, 300)
+    distances = density_distance(x, 20).tolist()
+    assert select_density(x, 30, k=20).tolist() == sorted(range(300), key=lambda i: (distances[i], i))[:30]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kmeans_nearest_equals_a_loop(name: str) -> None:
+    x = real_features(name, 300)
+    labels, centroids = kmeans(x, 12, seed=2)
+    distances = np.linalg.norm(x.numpy() - centroids.numpy()[labels], axis=1)
+    expected = []
+    for c in labels.unique().tolist():
+        members = np.flatnonzero(labels.numpy() == c)
+        expected.append(int(members[distances[members].argmin()]))
+    assert select_kmeans_nearest(x, 12, seed=2)[: len(expected)].tolist() == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_coreset_equals_a_loop(name: str) -> None:
+    x = real_features(name, 300)
+    d = all_distances(x)
+    chosen = [int(permutation(300, 5, "coreset")[0])]
+    while len(chosen) < 25:
+        chosen.append(int(d[:, chosen].min(1).argmax()))
+    assert select_coreset(x, 25, seed=5).tolist() == chosen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kmedoids_equals_a_loop(name: str) -> None:
+    x = real_features(name, 200)
+    d = all_distances(x)
+    medoids = permutation(200, 1, "k-medoids")[:8].tolist()
+    for _ in range(100):
+        labels = d[:, medoids].argmin(1)
+        before, medoids = medoids, []
+        for c in range(8):
+            members = np.flatnonzero(labels == c)
+            medoids.append(int(members[d[np.ix_(members, members)].sum(1).argmin()]))
+        if medoids == before:
+            break
+    assert select_kmedoids(x, 8, seed=1).tolist() == medoids
+
+
+@pytest.mark.parametrize("squared", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_typiclust_equals_a_loop(name: str, squared: bool) -> None:
+    x = real_features(name, 300)
+    d = all_distances(x) ** (2 if squared else 1)
+    labels = kmeans(x, 30, seed=4)[0].tolist()
+    left = {c: [i for i in range(300) if labels[i] == c] for c in set(labels)}
+    order = sorted(left, key=lambda c: (-len(left[c]), c))
+    large = [c for c in order if len(left[c]) > 5]
+    chosen: list[int] = []
+    while len(chosen) < 30:
+        for c in large:
+            if len(chosen) < 30 and len(left[c]) > 1:
+                k = min(20, len(left[c]) // 2)
+                typical = [np.sort(d[i, [j for j in left[c] if j != i]])[:k].mean() for i in left[c]]
+                chosen.append(left[c].pop(int(np.argmin(typical))))
+    assert select_typiclust(x, 30, seed=4, squared=squared).tolist() == chosen
+
+
+@pytest.mark.parametrize("delta", [0.2, 0.6])
+@pytest.mark.parametrize("name", NAMES)
+def test_probcover_equals_a_loop(name: str, delta: float) -> None:
+    x = real_features(name, 200)
+    edges = all_distances(x) < delta
+    uncovered, chosen = np.ones(200, bool), []
+    for _ in range(60):
+        if not uncovered.any():
+            uncovered[:] = True
+        degrees = (edges & uncovered).sum(1)
+        degrees[chosen] = -1
+        chosen.append(int(degrees.argmax()))
+        uncovered &= ~edges[chosen[-1]]
+    assert select_probcover(x, 60, delta=delta).tolist() == chosen
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pure_radius_is_the_largest_pure_enough(name: str) -> None:
+    x = real_features(name, 300)
+    labels = kmeans(x, 10, seed=0)[0].numpy()
+    d = all_distances(x)
+
+    def purity(delta: float) -> float:
+        return float(np.mean([(labels[d[i] < delta] == labels[i]).all() for i in range(300)]))
+
+    delta = pure_radius(x, 10, purity=0.9)
+    assert purity(delta * (1 - 1e-5)) >= 0.9 > purity(delta * (1 + 1e-5))
+    assert pure_radius(x, 1) == float("inf")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_choice_of_maxherding_has_the_highest_gain(name: str) -> None:
+    x = real_features(name, 200)
+    kernel = np.exp(-(all_distances(x) ** 2) / 0.5**2)
+    covered = np.zeros(200)
+    for pick in select_maxherding(x, 150, sigma=0.5).tolist():
+        gains = np.maximum(kernel - covered, 0).sum(1)
+        assert gains[pick] >= gains.max() - 1e-5  # two points that cover each other tie but for rounding
+        covered = np.maximum(covered, kernel[pick])
+
+
+@pytest.mark.parametrize(
+    ("select", "message"),
+    [
+        (partial(select_probcover, delta=0.0), "delta=0.0: expected a radius above 0"),
+        (partial(select_probcover, purity=1.5), "purity=1.5: expected a fraction"),
+        (partial(select_maxherding, sigma=0.0), "sigma=0.0: expected a kernel width above 0"),
+        (partial(select_kmedoids, iterations=0), "iterations=0 of k-medoids: expected at least 1"),
+    ],
+)
+def test_bad_parameters(select: Callable[..., Tensor], message: str) -> None:
+    with pytest.raises(UslError, match=message):
+        select(real_features("digits", 50), 5)

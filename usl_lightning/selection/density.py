@@ -1,0 +1,33 @@
+"""Density alone: the points with the closest neighbours, wherever they are."""
+
+import torch
+from torch import Tensor
+
+from usl_lightning.selection.geometry import check_budget, unit_rows
+from usl_lightning.selection.usl import density_distance, limit_k
+
+
+def select_density(
+    features: Tensor, budget: int, *, seed: int = 0, k: int = 400, squared: bool = True, include_self: bool = True
+) -> Tensor:
+    """The `budget` points of highest utility U of USL (Wang, Lian, Yu, ECCV 2022, eq. 1), without its clusters.
+
+    What USL's density is worth on its own: dense points crowd together, so few classes are covered.
+
+    Args:
+        features: [n, d], any float dtype, CPU or CUDA; L2-normalised here.
+        budget: how many, from 1 to n.
+        seed: has no effect; nothing is drawn.
+        k, squared, include_self: of the density, as in `select_usl`.
+
+    Returns:
+        int64 [budget], densest first; ties to the lower index.
+
+    Raises:
+        UslError: budget or k out of range, features not finite or with rows of zeros.
+    """
+    check_budget(budget, len(features))
+    x = unit_rows(features)
+    k = limit_k(k, len(x), include_self)
+    distance = density_distance(x, k, squared=squared, include_self=include_self)
+    return torch.argsort(distance, stable=True)[:budget]

@@ -1,0 +1,35 @@
+"""k-means, and the point nearest to each centre."""
+
+import torch
+from torch import Tensor
+
+from usl_lightning.selection.geometry import check_budget, chunks, unit_rows
+from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.selection.picks import best_of_each, fill_to_budget
+
+
+def select_kmeans_nearest(features: Tensor, budget: int, *, seed: int = 0, iterations: int = 200) -> Tensor:
+    """One cluster for each label to buy (Lloyd, 1982), and of each cluster the point nearest to its centroid.
+
+    Args:
+        features: [n, d], any float dtype, CPU or CUDA; L2-normalised here.
+        budget: how many, from 1 to n; also the number of clusters.
+        seed: decides the starting points of k-means.
+        iterations: of k-means, at most.
+
+    Returns:
+        int64 [budget], distinct, in cluster order; for empty clusters, the remaining points nearest to their
+        own centroid. Ties to the lower index.
+
+    Raises:
+        UslError: budget or iterations out of range, features not finite or with rows of zeros.
+    """
+    check_budget(budget, len(features))
+    x = unit_rows(features)
+    labels, centroids = kmeans(x, budget, seed=seed, iterations=iterations)
+    distances = torch.empty(len(x), device=x.device)
+    for rows in chunks(len(x), 32 * x.shape[1], x.device):
+        differences = x[rows].double() - centroids[labels[rows]]
+        distances[rows] = differences.square_().sum(1).float()
+    clusters, labels = torch.unique(labels, return_inverse=True)
+    return fill_to_budget(best_of_each(-distances, labels, len(clusters)), -distances, budget)

@@ -1,0 +1,37 @@
+"""From scores to distinct picks."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+
+def best_of_each(scores: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    """Per cluster the index of its highest score; ties to the lower index.
+
+    Args:
+        scores: [n], finite.
+        labels: int64 [n], 0 … clusters - 1, each of which must occur.
+
+    Returns:
+        int64 [clusters].
+    """
+    n = len(scores)
+    best = scores.new_full((clusters,), -torch.inf).scatter_reduce_(0, labels, scores, "amax")
+    index = torch.arange(n, device=scores.device)
+    index = torch.where(scores == best[labels], index, n)
+    return index.new_full((clusters,), n).scatter_reduce_(0, labels, index, "amin")
+
+
+def fill_to_budget(picks: Tensor, scores: Tensor, budget: int) -> Tensor:
+    """The first `budget` of the distinct `picks`, then the others with the best of `scores` [n] (ties: lower index)."""
+    missing = budget - len(picks)
+    if missing <= 0:
+        return picks[:budget]
+    log.info("selection: %d clusters are empty; filled with the best remaining points", missing)
+    remaining = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
+    remaining[picks] = False
+    order = torch.argsort(scores, descending=True, stable=True)
+    return torch.cat([picks, order[remaining[order]][:missing]])

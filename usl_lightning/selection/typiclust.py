@@ -1,0 +1,68 @@
+"""TypiClust: the most typical point of each cluster (Hacohen, Dekel, Weinshall, ICML 2022)."""
+
+import torch
+from torch import Tensor
+
+from usl_lightning.selection.geometry import check_budget, unit_rows
+from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.selection.neighbors import knn
+
+SMALL_CLUSTER = 5
+"""Clusters of this size or less are used last, as in the published code."""
+
+
+def select_typiclust(
+    features: Tensor,
+    budget: int,
+    *,
+    seed: int = 0,
+    k: int = 20,
+    max_clusters: int = 500,
+    squared: bool = True,
+    iterations: int = 200,
+) -> Tensor:
+    """TPC_RP (section 3.2): k-means into min(budget, 500) clusters; the most typical point of each in turn.
+
+    Clusters take turns, the largest first; those of 5 points or fewer have theirs when the others are used
+    up. Typicality is 1/(mean distance to the k nearest of the cluster's points not chosen yet), with k at
+    most half their number.
+
+    Args:
+        features: [n, d], any float dtype, CPU or CUDA; L2-normalised here.
+        budget: how many, from 1 to n.
+        seed: decides the starting points of k-means (the published code leaves it to scikit-learn, and takes
+            mini-batches above 50 clusters).
+        k: neighbours that make a point typical.
+        max_clusters: however large the budget is.
+        squared: the mean of squared distances, as in the published code, or of plain ones, as in eq. 1.
+        iterations: of k-means, at most.
+
+    Returns:
+        int64 [budget], distinct, in order of choice; ties to the lower index.
+
+    Raises:
+        UslError: budget out of range, features not finite or with rows of zeros.
+    """
+    check_budget(budget, len(features))
+    x = unit_rows(features)
+    labels, _ = kmeans(x, min(budget, max_clusters), seed=seed, iterations=iterations)
+    sizes = torch.bincount(labels).tolist()
+    order = sorted((c for c, size in enumerate(sizes) if size > 0), key=lambda c: (-sizes[c], c))
+    members = {c: torch.nonzero(labels == c)[:, 0] for c in order}
+    chosen: list[int] = []
+    for group in ([c for c in order if sizes[c] > SMALL_CLUSTER], [c for c in order if sizes[c] <= SMALL_CLUSTER]):
+        while len(chosen) < budget and any(len(members[c]) for c in group):
+            for c in [c for c in group if len(members[c])][: budget - len(chosen)]:
+                pick = _most_typical(x[members[c]], k, squared)
+                chosen.append(int(members[c][pick]))
+                members[c] = torch.cat([members[c][:pick], members[c][pick + 1 :]])
+    return torch.tensor(chosen, device=x.device)
+
+
+def _most_typical(x: Tensor, k: int, squared: bool) -> int:
+    """The row of x [n, d] nearest on average to its min(k, n/2) nearest; the first of equals, or of one."""
+    k = min(k, len(x) // 2)
+    if k == 0:
+        return 0
+    distances = knn(x, k, include_self=False)[0].double()
+    return int((distances if squared else distances.sqrt()).mean(1).argmin())

@@ -13,7 +13,8 @@ HELP = """\
 usl: learn features without labels, pick the images worth labelling, train from those few labels and the rest.
 
   usl run CHAIN.yaml            run a chain of stages; finished ones are skipped, an interrupted one resumes
-      --name NAME  --seed N  --out runs  --redo STAGE  --dry-run  --STAGE.KEY VALUE
+      --name NAME  --seed N  --out runs  --redo STAGE  --dry-run
+      --STAGE.KEY VALUE for one stage, --data.KEY and --trainer.KEY VALUE for all of them
   usl fit --config FILE         train one stage (also: validate, test, predict)
   usl select --config FILE      choose what to label; writes a label index
       --KEY VALUE               overrides the file, e.g. --model.threshold 0.9 --data.labels labels.json

@@ -19,6 +19,9 @@ from usl_lightning.stage import RESULTS, StageCommand, StageFolder, options
 
 REFERENCE = re.compile(r"\$\{([\w-]+)\.(\w+)\}")
 CHAIN_KEYS = ("seed", "stages")
+SHARED_GROUPS = ("data", "trainer", "checkpoint")
+"""`usl run CHAIN --data.dir X` gives a parameter of these groups to every stage."""
+
 STAGE_KEYS = ("name", "command", "config", "set")
 
 
@@ -140,6 +143,9 @@ class RunOptions:
                 run.wandb = {"true": "online"}.get(value, value)
             elif stage in stages and parameter:
                 stages[stage].set[parameter] = value
+            elif stage in SHARED_GROUPS and parameter:
+                for each in chain.stages:
+                    each.set[key] = value
             else:
                 raise UslError(_bad_option(key, value, list(stages)))
         return run
@@ -153,7 +159,7 @@ def _bad_option(key: str, value: str, stages: list[str]) -> str:
     if key in ("seed", "redo"):
         expected = "a whole number" if key == "seed" else f"one of the stages {', '.join(stages)}"
         return f"usl run: --{key} {value}: expected {expected}"
-    options = ["name", "seed", "out", "redo", "dry-run", "wandb", *(f"{stage}.KEY" for stage in stages)]
+    options = ["name", "seed", "out", "redo", "dry-run", "wandb", *(f"{stage}.KEY" for stage in (*stages, *SHARED_GROUPS))]
     return f"usl run: unknown option --{key}{did_you_mean(key, options)}; expected --{', --'.join(options)}"
 
 

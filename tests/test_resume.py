@@ -53,7 +53,7 @@ def fixmatch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     killed = [*words, "--run_dir", "killed"]
 
     def interrupted() -> None:
-        usl(folder, *killed, "--checkpoint.every_minutes", "1e-9", kill(3, "micro")).killed()
+        usl(folder, *killed, "--checkpoint.every_minutes", "1e-9", kill(4, "micro")).killed()  # not validated
         usl(folder, *killed, "--checkpoint.every_steps", "3", *RESUME, kill(6, "validation")).killed()
         usl(folder, *killed, "--checkpoint.every_steps", "3", *RESUME, kill(9, "write")).killed()
         assert len(list((folder / "killed/checkpoints").glob(".*.tmp"))) == 1

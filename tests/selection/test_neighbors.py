@@ -8,7 +8,7 @@ from torch import Tensor
 
 from usl_lightning.errors import UslError
 from usl_lightning.selection import neighbors
-from usl_lightning.selection.geometry import squared_distances, unit_rows
+from usl_lightning.selection.geometry import exact_arithmetic, squared_distances, unit_rows
 from usl_lightning.selection.neighbors import approximate_knn, knn, nearest_neighbors
 
 
@@ -129,6 +129,17 @@ def test_autocast_and_tf32_do_not_reach_it(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(found[1], expected[1])
 
 
+def test_exact_arithmetic_sets_and_restores() -> None:
+    backends = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+    before = [backend.fp32_precision for backend in backends]
+    x = torch.ones(2, 2, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16), exact_arithmetic(torch.device("cpu")):
+        assert [backend.fp32_precision for backend in backends] == ["ieee", "ieee"]
+        assert (x @ x).dtype == torch.float32
+        assert not (x @ x).requires_grad
+    assert [backend.fp32_precision for backend in backends] == before
+
+
 def test_approximate_reaches_its_recall_and_says_it() -> None:
     x = real_features("patches")
     found = approximate_knn(x, 10, recall=0.97)
@@ -148,6 +159,12 @@ def test_approximate_with_duplicates_and_without_self() -> None:
     assert not found.squared_distances.any()
     assert not (found.indices == torch.arange(120)[:, None]).any()
     assert all(len(set(row)) == 20 for row in found.indices.tolist())
+
+
+def test_approximate_puts_a_missed_point_back() -> None:
+    found = approximate_knn(torch.cat([torch.ones(60, 4), -torch.ones(60, 4)]), 5)
+    assert torch.equal(found.indices[:, 0], torch.arange(120))
+    assert all(len(set(row)) == 5 for row in found.indices.tolist())
 
 
 def test_rule_for_the_approximate_index(monkeypatch: pytest.MonkeyPatch) -> None:

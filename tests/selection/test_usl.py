@@ -13,7 +13,14 @@ from torch import Tensor
 
 from usl_lightning.errors import UslError
 from usl_lightning.selection.kmeans import kmeans
-from usl_lightning.selection.usl import PRESETS, Preset, density_distance, regularized_selection, select_usl
+from usl_lightning.selection.usl import (
+    PRESETS,
+    Preset,
+    _among_nearest,
+    density_distance,
+    regularized_selection,
+    select_usl,
+)
 
 PLAIN = {"weight": 1.0, "alpha": 1.0, "momentum": 0.0, "iterations": 2}
 
@@ -158,6 +165,21 @@ def test_duplicates_across_clusters_stay_finite_and_ties_go_to_the_lower_index()
     for preset in PRESETS.values():
         chosen = regularized_selection(x, torch.zeros(8), labels, budget=5, **parameters(preset))
         assert chosen.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_utility_of_a_duplicate_is_finite_too() -> None:
+    # Point 0 equals cluster 1's pick: 1/1e-12 - 2/1e-12 < 1/0.5, so cluster 0 turns to point 1.
+    x = torch.tensor([[0.0], [1.0], [0.0]])
+    mean_distance, labels = torch.tensor([0.0, 0.5, 0.0]), torch.tensor([0, 0, 1])
+    assert regularized_selection(x, mean_distance, labels, **{**PLAIN, "weight": 2.0}).tolist() == [1, 2]
+
+
+@given(st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=4), st.integers(1, 6))
+def test_nearest_takes_ties_from_the_lower_cluster(rows: list[list[int]], nearest: int) -> None:
+    taken = _among_nearest(torch.tensor(rows).float(), nearest)
+    for row, found in zip(rows, taken.tolist(), strict=True):
+        best = sorted(range(6), key=lambda j, r=row: (r[j], j))[:nearest]
+        assert [j for j in range(6) if found[j]] == sorted(best)
 
 
 @settings(max_examples=60, deadline=None)

@@ -113,7 +113,7 @@ def test_plain_formats(tmp_path):
 def test_for_training(tmp_path):
     assert index([5, 3], [0, 2]).for_training() == ([5, 3], [0, 2])
     path = written(tmp_path, json.dumps(GOOD))
-    refused(LabelIndex.read(path).for_training, f"{path}: 1 of 3 images have no label yet: usl label {path}")
+    refused(LabelIndex.read(path).for_training, f"{path}: 1 of 3 images have no label yet")
     refused(index([]).for_training, "no entry")
 
 

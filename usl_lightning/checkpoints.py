@@ -79,7 +79,7 @@ class Checkpoints(Callback):
             self._due = trainer.global_step % self.every_steps == 0
         else:
             self._due = trainer.strategy.broadcast(time.monotonic() - self._saved_time >= 60 * self.every_minutes)
-        if self._due and not _validates_after(trainer, batch_idx):
+        if self._due and not _validates_after(trainer):
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,15 +101,19 @@ class Checkpoints(Callback):
         trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             _point(self.folder / "last.ckpt", path.name)
-            for old in sorted(self.folder.glob("step=*.ckpt"))[:-2]:
-                old.unlink(missing_ok=True)
+            # Later steps are of a run that was set back to an earlier checkpoint: they are no longer the newest.
+            kept = [old for old in sorted(self.folder.glob("step=*.ckpt")) if old < path][-1:]
+            for old in self.folder.glob("step=*.ckpt"):
+                if old not in (*kept, path):
+                    old.unlink(missing_ok=True)
         self._saved_step, self._saved_time, self._due = trainer.global_step, time.monotonic(), False
 
 
-def _validates_after(trainer: Trainer, batch_idx: int) -> bool:
+def _validates_after(trainer: Trainer) -> bool:
     """Whether Lightning validates once this batch is done; never known in advance if that goes by time."""
     every: float | None = trainer.val_check_batch
-    return trainer.enable_validation and every is not None and (batch_idx + 1) % every == 0
+    done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+    return trainer.enable_validation and every is not None and done % every == 0
 
 
 def _point(link: Path, target: str) -> None:

@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _mistake(error: BaseException | None) -> UslError | None:
     """The user's mistake behind an exception: libraries wrap what is raised inside them."""
     while error is not None and not isinstance(error, UslError):
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (error.__context__ if not error.__suppress_context__ else None)
+    if error is not None and "\nOriginal Traceback" in str(error):  # torch puts a worker's whole page into the text
+        return UslError(str(error).rstrip().rpartition("UslError: ")[2])
     return error
 
 
@@ -66,6 +68,8 @@ def _dispatch(words: list[str]) -> None:
         print(f"usl-lightning {__version__}")
     elif words[0] == "configs":
         _print_configs()
+    elif words[0] == "run" and ("--help" in words or "-h" in words):
+        print(HELP, end="")
     elif words[0] == "run":
         from usl_lightning.pipeline import main as run_chain
 
@@ -83,6 +87,9 @@ def _dispatch(words: list[str]) -> None:
 def _run_stage(command: str, words: list[str]) -> None:
     from usl_lightning.stage import StageCommand, run_stage
 
+    if "--help" in words and not any(word.startswith(("--config", "-c")) for word in words):
+        print(HELP, end="")
+        return
     stage = StageCommand.parse(command, [word for word in words if word not in ("--help", "-h")])
     if "--help" in words or "-h" in words:
         from usl_lightning.helptext import print_help

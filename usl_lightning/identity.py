@@ -27,11 +27,10 @@ FREE_FIELDS = (
     "data.cache",
     "data.download",
     "data.eval_batch_size",
-    "model.compile",
 )
 """Parameters of a model or its data that change where and how fast it runs, not what comes out."""
 
-FILE_FIELDS = ("data.labels", "data.labels_file", "data.class_list", "model.init_from", "model.keep")
+FILE_FIELDS = ("data.labels", "data.labels_file", "data.class_list", "data.neighbors", "model.init_from")
 """Parameters that name a file: its content counts, not its path."""
 
 

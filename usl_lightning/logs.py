@@ -1,11 +1,13 @@
 """What a run writes down while it goes, and what it shows."""
 
+import netrc
 import os
 import sys
 import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
@@ -47,8 +49,7 @@ class MetricsCSV(Logger):
         """Drop the rows of `step` and later: they are about to be made again."""
         rows = self.path.read_text().splitlines()[1:] if step and self.path.exists() else []
         kept = [row for row in rows if row.count(",") == 2 and int(row.split(",", 1)[0]) < step]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(HEADER + "".join(f"{row}\n" for row in kept))
+        write_text(self.path, HEADER + "".join(f"{row}\n" for row in kept))
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -118,6 +119,21 @@ class Progress(Callback):
         """A run killed while it was tested is tested again, without training in between."""
         _rewind(trainer)
 
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A pass over the images has a bar too."""
+        if trainer.is_global_zero:
+            total = sum(int(batches) for batches in trainer.num_predict_batches)
+            self._bar = tqdm(desc=f"{self.label}: features", total=total, unit="batch", leave=False, disable=None)
+
+    def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """One more batch of images is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The bar of a pass goes."""
+        self._close()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the last state of the bar standing."""
         self._close()
@@ -143,6 +159,17 @@ def _shown(trainer: Trainer) -> str:
     return " ".join(f"{name}={float(value):.3g}" for name, value in list(metrics.items())[:6])
 
 
+def _logged_in() -> bool:
+    """Whether wandb would find a key, or is told to need none; asked without the network."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    try:
+        return netrc.netrc().authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
 def wandb_logger(mode: str, run_dir: Path, config: dict[str, Any]) -> Logger:
     """A Weights & Biases logger: a chain's stages share a group, the stage is the job type, a resume goes on.
 
@@ -150,12 +177,17 @@ def wandb_logger(mode: str, run_dir: Path, config: dict[str, Any]) -> Logger:
         mode: `online` or `offline`.
         run_dir: `runs/<run>/<stage>`; names the group, the job type and, with them, the run.
         config: everything resolved.
+
+    Raises:
+        UslError: online without being logged in.
     """
     from pytorch_lightning.loggers import WandbLogger
 
     os.environ.setdefault("WANDB_SILENT", "true")
     if mode == "offline":
         os.environ["WANDB_MODE"] = "offline"
+    elif not _logged_in():
+        raise UslError("--wandb: not logged in; run `wandb login` or set WANDB_API_KEY, or use --wandb offline")
     run_dir.mkdir(parents=True, exist_ok=True)
     run_id = run_dir / ".wandb_id"
     if not run_id.exists():

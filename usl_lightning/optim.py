@@ -59,7 +59,7 @@ class Optimization:
         Args:
             module: its parameters that require a gradient are optimized.
             max_steps: optimizer steps of the whole run.
-            batch_size: global images a step, for `per_batch`.
+            batch_size: images of an optimizer step over all processes and accumulated batches, for `per_batch`.
         """
         lr = self.lr * batch_size / self.per_batch if self.per_batch else self.lr
         optimizer = self._optimizer(_decay_groups(module, self.weight_decay), lr)

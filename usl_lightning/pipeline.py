@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -159,7 +158,8 @@ def _bad_option(key: str, value: str, stages: list[str]) -> str:
     if key in ("seed", "redo"):
         expected = "a whole number" if key == "seed" else f"one of the stages {', '.join(stages)}"
         return f"usl run: --{key} {value}: expected {expected}"
-    options = ["name", "seed", "out", "redo", "dry-run", "wandb", *(f"{stage}.KEY" for stage in (*stages, *SHARED_GROUPS))]
+    groups = (f"{stage}.KEY" for stage in (*stages, *SHARED_GROUPS))
+    options = ["name", "seed", "out", "redo", "dry-run", "wandb", *groups]
     return f"usl run: unknown option --{key}{did_you_mean(key, options)}; expected --{', --'.join(options)}"
 
 
@@ -174,20 +174,23 @@ def main(arguments: Sequence[str]) -> None:
         _run_stages(run)
         return
     with StageFolder(run.out / run.name).locked():
-        start = time.time()
-        _run_stages(run)
-        summary = summarise(run, time.time() - start)
-        write_json(run.out / run.name / "summary.json", summary)
-        _draw_summary(run, summary)
+        ran = _run_stages(run)
+        summary = summarise(run)
+        if ran or not (run.out / run.name / "summary.json").exists():
+            write_json(run.out / run.name / "summary.json", summary)
+            _draw_summary(run, summary)
         print(table(summary))
 
 
-def _run_stages(run: RunOptions) -> None:
+def _run_stages(run: RunOptions) -> bool:
+    """Run what is to be run; tells whether anything was."""
     redo = _with_dependants(run.chain.stages, run.redo)
     _refuse_changes(run, redo)
+    ran = False
     for number, stage in enumerate(run.chain.stages, 1):
         place = f"[{number}/{len(run.chain.stages)}] {stage.name}"
-        _run_one(run, stage, place, redo=stage.name in redo)
+        ran |= _run_one(run, stage, place, redo=stage.name in redo)
+    return ran
 
 
 def _with_dependants(stages: list[Stage], redo: list[str]) -> set[str]:
@@ -217,29 +220,30 @@ def _refuse_changed(stage: Stage, folder: StageFolder, command: StageCommand) ->
         )
 
 
-def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> None:
-    """Skip, resume or run one stage."""
+def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> bool:
+    """Skip, resume or run one stage; tells whether it ran."""
     folder = run.folder(stage.name)
     waiting = [name for name in stage.needs() if not run.folder(name).complete]
     if run.dry_run and (waiting or redo):
         print(f"{place}: would run")
-        return
+        return False
     command = _command(run, stage, folder)
     record = folder.record()
     if record is not None and not redo:
         _refuse_changed(stage, folder, command)  # what it takes from an earlier stage may be new by now
         if record["status"] == "complete":
             print(f"{place}: complete, skipped")
-            return
+            return False
         if folder.last_checkpoint.exists():
             command.ckpt_path = "last"
     if run.dry_run:
         print(f"{place}: would {'resume' if command.ckpt_path else 'run'}")
-        return
+        return False
     print(f"{place}: {'resuming' if command.ckpt_path else stage.command} {stage.config.name}", flush=True)
     if redo:
         _set_aside(folder)
     _launch(command, stage)
+    return True
 
 
 def _command(run: RunOptions, stage: Stage, folder: StageFolder) -> StageCommand:
@@ -285,7 +289,7 @@ def _launch(command: StageCommand, stage: Stage) -> None:
         raise UslError(f"stage {stage.name} {reason}; the same command continues it")
 
 
-def summarise(run: RunOptions, seconds: float) -> dict[str, Any]:
+def summarise(run: RunOptions) -> dict[str, Any]:
     """What `summary.json` holds; see the documentation of the chain's files."""
     stages, results = [], []
     for stage in run.chain.stages:
@@ -306,7 +310,7 @@ def summarise(run: RunOptions, seconds: float) -> dict[str, Any]:
     return {
         "run": run.name,
         "seed": run.seed,
-        "seconds": round(seconds, 1),
+        "seconds": round(sum(stage["seconds"] or 0 for stage in stages), 1),
         "stages": stages,
         "results": results,
     }

@@ -17,6 +17,7 @@ from usl_lightning.complaints import check_keys, explain
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sources import dataset_id
+from usl_lightning.distributed import gather_uneven
 from usl_lightning.errors import UslError
 from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import content_fields, flatten, identity_fields
@@ -24,8 +25,9 @@ from usl_lightning.labels import LabelIndex
 from usl_lightning.logs import MetricsCSV, Progress, wandb_logger
 from usl_lightning.report.gallery import chosen_strip
 from usl_lightning.selection.base import Selector
+from usl_lightning.semisup.base import SemiSupervisedModule
 from usl_lightning.stage import StageCommand, StageFolder
-from usl_lightning.trainer import Trainer
+from usl_lightning.trainer import KeyedRandomness, Trainer
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
@@ -97,6 +99,7 @@ class StageCLI(LightningCLI):
         """The trainer with our checkpoints, logs and progress."""
         stage, settings = self.stage, self.config.checkpoint
         callbacks = [
+            KeyedRandomness(self.datamodule.seed),
             StopOnNaN(),
             Checkpoints(stage.run_dir / "checkpoints", settings.every_minutes, settings.every_steps, identity),
             Progress(f"{stage.run_dir.name}"),
@@ -109,7 +112,8 @@ class StageCLI(LightningCLI):
             loggers += own["logger"] if isinstance(own["logger"], list) else [own["logger"]]
         own["logger"] = loggers or False
         own["plugins"] = [*(own.get("plugins") or []), AtomicCheckpointIO()]
-        own["sync_batchnorm"] = own["sync_batchnorm"] or torch.cuda.is_available()
+        on_cuda = torch.cuda.is_available() and own.get("accelerator") in ("auto", "cuda", "gpu")
+        own["sync_batchnorm"] = own["sync_batchnorm"] or on_cuda  # of several processes; there is none on the CPU
         try:
             return self._instantiate_trainer(own, callbacks)  # type: ignore[return-value]
         except (MisconfigurationException, TypeError, ValueError) as error:  # say, no such device
@@ -194,9 +198,13 @@ def _predict(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[s
     """Write `predictions.csv`: file or index, class and its probability."""
     if checkpoint is None:
         raise UslError(f"usl predict: --ckpt_path FILE is missing; `last` is the newest in {cli.stage.run_dir}")
+    if not isinstance(cli.model, SemiSupervisedModule):
+        raise UslError(f"usl predict: {type(cli.model).__name__} learns features, not classes; expected a classifier")
     source, classes = cli.datamodule.train_source, cli.datamodule.classes
     batches: list[Any] = trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint) or []
-    best, labels = torch.cat(batches).max(1)
+    best, labels = gather_uneven(torch.cat(batches).to(trainer.strategy.root_device)).max(1)
+    if not trainer.is_global_zero:
+        return {}
     names = source.files or [str(i) for i in range(len(source))]
     rows = [
         f"{name},{classes[label] if classes else label},{probability:.6f}\n"
@@ -219,7 +227,7 @@ def _select(cli: StageCLI, trainer: Trainer, begin: Callable[[], None]) -> dict[
     known = [None if label < 0 else int(label) for label in source.labels[indices].tolist()]
     parameters = {
         key.removeprefix("model."): value
-        for key, value in flatten(cli.resolved()).items()
+        for key, value in content_fields(flatten(cli.resolved())).items()
         if key.startswith("model.") and key != "model.class_path"
     }
     index = LabelIndex(

@@ -91,7 +91,7 @@ class StageCommand:
         for path in self.configs:
             flat.update(flatten(load_yaml(path)))
         for key, text in self.overrides.items():
-            value = yaml.safe_load(text) if text else text
+            value = _typed(key, text)
             name = key.replace(".init_args", "")
             flat.update(flatten(value, name) if isinstance(value, Mapping) else {name: value})
         return flat
@@ -139,6 +139,14 @@ class StageCommand:
         if not path.is_file():
             raise UslError(f"--ckpt_path: no such checkpoint: {path}")
         return path
+
+
+def _typed(key: str, text: str) -> Any:
+    """The value that a text on the command line means; an empty one is itself."""
+    try:
+        return yaml.safe_load(text) if text else text
+    except yaml.YAMLError as error:
+        raise UslError(f"--{key}: {text!r} is not valid YAML; put quotes around it if it is a text") from error
 
 
 def options(arguments: Sequence[str]) -> list[tuple[str, str]]:
@@ -238,11 +246,22 @@ class StageFolder:
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Note that the stage is running."""
-        self._write(identity, "running")
+        self._write(identity, "running", seconds=self._spent())
+
+    def pause(self, seconds: float) -> None:
+        """Note the time spent by a run that was interrupted; a kill leaves no chance to."""
+        record = self.record()
+        if record is not None and record["status"] == "running":
+            write_json(self.record_path, {**record, "seconds": round(self._spent() + seconds, 1)})
 
     def finish(self, identity: Mapping[str, Any], seconds: float, metrics: Mapping[str, Any]) -> None:
-        """Note that the stage is complete, and what came out."""
-        self._write(identity, "complete", seconds=round(seconds, 1), metrics=dict(metrics), outputs=self.outputs())
+        """Note that the stage is complete, what came out, and the seconds of all its runs."""
+        spent = round(self._spent() + seconds, 1)
+        self._write(identity, "complete", seconds=spent, metrics=dict(metrics), outputs=self.outputs())
+
+    def _spent(self) -> float:
+        record = self.record() or {}
+        return float(record.get("seconds", 0.0)) if record.get("status") == "running" else 0.0
 
     def _write(self, identity: Mapping[str, Any], status: str, **more: Any) -> None:
         record = {"status": status, "identity_hash": digest(identity), "identity": dict(identity), **more}
@@ -251,7 +270,9 @@ class StageFolder:
 
 def is_main_process() -> bool:
     """False in the further processes that a launcher (Lightning, torchrun, SLURM) starts for a stage."""
-    return all(os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+    return all(
+        os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK")
+    )
 
 
 def run_stage(stage: StageCommand) -> None:
@@ -273,7 +294,12 @@ def run_stage(stage: StageCommand) -> None:
         from usl_lightning.runner import run
 
         start = time.time()
-        metrics = run(stage, on_ready=lambda: folder.begin(identity))
+        try:
+            metrics = run(stage, on_ready=lambda: folder.begin(identity))
+        except BaseException:
+            with suppress(UslError):
+                folder.pause(time.time() - start)
+            raise
         folder.finish(identity, time.time() - start, metrics)
 
 

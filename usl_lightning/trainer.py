@@ -6,6 +6,7 @@ import warnings
 import pytorch_lightning
 import torch
 
+from usl_lightning.data.keys import derive_seed
 from usl_lightning.data.modules import ImageData
 from usl_lightning.distributed import gather_uneven
 from usl_lightning.selection.base import Selector
@@ -17,10 +18,27 @@ for _message in (
     ".*num_workers.*bottleneck.*",
     ".*batch_size.*ambiguous.*",
     ".*LeafSpec.*",
+    ".*in eval mode at the start of training.*",
 ):
     warnings.filterwarnings("ignore", _message)
 for _name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
     logging.getLogger(_name).setLevel(logging.WARNING)
+
+
+class KeyedRandomness(pytorch_lightning.Callback):
+    """Makes what a network draws itself (dropout, drop-path) a function of the step, so that a resume repeats it.
+
+    Args:
+        seed: of the run.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: pytorch_lightning.Trainer, *_: object) -> None:
+        """Seed the generators of this process for one micro-batch."""
+        done = trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(derive_seed(self.seed, "network", done, trainer.global_rank))
 
 
 class Trainer(pytorch_lightning.Trainer):

@@ -119,9 +119,7 @@ def measure(case: Case, device: str) -> dict[str, Any]:
 
 def main() -> None:
     """Time every case, print the table, write the file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true", help="add 1,281,167 points, 2,911 labels")
     parser.add_argument("--sizes", type=int, nargs="*", default=[], help="more numbers of points")
     parser.add_argument("--device", default="cpu")

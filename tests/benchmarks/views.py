@@ -86,9 +86,7 @@ def seconds(function: Callable[[], object]) -> float:
 def compare(view: torch.nn.Module, pipeline: Callable[[Image.Image], Tensor], repeats: int) -> dict[str, Any]:
     """Median times in milliseconds a batch, and their ratio."""
     patches = photos(BATCH, SIDE)
-    images = (
-        torch.from_numpy(np.stack([np.asarray(patch) for patch in patches])).permute(0, 3, 1, 2).contiguous()
-    )
+    images = torch.from_numpy(np.stack([np.asarray(patch) for patch in patches])).permute(0, 3, 1, 2).contiguous()
     ours, theirs = [], []
     for step in range(repeats + 1):
         key = Key.of(0, "benchmark", step, slots=torch.arange(BATCH))
@@ -106,9 +104,7 @@ def compare(view: torch.nn.Module, pipeline: Callable[[Image.Image], Tensor], re
 
 def main() -> None:
     """Compare every pipeline, print the table, write the file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=1, help="torch threads (Pillow uses one)")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "views.json")

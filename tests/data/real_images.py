@@ -56,6 +56,4 @@ def to_pil(image: Tensor) -> Image.Image:
 def from_pil(image: Image.Image) -> Tensor:
     """A Pillow image as uint8 [c, h, w]."""
     array = np.array(image)
-    return torch.from_numpy(
-        array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
-    )
+    return torch.from_numpy(array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1)))

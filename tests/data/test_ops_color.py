@@ -64,9 +64,7 @@ def test_enhancements_equal_pillow(name: str, operation: str) -> None:
     for turn in range(4):
         factor = spread(len(images), 0.0, 2.0, turn)
         factor[0] = 1.0
-        difference = against_pil(
-            images, ours(images, factor), lambda x, i, f=factor: pillow(x).enhance(float(f[i]))
-        )
+        difference = against_pil(images, ours(images, factor), lambda x, i, f=factor: pillow(x).enhance(float(f[i])))
         assert difference == 0
 
 
@@ -157,9 +155,7 @@ def test_jitter_applies_the_four_in_each_samples_order() -> None:
     def one_by_one(image: Image.Image, i: int) -> Image.Image:
         for which in order[i].tolist():
             if which >= 0:
-                function = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)[
-                    which
-                ]
+                function = (tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue)[which]
                 image = function(image, float((*factors, hue)[which][i]))
         return image
 

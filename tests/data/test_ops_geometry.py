@@ -27,9 +27,7 @@ def test_rotation_equals_pillow(name: str, fill: int) -> None:
     for turn in range(4):
         degrees = spread(len(images), -180.0 if turn == 3 else -30.0, 180.0 if turn == 3 else 30.0, turn)
         ours = ops.rotate(images, degrees, fill)
-        pil = against_pil(
-            images, ours, lambda x, i, d=degrees: x.rotate(float(d[i]) + 360, fillcolor=background)
-        )
+        pil = against_pil(images, ours, lambda x, i, d=degrees: x.rotate(float(d[i]) + 360, fillcolor=background))
         assert pil == 0
 
 
@@ -120,10 +118,7 @@ def test_reflection_of_any_distance(h: int, w: int, down: int, right: int, flip:
 
     source = image.flip(-1) if flip else image
     expected = torch.tensor(
-        [
-            [int(source[0, 0, mirrored(y - down, h), mirrored(x - right, w)]) for x in range(w)]
-            for y in range(h)
-        ]
+        [[int(source[0, 0, mirrored(y - down, h), mirrored(x - right, w)]) for x in range(w)] for y in range(h)]
     )
     assert torch.equal(ours[0, 0].long(), expected)
 
@@ -140,9 +135,7 @@ def test_resized_crop_equals_torchvision_on_pillow(name: str) -> None:
         flip = torch.rand(b, generator=draw) < 0.5
         ours = ops.resized_crop(images, top, left, height, width, size, flip)
 
-        def theirs(
-            image: Image.Image, i: int, boxes=(top, left, height, width), size=size, flip=flip
-        ) -> Image.Image:
+        def theirs(image: Image.Image, i: int, boxes=(top, left, height, width), size=size, flip=flip) -> Image.Image:
             image = tv.resized_crop(image, *(int(edge[i]) for edge in boxes), list(size), antialias=True)
             return tv.hflip(image) if flip[i] else image
 
@@ -154,10 +147,7 @@ def test_resized_crop_of_floats_equals_torchvision() -> None:
     boxes = [torch.tensor(edge) for edge in ([0, 3, 10, 31], [0, 8, 2, 5], [32, 20, 9, 1], [32, 11, 30, 27])]
     ours = ops.resized_crop(images, *boxes, (24, 28))
     theirs = torch.stack(
-        [
-            tv.resized_crop(images[i], *(int(edge[i]) for edge in boxes), [24, 28], antialias=True)
-            for i in range(4)
-        ]
+        [tv.resized_crop(images[i], *(int(edge[i]) for edge in boxes), [24, 28], antialias=True) for i in range(4)]
     )
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
 
@@ -189,17 +179,11 @@ def test_blur_equals_torchvision(name: str, kernel: int) -> None:
     images = images_of(name)
     for turn in range(3):
         sigma = spread(len(images), 0.1, 2.0, turn)
-        theirs = [
-            tv.gaussian_blur(x, [kernel, kernel], [float(s)] * 2) for x, s in zip(images, sigma, strict=True)
-        ]
+        theirs = [tv.gaussian_blur(x, [kernel, kernel], [float(s)] * 2) for x, s in zip(images, sigma, strict=True)]
         assert worst(ops.gaussian_blur(images, sigma, kernel), torch.stack(theirs)) <= 1
         floats = images.float() / 255
-        theirs = [
-            tv.gaussian_blur(x, [kernel, kernel], [float(s)] * 2) for x, s in zip(floats, sigma, strict=True)
-        ]
-        torch.testing.assert_close(
-            ops.gaussian_blur(floats, sigma, kernel), torch.stack(theirs), atol=1e-5, rtol=0
-        )
+        theirs = [tv.gaussian_blur(x, [kernel, kernel], [float(s)] * 2) for x, s in zip(floats, sigma, strict=True)]
+        torch.testing.assert_close(ops.gaussian_blur(floats, sigma, kernel), torch.stack(theirs), atol=1e-5, rtol=0)
 
 
 def test_blur_refuses_a_kernel_that_cannot_be() -> None:

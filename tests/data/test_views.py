@@ -103,8 +103,7 @@ def test_many_at_once_are_worked_on_in_pieces(monkeypatch: pytest.MonkeyPatch) -
     expected = [view()(images, key) for view in (FixMatchStrong, SimCLRView)]
     monkeypatch.setattr(pixels, "_PIECE", 5 * images[0].numel())
     assert all(
-        torch.equal(view()(images, key), e)
-        for view, e in zip((FixMatchStrong, SimCLRView), expected, strict=True)
+        torch.equal(view()(images, key), e) for view, e in zip((FixMatchStrong, SimCLRView), expected, strict=True)
     )
 
 
@@ -208,9 +207,7 @@ def pil_operation(name: str, image: Image.Image, s: float, g: float, dialect: st
         "autocontrast": lambda: ImageOps.autocontrast(image),
         "equalize": lambda: ImageOps.equalize(image),
         "posterize": lambda: ImageOps.posterize(image, 4 + int(s * (5 if dialect == "default" else 4))),
-        "solarize": lambda: ImageOps.solarize(
-            image, 256 - int(256 * s) if dialect == "fixmatch" else 256 * s
-        ),
+        "solarize": lambda: ImageOps.solarize(image, 256 - int(256 * s) if dialect == "fixmatch" else 256 * s),
         "rotate": lambda: image.rotate(30 * g),
         "shear_x": lambda: moved(1, 0.3 * g, 0, 0, 1, 0),
         "shear_y": lambda: moved(1, 0, 0, 0.3 * g, 1, 0),
@@ -220,12 +217,8 @@ def pil_operation(name: str, image: Image.Image, s: float, g: float, dialect: st
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(
-    ("dialect", "num_ops"), [("default", 2), ("fixmatch", 2), ("torchssl", 3), ("default", 5)]
-)
-def test_randaugment_equals_pillow_one_operation_after_another(
-    dialect: Dialect, num_ops: int, channels: int
-) -> None:
+@pytest.mark.parametrize(("dialect", "num_ops"), [("default", 2), ("fixmatch", 2), ("torchssl", 3), ("default", 5)])
+def test_randaugment_equals_pillow_one_operation_after_another(dialect: Dialect, num_ops: int, channels: int) -> None:
     images = images_with(channels, 64).repeat(6, 1, 1, 1)
     step, key = RandAugment(num_ops, 0.5 if dialect == "fixmatch" else 1.0, dialect), keys(len(images))
     ours = step(images, key)
@@ -235,9 +228,7 @@ def test_randaugment_equals_pillow_one_operation_after_another(
         expected = to_pil(image)
         for turn in range(num_ops):
             name = POOL[int(operations[i, turn])]
-            expected = pil_operation(
-                name, expected, float(unsigned[i, turn]), float(signed[i, turn]), dialect
-            )
+            expected = pil_operation(name, expected, float(unsigned[i, turn]), float(signed[i, turn]), dialect)
         different += float((ours[i] != from_pil(expected)).float().mean()) / len(images)
     assert different == 0
 
@@ -346,9 +337,7 @@ def test_randaugment_applies_each_operation_with_its_probability() -> None:
     assert stats.binomtest(moved, 2 * MANY, 0.5 * 13 / 14).pvalue > LIKELY
 
 
-@pytest.mark.parametrize(
-    ("h", "w", "scale"), [(32, 32, (0.08, 1.0)), (30, 60, (0.2, 1.0)), (8, 40, (0.5, 1.0))]
-)
+@pytest.mark.parametrize(("h", "w", "scale"), [(32, 32, (0.08, 1.0)), (30, 60, (0.2, 1.0)), (8, 40, (0.5, 1.0))])
 def test_crop_boxes_are_distributed_as_torchvisions(h: int, w: int, scale: tuple[float, float]) -> None:
     count = 6000
     ours = torch.stack(steps.RandomResizedCrop(scale=scale).box(keys(count, h, w), h, w), dim=1)
@@ -378,9 +367,7 @@ def test_jitter_factors_orders_and_probability() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps.ops, "color_jitter", record)
-        steps.ColorJitter(0.8, 0.4, 1.5, 0.1, p=0.8)(
-            torch.zeros(MANY, 3, 1, 1, dtype=torch.uint8), keys(MANY)
-        )
+        steps.ColorJitter(0.8, 0.4, 1.5, 0.1, p=0.8)(torch.zeros(MANY, 3, 1, 1, dtype=torch.uint8), keys(MANY))
     for name, low, high in (
         ("brightness", 0.2, 1.8),
         ("contrast", 0.6, 1.4),
@@ -408,10 +395,7 @@ def test_grey_and_blur_probabilities_and_independence() -> None:
     assert float(visible.max()) < 2.1
     assert abs(float(visible.mean()) - 1.25) < 0.03
     both = int((grey & (center < 254)).sum())
-    assert (
-        stats.binomtest(both, MANY, float(grey.float().mean() * (center < 254).float().mean())).pvalue
-        > LIKELY
-    )
+    assert stats.binomtest(both, MANY, float(grey.float().mean() * (center < 254).float().mean())).pvalue > LIKELY
 
 
 def test_cutout_is_half_the_side_with_a_uniform_center() -> None:

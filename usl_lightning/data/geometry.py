@@ -47,9 +47,7 @@ def sample(images: Tensor, at: Coordinates, fill: float = 0) -> Tensor:
     """Read the pixels at the given coordinates; `fill` (on the images' scale) where there is none."""
     b, c, h, w = images.shape
     index = (at.y.clamp(0, h - 1) * w + at.x.clamp(0, w - 1)).long().expand(b, h, w)
-    out = (
-        images.reshape(b, c, h * w).gather(2, index.reshape(b, 1, h * w).expand(b, c, h * w)).view(b, c, h, w)
-    )
+    out = images.reshape(b, c, h * w).gather(2, index.reshape(b, 1, h * w).expand(b, c, h * w)).view(b, c, h, w)
     if at.inside is None:
         return out
     return out.masked_fill_(~at.inside[:, None], fill)
@@ -282,9 +280,7 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize all images to `size` = (out_h, out_w), bilinear, antialiased."""
     h, w = images.shape[-2:]
     zero = torch.zeros(1, dtype=torch.int64, device=images.device)
-    return resample(
-        images, resize_matrix(zero, zero + h, h, size[0]), resize_matrix(zero, zero + w, w, size[1])
-    )
+    return resample(images, resize_matrix(zero, zero + h, h, size[0]), resize_matrix(zero, zero + w, w, size[1]))
 
 
 def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
@@ -292,9 +288,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     h, w = images.shape[-2:]
     largest = 2 * min(h, w) - 1
     if kernel % 2 == 0 or kernel > largest:
-        raise ValueError(
-            f"kernel is {kernel}; expected an odd number of taps, at most {largest} for {h}×{w} images"
-        )
+        raise ValueError(f"kernel is {kernel}; expected an odd number of taps, at most {largest} for {h}×{w} images")
     return resample(images, blur_matrix(sigma, kernel, h), blur_matrix(sigma, kernel, w))
 
 

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
+from tqdm import tqdm
 
 from usl_lightning.data.batch import Batch, ImageSpec, PairBatch, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.sampling import StepLoader, StepSampler, drawn_neighbors, process_range, process_slots
-from usl_lightning.data.sources import ImageSource, has_split, open_source, read_labels
+from usl_lightning.data.sources import ArraySource, ImageSource, has_split, open_source, read_labels
 from usl_lightning.errors import UslError
 from usl_lightning.labels import LabelIndex
 
@@ -29,7 +30,8 @@ class ImageData(LightningDataModule):
 
     Args:
         dataset: a named set (digits, fashion_mnist, cifar10, …) or `folder`.
-        batch_size: images of the global batch, over all processes.
+        batch_size: images of the global batch, over all processes. Under gradient accumulation a step takes several
+            such batches; a contrastive loss still compares within one.
         dir: the data folder; default: $USL_DATA, then ./data. For `folder`, the folder itself.
         split: the split to learn and select from.
         image_size: images are resized to this many pixels a side; default: as they are.
@@ -357,7 +359,13 @@ def _both(labelled: Callable[[int], Batch], unlabelled: Callable[[int], Batch], 
     return SemiBatch(labelled(step), unlabelled(step))
 
 
-def _read_all(source: ImageSource, chunk: int = 4096) -> Tensor:
+def _read_all(source: ImageSource, chunk: int = 1024) -> Tensor:
     """All images of a source, uint8 [n, c, h, w]."""
-    parts = [source.read(torch.arange(i, min(i + chunk, len(source)))) for i in range(0, len(source), chunk)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if isinstance(source, ArraySource):
+        return source.images
+    images = torch.empty((len(source), source.channels, source.height, source.width), dtype=torch.uint8)
+    chunks = torch.split(torch.arange(len(source)), chunk)
+    bar = tqdm(source.read_batches(chunks), "reading images", len(chunks), leave=False, disable=None)
+    for indices, part in zip(chunks, bar, strict=True):
+        images[indices] = part
+    return images

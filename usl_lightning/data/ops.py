@@ -83,9 +83,7 @@ def adjust_sharpness(images: Tensor, factor: Tensor) -> Tensor:
     values, smooth = values.view_as(images), smooth.view_as(images)
     for edge in (0, -1):
         smooth[..., edge] = values[..., edge]
-    out = smooth.add_((values - smooth).mul_(per_sample(factor.to(values.dtype)))).clamp_(
-        0, 255 if whole else 1
-    )
+    out = smooth.add_((values - smooth).mul_(per_sample(factor.to(values.dtype)))).clamp_(0, 255 if whole else 1)
     return to_uint8(out) if whole else out
 
 
@@ -111,9 +109,7 @@ def cutout(
     if len(set(fill)) == 1:
         return images.masked_fill(box, fill[0] * scale)
     values = [torch.full((), value * scale, dtype=images.dtype, device=images.device) for value in fill]
-    return torch.cat(
-        [torch.where(box, value, images[:, i : i + 1]) for i, value in enumerate(values[:c])], dim=1
-    )
+    return torch.cat([torch.where(box, value, images[:, i : i + 1]) for i, value in enumerate(values[:c])], dim=1)
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

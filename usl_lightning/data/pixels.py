@@ -104,9 +104,7 @@ def _switch_sorted(
     step = pieces(images)
     done = []
     start = 0
-    for branch, count in zip(
-        (*branches, None), known.bincount(minlength=len(branches) + 1).tolist(), strict=True
-    ):
+    for branch, count in zip((*branches, None), known.bincount(minlength=len(branches) + 1).tolist(), strict=True):
         end = start + count
         while start < end:
             left = end - start
@@ -117,8 +115,6 @@ def _switch_sorted(
     return torch.cat(done).index_select(0, order.argsort())
 
 
-def on_samples(
-    images: Tensor, chosen: Tensor, function: Callable[..., Tensor], *parameters: Tensor
-) -> Tensor:
+def on_samples(images: Tensor, chosen: Tensor, function: Callable[..., Tensor], *parameters: Tensor) -> Tensor:
     """`function(images, *parameters)` for the samples where `chosen` (bool [b]) is true, the others unchanged."""
     return switch(images, chosen.long(), (None, function), *parameters)

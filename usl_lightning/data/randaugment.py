@@ -108,9 +108,7 @@ class RandAugment(Step):
             operation, magnitude = operations[:, turn], unsigned[:, turn]
             due = moved & (operation < _FIRST_GEOMETRIC)
             images = _move(images, due, waiting)
-            waiting = [
-                torch.where(due[:, None], geometry.affine_matrix(matrix), matrix) for matrix in waiting
-            ]
+            waiting = [torch.where(due[:, None], geometry.affine_matrix(matrix), matrix) for matrix in waiting]
             images = switch(images, operation, _VALUE_OPERATIONS, *self.value_parameters(magnitude))
             waiting.append(self.matrix(operation, signed[:, turn], *images.shape[-2:]))
             moved = (moved & ~due) | (operation >= _FIRST_GEOMETRIC)

@@ -172,9 +172,7 @@ class GaussianBlur(Step):
         kernel: number of taps (odd); None is a tenth of the shorter side, odd, at least 3 (SimCLR).
     """
 
-    def __init__(
-        self, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0), kernel: int | None = None
-    ) -> None:
+    def __init__(self, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0), kernel: int | None = None) -> None:
         super().__init__()
         self.p = p
         self.sigma = sigma
@@ -184,9 +182,7 @@ class GaussianBlur(Step):
         side = min(images.shape[-2:])
         kernel = geometry.odd_kernel(0.1, side) if self.kernel is None else min(self.kernel, 2 * side - 1)
         sigma = key.fold("sigma").uniform(1, *self.sigma)[:, 0]
-        return on_samples(
-            images, key.fold("apply").chance(self.p), lambda x, s: ops.gaussian_blur(x, s, kernel), sigma
-        )
+        return on_samples(images, key.fold("apply").chance(self.p), lambda x, s: ops.gaussian_blur(x, s, kernel), sigma)
 
 
 class Cutout(Step):
@@ -198,9 +194,7 @@ class Cutout(Step):
         fill: 0 to 255, one number for every channel or one a channel.
     """
 
-    def __init__(
-        self, size: float = 0.5, random_size: bool = False, fill: tuple[float, ...] = (127.0,)
-    ) -> None:
+    def __init__(self, size: float = 0.5, random_size: bool = False, fill: tuple[float, ...] = (127.0,)) -> None:
         super().__init__()
         self.size = size
         self.random_size = random_size

@@ -53,9 +53,7 @@ class Recipe(nn.Module):
                 f"a view got {images.dtype} images of shape {tuple(images.shape)}; expected uint8 [b, 1 or 3, h, w]"
             )
         if len(key) != len(images):
-            raise ValueError(
-                f"a view got {len(images)} images and {len(key)} keys; expected one key an image"
-            )
+            raise ValueError(f"a view got {len(images)} images and {len(key)} keys; expected one key an image")
         images = images.contiguous()
         for position, step in enumerate(self.steps):
             images = step(images, key.fold(position, type(step).__name__))
@@ -71,9 +69,7 @@ class Evaluation(Recipe):
     """
 
     def __init__(self, size: int | None = None, resize: int | None = None) -> None:
-        super().__init__(
-            [] if size is None else [Resize(size, round(size / 0.875) if resize is None else resize)]
-        )
+        super().__init__([] if size is None else [Resize(size, round(size / 0.875) if resize is None else resize)])
 
 
 class Weak(Recipe):
@@ -188,9 +184,7 @@ class SeLaView(Recipe):
         flip: whether to mirror.
     """
 
-    def __init__(
-        self, size: int | None = None, scale: tuple[float, float] = (0.2, 1.0), flip: bool = True
-    ) -> None:
+    def __init__(self, size: int | None = None, scale: tuple[float, float] = (0.2, 1.0), flip: bool = True) -> None:
         super().__init__(
             [
                 RandomResizedCrop(size, scale, flip=flip),
@@ -213,9 +207,7 @@ class USLTView(Recipe):
         cutout: largest side of the painted square as a share of the side; 0 for none.
     """
 
-    def __init__(
-        self, flip: bool = True, translate: float = 0.125, num_ops: int = 4, cutout: float = 0.5
-    ) -> None:
+    def __init__(self, flip: bool = True, translate: float = 0.125, num_ops: int = 4, cutout: float = 0.5) -> None:
         super().__init__(
             [
                 FlipTranslate(flip, translate),
@@ -236,9 +228,7 @@ class CoMatchStrong(Recipe):
         flip: whether to mirror.
     """
 
-    def __init__(
-        self, size: int | None = None, scale: tuple[float, float] = (0.2, 1.0), flip: bool = True
-    ) -> None:
+    def __init__(self, size: int | None = None, scale: tuple[float, float] = (0.2, 1.0), flip: bool = True) -> None:
         super().__init__(
             [
                 RandomResizedCrop(size, scale, flip=flip),

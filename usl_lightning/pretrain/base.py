@@ -51,6 +51,7 @@ class PretrainModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule over `trainer.max_steps`."""
         batch_size: int = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        batch_size *= self.trainer.accumulate_grad_batches
         return self.optimization.build(self, max_steps=self.trainer.max_steps, batch_size=batch_size)
 
     def log_training(self, **values: Tensor) -> None:
@@ -78,7 +79,7 @@ class PretrainModule(LightningModule):
         features, labels = passes[0]
         normalised = torch.nn.functional.normalize(features, dim=1)
         self.log("feature_std", normalised.std(0).mean(), rank_zero_only=True)
-        known = all(bool((part[1] >= 0).all()) for part in passes)
+        known = all(bool((part[1] >= 0).any()) for part in passes)
         if len(passes) == 2 and not self.trainer.sanity_checking and known:
             k = min(self.knn_k, len(labels))
             accuracy = knn_accuracy(

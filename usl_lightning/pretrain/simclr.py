@@ -24,10 +24,11 @@ def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float) -> Tensor:
         The loss, a scalar in float32 or better.
     """
     n = len(z1)
-    z = F.normalize(torch.cat([z1, z2]).to(torch.promote_types(z1.dtype, torch.float32)), dim=1)
-    similarity = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
-    positives = torch.arange(2 * n, device=z.device).roll(n)
-    return F.cross_entropy(similarity, positives)
+    with torch.autocast(z1.device.type, enabled=False):  # logits of 8 bits would blur the negatives
+        z = F.normalize(torch.cat([z1, z2]).to(torch.promote_types(z1.dtype, torch.float32)), dim=1)
+        similarity = (z @ z.T / temperature).fill_diagonal_(float("-inf"))
+        positives = torch.arange(2 * n, device=z.device).roll(n)
+        return F.cross_entropy(similarity, positives)
 
 
 class SimCLR(PretrainModule):

@@ -94,6 +94,4 @@ def _rooms(widths: Sequence[int], titles: Sequence[str]) -> dict[int, int]:
     """For each column with a title, the pixels from its left edge to the next title."""
     starts = [i for i, title in enumerate(titles) if title]
     ends = [*starts[1:], len(widths)]
-    return {
-        start: sum(widths[start:end]) + _GAP * (end - start - 1) for start, end in zip(starts, ends, strict=True)
-    }
+    return {start: sum(widths[start:end]) + _GAP * (end - start - 1) for start, end in zip(starts, ends, strict=True)}

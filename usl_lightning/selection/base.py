@@ -36,10 +36,11 @@ class Selector(LightningModule):
         if self.init_from is None:
             raise UslError("model.init_from: expected the checkpoint whose encoder gives the features")
         self.encoder = load_encoder(self.init_from)
-        if self.encoder.image.channels != self.image.channels:
+        trained, given = (f"{s.channels}×{s.height}×{s.width}" for s in (self.encoder.image, self.image))
+        if trained != given:
             raise UslError(
-                f"model.init_from: {self.init_from} was trained on {self.encoder.image.channels}-channel images, "
-                f"these have {self.image.channels}; use the checkpoint of this data set"
+                f"model.init_from: {self.init_from} was trained on {trained} images, these are {given}; use the "
+                "checkpoint of this data set, or the same --data.image_size and --data.channels"
             )
         self.encoder.to(self.device)
 

@@ -48,12 +48,16 @@ def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) ->
 def _lloyd(x: Tensor, k: int, seed: int, iterations: int) -> tuple[Tensor, Tensor]:
     centroids = x[permutation(len(x), seed, "k-means")[:k].to(x.device)].double()
     labels = nearest_centroid(x, centroids)
+    sums = _sums(x, labels, k)
     for iteration in range(1, iterations + 1):
-        centroids = _means(x, labels, centroids)
+        counts = torch.bincount(labels, minlength=k)[:, None]
+        centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
         before, labels = labels, nearest_centroid(x, centroids)
-        if torch.equal(before, labels):
+        moved = torch.nonzero(before != labels)[:, 0]
+        if len(moved) == 0:
             log.info("k-means: converged after %d iterations", iteration)
             return labels, centroids
+        sums += _sums(x[moved], labels[moved], k) - _sums(x[moved], before[moved], k)
     log.info("k-means: stopped after %d iterations, before convergence", iterations)
     return labels, centroids
 
@@ -68,14 +72,12 @@ def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
     return labels
 
 
-def _means(x: Tensor, labels: Tensor, centroids: Tensor) -> Tensor:
-    """The mean of each cluster's points, float64 [k, d]; an empty cluster's centroid stays."""
-    k = len(centroids)
-    sums = torch.zeros_like(centroids)
+def _sums(x: Tensor, labels: Tensor, k: int) -> Tensor:
+    """The sum of each cluster's points, float64 [k, d]."""
+    sums = torch.zeros(k, x.shape[1], dtype=torch.float64, device=x.device)
     for rows in chunks(len(x), 16 * (k + x.shape[1]), x.device):
         _add_rows(sums, labels[rows], x[rows].double())
-    counts = torch.bincount(labels, minlength=k)[:, None]
-    return torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
+    return sums
 
 
 def _add_rows(sums: Tensor, labels: Tensor, rows: Tensor) -> None:

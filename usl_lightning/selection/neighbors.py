@@ -49,9 +49,7 @@ class Neighbors(NamedTuple):
     measured_recall: float
 
 
-def knn(
-    features: Tensor, k: int, *, include_self: bool = True, queries: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def knn(features: Tensor, k: int, *, include_self: bool = True, queries: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Exact k nearest neighbours by Euclidean distance.
 
     Args:
@@ -221,7 +219,8 @@ def _exact_differences(x: Tensor, q: Tensor, rows: Tensor, indices: Tensor) -> T
 def _certified_search(x: Tensor, q: Tensor, k: int, selves: Tensor | None, include_self: bool) -> Tensor:
     """Keys [q, k] from float32 candidates, more and more of them until each row is proved complete.
 
-    A float32 |x|² + |y|² - 2xy is within c(|x| + |y|)² of the truth, with c = (d + 8)·2^-24. A point outside
+    A float32 |x|² + |y|² - 2xy is within c(|x| + |y|)² of the truth, with c = (5d/8 + 8)·2^-24: d roundings in
+    the product, whose factors are |x||y| ≤ (|x| + |y|)²/4, and d/4 in each norm (four lanes or more). A point outside
     the candidates is computed to be at least as far as the last of them; if it is as near as the k-th
     (at τ) then |y| ≤ |x| + √τ, so the row is complete when last - c(2|x| + √τ)² > τ.
     """
@@ -230,7 +229,7 @@ def _certified_search(x: Tensor, q: Tensor, k: int, selves: Tensor | None, inclu
     m = k + 1 + max(8, k // 16)
     cpu = x.device.type == "cpu"
     search = _faiss_search(_flat(x32)) if cpu and _has_faiss() else _torch_search(x32)
-    c = (x.shape[1] + 8) * 2.0**-24
+    c = (0.625 * x.shape[1] + 8) * 2.0**-24
     out = torch.empty(len(q), k, dtype=torch.int64, device=x.device)
     open_rows = torch.arange(len(q), device=x.device)
     while len(open_rows) and m < len(x) // 2:
@@ -243,7 +242,7 @@ def _certified_search(x: Tensor, q: Tensor, k: int, selves: Tensor | None, inclu
             tau = _decode(out[rows, -1])[0].double() * (1 + c)
             norm = torch.linalg.vector_norm(q32[rows], dim=1, dtype=torch.float64)
             doubtful[part] = rough[:, -1].double() - c * (2 * norm + tau.sqrt()).square() <= tau
-        open_rows, m = open_rows[doubtful], 4 * m
+        open_rows, m = open_rows[doubtful], 2 * m
     if len(open_rows):
         own = None if selves is None else selves[open_rows]
         out[open_rows] = _complete_search(x, q[open_rows], k, own, include_self)
@@ -294,9 +293,7 @@ def _inverted_file(x: Any, seed: int) -> Any:
     return index
 
 
-def _listed_search(
-    x: Tensor, q: Tensor, k: int, selves: Tensor, include_self: bool, search: Search
-) -> Tensor:
+def _listed_search(x: Tensor, q: Tensor, k: int, selves: Tensor, include_self: bool, search: Search) -> Tensor:
     """Keys [q, k] of what the inverted file finds; the point itself is put back if it was missed, and rows
     with too few finds are searched fully."""
     candidates = search(q, min(len(x), k + 1))[1].to(x.device)

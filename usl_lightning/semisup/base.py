@@ -64,7 +64,8 @@ class SemiSupervisedModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and its schedule over `trainer.max_steps`."""
         batch_size: int = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
-        return self.optimization.build(self.model, max_steps=self.trainer.max_steps, batch_size=batch_size)
+        batch_size *= self.trainer.accumulate_grad_batches
+        return self.optimization.build(self, max_steps=self.trainer.max_steps, batch_size=batch_size)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None

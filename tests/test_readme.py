@@ -1,0 +1,67 @@
+"""Every command of the README, as it stands there, in one folder, in the order of the page.
+
+Commands on CIFAR-10 and on a user's folder get small files of that kind and a handful of steps; the others run
+exactly as typed.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from runs import Outcome, usl
+from test_sources import make_cifar
+
+from usl_lightning.data.sources import open_source
+
+README = Path(__file__).parent.parent / "README.md"
+FEW = "--trainer.max_steps 2"
+FOLDER = "--data.batch_size 4 --model.backbone small_w16"
+SHORT = {
+    "--data.dir photos --data.image_size 32": "--data.batch_size 4 --pretrain.data.batch_size 16 --trainer.max_steps 2",
+    "cifar10_simclr.yaml": f"{FEW} --data.batch_size 8 --model.backbone small_w16 --trainer.precision 32-true",
+    "cifar10_fixmatch.yaml": f"{FEW} --data.batch_size 4 --data.unlabelled_ratio 2 --trainer.precision 32-true",
+    "folder_simclr.yaml": f"{FEW} {FOLDER}",
+    "folder_usl.yaml": "--model.budget 4",
+}
+"""Part of a command -> what is added to it here."""
+
+
+def commands() -> list[str]:
+    """Every `usl …` of the README that is more than a name."""
+    text = README.read_text(encoding="utf-8")
+    blocks = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    inline = re.findall(r"`(usl [^`]+)`", text)
+    return list(dict.fromkeys(line.strip() for line in [*blocks, *inline] if line.startswith("usl ")))
+
+
+def prepare(folder: Path) -> None:
+    """A user's images (digits in class folders), CIFAR-10 files, and a label index of theirs."""
+    source = open_source("digits", "train")
+    for i in range(120):
+        path = folder / "photos" / ("train" if i < 100 else "test") / f"class{int(source.labels[i])}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(source.read(torch.tensor([i]))[0, 0].numpy())
+        picture.resize((36, 36)).save(path)
+    make_cifar(folder / "DATA", "cifar10", text_keys=False)
+    (folder / "labels.json").write_text(json.dumps([0, 3, 5]))
+
+
+@pytest.mark.slow
+def test_every_command_of_the_readme(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    stages = [command for command in commands() if "FILE" not in command]
+    assert len(stages) >= 10
+    for command in stages:
+        words = command.replace("…", "runs/folder_simclr/checkpoints/last.ckpt").split()[1:]
+        more = next((extra for part, extra in SHORT.items() if part in command), "")
+        outcome: Outcome = usl(tmp_path, *words, *more.split())
+        assert outcome.code == 0, (command, outcome.err[-2000:])
+    summary = json.loads((tmp_path / "runs" / "digits_quickstart" / "summary.json").read_text())
+    accuracy = {result["selection"]: result["test_accuracy"] for result in summary["results"]}
+    assert accuracy["usl"] > accuracy["random"] + 0.1, "what the page promises"
+    for picture in ("views.png", "runs/digits_quickstart/summary.png"):
+        assert np.asarray(Image.open(tmp_path / picture)).std() > 10

@@ -21,7 +21,7 @@ from usl_lightning.selection.geometry import check_features, chunks, exact_arith
 
 log = logging.getLogger(__name__)
 
-EXACT_UP_TO = 200_000
+EXACT_UP_TO = 100_000
 """`nearest_neighbors` is exact up to this many points on the CPU, approximate above."""
 
 SMALL = 4_000_000
@@ -124,7 +124,7 @@ def approximate_knn(
 
 
 def nearest_neighbors(features: Tensor, k: int, *, include_self: bool = True) -> Neighbors:
-    """`knn` up to 200,000 points or on a GPU, `approximate_knn` above (where faiss is installed)."""
+    """`knn` up to 100,000 points or on a GPU, `approximate_knn` above (where faiss is installed)."""
     large = len(features) > EXACT_UP_TO and features.device.type == "cpu"
     if large and _has_faiss():
         return approximate_knn(features, k, include_self=include_self)

@@ -158,7 +158,8 @@ class LabelIndex:
         if len(labels) < len(self):
             missing = len(self) - len(labels)
             raise UslError(
-                f"{where}: {missing} of {len(self)} images have no label yet; write class numbers into its 'labels' and their names into 'classes'"
+                f"{where}: {missing} of {len(self)} images have no label yet; write class numbers into its 'labels' "
+                "and their names into 'classes'"
             )
         return list(self.indices), labels
 

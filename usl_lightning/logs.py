@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from tqdm import tqdm
 
 from usl_lightning.errors import UslError
+from usl_lightning.files import write_text
 
 HEADER = "step,name,value\n"
 

@@ -35,10 +35,12 @@ class KeyedRandomness(pytorch_lightning.Callback):
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
-    def on_train_batch_start(self, trainer: pytorch_lightning.Trainer, *_: object) -> None:
+    def on_train_batch_start(
+        self, trainer: pytorch_lightning.Trainer, pl_module: object, batch: object, batch_idx: int
+    ) -> None:
         """Seed the generators of this process for one micro-batch."""
-        done = trainer.fit_loop.epoch_loop.total_batch_idx
-        torch.manual_seed(derive_seed(self.seed, "network", done, trainer.global_rank))
+        micro = batch_idx % trainer.accumulate_grad_batches
+        torch.manual_seed(derive_seed(self.seed, "network", trainer.global_step, micro, trainer.global_rank))
 
 
 class Trainer(pytorch_lightning.Trainer):

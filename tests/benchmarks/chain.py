@@ -51,38 +51,54 @@ def raw_pixels(dataset: str) -> dict[str, float]:
     }
 
 
+def report_on(chain: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of some seeds, as written to the results file."""
+    accuracy: dict[str, Any] = {}
+    for name in dict.fromkeys(result["selection"] for run in runs for result in run["results"]):
+        rows = [result for run in runs for result in run["results"] if result["selection"] == name]
+        values = [row["test_accuracy"] for row in rows]
+        covered = [row["classes_covered"] for row in rows]
+        accuracy[name] = {"mean": statistics.mean(values), "seeds": values, "classes_covered": covered}
+    return {
+        "machine": machine(),
+        "chain": chain,
+        "knn_of_raw_pixels": raw_pixels(chain.removesuffix("_quickstart")),
+        "knn_accuracy": [run["stages"][0]["metrics"]["knn_accuracy"] for run in runs],
+        "seconds": [run["seconds"] for run in runs],
+        "test_accuracy": accuracy,
+        "runs": runs,
+    }
+
+
+def print_table(report: dict[str, Any]) -> None:
+    """The figures as text."""
+    print(f"\n{report['chain']}: stage-1 kNN {report['knn_accuracy']}, raw pixels {report['knn_of_raw_pixels']}")
+    print(f"seconds {report['seconds']}\n{'selection':10} {'mean':>6}  each seed        classes covered")
+    for name, row in report["test_accuracy"].items():
+        each = " ".join(f"{accuracy:.3f}" for accuracy in row["seeds"])
+        print(f"{name:10} {row['mean']:6.3f}  {each}  {row['classes_covered']}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("chain")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    dataset = arguments.chain.removesuffix("_quickstart")
+    path = HERE / "results" / f"{arguments.chain}.json"
+    path.parent.mkdir(exist_ok=True)
+    runs: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        runs = [run_chain(arguments.chain, seed, Path(folder)) for seed in arguments.seeds]
-        for run in runs:
-            run["knn_curve"] = curve(Path(folder), run["seed"])
+        for seed in arguments.seeds:
+            run = run_chain(arguments.chain, seed, Path(folder))
+            run["knn_curve"] = curve(Path(folder), seed)
             for result in run["results"]:
                 del result["labels"]
             for stage in run["stages"]:
                 del stage["outputs"]
-    report: dict[str, Any] = {"machine": machine(), "chain": arguments.chain, "knn_of_raw_pixels": raw_pixels(dataset)}
-    report["knn_accuracy"] = [run["stages"][0]["metrics"]["knn_accuracy"] for run in runs]
-    report["seconds"] = [run["seconds"] for run in runs]
-    report["test_accuracy"] = {}
-    print(f"\n{arguments.chain}: stage-1 kNN {report['knn_accuracy']}, raw pixels {report['knn_of_raw_pixels']}")
-    print(f"seconds {report['seconds']}\n{'selection':10} {'mean':>6}  each seed        classes covered")
-    for name in dict.fromkeys(result["selection"] for run in runs for result in run["results"]):
-        rows = [result for run in runs for result in run["results"] if result["selection"] == name]
-        accuracies = [row["test_accuracy"] for row in rows]
-        mean = statistics.mean(accuracies)
-        report["test_accuracy"][name] = {"mean": mean, "seeds": accuracies}
-        each = " ".join(f"{accuracy:.3f}" for accuracy in accuracies)
-        print(f"{name:10} {mean:6.3f}  {each}  {[row['classes_covered'] for row in rows]}")
-    report["runs"] = runs
-    path = HERE / "results" / f"{arguments.chain}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"written: {path}")
+            runs.append(run)
+            report = report_on(arguments.chain, runs)
+            path.write_text(json.dumps(report, indent=1) + "\n")
+            print_table(report)
 
 
 if __name__ == "__main__":

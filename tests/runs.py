@@ -59,11 +59,17 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **more}
 
 
+def _heed_signals() -> None:
+    """A shell that started the tests in the background made them, and so their children, deaf to Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def usl(folder: Path, *words: str, wrapper: Sequence[str] = (), **variables: str) -> Outcome:
     """Run `usl WORDS` in `folder`, to its end."""
     done = subprocess.run(
         [*wrapper, sys.executable, "-m", "usl_lightning.cli", *words],
         cwd=folder, env=environment(**variables), capture_output=True, text=True, timeout=240, check=False,
+        preexec_fn=_heed_signals,
     )  # fmt: skip
     return Outcome(done.returncode, done.stdout, done.stderr)
 

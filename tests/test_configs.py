@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from usl_lightning.cli import main
 from usl_lightning.configs import find_config, load_yaml, shipped, shipped_folder
@@ -47,6 +48,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
             batch = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), key: list(range(10))}
             (folder / sub / file).write_bytes(pickle.dumps(batch, protocol=2))
     (folder / "labels.json").write_text("[0, 1]")
+    for i in range(10):
+        picture = folder / "photos" / f"class{i % 2}" / f"{i}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(picture)
     return folder
 
 
@@ -56,7 +61,9 @@ def build(command: str, config: str, data: Path, **overrides: str) -> StageCLI:
     overrides.setdefault("data.dir", str(data))
     if flat["data.class_path"].endswith("SemiSupervisedData"):
         overrides.setdefault("data.labels", str(data / "labels.json"))
-    if flat["data.dataset"] not in ARRAY_SETS or flat["data.dataset"] == "digits":
+    if flat["data.dataset"] == "folder":
+        overrides["data.dir"] = str(data / "photos")
+    elif flat["data.dataset"] not in ARRAY_SETS or flat["data.dataset"] == "digits":
         del overrides["data.dir"]
     options = [f"--{key}={value}" for key, value in overrides.items()]
     return StageCLI(StageCommand.parse(command, ["--config", config, *options]))

@@ -50,7 +50,7 @@ def test_flatten_reads_as_typed() -> None:
 FIELDS = {"model.threshold": 0.95, "data.batch_size": 64, "seed_everything": 0, "trainer.max_steps": 100}
 
 
-FREE = """data.dir data.workers data.residence data.cache data.download data.eval_batch_size model.compile
+FREE = """data.dir data.workers data.residence data.cache data.download data.eval_batch_size
     trainer.devices trainer.num_nodes trainer.strategy trainer.logger trainer.enable_progress_bar
     checkpoint.every_steps checkpoint.every_minutes"""
 

@@ -382,6 +382,6 @@ def test_without_a_test_set_there_is_no_accuracy(actor: Actor) -> None:
     run()
     record_path = Path("runs/chain/train/stage.json")
     record_path.write_text(json.dumps({**json.loads(record_path.read_text()), "metrics": {}}))
-    summary = summarise(RunOptions.parse(["chain.yaml"]), 1.0)
+    summary = summarise(RunOptions.parse(["chain.yaml"]))
     assert summary["results"][0]["test_accuracy"] is None
     assert " - " in table(summary).splitlines()[-1]

@@ -166,3 +166,12 @@ def test_monitor_is_silent_without_labels(monkeypatch: pytest.MonkeyPatch, unkno
             model.validation_step(batch(4, [-1] * 4 if number == unknown else [0, 1, 2, 0]), 0, number)
         model.on_validation_epoch_end()
     assert logged.keys() == {"feature_std"}
+
+
+def test_autocast_does_not_blur_the_loss() -> None:
+    z1, z2 = projections(64, 16, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = nt_xent(z1.bfloat16(), z2.bfloat16(), temperature=0.1)
+    outside = nt_xent(z1.bfloat16().float(), z2.bfloat16().float(), temperature=0.1)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, outside)

@@ -1,0 +1,58 @@
+"""Lines that reach the user from odd places: worker processes, YAML on the command line, help without a file."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from usl_lightning.cli import _mistake, main
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.errors import UslError
+from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry
+from usl_lightning.selection.usl import USL
+
+
+def test_a_workers_page_is_its_last_line() -> None:
+    page = (
+        "Caught UslError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+        '  File "x.py", line 1, in f\nusl_lightning.errors.UslError: a/b.jpg: the file is damaged\n'
+    )
+    assert str(_mistake(UslError(page))) == "a/b.jpg: the file is damaged"
+
+
+def test_a_bug_met_while_a_mistake_is_handled_is_a_bug() -> None:
+    bug = KeyError("a bug")
+    bug.__context__, bug.__suppress_context__ = UslError("a mistake"), True  # as `raise … from None` leaves it
+    assert _mistake(bug) is None
+    bug.__cause__ = UslError("a mistake")
+    assert _mistake(bug) is bug.__cause__
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_value_that_is_no_yaml(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "select", "--config", "digits_usl.yaml", "--model.budget", "[1")
+    assert "--model.budget" in line
+    assert "not valid YAML" in line
+
+
+@pytest.mark.parametrize("words", [["fit", "--help"], ["select", "--help"], ["run", "--help"], ["run", "x", "--help"]])
+def test_help_needs_no_file(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(words)
+    assert "usl run CHAIN.yaml" in capsys.readouterr().out
+
+
+def test_features_of_another_size_are_refused(tmp_path: Path) -> None:
+    encoder = Encoder("small_w16", ImageSpec(1, 8, 8, (0.5,), (0.5,)))
+    state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    torch.save({ENTRY: encoder_entry(encoder, online="encoder."), "state_dict": state}, tmp_path / "a.ckpt")
+    selector = USL(ImageSpec(1, 28, 28, (0.5,), (0.5,)), 3, str(tmp_path / "a.ckpt"))
+    with pytest.raises(UslError, match=r"1×8×8 images, these are 1×28×28"):
+        selector.setup("predict")

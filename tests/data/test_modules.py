@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from usl_lightning.data.batch import Batch, SemiBatch
 from usl_lightning.data.keys import Key
@@ -340,3 +341,21 @@ def test_a_batch_keeps_its_parts_when_it_moves(folder: Path) -> None:
     moved = batch.to("cpu")
     assert_same(everything(moved), everything(batch))
     assert (moved.split, len(moved)) == (batch.split, len(batch))
+
+
+def test_many_files_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding a large folder before the first step would keep its user waiting; asking for it still works."""
+    monkeypatch.setenv("USL_CACHE", str(tmp_path / "cache"))
+    for i in range(5):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(IMAGES[i]).save(tmp_path / "photos" / f"{i}.png")
+
+    def resident(**options: Any) -> bool:
+        data = attach(ImageData("folder", 4, dir=str(tmp_path / "photos"), **options))
+        return data._is_resident(data.train_source)
+
+    assert resident()
+    monkeypatch.setattr("usl_lightning.data.modules.RESIDENT_FILES", 3)
+    assert not resident()
+    assert resident(residence="device")
+    assert resident(cache=str(tmp_path / "decoded"))

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from usl_lightning.data.batch import Batch, ImageSpec, PairBatch, SemiBatch
+from usl_lightning.data.folder_source import FolderSource
 from usl_lightning.data.keys import Key
 from usl_lightning.data.sampling import StepLoader, StepSampler, drawn_neighbors, process_range, process_slots
 from usl_lightning.data.sources import ArraySource, ImageSource, has_split, open_source, read_labels
@@ -21,6 +22,9 @@ from usl_lightning.labels import LabelIndex
 
 CPU_RESIDENT_BYTES = 1 << 30
 """Images up to this size are kept decoded in memory on a CPU; on CUDA, up to a quarter of its memory."""
+
+RESIDENT_FILES = 20_000
+"""Folders of more files are streamed unless they have a decoded cache: decoding all first would delay the start."""
 
 
 class ImageData(LightningDataModule):
@@ -191,6 +195,8 @@ class ImageData(LightningDataModule):
     def _is_resident(self, source: ImageSource) -> bool:
         if self.residence != "auto":
             return self.residence == "device"
+        if isinstance(source, FolderSource) and len(source) > RESIDENT_FILES:
+            return False
         device = self._device
         limit = CPU_RESIDENT_BYTES
         if device.type == "cuda":

@@ -1,0 +1,34 @@
+"""Pictures of what was chosen: every image in its place, captions that fit, accuracies as bars."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from usl_lightning.report.gallery import BAR, PAD, TILE, chosen_strip, summary_picture
+
+
+def test_images_stand_in_order(tmp_path: Path) -> None:
+    images = torch.arange(12, dtype=torch.uint8).mul(20).view(12, 1, 1, 1).expand(12, 1, 8, 8)
+    chosen_strip(images, [f"a very long class name {i}" for i in range(12)], tmp_path / "a.png", columns=5)
+    sheet = np.asarray(Image.open(tmp_path / "a.png"))
+    for i in range(12):
+        x, y = PAD + i % 5 * (TILE + PAD), PAD + i // 5 * (TILE + 18 + PAD)
+        assert (sheet[y : y + TILE, x : x + TILE] == 20 * i).all()
+        assert sheet[y + TILE + 1 : y + TILE + 17, x : x + TILE].min() < 100, "a caption below it"
+
+
+def test_bars_are_as_long_as_the_accuracies(tmp_path: Path) -> None:
+    chosen_strip(torch.zeros(10, 3, 8, 8, dtype=torch.uint8), ["x"] * 10, tmp_path / "a.png")
+    results = [
+        {"selection": "usl", "budget": 10, "classes_covered": 9, "class_counts": [1] * 10, "method": "fixmatch",
+         "test_accuracy": accuracy}
+        for accuracy in (0.8, 0.4, None)
+    ]  # fmt: skip
+    summary_picture(results, [tmp_path / "a.png"] * 3, tmp_path / "summary.png")
+    sheet = np.asarray(Image.open(tmp_path / "summary.png"))
+    lengths = (sheet == BAR).all(-1).sum(1)
+    longest = [int(n) for n in np.unique(lengths) if n > 5]
+    assert len(longest) == 2
+    assert abs(longest[0] / longest[1] - 0.5) < 0.01

@@ -85,7 +85,8 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _run_stage(command: str, words: list[str]) -> None:
-    from usl_lightning.stage import StageCommand, run_stage
+    from usl_lightning.launch import run_stage
+    from usl_lightning.stage import StageCommand
 
     if "--help" in words and not any(word.startswith(("--config", "-c")) for word in words):
         print(HELP, end="")

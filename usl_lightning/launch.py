@@ -1,0 +1,66 @@
+"""Runs one stage in this process and keeps its folder's record; imports what is heavy only then."""
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from usl_lightning.errors import UslError
+from usl_lightning.stage import RESULTS, StageCommand, StageFolder
+
+
+def is_main_process() -> bool:
+    """False in the further processes that a launcher (Lightning, torchrun, SLURM) starts for a stage."""
+    return all(
+        os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK")
+    )
+
+
+def run_stage(stage: StageCommand) -> None:
+    """Run a stage in this process and keep its folder's record.
+
+    Raises:
+        UslError: anything the user can mend, before anything is written where possible.
+    """
+    stage.check()
+    if stage.command not in RESULTS or not is_main_process():
+        from usl_lightning.runner import run
+
+        run(stage)
+        return
+    folder = StageFolder(stage.run_dir)
+    identity = stage.identity()
+    with folder.locked():
+        _check_folder(stage, folder, identity)
+        from usl_lightning.runner import run
+
+        start = time.time()
+        try:
+            metrics = run(stage, on_ready=lambda: folder.begin(identity))
+        except BaseException:
+            with suppress(UslError):
+                folder.pause(time.time() - start)
+            raise
+        folder.finish(identity, time.time() - start, metrics)
+
+
+def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[str, Any]) -> None:
+    """A run is continued on request only, and only if it is the same run."""
+    record = folder.record()
+    if record is None:
+        return
+    if stage.ckpt_path is None:
+        if record["status"] == "complete" or folder.last_checkpoint.exists():
+            state = "a finished run" if record["status"] == "complete" else "an interrupted run"
+            raise UslError(
+                f"{folder.path}: holds {state}; continue it with --ckpt_path last, or choose another --run_dir"
+            )
+        return
+    changes = [line for line in folder.changes(identity) if not line.startswith("version ")]
+    if stage.extend:
+        changes = [line for line in changes if not line.startswith("trainer.max_steps ")]
+    if changes:
+        raise UslError(
+            f"{folder.path}: holds another run, continue that or choose another --run_dir: {'; '.join(changes)}"
+        )

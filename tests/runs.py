@@ -68,7 +68,7 @@ def usl(folder: Path, *words: str, wrapper: Sequence[str] = (), **variables: str
     """Run `usl WORDS` in `folder`, to its end."""
     done = subprocess.run(
         [*wrapper, sys.executable, "-m", "usl_lightning.cli", *words],
-        cwd=folder, env=environment(**variables), capture_output=True, text=True, timeout=240, check=False,
+        cwd=folder, env=environment(**variables), capture_output=True, text=True, timeout=600, check=False,
         preexec_fn=_heed_signals,
     )  # fmt: skip
     return Outcome(done.returncode, done.stdout, done.stderr)

@@ -110,4 +110,5 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _short(value: Any) -> str:
     text = str(value)
+    text = text if text.isprintable() else repr(text)
     return text[:19] + "…" if text.startswith("sha256:") else text

@@ -109,15 +109,16 @@ def _parameters(classes: list[str], group: str = "") -> list[str]:
 
 
 def _names(found: Any) -> list[str]:
-    return sorted(
-        {
-            parameter
-            for base in inspect.getmro(found)
-            if "__init__" in vars(base) and base.__module__.startswith("usl_lightning")
-            for parameter, kind in inspect.signature(vars(base)["__init__"]).parameters.items()
-            if parameter != "self" and kind.kind is not inspect.Parameter.VAR_KEYWORD
-        }
-    )
+    """Parameters to type of a class; a base's are accepted only if `**kwargs` passes them on."""
+    names: set[str] = set()
+    for base in inspect.getmro(found):
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            passed_on = [each for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD]
+            names |= {each.name for each in parameters if each not in passed_on}
+            if not passed_on:
+                break
+    return sorted(names - {"self", "image", "seed"})  # the last two come from elsewhere in the configuration
 
 
 def _nearest_in_module(complaint: str) -> str:

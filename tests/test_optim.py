@@ -45,7 +45,7 @@ def test_all_warm_up_divides_by_nothing() -> None:
     assert lr_factor(5, 5, schedule="cosine", warmup_steps=5) == 1
 
 
-@pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars"])
 def test_biases_and_norms_do_not_decay(name: str) -> None:
     net = nn.Sequential(SmallNet(1, width=4), nn.Linear(64, 3))
     net[1].weight.requires_grad_(False)
@@ -113,3 +113,23 @@ def test_the_schedule_keeps_no_code_in_a_checkpoint() -> None:
         return value is None or type(value) in (int, float, str, bool)
 
     assert plain(state)
+
+
+def test_a_constant_part_keeps_its_rate_while_the_rest_follows_the_schedule() -> None:
+    """As SimSiam's predictor; weights, biases, scheduled or not, each once."""
+    net = nn.ModuleDict({"encoder": nn.Linear(3, 4), "predictor": nn.Linear(4, 3)})
+    built = Optimization(lr=0.1, schedule="cosine", warmup_steps=2).build(
+        net, max_steps=K, batch_size=4, constant=[net["predictor"]]
+    )
+    optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]
+    fixed = {id(p) for p in net["predictor"].parameters()}
+    for step in range(5):
+        seen = set()
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                factor = 1.0 if id(parameter) in fixed else lr_factor(step, K, schedule="cosine", warmup_steps=2)
+                assert group["lr"] == pytest.approx(0.1 * factor)
+                seen.add(id(parameter))
+        assert seen == {id(p) for p in net.parameters()}
+        optimizer.step()
+        schedule.step()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from usl_lightning.errors import UslError
 from usl_lightning.files import atomic_path
-from usl_lightning.identity import FILE_FIELDS, differences
+from usl_lightning.identity import differences, names_a_file
 from usl_lightning.models.encoder import read_checkpoint
 
 IDENTITY = "usl_identity"
@@ -160,7 +160,7 @@ def _not_finite(trainer: Trainer, what: str) -> str:
 
 
 def _shapes_model(key: str) -> bool:
-    return key.startswith("model.") and key not in FILE_FIELDS
+    return key.startswith("model.") and not names_a_file(key)
 
 
 def check_resume(path: Path, identity: Mapping[str, Any], *, extend: bool = False, training: bool = True) -> None:

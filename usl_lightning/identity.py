@@ -20,18 +20,11 @@ TRAINER_FIELDS = (
 )
 """The only Trainer parameters that change what is computed; all others may differ on a resume."""
 
-FREE_FIELDS = (
-    "data.dir",
-    "data.workers",
-    "data.residence",
-    "data.cache",
-    "data.download",
-    "data.eval_batch_size",
-)
+FREE = ("dir", "workers", "residence", "cache", "download", "eval_batch_size")
 """Parameters of a model or its data that change where and how fast it runs, not what comes out."""
 
-FILE_FIELDS = ("data.labels", "data.labels_file", "data.class_list", "data.neighbors", "model.init_from")
-"""Parameters that name a file: its content counts, not its path."""
+FILES = ("labels", "class_list", "neighbors", "features", "init_from")
+"""Parameters that name a file, as do all that end in `_file` and `_from`: its content counts, not its path."""
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -51,11 +44,17 @@ def identity_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
     kept = {}
     for key, value in flat.items():
         group, _, name = key.partition(".")
-        if (group in ("model", "data", "seed_everything") and key not in FREE_FIELDS) or (
+        if (group in ("model", "data", "seed_everything") and name not in FREE) or (
             group == "trainer" and name in TRAINER_FIELDS
         ):
             kept[key] = value
     return kept
+
+
+def names_a_file(key: str) -> bool:
+    """Whether the value of this parameter (`data.labels`) is the path of a file."""
+    group, _, name = key.partition(".")
+    return group in ("model", "data") and (name in FILES or name.endswith(("_file", "_from")))
 
 
 def stage_identity(command: str, flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -78,9 +77,9 @@ def content_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
         UslError: a file that a parameter names does not exist.
     """
     fields = identity_fields(flat)
-    for key in FILE_FIELDS:
-        if fields.get(key) is not None:
-            path = Path(str(fields[key]))
+    for key, value in fields.items():
+        if value is not None and names_a_file(key):
+            path = Path(str(value))
             if not path.is_file():
                 raise UslError(f"{key}: no such file: {path}")
             fields[key] = sha256_of_file(path)

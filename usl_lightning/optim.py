@@ -1,6 +1,7 @@
 """Optimizers and schedules, as closed forms of the step."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -34,7 +35,7 @@ class Optimization:
     """How the weights are updated.
 
     Attributes:
-        name: "sgd", "adamw" or "lars" (timm's).
+        name: "sgd", "adam" (weight decay as an L2 term), "adamw" or "lars" (timm's).
         lr: base learning rate.
         per_batch: if set, `lr` is meant for this global batch and is scaled linearly to the actual one.
         momentum: of SGD and LARS.
@@ -44,7 +45,7 @@ class Optimization:
         warmup_steps: steps of linear warm-up.
     """
 
-    name: Literal["sgd", "adamw", "lars"] = "sgd"
+    name: Literal["sgd", "adam", "adamw", "lars"] = "sgd"
     lr: float = 0.03
     per_batch: int | None = None
     momentum: float = 0.9
@@ -53,36 +54,50 @@ class Optimization:
     schedule: Schedule = "cosine"
     warmup_steps: int = 0
 
-    def build(self, module: nn.Module, *, max_steps: int, batch_size: int) -> dict[str, Any]:
+    def build(
+        self, module: nn.Module, *, max_steps: int, batch_size: int, constant: Sequence[nn.Module] = ()
+    ) -> dict[str, Any]:
         """What `configure_optimizers` returns: the optimizer and its per-step schedule.
 
         Args:
             module: its parameters that require a gradient are optimized.
             max_steps: optimizer steps of the whole run.
             batch_size: images of an optimizer step over all processes and accumulated batches, for `per_batch`.
+            constant: parts of `module` whose learning rate stays as it is at the start.
         """
         lr = self.lr * batch_size / self.per_batch if self.per_batch else self.lr
-        optimizer = self._optimizer(_decay_groups(module, self.weight_decay), lr)
+        groups = _groups(module, constant, self.weight_decay)
+        optimizer = self._optimizer([{k: v for k, v in group.items() if k != "constant"} for group in groups], lr)
         # A partial keeps its arguments out of checkpoints: an extended run has a schedule of its own length.
         factor = partial(lr_factor, max_steps=max_steps, schedule=self.schedule, warmup_steps=self.warmup_steps)
+        factors: list[Callable[[int], float]] = [_unchanged if group["constant"] else factor for group in groups]
         return {
             "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"},
         }
 
     def _optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
         if self.name == "sgd":
             return torch.optim.SGD(groups, lr, self.momentum, nesterov=self.nesterov, fused=True)
-        if self.name == "adamw":
-            return torch.optim.AdamW(groups, lr, fused=True)
+        if self.name in ("adam", "adamw"):
+            return (torch.optim.Adam if self.name == "adam" else torch.optim.AdamW)(groups, lr, fused=True)
         from timm.optim import Lars
 
         return Lars(groups, lr, momentum=self.momentum)
 
 
-def _decay_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    trained = [p for p in module.parameters() if p.requires_grad]
+def _unchanged(step: int) -> float:
+    return 1.0
+
+
+def _groups(module: nn.Module, constant: Sequence[nn.Module], weight_decay: float) -> list[dict[str, Any]]:
+    """Trained parameters by whether they decay and whether their learning rate is scheduled; none empty."""
+    fixed = {id(p) for part in constant for p in part.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((parameter.ndim > 1, id(parameter) in fixed), []).append(parameter)
     return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": weight_decay if decays else 0.0, "constant": is_constant}
+        for (decays, is_constant), parameters in groups.items()
     ]

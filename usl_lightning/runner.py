@@ -1,6 +1,7 @@
 """Runs one stage through LightningCLI: what `stage.py` decided, with everything heavy imported."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import content_fields, flatten, identity_fields
 from usl_lightning.labels import LabelIndex
 from usl_lightning.logs import MetricsCSV, Progress, wandb_logger
+from usl_lightning.models.encoder import compile_encoders
 from usl_lightning.report.gallery import chosen_strip
 from usl_lightning.selection.base import Selector
 from usl_lightning.semisup.base import SemiSupervisedModule
@@ -67,6 +69,7 @@ class StageCLI(LightningCLI):
         """What one part of the configuration takes from another, and when to save."""
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data", "model.init_args.image", compute_fn=_spec, apply_on="instantiate")
+        parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network for training")
         parser.add_argument("--checkpoint.every_minutes", type=float, default=5.0, help="time between checkpoints")
         parser.add_argument("--checkpoint.every_steps", type=int | None, default=None, help="steps, instead")
 
@@ -169,6 +172,8 @@ def _check_command(cli: StageCLI) -> None:
 def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
     if trainer.max_steps < 1:
         raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
+    if cli.config.compile:
+        compile_encoders(cli.model)
     trainer.callbacks.insert(0, LambdaCallback(on_train_start=lambda *_: begin()))  # type: ignore[attr-defined]
     trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     return _finish(cli, trainer, _measure(cli, trainer))
@@ -251,7 +256,12 @@ def _select(cli: StageCLI, trainer: Trainer, begin: Callable[[], None]) -> dict[
 
 def _finish(cli: StageCLI, trainer: Trainer, metrics: dict[str, Any]) -> dict[str, Any]:
     if trainer.is_global_zero:
-        write_json(StageFolder(cli.stage.run_dir).result, metrics)
+        folder = StageFolder(cli.stage.run_dir)
+        folder.files.mkdir(exist_ok=True)
+        cli.model.write_outputs(folder.files)
+        with suppress(OSError):
+            folder.files.rmdir()  # most stages leave none
+        write_json(folder.result, metrics)
         shown = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())
         print(f"{cli.stage.run_dir}: done{': ' + shown if shown else ''}", flush=True)
     return metrics

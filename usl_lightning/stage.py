@@ -167,7 +167,7 @@ class StageFolder:
     """`runs/<run>/<stage>/`: what a stage leaves behind.
 
     `config.yaml` (everything resolved), `stage.json` (identity and status), `checkpoints/`, `metrics.csv`,
-    `result.json`, and for a selection `labels.json` and `chosen.png`.
+    `result.json`, for a selection `labels.json` and `chosen.png`, and in `outputs/` what else its method hands on.
     """
 
     def __init__(self, path: Path) -> None:
@@ -177,6 +177,7 @@ class StageFolder:
         self.labels = path / "labels.json"
         self.result = path / "result.json"
         self.picture = path / "chosen.png"
+        self.files = path / "outputs"
 
     def record(self) -> dict[str, Any] | None:
         """`stage.json`, or None if the stage was never begun.
@@ -208,6 +209,7 @@ class StageFolder:
     def outputs(self) -> dict[str, str]:
         """Name -> path of what later stages can take from this one."""
         paths = {"checkpoint": self.last_checkpoint, "labels": self.labels}
+        paths |= {path.stem: path for path in sorted(self.files.glob("[!.]*"))}
         return {name: str(path) for name, path in paths.items() if path.exists()}
 
     @contextmanager

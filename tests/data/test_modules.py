@@ -359,3 +359,14 @@ def test_many_files_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not resident()
     assert resident(residence="device")
     assert resident(cache=str(tmp_path / "decoded"))
+
+
+@pytest.mark.parametrize("residence", ["device", "stream"])
+def test_the_whole_set_once_in_order_over_any_number_of_processes(folder: Path, residence: Any) -> None:
+    for world in (1, 3):
+        seen = []
+        for rank in range(world):
+            data = ImageData("arrays", dir=str(folder / "set.npz"), residence=residence, workers=0, eval_batch_size=5)
+            seen += list(attach(data, rank=rank, world=world, step=4).whole_set())
+        assert torch.equal(torch.cat([batch.indices for batch in seen]), torch.arange(N))
+        assert torch.equal(torch.cat([batch.images for batch in seen]), PIXELS)

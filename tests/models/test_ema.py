@@ -85,3 +85,20 @@ def test_copy_from_starts_again() -> None:
     ema.copy_from(online)
     for own, theirs in zip(ema.module.state_dict().values(), online.state_dict().values(), strict=True):
         assert torch.equal(own, theirs)
+
+
+def test_a_momentum_encoder_trains_along_with_statistics_of_its_own() -> None:
+    online = network()
+    momentum = nn.ModuleDict({"key": EMA(online, 0.5, evaluated=False)})
+    momentum.train()
+    keys = momentum["key"]
+    assert keys.module[1].training
+    statistics = keys.module[1].running_mean.clone()
+    change(online, 1)
+    old = keys.module[0].weight.clone()
+    keys.update(online)
+    torch.testing.assert_close(keys.module[0].weight, (old + online[0].weight) / 2)
+    assert torch.equal(keys.module[1].running_mean, statistics)
+    keys.module(torch.randn(8, 3, dtype=torch.float64))
+    assert not torch.equal(keys.module[1].running_mean, statistics)
+    assert not momentum.eval()["key"].module[1].training

@@ -11,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from training import assert_resumes_exactly, assert_two_processes_agree, few_labels
 
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
+from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import FixMatchStrong, Weak
 from usl_lightning.errors import UslError
 from usl_lightning.models.encoder import Encoder, encoder_entry, load_encoder
@@ -243,3 +245,43 @@ def test_too_few_classes_are_refused(classes: tuple[str, ...]) -> None:
     image = ImageSpec(1, 8, 8, (0.3,), (0.2,), classes)
     with pytest.raises(UslError, match=f"{len(classes)} classes are known; a classifier needs at least 2"):
         FixMatch(image, Weak(), FixMatchStrong(), Optimization(), "small_nf")
+
+
+def test_pseudo_labels_of_a_pass_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without batch norm the two ways are the same loss and gradient; the weak views get no graph."""
+    batches = SemiBatch(batch(3, [0, 1, 2]), batch(10, [-1] * 10, "u"))
+    losses, gradients, passes = [], [], []
+    for joint in (True, False):
+        model, _ = fixmatch(monkeypatch, joint_pass=joint)
+        sizes: list[tuple[int, bool]] = []
+        model.model.encoder.register_forward_hook(
+            lambda _m, inputs, out, sizes=sizes: sizes.append((len(inputs[0]), out.requires_grad))
+        )
+        loss = model.training_step(batches, 0)
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.model.parameters()]))
+        passes.append(sizes)
+    assert passes == [[(23, True)], [(13, True), (10, False)]]
+    torch.testing.assert_close(losses[0], losses[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+# Training ------------------------------------------------------------------------------------------------
+
+
+def small(data: ImageData) -> FixMatch:
+    return FixMatch(data.spec, Weak(), FixMatchStrong(), Optimization(), "small_w16", threshold=0.2, ema_decay=0.9)
+
+
+def norm_free(data: ImageData) -> FixMatch:
+    return FixMatch(data.spec, Weak(), FixMatchStrong(), Optimization(), "small_nf", threshold=0.11, ema_decay=0.9)
+
+
+def test_a_resume_is_exact(tmp_path: Path) -> None:
+    assert_resumes_exactly(small, few_labels, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    assert_two_processes_agree(norm_free, few_labels, tmp_path)

@@ -71,6 +71,7 @@ class ImageSpec:
         height, width: in pixels.
         mean, std: per channel, of the training pixels in [0, 1].
         classes: names in label order; empty when unknown.
+        count: images of the training split: what counters, banks and self-labels have one entry for.
     """
 
     def __init__(
@@ -81,9 +82,10 @@ class ImageSpec:
         mean: tuple[float, ...],
         std: tuple[float, ...],
         classes: tuple[str, ...] = (),
+        count: int = 0,
     ) -> None:
         self.channels, self.height, self.width = channels, height, width
-        self.mean, self.std, self.classes = mean, std, classes
+        self.mean, self.std, self.classes, self.count = mean, std, classes, count
 
     @property
     def num_classes(self) -> int:

@@ -1,7 +1,7 @@
 """Lightning data modules: one for each kind of stage."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -112,7 +112,7 @@ class ImageData(LightningDataModule):
         """What a network must know of these images."""
         source = self.train_source
         mean, std = source.statistics()
-        return ImageSpec(source.channels, source.height, source.width, mean, std, self.classes)
+        return ImageSpec(source.channels, source.height, source.width, mean, std, self.classes, len(source))
 
     # Loaders.
 
@@ -139,6 +139,14 @@ class ImageData(LightningDataModule):
     def predict_dataloader(self) -> StepLoader[Batch]:
         """A pass over the images to select from."""
         return self._pass(self.split)
+
+    def whole_set(self) -> Iterator[Batch]:
+        """This process's share of the images to learn from, once, in order, on the device; also amid training.
+
+        `gather_uneven` of what is computed from it is in the order of the data set.
+        """
+        for batch in self._pass(self.split):
+            yield self.on_after_batch_transfer(batch.to(self._device, non_blocking=True), 0)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Fill in the pixels of images that are resident on the device."""

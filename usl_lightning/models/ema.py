@@ -9,22 +9,25 @@ from torch import nn
 class EMA(nn.Module):
     """A copy of a network whose parameters follow it slowly.
 
-    `parameters ← decay·own + (1 − decay)·online`; buffers (batch-norm statistics, normalisation) are copied.
-    The copy is part of the state dict, is never trained and stays in evaluation mode.
+    `parameters ← decay·own + (1 − decay)·online`. The copy is part of the state dict and is never trained.
 
     Args:
         online: the network to follow.
         decay: in [0, 1); 0.999 in FixMatch.
+        evaluated: the copy stays in evaluation mode and takes over the buffers (batch-norm statistics,
+            normalisation) of the online network. False: it is in training mode with it and keeps batch-norm
+            statistics of its own, as a momentum encoder does.
     """
 
-    def __init__(self, online: nn.Module, decay: float) -> None:
+    def __init__(self, online: nn.Module, decay: float, *, evaluated: bool = True) -> None:
         super().__init__()
-        self.module = copy.deepcopy(online).requires_grad_(False).eval()
-        self.decay = decay
+        self.module = copy.deepcopy(online).requires_grad_(False)
+        self.decay, self.evaluated = decay, evaluated
+        self.train()
 
     def train(self, mode: bool = True) -> "EMA":
-        """Evaluation mode, always."""
-        return super().train(False)
+        """Training mode only for a copy that is not `evaluated`."""
+        return super().train(mode and not self.evaluated)
 
     @torch.no_grad()
     def update(self, online: nn.Module) -> None:
@@ -32,7 +35,7 @@ class EMA(nn.Module):
         own, new = list(self.module.parameters()), list(online.parameters())
         torch._foreach_lerp_(own, new, 1.0 - self.decay)  # type: ignore[arg-type]
         buffers = list(self.module.buffers())
-        if buffers:
+        if buffers and self.evaluated:
             torch._foreach_copy_(buffers, list(online.buffers()))
 
     @torch.no_grad()

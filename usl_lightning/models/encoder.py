@@ -132,6 +132,13 @@ def init_encoder(encoder: Encoder, path: str | Path) -> None:
     encoder.load_state_dict(state)
 
 
+def compile_encoders(model: nn.Module) -> None:
+    """Let `torch.compile` fuse the networks of all encoders in `model`, in place: names of weights stay."""
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            module.net.compile()
+
+
 def _architecture(backbone: str) -> str:
     """The name without timm's tag of the weights: `resnet18.a1_in1k` is a `resnet18`."""
     return backbone.partition(".")[0]

@@ -1,10 +1,12 @@
 """What every stage-1 method shares: an encoder, its optimizer, and monitors of what it has learned."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from usl_lightning.data.batch import Batch
 from usl_lightning.distributed import gather_uneven, mean_over_processes
@@ -52,7 +54,14 @@ class PretrainModule(LightningModule):
         """The optimizer and its schedule over `trainer.max_steps`."""
         batch_size: int = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         batch_size *= self.trainer.accumulate_grad_batches
-        return self.optimization.build(self, max_steps=self.trainer.max_steps, batch_size=batch_size)
+        return self.optimization.build(
+            self, max_steps=self.trainer.max_steps, batch_size=batch_size, constant=self.constant_lr
+        )
+
+    @property
+    def constant_lr(self) -> Sequence[nn.Module]:
+        """Parts whose learning rate is not scheduled."""
+        return ()
 
     def log_training(self, **values: Tensor) -> None:
         """Log scalars of a training step, averaged over the processes."""
@@ -61,6 +70,9 @@ class PretrainModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how to rebuild the encoder without this class."""
         checkpoint[ENTRY] = encoder_entry(self.encoder, online="encoder.")
+
+    def write_outputs(self, folder: Path) -> None:
+        """Write files that other stages can take from this one by their names without suffix; none here."""
 
     # Monitors: what the features are worth.
 

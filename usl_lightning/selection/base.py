@@ -1,6 +1,7 @@
 """What every selector shares: features of the images, a budget, and a choice."""
 
 from abc import abstractmethod
+from pathlib import Path
 
 from pytorch_lightning import LightningModule
 from torch import Tensor
@@ -47,6 +48,9 @@ class Selector(LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Features [b, d] of unaugmented images."""
         return self.encoder(batch.images).float()
+
+    def write_outputs(self, folder: Path) -> None:
+        """Write files that other stages can take from this one by their names without suffix; none here."""
 
     @abstractmethod
     def choose(self, features: Tensor, seed: int) -> Tensor:

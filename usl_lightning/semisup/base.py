@@ -1,6 +1,7 @@
 """What every stage-3 method shares: a classifier, its moving average, and how they are tested."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -74,6 +75,20 @@ class SemiSupervisedModule(LightningModule):
         optimizer.step(closure=optimizer_closure)
         self.ema.update(self.model)
 
+    def logits(self, labelled: Tensor, weak: Tensor, *strong: Tensor, joint: bool = True) -> list[Tensor]:
+        """Logits [b, classes] of each group of views, float32.
+
+        Args:
+            labelled, weak, strong: views [b, c, h, w]; the groups may differ in b.
+            joint: one forward pass for all. False: the weak ones in a pass of their own, without gradient.
+        """
+        views = [labelled, weak, *strong] if joint else [labelled, *strong]
+        split = list(self.model(torch.cat(views)).float().split([len(view) for view in views]))
+        if not joint:
+            with torch.no_grad():
+                split.insert(1, self.model(weak).float())
+        return split
+
     def log_training(self, **values: Tensor) -> None:
         """Log scalars of a training step, averaged over the processes."""
         self.log_dict(mean_over_processes(**values), prog_bar=True)
@@ -81,6 +96,9 @@ class SemiSupervisedModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how to rebuild the encoders without this class."""
         checkpoint[ENTRY] = encoder_entry(self.model.encoder, online="model.encoder.", ema="ema.module.encoder.")
+
+    def write_outputs(self, folder: Path) -> None:
+        """Write files that other stages can take from this one by their names without suffix; none here."""
 
     # Evaluation: the moving average first, the online network beside it.
 

@@ -1,6 +1,5 @@
 """FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence (Sohn et al., 2020)."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -38,6 +37,9 @@ class FixMatch(SemiSupervisedModule):
         pretrained: start from published weights of the backbone.
         threshold: τ, the least probability of a pseudo-label.
         unlabelled_weight: λ_u, the weight of the unlabelled loss.
+        joint_pass: one forward pass over all views, as published. False: the pseudo-labels come from a training-mode
+            pass of their own without gradient, which saves about a third of a step; batch norm then sees the weak
+            views apart from the others.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
     """
@@ -52,22 +54,23 @@ class FixMatch(SemiSupervisedModule):
         pretrained: bool = False,
         threshold: float = 0.95,
         unlabelled_weight: float = 1.0,
+        joint_pass: bool = True,
         ema_decay: float = 0.999,
         init_from: str | None = None,
     ) -> None:
         super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
         self.weak, self.strong = weak, strong
-        self.threshold, self.unlabelled_weight = threshold, unlabelled_weight
+        self.threshold, self.unlabelled_weight, self.joint_pass = threshold, unlabelled_weight, joint_pass
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:
-        """The loss of one global batch (Alg. 1); one forward pass for all views."""
+        """The loss of one global batch (Alg. 1)."""
         labelled, unlabelled = batch
-        views = [
+        x, weak, strong = self.logits(
             self.weak(labelled.images, labelled.key.fold("weak")),
             self.weak(unlabelled.images, unlabelled.key.fold("weak")),
             self.strong(unlabelled.images, unlabelled.key.fold("strong")),
-        ]
-        x, weak, strong = self.model(torch.cat(views)).float().split([len(view) for view in views])
+            joint=self.joint_pass,
+        )
         supervised = F.cross_entropy(x, labelled.labels)
         unsupervised, mask = fixmatch_loss(weak, strong, threshold=self.threshold)
         loss = supervised + self.unlabelled_weight * unsupervised

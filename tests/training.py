@@ -1,0 +1,151 @@
+"""What every method must pass: it resumes exactly, and two processes train as one.
+
+def model(data: ImageData) -> SimCLR: ...      # module level: other processes import it
+
+def test_resume(tmp_path): assert_resumes_exactly(model, digits, tmp_path)
+def test_processes(tmp_path): assert_two_processes_agree(model, digits, tmp_path)   # norm-free network
+"""
+
+import multiprocessing
+import os
+import socket
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule
+from runs import differing
+
+from usl_lightning.checkpoints import Checkpoints, StopOnNaN
+from usl_lightning.data.modules import ImageData, SemiSupervisedData
+from usl_lightning.data.sources import dataset_id, open_source
+from usl_lightning.labels import LabelIndex
+from usl_lightning.logs import MetricsCSV, Progress
+from usl_lightning.trainer import KeyedRandomness, Trainer
+
+MakeModel = Callable[[ImageData], LightningModule]
+MakeData = Callable[[], ImageData]
+
+
+def digits() -> ImageData:
+    """The 1,437 training digits, 32 a step."""
+    return ImageData("digits", batch_size=32, seed=3)
+
+
+def few_labels() -> SemiSupervisedData:
+    """The same, 20 of them labelled; 8 labelled and 24 unlabelled a step."""
+    source = open_source("digits", "train")
+    labels = tuple(source.labels[:20].tolist())
+    path = Path(tempfile.mkdtemp()) / "labels.json"
+    LabelIndex(dataset_id(source), {}, tuple(range(20)), labels, source.classes).write(path)
+    return SemiSupervisedData(str(path), batch_size=8, unlabelled_ratio=3, dataset="digits", seed=3)
+
+
+class StopError(Exception):
+    """A run was stopped on purpose."""
+
+
+class Stop(Callback):
+    """Ends a run before the step after `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
+        """Nothing of the next step has happened yet."""
+        if trainer.global_step == self.step:
+            raise StopError
+
+
+def train(
+    make_model: MakeModel, make_data: MakeData, folder: Path, steps: int, *, stop: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """Train for `steps` steps, or up to `stop` of them; from the newest checkpoint in `folder` if there is one.
+
+    Args:
+        options: of the Trainer.
+
+    Returns:
+        The last checkpoint.
+    """
+    torch.manual_seed(0)  # of the initial weights
+    folder.mkdir(exist_ok=True, parents=True)
+    data = make_data()
+    model = make_model(data)
+    options = {"accelerator": "cpu", "devices": 1, "val_check_interval": 4, **options}
+    trainer = Trainer(
+        max_epochs=-1, max_steps=steps, check_val_every_n_epoch=None, num_sanity_val_steps=0,
+        use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, log_every_n_steps=1, logger=MetricsCSV(folder / "metrics.csv"),
+        callbacks=[
+            KeyedRandomness(data.seed), StopOnNaN(), Checkpoints(folder / "checkpoints", every_steps=1), Progress(""),
+            *([] if stop is None else [Stop(stop)]),
+        ],
+        **options,
+    )  # fmt: skip
+    last = folder / "checkpoints" / "last.ckpt"
+    with suppress(StopError):
+        trainer.fit(model, datamodule=data, ckpt_path=last if last.exists() else None)
+    return torch.load(last, weights_only=True)
+
+
+def assert_resumes_exactly(
+    make_model: MakeModel, make_data: MakeData, folder: Path, *, steps: int = 8, stops: tuple[int, ...] = (1, 3, 6)
+) -> None:
+    """A run stopped and continued at each of `stops` ends, bit for bit, in the state of one that was not."""
+    reference = train(make_model, make_data, folder / "straight", steps)
+    for stop in (*stops, None):
+        checkpoint = train(make_model, make_data, folder / "stopped", steps, stop=stop)
+        assert checkpoint["global_step"] == (stop or steps)
+    parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
+    assert differing({k: checkpoint[k] for k in parts}, {k: reference[k] for k in parts}) == []
+    own, other = ((folder / name / "metrics.csv").read_text() for name in ("stopped", "straight"))
+    assert len(_losses(own)) == steps
+    assert own == other
+
+
+def assert_two_processes_agree(
+    make_model: MakeModel, make_data: MakeData, folder: Path, *, steps: int = 10, tolerance: float = 1e-4
+) -> None:
+    """Two processes (gloo) with the same global batch: the losses and the final state of one, within `tolerance`.
+
+    The network must be free of batch norm, whose statistics on the CPU are those of each process.
+    """
+    one = train(make_model, make_data, folder / "one", steps)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    arguments = (make_model, make_data, folder / "two", steps, port)
+    ranks = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(300)
+        assert process.exitcode == 0
+    two = torch.load(folder / "two" / "checkpoints" / "last.ckpt", weights_only=True)
+    losses = [[float(v) for _, v in _losses((folder / name / "metrics.csv").read_text())] for name in ("two", "one")]
+    assert len(losses[1]) == steps
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    for name, value in one["state_dict"].items():
+        scale = float(value.abs().max()) if value.numel() else 0.0
+        message = f"{name} differs"
+        torch.testing.assert_close(two["state_dict"][name], value, rtol=tolerance, atol=tolerance * scale, msg=message)
+
+
+def _rank(rank: int, make_model: MakeModel, make_data: MakeData, folder: Path, steps: int, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank),
+        "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
+    }  # fmt: skip
+    train(make_model, make_data, folder, steps, devices=2, strategy="ddp")
+
+
+def _losses(csv: str) -> list[tuple[str, str]]:
+    rows = [row.split(",") for row in csv.splitlines()[1:]]
+    return [(step, value) for step, name, value in rows if name == "loss"]

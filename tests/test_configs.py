@@ -13,7 +13,6 @@ from PIL import Image
 
 from usl_lightning.cli import main
 from usl_lightning.configs import find_config, load_yaml, shipped, shipped_folder
-from usl_lightning.data.catalog import ARRAY_SETS
 from usl_lightning.errors import UslError
 from usl_lightning.pipeline import REFERENCE, Chain
 from usl_lightning.runner import StageCLI
@@ -47,12 +46,29 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for file in files:
             batch = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), key: list(range(10))}
             (folder / sub / file).write_bytes(pickle.dumps(batch, protocol=2))
-    (folder / "labels.json").write_text("[0, 1]")
+    (folder / "stl10_binary").mkdir()
+    for split in ("train", "test", "unlabeled"):
+        pixels = rng.integers(0, 256, (10, 3, 96, 96), dtype=np.uint8)
+        (folder / "stl10_binary" / f"{split}_X.bin").write_bytes(pixels.tobytes())
+        (folder / "stl10_binary" / f"{split}_y.bin").write_bytes(bytes(range(1, 11)))
+    medmnist = {
+        f"{split}_{part}": rng.integers(0, 8, (10, 28, 28, 3) if part == "images" else (10, 1), dtype=np.uint8)
+        for split in ("train", "val", "test")
+        for part in ("images", "labels")
+    }
+    np.savez(folder / "bloodmnist.npz", **medmnist)
     for i in range(10):
-        picture = folder / "photos" / f"class{i % 2}" / f"{i}.png"
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (36, 36, 3), dtype=np.uint8)).save(picture)
+        picture = Image.fromarray(rng.integers(0, 256, (36, 36, 3), dtype=np.uint8))
+        _save(picture, folder / "photos" / f"class{i % 2}" / f"{i}.png")
+        for split in ("train", "val"):
+            _save(picture, folder / "imagenet" / split / f"n0000000{i % 2}" / f"{i}.JPEG")
+    (folder / "imagenet100.txt").write_text("n00000000\nn00000001\n")
     return folder
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
 
 
 def build(command: str, config: str, data: Path, **overrides: str) -> StageCLI:
@@ -63,7 +79,9 @@ def build(command: str, config: str, data: Path, **overrides: str) -> StageCLI:
         overrides.setdefault("data.labels", str(data / "labels.json"))
     if flat["data.dataset"] == "folder":
         overrides["data.dir"] = str(data / "photos")
-    elif flat["data.dataset"] not in ARRAY_SETS or flat["data.dataset"] == "digits":
+    elif flat["data.dataset"] == "imagenet100":
+        overrides.setdefault("data.class_list", str(data / "imagenet100.txt"))
+    elif flat["data.dataset"] == "digits":
         del overrides["data.dir"]
     options = [f"--{key}={value}" for key, value in overrides.items()]
     return StageCLI(StageCommand.parse(command, ["--config", config, *options]))

@@ -46,6 +46,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for file in files:
             batch = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), key: list(range(10))}
             (folder / sub / file).write_bytes(pickle.dumps(batch, protocol=2))
+    (folder / "labels.json").write_text("[0, 1]")
     (folder / "stl10_binary").mkdir()
     for split in ("train", "test", "unlabeled"):
         pixels = rng.integers(0, 256, (10, 3, 96, 96), dtype=np.uint8)

@@ -89,6 +89,10 @@ class ImageData(LightningDataModule):
         self._sources: dict[str, ImageSource] = {}
         self._resident: dict[str, Tensor] = {}
 
+    def __str__(self) -> str:
+        """Short: Lightning's own opens all loaders, which messages about a mistake cannot wait for."""
+        return f"{type(self).__name__}({self.dataset}, {self.split})"
+
     # What a model and a report ask for.
 
     def source(self, split: str) -> ImageSource:

@@ -259,6 +259,11 @@ class SemiSupervisedData(ImageData):
         """Class names in label order: the label index's, which alone may be known."""
         return tuple(self.index.classes) or self.train_source.classes
 
+    @property
+    def unlabelled_count(self) -> int:
+        """Images that training draws unlabelled ones from."""
+        return len(self._unlabelled(torch.tensor(self.index.for_training()[0])))
+
     def train_dataloader(self) -> StepLoader[Any]:
         """Endless `SemiBatch`es that start where the trainer stands."""
         indices, labels = (torch.tensor(column) for column in self.index.for_training())

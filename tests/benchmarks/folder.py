@@ -1,13 +1,15 @@
 """A folder of 100,000 images: seconds to the first batch, and images a second against torchvision.
 
-The images are crops of scikit-learn's two photographs, 128×96 JPEG, in 100 class folders of a temporary
-folder that is removed afterwards. Both sides shuffle alike, decode and resize to 64×64 in as many worker
-processes, and hand over uint8 batches. Files are in the page cache, as they have just been written.
+The images are crops of scikit-learn's two photographs, 128×96 JPEG, in 100 class folders of a temporary folder that is
+removed afterwards. Both sides shuffle, decode and resize to 64×64 in as many worker processes, and hand over uint8
+batches; ours through the data module that `usl fit` uses, opened anew for every pass. Files are in the page cache, as
+they have just been written.
 
     python tests/benchmarks/folder.py [--files 100000] [--workers 2] [--out tests/benchmarks/results/folder.json]
 """
 
 import argparse
+import itertools
 import json
 import os
 import tempfile
@@ -22,13 +24,13 @@ from machine import machine, usable_cores
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from usl_lightning.data import folders
+from usl_lightning.data.modules import ImageData
 from usl_lightning.data.signature import data_signature
-from usl_lightning.data.sources import ImageSource, open_source
 from usl_lightning.data.threads import map_in_order
 
 SIZE, BATCH, CLASSES = 64, 256, 100
@@ -51,19 +53,6 @@ def make_files(root: Path, count: int) -> int:
     return sum(map_in_order(write, range(count)))
 
 
-class Batches(Dataset[Tensor]):
-    """Item i is the i-th batch of a fixed order, read from a source."""
-
-    def __init__(self, source: ImageSource, order: Tensor) -> None:
-        self.source, self.parts = source, torch.split(order, BATCH)
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.source.read(self.parts[i])
-
-
 @contextmanager
 def seconds(into: dict[str, Any], name: str) -> Iterator[None]:
     """Write the seconds the block takes to `into[name]`."""
@@ -72,9 +61,17 @@ def seconds(into: dict[str, Any], name: str) -> Iterator[None]:
     into[name] = round(time.perf_counter() - start, 3)
 
 
-def ours(source: ImageSource, order: Tensor, workers: int) -> Iterable[Tensor]:
-    """Batches of a source from worker processes."""
-    return DataLoader(Batches(source, order), batch_size=None, num_workers=workers)
+def data_module(root: Path, workers: int, cache: Path | None = None) -> ImageData:
+    """What `usl fit` reads a folder of this size through."""
+    copy = None if cache is None else str(cache)
+    return ImageData("folder", BATCH, str(root), image_size=SIZE, workers=workers, cache=copy, residence="stream")
+
+
+def ours(root: Path, images: int, workers: int, cache: Path | None = None) -> Iterable[Tensor]:
+    """Shuffled training batches of the data module."""
+    data = data_module(root, workers, cache)
+    data.setup("fit")
+    return (batch.images for batch in itertools.islice(data.train_dataloader(), images // BATCH))
 
 
 def theirs(root: Path, order: Tensor, workers: int) -> Iterable[tuple[Tensor, Tensor]]:
@@ -85,17 +82,19 @@ def theirs(root: Path, order: Tensor, workers: int) -> Iterable[tuple[Tensor, Te
 
 
 def first_batch(root: Path, workers: int) -> dict[str, float]:
-    """Seconds from nothing to the first batch of a shuffled epoch, in parts."""
+    """Seconds from nothing to the first training batch, in parts."""
     result: dict[str, float] = {}
     start = time.perf_counter()
+    data = data_module(root, workers)
     with seconds(result, "open"):
-        source = open_source("folder", "train", dir=str(root), image_size=SIZE)
+        source = data.train_source
     with seconds(result, "fingerprint"):
         _ = source.fingerprint
     with seconds(result, "statistics"):
-        source.statistics()
+        _ = data.spec
     with seconds(result, "loader"):
-        next(iter(ours(source, torch.randperm(len(source)), workers)))
+        data.setup("fit")
+        next(iter(data.train_dataloader()))
     result["total"] = round(time.perf_counter() - start, 3)
     return result
 
@@ -110,15 +109,15 @@ def rate(loader: Iterable[Any], images: int) -> float:
 
 def compare(root: Path, images: int, workers: int, cache: Path, repeats: int) -> dict[str, Any]:
     """Images a second of torchvision, the folder and its cache, alternating; the best of each."""
-    source = open_source("folder", "train", dir=str(root), image_size=SIZE)
+    images -= images % BATCH
     result: dict[str, Any] = {"images": images, "workers": workers, "repeats": repeats}
     with seconds(result, "seconds_to_build_cache"):
-        cached = open_source("folder", "train", dir=str(root), image_size=SIZE, cache=str(cache))
-    order = torch.randperm(len(source), generator=torch.Generator().manual_seed(0))[:images]
+        count = len(data_module(root, workers, cache).train_source)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:images]
     sides: dict[str, Callable[[], Iterable[Any]]] = {
         "torchvision": lambda: theirs(root, order, workers),
-        "folder": lambda: ours(source, order, workers),
-        "cached": lambda: ours(cached, order, workers),
+        "folder": lambda: ours(root, images, workers),
+        "cached": lambda: ours(root, images, workers, cache),
     }
     rates: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):

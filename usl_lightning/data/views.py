@@ -242,11 +242,11 @@ class SmallGreyView(Recipe):
     """A contrastive view for small images of one channel: turn, crop, brightness and contrast.
 
     With 64 to 784 pixels and no colour, SimCLR's crops from 8% of the area leave nothing to recognise. The
-    defaults suit handwritten digits; for Fashion-MNIST mirror as well and crop from 0.3.
+    defaults suit handwritten digits; clothes, as in Fashion-MNIST, may be mirrored and stand upright.
 
     Args:
         scale: share of the area cropped, smallest and largest.
-        degrees: the largest turn either way.
+        degrees: the largest turn either way; 0 for none.
         jitter: brightness and contrast factors are uniform in 1 ± jitter, with probability 0.8.
         flip: whether to mirror (not for digits or letters).
     """
@@ -260,7 +260,7 @@ class SmallGreyView(Recipe):
     ) -> None:
         super().__init__(
             [
-                Rotate(degrees),
+                *([Rotate(degrees)] if degrees > 0 else []),
                 RandomResizedCrop(None, scale, flip=flip),
                 ColorJitter(jitter, jitter, 0.0, 0.0, p=0.8),
             ]

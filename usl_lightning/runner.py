@@ -116,7 +116,8 @@ class StageCLI(LightningCLI):
         own["logger"] = loggers or False
         own["plugins"] = [*(own.get("plugins") or []), AtomicCheckpointIO()]
         on_cuda = torch.cuda.is_available() and own.get("accelerator") in ("auto", "cuda", "gpu")
-        own["sync_batchnorm"] = own["sync_batchnorm"] or on_cuda  # of several processes; there is none on the CPU
+        by_default = on_cuda and getattr(self.model, "sync_batch_norm", True)  # there is none on the CPU
+        own["sync_batchnorm"] = own["sync_batchnorm"] or by_default
         try:
             return self._instantiate_trainer(own, callbacks)  # type: ignore[return-value]
         except (MisconfigurationException, TypeError, ValueError) as error:  # say, no such device

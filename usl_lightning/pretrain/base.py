@@ -9,7 +9,9 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from usl_lightning.data.batch import Batch
+from usl_lightning.data.sampling import process_slots
 from usl_lightning.distributed import gather_uneven, mean_over_processes
+from usl_lightning.errors import UslError
 from usl_lightning.evaluation.knn import knn_accuracy
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_encoder
 from usl_lightning.optim import Optimization
@@ -27,7 +29,12 @@ class PretrainModule(LightningModule):
         knn_k: neighbours of the monitor, a weighted kNN classifier (Wu et al., 2018) of the test images
             among the training images; labels are read for this report alone.
         knn_temperature: of its weights, exp(cosine / temperature).
+
+    Attributes:
+        sync_batch_norm: whether batch norm is to see the global batch where that can be had (several GPUs).
     """
+
+    sync_batch_norm = True
 
     def __init__(
         self,
@@ -46,8 +53,20 @@ class PretrainModule(LightningModule):
         self._passes: dict[int, list[tuple[Tensor, Tensor]]] = {}
 
     def setup(self, stage: str) -> None:
-        """Start from an earlier encoder; a checkpoint being resumed is loaded after this and wins."""
-        if stage == "fit" and self.init_from is not None:
+        """Start from an earlier encoder; a checkpoint being resumed is loaded after this and wins.
+
+        Raises:
+            UslError: a process would have a single image, or the checkpoint does not fit.
+        """
+        if stage != "fit":
+            return
+        batch_size, processes = self.trainer.datamodule.batch_size, self.trainer.world_size  # type: ignore[attr-defined]
+        if len(process_slots(batch_size, 0, processes)) < 2:
+            raise UslError(
+                f"data.batch_size: {batch_size} leaves each process a single image, with nothing to compare it to; "
+                f"use {2 * processes} or more"
+            )
+        if self.init_from is not None:
             init_encoder(self.encoder, self.init_from)
 
     def configure_optimizers(self) -> Any:

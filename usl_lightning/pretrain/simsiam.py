@@ -1,0 +1,102 @@
+"""SimSiam: Exploring Simple Siamese Representation Learning (Chen and He, 2021)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from usl_lightning.data.batch import Batch, ImageSpec
+from usl_lightning.distributed import gather
+from usl_lightning.models.encoder import Encoder
+from usl_lightning.models.heads import prediction_mlp, projection_mlp
+from usl_lightning.optim import Optimization
+from usl_lightning.pretrain.base import PretrainModule
+
+
+def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
+    """Negative cosine similarity (SimSiam, Eq. 1), averaged over the batch.
+
+    Args:
+        p: predictions [n, d].
+        z: what they predict, [n, d]. Gradients flow into it too unless it is detached.
+
+    Returns:
+        The loss, a scalar from -1 (all alike) to 1, in float32 or better.
+    """
+    with torch.autocast(p.device.type, enabled=False):
+        dtype = torch.promote_types(p.dtype, torch.float32)
+        return -F.cosine_similarity(p.to(dtype), z.to(dtype), dim=1).mean()
+
+
+def output_std(z: Tensor) -> Tensor:
+    """Standard deviation of the normalised outputs, averaged over the dimensions (SimSiam, §4.1).
+
+    Args:
+        z: outputs [n, d], n at least 2.
+
+    Returns:
+        A scalar: 0 if all outputs point the same way (collapse), 1/√d if they are spread over the sphere.
+    """
+    return F.normalize(z.float(), dim=1).std(0).mean()
+
+
+class SimSiam(PretrainModule):
+    """The prediction from one view of an image meets the projection of the other, which is held still.
+
+    `output_std` in the log tells a collapse: healthy is about 1/√projection_dim, collapsed 0.
+
+    Args:
+        image: channels, size and statistics of the images; the command line takes it from the data.
+        view: draws a view of each image; called twice with independent keys.
+        optimizer: how the weights are updated; the predictor's learning rate stays constant.
+        backbone: name of the network, see `usl_lightning.models.backbones`.
+        pretrained: start from published weights of the backbone.
+        hidden_dim, projection_dim: sizes of the projection MLP.
+        projection_layers: 3 on ImageNet, 2 on CIFAR.
+        prediction_dim: bottleneck of the prediction MLP; a quarter of `projection_dim` in the paper.
+        norm: batch norm in both MLPs.
+        stop_gradient: hold the projections still; without it everything collapses (§4.1).
+        init_from: checkpoint of an earlier stage whose encoder to start from.
+        knn_k: neighbours of the kNN monitor.
+    """
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        view: nn.Module,
+        optimizer: Optimization,
+        backbone: str = "resnet18_cifar",
+        pretrained: bool = False,
+        hidden_dim: int = 2048,
+        projection_dim: int = 2048,
+        projection_layers: int = 3,
+        prediction_dim: int = 512,
+        norm: bool = True,
+        stop_gradient: bool = True,
+        init_from: str | None = None,
+        knn_k: int = 200,
+    ) -> None:
+        encoder = Encoder(backbone, image, pretrained=pretrained)
+        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        self.view = view
+        self.stop_gradient = stop_gradient
+        self.projector = projection_mlp(
+            encoder.feature_dim, hidden_dim, projection_dim, layers=projection_layers, norm=norm, affine_output=False
+        )
+        self.predictor = prediction_mlp(projection_dim, prediction_dim, norm=norm)
+
+    @property
+    def constant_lr(self) -> Sequence[nn.Module]:
+        """The predictor: it should follow the latest features at any time (§4.2)."""
+        return (self.predictor,)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one global batch (Alg. 1); batch norm sees one view at a time."""
+        views = [self.view(batch.images, batch.key.fold("view", i)) for i in range(2)]
+        z1, z2 = (self.projector(self.encoder(view)) for view in views)
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        target1, target2 = (z1.detach(), z2.detach()) if self.stop_gradient else (z1, z2)
+        loss = (negative_cosine(p1, target2) + negative_cosine(p2, target1)) / 2
+        self.log_training(loss=loss, output_std=output_std(gather(z1.detach())))
+        return loss

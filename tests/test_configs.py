@@ -76,7 +76,7 @@ def build(command: str, config: str, data: Path, **overrides: str) -> StageCLI:
     """The stage with everything instantiated, on the small data."""
     flat = StageCommand(command, [find_config(config)]).flat()
     overrides.setdefault("data.dir", str(data))
-    if flat["data.class_path"].endswith("SemiSupervisedData"):
+    if flat["data.class_path"].endswith(("SemiSupervisedData", "LabelledData")):
         overrides.setdefault("data.labels", str(data / "labels.json"))
     if flat["data.dataset"] == "folder":
         overrides["data.dir"] = str(data / "photos")
@@ -130,7 +130,7 @@ def test_needed_parameters_are_in_the_headers_command(name: str) -> None:
     """What a file leaves open, and its model or data cannot do without, its command shows."""
     words = command_of(name)
     flat = StageCommand.parse(words[1], words[2:]).flat()
-    needs_labels = flat["data.class_path"].endswith("SemiSupervisedData")
+    needs_labels = flat["data.class_path"].endswith(("SemiSupervisedData", "LabelledData"))
     assert not needs_labels or "data.labels" in flat
     needs_features = words[1] == "select" and not flat["model.class_path"].endswith("Random")
     assert not needs_features or "model.init_from" in flat

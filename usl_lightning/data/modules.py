@@ -221,7 +221,59 @@ class ImageData(LightningDataModule):
         return min(8, os.cpu_count() or 1) if self.workers is None else self.workers
 
 
-class SemiSupervisedData(ImageData):
+class LabelledData(ImageData):
+    """The labelled images alone, for supervised training.
+
+    Args:
+        labels: the label index, which must be given; only its entries ever carry a label into training.
+        oracle_labels: instead of an index, train on every label the data set has: an upper bound to compare with.
+        batch_size: B, labelled images of the global batch. With fewer labels than B they repeat.
+        images: as for `ImageData`.
+    """
+
+    # `**images` is resolved by the command line to the parameters of `ImageData`, each typed and documented.
+    def __init__(
+        self, labels: str | None = None, oracle_labels: bool = False, batch_size: int = 64, **images: Any
+    ) -> None:
+        super().__init__(batch_size=batch_size, **images)
+        self.labels, self.oracle_labels = labels, oracle_labels
+        self._index: LabelIndex | None = None
+
+    @property
+    def index(self) -> LabelIndex:
+        """The label index, read once and checked against the images."""
+        if self._index is None:
+            self._index = self._read_index()
+        return self._index
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in label order: the label index's, which alone may be known."""
+        return tuple(self.index.classes) or self.train_source.classes
+
+    def train_dataloader(self) -> StepLoader[Any]:
+        """Endless batches of labelled images that start where the trainer stands."""
+        return self._steps(self._draw_labelled())
+
+    def val_dataloader(self) -> list[StepLoader[Batch]]:
+        """A pass over the test images, if there are any."""
+        return [self._pass("test")] if self.has_test else []
+
+    def _read_index(self) -> LabelIndex:
+        if self.oracle_labels:
+            if self.labels is not None:
+                raise UslError(f"data.oracle_labels: true takes every label of the data set; leave out {self.labels}")
+            return _every_label(self.train_source)
+        if self.labels is None:
+            raise UslError("data.labels: expected a label index; `usl select` writes one")
+        return read_labels(self.labels, self.train_source)
+
+    def _draw_labelled(self) -> "_Draw":
+        indices, labels = (torch.tensor(column) for column in self.index.for_training())
+        return self._draw("labelled", self.batch_size, indices, labels)
+
+
+class SemiSupervisedData(LabelledData):
     """A few labelled images and many unlabelled ones.
 
     Args:
@@ -229,10 +281,9 @@ class SemiSupervisedData(ImageData):
         batch_size: B, labelled images of the global batch. With fewer labels than B they repeat.
         unlabelled_ratio: μ; the global batch has μB unlabelled images.
         include_labelled: the labelled images are among the unlabelled ones too (FixMatch's default).
-        images: as for `ImageData`.
+        images: as for `LabelledData`.
     """
 
-    # `**images` is resolved by the command line to the parameters of `ImageData`, each typed and documented.
     def __init__(
         self,
         labels: str | None = None,
@@ -241,23 +292,8 @@ class SemiSupervisedData(ImageData):
         include_labelled: bool = True,
         **images: Any,
     ) -> None:
-        super().__init__(batch_size=batch_size, **images)
-        self.labels, self.unlabelled_ratio, self.include_labelled = labels, unlabelled_ratio, include_labelled
-        self._index: LabelIndex | None = None
-
-    @property
-    def index(self) -> LabelIndex:
-        """The label index, read once and checked against the images."""
-        if self.labels is None:
-            raise UslError("data.labels: expected a label index; `usl select` writes one")
-        if self._index is None:
-            self._index = read_labels(self.labels, self.train_source)
-        return self._index
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names in label order: the label index's, which alone may be known."""
-        return tuple(self.index.classes) or self.train_source.classes
+        super().__init__(labels, batch_size=batch_size, **images)
+        self.unlabelled_ratio, self.include_labelled = unlabelled_ratio, include_labelled
 
     @property
     def unlabelled_count(self) -> int:
@@ -266,15 +302,10 @@ class SemiSupervisedData(ImageData):
 
     def train_dataloader(self) -> StepLoader[Any]:
         """Endless `SemiBatch`es that start where the trainer stands."""
-        indices, labels = (torch.tensor(column) for column in self.index.for_training())
-        unlabelled = self._unlabelled(indices)
-        draw_labelled = self._draw("labelled", self.batch_size, indices, labels)
+        draw_labelled = self._draw_labelled()
+        unlabelled = self._unlabelled(torch.tensor(self.index.indices))
         draw_unlabelled = self._draw("unlabelled", self.batch_size * self.unlabelled_ratio, unlabelled)
         return self._steps(partial(_both, draw_labelled, draw_unlabelled))
-
-    def val_dataloader(self) -> list[StepLoader[Batch]]:
-        """A pass over the test images, if there are any."""
-        return [self._pass("test")] if self.has_test else []
 
     def _unlabelled(self, labelled: Tensor) -> Tensor:
         everything = torch.arange(len(self.train_source))
@@ -282,7 +313,8 @@ class SemiSupervisedData(ImageData):
             return everything
         rest = everything[~torch.isin(everything, labelled)]
         if not len(rest):
-            raise UslError(f"data.include_labelled: every image is in {self.labels}, so no unlabelled one is left")
+            where = self.labels or "the index of all labels"
+            raise UslError(f"data.include_labelled: every image is in {where}, so no unlabelled one is left")
         return rest
 
 
@@ -376,6 +408,19 @@ class _Pass:
 
 def _pixels(source: ImageSource | None, indices: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.uint8) if source is None else source.read(indices)
+
+
+def _every_label(source: ImageSource) -> LabelIndex:
+    """An index of all images that have a label.
+
+    Raises:
+        UslError: none has.
+    """
+    known = (source.labels >= 0).nonzero()[:, 0]
+    if not len(known):
+        raise UslError("data.oracle_labels: the data set has no labels; label some images and give data.labels")
+    labels = tuple(source.labels[known].tolist())
+    return LabelIndex(None, {"name": "oracle"}, tuple(known.tolist()), labels, source.classes)
 
 
 def _both(labelled: Callable[[int], Batch], unlabelled: Callable[[int], Batch], step: int) -> SemiBatch:

@@ -1,10 +1,12 @@
 """Heads on top of an encoder."""
 
 import itertools
+from pathlib import Path
 
 from torch import Tensor, nn
 
-from usl_lightning.models.encoder import Encoder
+from usl_lightning.errors import UslError
+from usl_lightning.models.encoder import Encoder, load_encoder, read_checkpoint
 
 
 def projection_mlp(
@@ -47,8 +49,24 @@ def prediction_mlp(outputs: int, hidden: int, *, norm: bool = True) -> nn.Sequen
     )
 
 
+def classifier_head(inputs: int, hidden: int, outputs: int, *, layers: int, norm: bool = True) -> nn.Module:
+    """The first layers of a projection MLP, each with its ReLU, and a linear layer (SimCLRv2, §2).
+
+    Args:
+        inputs, hidden, outputs: dimensions.
+        layers: of the projection MLP, 0 or more; 0 is the linear layer alone.
+        norm: batch norm in them.
+    """
+    if layers == 0:
+        return nn.Linear(inputs, outputs)
+    kept = projection_mlp(inputs, hidden, hidden, layers=layers, norm=norm)
+    return nn.Sequential(*kept, nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
+
+
 class Classifier(nn.Module):
-    """An encoder and a linear layer: images [b, c, h, w] -> logits [b, classes]."""
+    """An encoder and a head, at first a linear layer: images [b, c, h, w] -> logits [b, classes]."""
+
+    head: nn.Module
 
     def __init__(self, encoder: Encoder, num_classes: int) -> None:
         super().__init__()
@@ -58,3 +76,27 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits [b, classes]."""
         return self.head(self.encoder(images))
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """The moving average of a stage-3 checkpoint, in evaluation mode; its encoder knows the class names.
+
+    Raises:
+        UslError: the file is missing, damaged, or holds no classifier.
+    """
+    stored = read_checkpoint(path).get("state_dict", {})
+    prefix = "ema.module.head."
+    state = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
+    matrices = [value for value in state.values() if value.dim() == 2]
+    if not matrices:
+        raise UslError(f"{path}: holds no classifier; expected a checkpoint of a stage that trains with labels")
+    classifier = Classifier(load_encoder(path, "ema"), len(matrices[-1]))
+    classifier.head = classifier_head(
+        matrices[0].shape[1],
+        len(matrices[0]),
+        len(matrices[-1]),
+        layers=len(matrices) - 1,
+        norm=any(name.endswith("running_mean") for name in state),
+    )
+    classifier.head.load_state_dict(state)
+    return classifier.eval()

@@ -1,0 +1,190 @@
+"""MixMatch: A Holistic Approach to Semi-Supervised Learning (Berthelot et al., 2019)."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from usl_lightning.data.batch import ImageSpec, SemiBatch
+from usl_lightning.data.keys import Key
+from usl_lightning.distributed import gather
+from usl_lightning.optim import Optimization
+from usl_lightning.semisup.base import SemiSupervisedModule
+
+
+def guessed_labels(logits: Tensor, *, temperature: float) -> Tensor:
+    """The sharpened mean prediction over an image's views (Eqs. 6 and 7).
+
+    Args:
+        logits: [views, n, classes].
+        temperature: T, above 0; 0.5 as published, 1 leaves the mean as it is.
+
+    Returns:
+        Distributions [n, classes]: p̄^(1/T), normalised. No gradient.
+    """
+    mean = logits.detach().softmax(-1).mean(0)
+    return (mean.log() / temperature).softmax(-1)
+
+
+def mix_weights(key: Key, *, alpha: float) -> Tensor:
+    """max(λ, 1 − λ) with λ ~ Beta(α, α), for each sample one of its own (Eqs. 8 and 9).
+
+    From two uniform numbers u and v: t = √(2α·(u^(−1/α) − 1))·cos 2πv has Student's distribution of 2α degrees of
+    freedom (Bailey, 1994), and ½ + ½·t/√(2α + t²) is Beta(α, α) (Devroye, 1996, "in one line of code"). The sign of t
+    does not matter here.
+
+    Args:
+        key: of b samples.
+        alpha: α, above 0; 0.75 as published.
+
+    Returns:
+        float32 [b], in [½, 1].
+    """
+    u, v = key.uniform(2).unbind(1)
+    square = ((1 - u).pow(-1 / alpha) - 1) * (2 * math.pi * v).cos().square()  # t²/2α; 1 − u is never 0
+    return 0.5 + 0.5 / (1 + 1 / square).sqrt()
+
+
+def mix(own: Tensor, partners: Tensor, weights: Tensor) -> Tensor:
+    """λ'·own + (1 − λ')·partner (Eqs. 10 and 11).
+
+    Args:
+        own, partners: [b, …], images or label distributions.
+        weights: λ' [b].
+    """
+    weights = weights.view(-1, *[1] * (own.dim() - 1)).to(own.dtype)
+    return weights * own + (1 - weights) * partners
+
+
+def mixmatch_losses(
+    labelled_logits: Tensor, labels: Tensor, unlabelled_logits: Tensor, guesses: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The two terms of the loss, unweighted (Eqs. 3 and 4).
+
+    Args:
+        labelled_logits: [b, classes], of mixed images that are mostly labelled ones.
+        labels: their mixed label distributions [b, classes].
+        unlabelled_logits: [n, classes], of mixed images that are mostly unlabelled ones.
+        guesses: their mixed label distributions [n, classes].
+
+    Returns:
+        The cross-entropy, a mean over b, and the squared difference of probabilities, a mean over n and classes.
+    """
+    return F.cross_entropy(labelled_logits, labels), F.mse_loss(unlabelled_logits.softmax(1), guesses)
+
+
+def ramp_up(step: int, length: int) -> float:
+    """The share of λ_u at `step` (0-based): linear from 0 to 1 over `length` steps, 1 from there on."""
+    return min(1.0, step / length) if length else 1.0
+
+
+class MixMatch(SemiSupervisedModule):
+    """Guessed labels of several weak views, mixed with the labelled images and with each other.
+
+    As in the published code: each sample has a mixing weight of its own, the partners come from the whole global batch,
+    and the guesses, made by the online network in training mode, leave the running statistics of batch norm alone. Not
+    as there: the mixed images take one forward pass (there one for each group, after the groups have exchanged parts so
+    that each has both kinds), so batch norm sees all of them at once, and so do its running statistics.
+
+    Args:
+        image: channels, size, statistics and classes of the images; the command line takes it from the data.
+        weak: view of all images.
+        optimizer: how the weights are updated.
+        backbone: name of the network, see `usl_lightning.models.backbones`.
+        pretrained: start from published weights of the backbone.
+        views: K, weak views of an unlabelled image.
+        temperature: T of the sharpened guess, above 0.
+        alpha: α of the mixing weights' Beta(α, α), above 0.
+        unlabelled_weight: λ_u, the final weight of the unlabelled loss; 75 on CIFAR-10, 150 on CIFAR-100.
+        ramp_steps: optimizer steps over which that weight rises linearly from 0; published: 2^20 images, 16,384 steps.
+        ema_decay: of the moving average that is evaluated.
+        init_from: checkpoint of an earlier stage whose encoder to start from.
+    """
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        weak: nn.Module,
+        optimizer: Optimization,
+        backbone: str = "wrn_28_2",
+        pretrained: bool = False,
+        views: int = 2,
+        temperature: float = 0.5,
+        alpha: float = 0.75,
+        unlabelled_weight: float = 75.0,
+        ramp_steps: int = 16384,
+        ema_decay: float = 0.999,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        self.weak = weak
+        self.views, self.temperature, self.alpha = views, temperature, alpha
+        self.unlabelled_weight, self.ramp_steps = unlabelled_weight, ramp_steps
+        self.num_classes = image.num_classes
+
+    def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:
+        """The loss of one global batch (Alg. 1)."""
+        labelled, unlabelled = batch
+        x = self.weak(labelled.images, labelled.key.fold("weak"))
+        u = [self.weak(unlabelled.images, unlabelled.key.fold("weak", k)) for k in range(self.views)]
+        guess = self._guess(u)
+        labels = F.one_hot(labelled.labels, self.num_classes).to(guess.dtype)
+
+        keys = [labelled.key.fold("mix"), *(unlabelled.key.fold("mix", k) for k in range(self.views))]
+        weights = torch.cat([mix_weights(key, alpha=self.alpha) for key in keys])
+        images, targets = (
+            mix(torch.cat(groups), partners_of(groups, keys), weights)
+            for groups in ([x, *u], [labels, *[guess] * self.views])
+        )
+        logits, size = self.model(images).float(), len(x)
+        supervised, unsupervised = mixmatch_losses(logits[:size], targets[:size], logits[size:], targets[size:])
+        loss = supervised + self.unlabelled_weight * ramp_up(self.global_step, self.ramp_steps) * unsupervised
+        self.log_training(
+            loss=loss,
+            supervised_loss=supervised,
+            unsupervised_loss=unsupervised,
+            guess_confidence=guess.max(1).values.mean(),
+        )
+        return loss
+
+    @torch.no_grad()
+    def _guess(self, views: list[Tensor]) -> Tensor:
+        """Label distributions [n, classes] of unlabelled images from their views, each [n, c, h, w]."""
+        with _kept_statistics(self.model):
+            logits = self.model(torch.cat(views)).float()
+        return guessed_labels(logits.view(len(views), -1, self.num_classes), temperature=self.temperature)
+
+
+def partners_of(groups: list[Tensor], keys: list[Key]) -> Tensor:
+    """For each row, another of the global batch: a random order of all rows of all groups and processes (Alg. 1, W).
+
+    Args:
+        groups: this process's rows of each group, [b_g, …]; no gradient flows into partners on other processes.
+        keys: of the groups; they say which rows of the global batch these are. The order is drawn from the first.
+
+    Returns:
+        [Σ b_g, …], in the order of the groups.
+    """
+    rows = [gather(group) for group in groups]
+    offsets = list(itertools.accumulate((len(group) for group in rows), initial=0))
+    everyone = torch.arange(offsets[-1], device=groups[0].device)
+    order = Key(keys[0].fold("partners").base, everyone).bits(1)[:, 0].argsort(stable=True)
+    own = torch.cat([offset + key.slots for offset, key in zip(offsets, keys, strict=False)])
+    return torch.cat(rows)[order[own]]
+
+
+@contextmanager
+def _kept_statistics(network: nn.Module) -> Iterator[None]:
+    """Batch norm normalises with the batch, as in training, but leaves its running statistics as they are."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    try:
+        for norm in norms:
+            norm.track_running_stats = False
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -1,4 +1,4 @@
-"""SimCLRv2's distillation: Big Self-Supervised Models are Strong Semi-Supervised Learners (Chen et al., NeurIPS 2020)."""
+"""SimCLRv2's distillation (Chen et al., 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners")."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""SimCLRv2's fine-tuning: Big Self-Supervised Models are Strong Semi-Supervised Learners (Chen et al., NeurIPS 2020).
+"""SimCLRv2's fine-tuning (Chen et al., 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners").
 
 The distillation that follows it is in `distill.py`.
 """
@@ -47,8 +47,8 @@ def init_projection(projection: nn.Sequential, path: str | Path) -> None:
     }
     if {name: value.shape for name, value in own.items()} != {name: value.shape for name, value in first.items()}:
         raise UslError(
-            f"model.projection_layers_kept: the projection head in {path} begins with {_described(first)}, this model's "
-            f"with {_described(own)}; set model.hidden_dim and model.projection_norm as they were there"
+            f"model.projection_layers_kept: the projection head in {path} begins with {_described(first)}, this "
+            f"model's with {_described(own)}; set model.hidden_dim and model.projection_norm as they were there"
         )
     projection.load_state_dict(first)
 

@@ -64,6 +64,7 @@ def attach(data: ImageData, *, rank: int = 0, world: int = 1, step: int = 0, acc
         global_step=step,
         accumulate_grad_batches=accumulate,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        state=SimpleNamespace(fn="test"),
     )
     data.setup("fit")
     return data

@@ -22,6 +22,7 @@ def data(table: np.ndarray, folder: Path, *, rank: int = 0, world: int = 1, step
         global_rank=rank,
         world_size=world,
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        state=SimpleNamespace(fn="test"),
     )
     module.setup("fit")
     return module

@@ -1,7 +1,7 @@
 """Which images make up step t: a function of (seed, step), sliced over processes, served by any workers."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -12,6 +12,10 @@ from usl_lightning.data.keys import Key, permutation
 from usl_lightning.errors import UslError
 
 T = TypeVar("T")
+
+MONITORED = 0.05
+"""Images that a look at the features amid training takes, for each image trained on since the last look. Training on
+one costs three forward passes at least (forward and backward of one view), so a look takes less than 2% of the time."""
 
 
 class StepSampler:
@@ -88,6 +92,28 @@ def process_slots(batch_size: int, rank: int, world_size: int) -> Tensor:
 def process_range(size: int, rank: int, world_size: int) -> range:
     """The images of a whole-set pass that process `rank` handles: contiguous, even to within one."""
     return range(rank * size // world_size, (rank + 1) * size // world_size)
+
+
+def monitored(sizes: Sequence[int], trained: int, seed: int, *, processes: int = 1) -> list[Tensor]:
+    """The images that every look at the features amid training takes: always the same, so that looks compare.
+
+    Args:
+        sizes: images of the training split and, where there is one, of the test split.
+        trained: images trained on from one look to the next.
+        seed: of the run.
+        processes: that share the images.
+
+    Returns:
+        For each split ascending positions, int64: `MONITORED`·trained in all, a quarter of them of the test split;
+        fewer where a split has no more, and at least one of each for each process.
+    """
+    most = int(MONITORED * trained)
+    test = [min(size, max(processes, most // 4)) for size in sizes[1:]]
+    counts = [min(sizes[0], max(processes, most - sum(test))), *test]
+    return [
+        permutation(size, seed, "monitor", number)[:count].sort().values
+        for number, (size, count) in enumerate(zip(sizes, counts, strict=True))
+    ]
 
 
 class _Steps(IterableDataset, Generic[T]):

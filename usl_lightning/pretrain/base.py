@@ -1,5 +1,6 @@
 """What every stage-1 method shares: an encoder, its optimizer, and monitors of what it has learned."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,24 @@ from usl_lightning.data.batch import Batch
 from usl_lightning.data.sampling import process_slots
 from usl_lightning.distributed import gather_uneven, mean_over_processes
 from usl_lightning.errors import UslError
+from usl_lightning.evaluation.features import Features
 from usl_lightning.evaluation.knn import knn_accuracy
+from usl_lightning.evaluation.spread import alignment, feature_std, uniformity
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_encoder
 from usl_lightning.optim import Optimization
+
+log = logging.getLogger(__name__)
+
+COLLAPSED, HALF = 0.1, 0.5
+"""Shares of 1/√d, the standard deviation of evenly spread features: below the first they have collapsed; below the
+second they are collapsing, if they have lost a third of what they had (an untrained head may begin that low)."""
 
 
 class PretrainModule(LightningModule):
     """Base of the methods that learn features without labels.
 
-    A method sets up its heads after calling this constructor and writes its `training_step`.
+    A method sets up its heads after calling this constructor, writes its `training_step`, and hands the embeddings
+    that its loss compares to `log_training`, which tells whether they collapse.
 
     Args:
         encoder: the network to learn; it alone is handed to the next stage.
@@ -50,7 +60,12 @@ class PretrainModule(LightningModule):
         self.optimization = optimizer
         self.init_from = init_from
         self.knn_k, self.knn_temperature = knn_k, knn_temperature
-        self._passes: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        self.measured: tuple[Features, ...] = ()
+        """Of the training and the test images, from the last `trainer.test`; the same on every process."""
+        self._passes: dict[int, list[Features]] = {}
+        self._first_std: Tensor | None = None  # of this run's embeddings; for a message alone, so no part of its state
+        self._std: Tensor | None = None
+        self._warned = False
 
     def setup(self, stage: str) -> None:
         """Start from an earlier encoder; a checkpoint being resumed is loaded after this and wins.
@@ -82,9 +97,45 @@ class PretrainModule(LightningModule):
         """Parts whose learning rate is not scheduled."""
         return ()
 
-    def log_training(self, **values: Tensor) -> None:
-        """Log scalars of a training step, averaged over the processes."""
-        self.log_dict(mean_over_processes(**values), prog_bar=True)
+    def log_training(self, *views: Tensor, **values: Tensor) -> None:
+        """Log scalars of a training step, averaged over the processes, and how its embeddings lie.
+
+        Args:
+            views: embeddings [b, d] of one view of the batch, or of each of two, as the loss compares them. Whenever
+                Lightning logs, `embedding_std` and `uniformity` of the first, and the `alignment` of two, go with the
+                values, each over the images of one process; a fall of the first is said in a line.
+            values: scalars by name.
+        """
+        if views and (self._first_std is None or self._logs_this_step()):
+            values |= {"embedding_std": feature_std(views[0]), "uniformity": uniformity(views[0])}
+            if len(views) == 2:
+                values["alignment"] = alignment(*views)
+        means = mean_over_processes(**values)
+        self.log_dict(means, prog_bar=True)
+        if "embedding_std" in means:
+            self._std = means["embedding_std"] * views[0].shape[1] ** 0.5
+            self._first_std = self._std if self._first_std is None else self._first_std
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Look whether the embeddings collapse; the host waits for the device where the logger does anyway."""
+        if self._std is not None and self._logs_this_step(done=True):
+            first = float(self._first_std)  # type: ignore[arg-type]
+            self._warn_of_collapse(float(self._std), max(COLLAPSED, min(HALF, first * 2 / 3)), "embeddings", first)
+
+    def _logs_this_step(self, *, done: bool = False) -> bool:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return every > 0 and (self.trainer.global_step + (not done)) % every == 0
+
+    def _warn_of_collapse(self, share: float, limit: float, what: str, first: float | None = None) -> None:
+        if share >= limit or self._warned or not self.trainer.is_global_zero:
+            return
+        self._warned = True
+        before = "" if first is None else f", {first:.2f} at the start"
+        log.warning(
+            f"features are collapsing: step {self.trainer.global_step}: the {what} of different images are nearly the "
+            f"same (standard deviation {share:.2f} of the 1/√d of evenly spread ones{before}); "
+            "lower model.optimizer.lr, or see what keeps this method from collapsing"
+        )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how to rebuild the encoder without this class."""
@@ -96,32 +147,38 @@ class PretrainModule(LightningModule):
     # Monitors: what the features are worth.
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Collect features: of the training images (dataloader 0) and of the test images (1)."""
+        """Collect features: of training images (dataloader 0) and of test images (1)."""
         features = self.encoder(batch.images).float()
-        self._passes.setdefault(dataloader_idx, []).append((features, batch.labels))
+        self._passes.setdefault(dataloader_idx, []).append(Features(features, batch.labels))
 
     def on_validation_epoch_end(self) -> None:
         """Log the kNN accuracy and the spread of the features (0 = collapsed; 1/√d = uniform)."""
-        passes = [
-            tuple(gather_uneven(torch.cat(column)) for column in zip(*self._passes[i], strict=True))
-            for i in sorted(self._passes)
-        ]
+        self._log_passes(self._collected())
+
+    test_step = validation_step
+
+    def on_test_epoch_end(self) -> None:
+        """The same of all images; they are kept for a closer look."""
+        self.measured = self._collected()
+        self._log_passes(self.measured)
+
+    def _collected(self) -> tuple[Features, ...]:
+        passes = [zip(*self._passes[i], strict=True) for i in sorted(self._passes)]
         self._passes.clear()
-        features, labels = passes[0]
-        normalised = torch.nn.functional.normalize(features, dim=1)
-        self.log("feature_std", normalised.std(0).mean(), rank_zero_only=True)
-        known = all(bool((part[1] >= 0).any()) for part in passes)
+        return tuple(Features(*(gather_uneven(torch.cat(column)) for column in columns)) for columns in passes)
+
+    def _log_passes(self, passes: tuple[Features, ...]) -> None:
+        features, labels = bank = passes[0]
+        std = feature_std(features)
+        self.log("feature_std", std, rank_zero_only=True)
+        self._warn_of_collapse(float(std) * features.shape[1] ** 0.5, COLLAPSED, "encoder's features")
+        known = all(bool((part.labels >= 0).any()) for part in passes)
         if len(passes) == 2 and not self.trainer.sanity_checking and known:
-            k = min(self.knn_k, len(labels))
             accuracy = knn_accuracy(
-                features,
-                labels,
+                *bank,
                 *passes[1],
-                k=k,
+                k=min(self.knn_k, len(labels)),
                 temperature=self.knn_temperature,
                 num_classes=int(labels.max()) + 1,
             )
             self.log("knn_accuracy", accuracy, prog_bar=True, rank_zero_only=True)
-
-    test_step = validation_step
-    on_test_epoch_end = on_validation_epoch_end

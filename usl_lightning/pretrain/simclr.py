@@ -76,5 +76,5 @@ class SimCLR(PretrainModule):
         views = [self.view(batch.images, batch.key.fold("view", i)) for i in range(2)]
         z1, z2 = self.projector(self.encoder(torch.cat(views))).chunk(2)
         loss = nt_xent(gather(z1), gather(z2), temperature=self.temperature)
-        self.log_training(loss=loss)
+        self.log_training(z1, z2, loss=loss)
         return loss

@@ -1,0 +1,125 @@
+"""What the features of a stage-1 network are worth: everything that `usl test` reports of them."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from usl_lightning.data.keys import permutation
+from usl_lightning.evaluation.clusters import cluster_metrics
+from usl_lightning.evaluation.knn import knn_accuracy
+from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracy
+from usl_lightning.evaluation.spread import feature_std, uniformity
+from usl_lightning.selection.kmeans import kmeans
+
+FEW = 1000
+"""Labels of the second linear probe."""
+
+PENALTY = 1e-2
+"""Weight of both probes' penalty, the same for all features, so that no figure owes anything to a search on test
+images."""
+
+_PAIRED = 4096  # features whose pairs uniformity looks at
+
+
+class Features(NamedTuple):
+    """Features [n, d] of the images of a split, and their labels, int64 [n], -1 where unknown."""
+
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass
+class FeatureReport:
+    """Figures, and how each was come by.
+
+    Attributes:
+        metrics: name -> value; accuracies, `nmi` and `ari` are fractions of 1.
+        notes: the same names -> what was measured, with k and the number of labels.
+        left_out: what could not be measured, and why; a line each.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    def add(self, name: str, value: float | Tensor, note: str) -> None:
+        """One more figure."""
+        self.metrics[name], self.notes[name] = float(value), note
+
+    def table(self) -> str:
+        """Aligned lines: name, value, note; then what was left out."""
+        width = max(map(len, self.metrics))
+        rows = [f"{name:{width}}  {value:8.4f}  {self.notes[name]}" for name, value in self.metrics.items()]
+        return "\n".join(rows + [f"left out: {line}" for line in self.left_out])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for a JSON file."""
+        return asdict(self)
+
+
+def evaluate_features(
+    train: Features, test: Features | None = None, *, knn_k: int = 200, knn_temperature: float = 0.1, seed: int = 0
+) -> FeatureReport:
+    """Measure features; labels are read for this report alone.
+
+    Args:
+        train: of the training images: the bank of the kNN classifier, what the probes fit on, what k-means clusters.
+        test: of the test images, on the same device; None: there are none.
+        knn_k: neighbours; all labelled training images if there are fewer.
+        knn_temperature: see `weighted_knn`.
+        seed: of k-means' starting points and of the labels that the second probe sees.
+
+    Returns:
+        `feature_std` and `uniformity`; where labels allow it `nmi`, `ari`, `knn_accuracy`, `probe_accuracy` and
+        `probe_1000_accuracy`.
+    """
+    report = FeatureReport()
+    n, d = train.features.shape
+    std = float(feature_std(train.features))
+    report.add("feature_std", std, f"{std * d**0.5:.2f} of 1/√d, d = {d}: 0 is collapsed, 1 is evenly spread")
+    some = permutation(n, seed, "uniformity")[:_PAIRED].to(train.features.device)
+    if n > 1:
+        report.add(
+            "uniformity", uniformity(train.features[some]), f"pairs of {len(some)} training images; 0 to about -4"
+        )
+    if not (train.labels >= 0).any():
+        report.left_out.append("k-means, kNN and linear probe: no training image has a label")
+        return report
+    _add_clusters(report, train, seed)
+    if test is None:
+        report.left_out.append("kNN and linear probe: the data set has no test images")
+    elif not (test.labels >= 0).any():
+        report.left_out.append("kNN and linear probe: no test image has a label")
+    else:
+        _add_classifiers(report, train, test, knn_k, knn_temperature, seed)
+    return report
+
+
+def _add_clusters(report: FeatureReport, train: Features, seed: int) -> None:
+    clusters = min(int(train.labels.max()) + 1, len(train.labels))
+    found, _ = kmeans(F.normalize(train.features.float(), dim=1), clusters, seed=seed)
+    metrics = cluster_metrics(found, train.labels)
+    note = f"k-means, {clusters} clusters of {len(found)} training images"
+    for name in ("nmi", "ari"):
+        report.add(name, metrics[name], note)
+
+
+def _add_classifiers(
+    report: FeatureReport, train: Features, test: Features, knn_k: int, knn_temperature: float, seed: int
+) -> None:
+    classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
+    known = int((train.labels >= 0).sum())
+    k = min(knn_k, known)
+    accuracy = knn_accuracy(*train, *test, k=k, temperature=knn_temperature, num_classes=classes)
+    report.add("knn_accuracy", accuracy, f"weighted kNN, k = {k} of {known} images, temperature {knn_temperature:g}")
+    accuracy = probe_accuracy(*train, *test, num_classes=classes, penalty=PENALTY)
+    report.add("probe_accuracy", accuracy, f"linear probe, {known} labels")
+    if known <= FEW:
+        report.left_out.append(f"linear probe on {FEW} labels: there are {known}, all in use above")
+        return
+    few = balanced_subset(train.labels, FEW, seed=seed).to(train.labels.device)
+    accuracy = probe_accuracy(train.features[few], train.labels[few], *test, num_classes=classes, penalty=PENALTY)
+    report.add(f"probe_{FEW}_accuracy", accuracy, f"linear probe, {FEW} labels")

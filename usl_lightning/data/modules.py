@@ -144,12 +144,15 @@ class ImageData(LightningDataModule):
         """A pass over the images to select from."""
         return self._pass(self.split)
 
-    def whole_set(self) -> Iterator[Batch]:
+    def whole_set(self, first: int = 0) -> Iterator[Batch]:
         """This process's share of the images to learn from, once, in order, on the device; also amid training.
 
         `gather_uneven` of what is computed from it is in the order of the data set.
+
+        Args:
+            first: begin with this batch, for a pass that was interrupted.
         """
-        for batch in self._pass(self.split):
+        for batch in self._pass(self.split, first):
             yield self.on_after_batch_transfer(batch.to(self._device, non_blocking=True), 0)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
@@ -172,12 +175,13 @@ class ImageData(LightningDataModule):
     def _steps(self, make: Callable[[int], Any]) -> StepLoader[Any]:
         return StepLoader(make, first=self._first_batch, workers=self._workers(self.split), pin=self._on_cuda)
 
-    def _pass(self, split: str) -> StepLoader[Batch]:
+    def _pass(self, split: str, first: int = 0) -> StepLoader[Batch]:
         rank, world = self._processes
         share = process_range(len(self.source(split)), rank, world)
         batches = -(-len(share) // self.eval_batch_size)
         return StepLoader(
             _Pass(self._reader(split), self.source(split).labels, share, self.eval_batch_size, self.seed, split),
+            first=lambda: first,
             stop=batches,
             workers=self._workers(split),
             pin=self._on_cuda,

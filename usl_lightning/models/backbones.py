@@ -6,6 +6,7 @@ from functools import partial
 from torch import nn
 
 from usl_lightning.errors import UslError, did_you_mean
+from usl_lightning.models.alexnet import AlexNet
 from usl_lightning.models.small import SmallNet
 from usl_lightning.models.wrn import WideResNet
 
@@ -17,6 +18,7 @@ def _cifar_resnet(channels: int, *, name: str) -> nn.Module:
     net = timm.create_model(name, num_classes=0, in_chans=channels)
     net.conv1 = nn.Conv2d(channels, 64, 3, 1, 1, bias=False)
     net.maxpool = nn.Identity()
+    net.output_stride = 8
     return net
 
 
@@ -33,6 +35,8 @@ OURS: dict[str, Callable[[int], nn.Module]] = {
     "resnet18_cifar": partial(_cifar_resnet, name="resnet18"),
     "resnet34_cifar": partial(_cifar_resnet, name="resnet34"),
     "resnet50_cifar": partial(_cifar_resnet, name="resnet50"),
+    "alexnet": AlexNet,
+    "alexnet_small": partial(AlexNet, filters=(64, 192, 384, 256, 256)),
 }
 
 
@@ -64,3 +68,25 @@ def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tu
     net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels)
     # Some networks (MobileNet v3) end in a wider layer than their last maps.
     return net, int(getattr(net, "head_hidden_size", net.num_features))  # type: ignore[arg-type]
+
+
+def check_image_size(net: nn.Module, name: str, height: int, width: int) -> None:
+    """Refuse images that a network made by `create_backbone` cannot look at properly.
+
+    Raises:
+        UslError: a side is shorter than one step of the network's last map, or the network is made for another size.
+    """
+    info = getattr(net, "feature_info", None)
+    stride = int(getattr(net, "output_stride", info[-1]["reduction"] if info else 1))  # type: ignore[index]
+    if min(height, width) < stride:
+        raise UslError(
+            f"model.backbone: '{name}' reduces images {stride}-fold, these have {height}×{width} pixels; expected "
+            f"{stride} a side or more: enlarge them with --data.image_size, or take small or resnet18_cifar"
+        )
+    patches = getattr(net, "patch_embed", None)
+    size = tuple(getattr(patches, "img_size", None) or ()) if getattr(patches, "strict_img_size", False) else ()
+    if size and size != (height, width):
+        raise UslError(
+            f"model.backbone: '{name}' is made for images of {size[0]}×{size[1]} pixels, these have {height}×{width}; "
+            f"resize them with --data.image_size {size[0]}"
+        )

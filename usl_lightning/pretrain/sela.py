@@ -1,0 +1,270 @@
+"""SeLa: Self-labelling via simultaneous clustering and representation learning (Asano et al., 2020)."""
+
+import itertools
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from usl_lightning.data.batch import Batch, ImageSpec
+from usl_lightning.data.keys import permutation
+from usl_lightning.data.modules import ImageData
+from usl_lightning.distributed import gather_uneven
+from usl_lightning.errors import UslError
+from usl_lightning.evaluation.clusters import cluster_metrics
+from usl_lightning.files import atomic_path
+from usl_lightning.models.encoder import Encoder
+from usl_lightning.optim import Optimization
+from usl_lightning.pretrain.base import PretrainModule
+from usl_lightning.pretrain.sinkhorn import balanced_labels, sinkhorn_labels
+
+__all__ = ["SeLa", "first_labels", "label_entropy", "reassignment_steps", "self_label_loss", "sinkhorn_labels"]
+
+Schedule = Literal["log", "quadratic", "linear"]
+
+
+def self_label_loss(logits: Tensor, labels: Tensor, clusters: Sequence[int]) -> Tensor:
+    """Cross-entropy with the self-labels, averaged over the images and the heads (Eq. 1, §3.5).
+
+    Args:
+        logits: of all heads beside each other, [b, ΣK].
+        labels: int64 [H, b], row h from 0 to clusters[h] - 1.
+        clusters: K of each head.
+
+    Returns:
+        A scalar in float32 or better.
+    """
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    losses = [
+        F.cross_entropy(head, own) for head, own in zip(torch.split(wide, list(clusters), 1), labels, strict=True)
+    ]
+    return torch.stack(losses).mean()
+
+
+def first_labels(count: int, clusters: Sequence[int], seed: int) -> Tensor:
+    """Balanced random labels, int64 [H, count]: in each head every label occurs equally often, to within one."""
+    return torch.stack([permutation(count, seed, "self-labels", head) % k for head, k in enumerate(clusters)])
+
+
+def reassignment_steps(max_steps: int, count: int, schedule: Schedule) -> tuple[int, ...]:
+    """The steps at whose beginning the labels are reassigned: `count` of them, the first at step 0.
+
+    The i-th, i = 0 … count - 1, is at this share u of the training, or a step after the one before:
+        log: (count^(i/count) − 1) / (count − 1), so that the pauses grow by the same factor from one to the next
+            ("a logarithmic distribution", appendix A.1; the text leaves the base open).
+        quadratic: (i/count)², the published code for ImageNet.
+        linear: i/count, the published code for CIFAR.
+
+    Args:
+        max_steps: steps of the whole training.
+        count: how often; no more than once a step.
+        schedule: "log", "quadratic" or "linear".
+    """
+    count = min(count, max_steps)
+    steps: list[int] = []
+    for i in range(count):
+        u = i / count
+        if schedule == "log":
+            u = (count**u - 1) / (count - 1) if count > 1 else 0.0
+        elif schedule == "quadratic":
+            u = u * u
+        steps.append(max(int(u * max_steps), steps[-1] + 1 if steps else 0))
+    return tuple(steps)
+
+
+def label_entropy(self_labels: Tensor, classes: Tensor) -> float:
+    """Entropy in nats of the true classes within a self-label, averaged over the self-labels (appendix A.2).
+
+    0 where every self-label is of one class. For reports only.
+
+    Args:
+        self_labels: integers [n], ≥ 0.
+        classes: integers [n], ≥ 0.
+    """
+    width = int(classes.max()) + 1
+    table = torch.bincount(self_labels * width + classes, minlength=(int(self_labels.max()) + 1) * width)
+    counts = table.view(-1, width).double()
+    counts = counts[counts.sum(1) > 0]
+    return float(torch.special.entr(counts / counts.sum(1, keepdim=True)).sum(1).mean())
+
+
+class SeLa(PretrainModule):
+    """Alternates between learning the images' current labels and assigning them anew, equally many to each label.
+
+    A reassignment takes the network's predictions of all images and balances those of each head by Sinkhorn-Knopp.
+    The predictions are of one random view of each image, as in the published code, by the network in evaluation
+    mode. There the published code stays in training mode; here an image's label must not depend on which images
+    share its batch, on the batch size of the pass, or on the number of processes.
+
+    Args:
+        image: channels, size and statistics of the images; the command line takes it from the data.
+        view: draws a view of each image, in training and for a reassignment.
+        optimizer: how the weights are updated.
+        backbone: name of the network, see `usl_lightning.models.backbones`.
+        pretrained: start from published weights of the backbone.
+        heads: H, the labellings learned side by side.
+        clusters: K, the labels of each head; a list gives every head its own number.
+        hidden_dims: widths of layers between the encoder and the heads, each with dropout 0.5 before and ReLU
+            behind; none by default. AlexNet's fully connected layers are [4096, 4096].
+        power: λ of Sinkhorn-Knopp; 25 in the paper, 10 for small sets.
+        tolerance: where Sinkhorn-Knopp ends, see `sinkhorn_labels`; 0.1 in the published code, 0.01 for small sets.
+        reassignments: how often the labels are reassigned during the training; 0 keeps the first ones.
+        schedule: when: "log", "quadratic" or "linear", see `reassignment_steps`.
+        labels_file: labels to start from and to keep ("label transfer", §4.3): the `self_labels.npy` of another
+            run on the same images with the same heads and clusters. `reassignments` then does not apply.
+        init_from: checkpoint of an earlier stage whose encoder to start from.
+        knn_k: neighbours of the kNN monitor.
+    """
+
+    labels: Tensor
+    reassigned: Tensor
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        view: nn.Module,
+        optimizer: Optimization,
+        backbone: str = "resnet18_cifar",
+        pretrained: bool = False,
+        heads: int = 10,
+        clusters: int | list[int] = 128,
+        hidden_dims: list[int] | None = None,
+        power: float = 25.0,
+        tolerance: float = 0.1,
+        reassignments: int = 80,
+        schedule: Schedule = "log",
+        labels_file: str | None = None,
+        init_from: str | None = None,
+        knn_k: int = 200,
+    ) -> None:
+        encoder = Encoder(backbone, image, pretrained=pretrained)
+        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        self.view = view
+        self.clusters = _clusters(heads, clusters)
+        self.power, self.tolerance, self.schedule = power, tolerance, schedule
+        self.labels_file, self.reassignments = labels_file, 0 if labels_file else reassignments
+        widths = [encoder.feature_dim, *(hidden_dims or [])]
+        layers = [(nn.Dropout(), nn.Linear(a, b), nn.ReLU(inplace=True)) for a, b in itertools.pairwise(widths)]
+        self.hidden = nn.Sequential(*(module for layer in layers for module in layer))
+        self.head = nn.Linear(widths[-1], sum(self.clusters))
+        self.register_buffer("labels", torch.zeros(heads, image.count, dtype=torch.long))
+        self.register_buffer("reassigned", torch.tensor(0))
+        # All processes compute the same labels; DistributedDataParallel would send them around at every step.
+        self._ddp_params_and_buffers_to_ignore = ["labels", "reassigned"]
+        self._steps: tuple[int, ...] = ()
+        self._done = 0
+
+    def setup(self, stage: str) -> None:
+        """The first labels; those of a checkpoint being resumed are loaded after this and win."""
+        super().setup(stage)
+        if stage != "fit":
+            return
+        count = self.labels.shape[1]
+        if max(self.clusters) > count:
+            raise UslError(f"model.clusters: {max(self.clusters)} labels for {count} images; use at most {count}")
+        if self.labels_file:
+            self.labels.copy_(read_self_labels(self.labels_file, self.clusters, count))
+        else:
+            self.labels.copy_(first_labels(count, self.clusters, self._data.seed))
+
+    def on_train_start(self) -> None:
+        """Where in the schedule the run stands; asked once, so that no step waits for the device."""
+        self._steps = reassignment_steps(self.trainer.max_steps, self.reassignments, self.schedule)
+        self._done = int(self.reassigned)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """New labels when it is time (§3.1, step 2), and the loss of one global batch (step 1)."""
+        if self._done < len(self._steps) and self.global_step >= self._steps[self._done]:
+            self._reassign()
+        features = self.encoder(self.view(batch.images, batch.key.fold("view")))
+        loss = self_label_loss(self.head(self.hidden(features)), self.labels[:, batch.indices], self.clusters)
+        self.log_training(loss=loss)
+        return loss
+
+    def write_outputs(self, folder: Path) -> None:
+        """`self_labels.npy`: int64 [H, n], for the `labels_file` of another network."""
+        with atomic_path(folder / "self_labels.npy") as temporary, open(temporary, "wb") as file:
+            np.save(file, self.labels.cpu().numpy())
+
+    @torch.no_grad()
+    def _reassign(self) -> None:
+        """Balance the predictions of every head for all images; each process those of its share (Eq. 6 to 8)."""
+        features, classes = self._predict()
+        heads = zip(*(torch.split(part, self.clusters) for part in self.head.parameters()), strict=True)
+        with torch.autocast(features.device.type, enabled=False):  # 8 bits times λ would blur the labels
+            for own, (weight, bias) in zip(self.labels, heads, strict=True):
+                labels = balanced_labels(
+                    features,
+                    partial(_scores, weight.float(), bias.float()),
+                    len(bias),
+                    power=self.power,
+                    tolerance=self.tolerance,
+                    distributed=True,
+                )
+                own.copy_(gather_uneven(labels))
+        self._done += 1
+        self.reassigned += 1
+        self._report(gather_uneven(classes))
+
+    def _predict(self) -> tuple[Tensor, Tensor]:
+        """What the heads are applied to [n, d] and the data set's labels [n], of this process's share."""
+        self.eval()
+        features, classes = [], []
+        for batch in self._data.whole_set():
+            view = self.view(batch.images, batch.key.fold("reassignment", self._done))
+            features.append(self.hidden(self.encoder(view)))
+            classes.append(batch.labels)
+        self.train()
+        return torch.cat(features), torch.cat(classes)
+
+    def _report(self, classes: Tensor) -> None:
+        """Log how the self-labels agree with the true labels [n], if there are any: they are for this alone."""
+        known = classes >= 0
+        if not self.trainer.is_global_zero or not bool(known.any()):
+            return
+        agreement = {
+            "self_label_nmi": [cluster_metrics(own, classes)["nmi"] for own in self.labels],
+            "self_label_entropy": [label_entropy(own[known], classes[known]) for own in self.labels],
+        }
+        # `self.log` would repeat the values at later steps, but not after a resume.
+        for logger in self.loggers:
+            logger.log_metrics({name: float(np.mean(values)) for name, values in agreement.items()}, self.global_step)
+
+    @property
+    def _data(self) -> ImageData:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+
+def read_self_labels(path: str, clusters: Sequence[int], count: int) -> Tensor:
+    """Labels written by an earlier run, int64 [H, count].
+
+    Raises:
+        UslError: no such file, or not labels for these heads, clusters and images.
+    """
+    try:
+        labels = torch.from_numpy(np.load(path, allow_pickle=False))
+    except (OSError, ValueError, TypeError) as error:
+        raise UslError(f"model.labels_file: {path} is not a readable .npy file ({error})") from error
+    expected = f"expected [{len(clusters)}, {count}] integers from 0 to below {', '.join(map(str, clusters))}"
+    if labels.is_floating_point() or labels.shape != (len(clusters), count):
+        raise UslError(f"model.labels_file: {path} holds {list(labels.shape)} {labels.dtype}; {expected}")
+    if int(labels.min()) < 0 or bool((labels.amax(1) >= torch.tensor(clusters)).any()):
+        raise UslError(f"model.labels_file: {path} holds {int(labels.min())} to {int(labels.max())}; {expected}")
+    return labels.long()
+
+
+def _clusters(heads: int, clusters: int | list[int]) -> list[int]:
+    """K of each head."""
+    each = [clusters] * heads if isinstance(clusters, int) else list(clusters)
+    if heads < 1 or len(each) != heads or min(each) < 1:
+        raise UslError(f"model.clusters: {clusters} for model.heads {heads}; expected a number, or one for each head")
+    return each
+
+
+def _scores(weight: Tensor, bias: Tensor, features: Tensor) -> Tensor:
+    return F.linear(features.float(), weight, bias)

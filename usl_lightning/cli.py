@@ -17,10 +17,12 @@ usl: learn features without labels, pick the images worth labelling, train from 
       --STAGE.KEY VALUE for one stage, --data.KEY and --trainer.KEY VALUE for all of them
   usl fit --config FILE         train one stage (also: validate, test, predict)
   usl select --config FILE      choose what to label; writes a label index
+      --keep LABELS.json        keep these images; the budget counts them
       --KEY VALUE               overrides the file, e.g. --model.threshold 0.9 --data.labels labels.json
       --run_dir DIR             where results go (default: runs/<config name>)
       --ckpt_path last|FILE     continue the same run, or evaluate it
       --wandb [offline]         log to Weights & Biases too
+  usl labels union|difference A B --out C    combine two label indices; `convert A --out C`: another format
   usl views --config FILE --out views.png    a picture of the views a configuration draws
   usl configs                   list the configurations that ship with the package
 
@@ -28,7 +30,7 @@ usl: learn features without labels, pick the images worth labelling, train from 
   --debug shows the traceback of an error; --version the version.
 """
 
-COMMANDS = ("run", "fit", "validate", "test", "predict", "select", "views", "configs")
+COMMANDS = ("run", "fit", "validate", "test", "predict", "select", "labels", "views", "configs")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,6 +76,10 @@ def _dispatch(words: list[str]) -> None:
         from usl_lightning.pipeline import main as run_chain
 
         run_chain(words[1:])
+    elif words[0] == "labels":
+        from usl_lightning.label_sets import main as combine_labels
+
+        combine_labels(words[1:])
     elif words[0] == "views":
         _draw_views(words[1:])
     elif words[0] in COMMANDS:

@@ -17,16 +17,17 @@ from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN
 from usl_lightning.complaints import check_keys, explain
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
-from usl_lightning.data.sources import dataset_id
 from usl_lightning.distributed import gather_uneven
 from usl_lightning.errors import UslError
+from usl_lightning.evaluation.features import evaluate_features
 from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import content_fields, flatten, identity_fields
-from usl_lightning.labels import LabelIndex
 from usl_lightning.logs import MetricsCSV, Progress, wandb_logger
 from usl_lightning.models.encoder import compile_encoders
+from usl_lightning.pretrain.base import PretrainModule
 from usl_lightning.report.gallery import chosen_strip
 from usl_lightning.selection.base import Selector
+from usl_lightning.selection.outcome import chosen_index, chosen_quality, print_quality
 from usl_lightning.semisup.base import SemiSupervisedModule
 from usl_lightning.stage import StageCommand, StageFolder
 from usl_lightning.trainer import KeyedRandomness, Trainer
@@ -185,7 +186,26 @@ def _test(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[str,
         raise UslError(
             f"usl {cli.stage.command}: --ckpt_path FILE is missing; `last` is the newest in {cli.stage.run_dir}"
         )
+    if isinstance(cli.model, PretrainModule):
+        return _evaluate_features(cli, trainer, checkpoint)
     return _measure(cli, trainer, checkpoint, show=True)
+
+
+def _evaluate_features(cli: StageCLI, trainer: Trainer, checkpoint: Path) -> dict[str, Any]:
+    """Everything that can be told of a stage-1 checkpoint: a table, and `evaluation.json` in the stage's folder."""
+    model, data = cli.model, cli.datamodule
+    trainer.test(model, datamodule=data, ckpt_path=checkpoint, verbose=False)
+    if not trainer.is_global_zero:
+        return {}
+    report = evaluate_features(
+        *model.measured, knn_k=model.knn_k, knn_temperature=model.knn_temperature, seed=data.seed
+    )
+    path = cli.stage.run_dir / "evaluation.json"
+    about = {"method": type(model).__name__, "dataset": data.dataset, "checkpoint": str(checkpoint)}
+    images = {name: len(part.labels) for name, part in zip(("train", "test"), model.measured, strict=False)}
+    write_json(path, {**about, "images": images, **report.as_dict()})
+    print(f"{report.table()}\n{path}")
+    return report.metrics
 
 
 def _measure(cli: StageCLI, trainer: Trainer, checkpoint: Path | None = None, *, show: bool = False) -> dict[str, Any]:
@@ -223,35 +243,27 @@ def _predict(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[s
 
 
 def _select(cli: StageCLI, trainer: Trainer, begin: Callable[[], None]) -> dict[str, Any]:
-    """Choose, look up the labels of the chosen alone, and write the label index."""
+    """Choose, look up the labels of the chosen alone, and write the label index; then tell how good it is."""
     model, data = cli.model, cli.datamodule
     if model.budget > len(data.train_source):
         raise UslError(f"model.budget: {model.budget} images cannot be picked from {len(data.train_source)}")
-    indices = trainer.select(model, data)
+    selection = trainer.select(model, data)
     begin()
-    source = data.train_source
-    known = [None if label < 0 else int(label) for label in source.labels[indices].tolist()]
+    if not trainer.is_global_zero:
+        return {}
+    source, folder = data.train_source, StageFolder(cli.stage.run_dir)
     parameters = {
         key.removeprefix("model."): value
         for key, value in content_fields(flatten(cli.resolved())).items()
         if key.startswith("model.") and key != "model.class_path"
     }
-    index = LabelIndex(
-        dataset=dataset_id(source),
-        method={"name": type(model).__name__.lower(), "seed": data.seed, "params": parameters},
-        indices=tuple(indices.tolist()),
-        labels=tuple(known),
-        classes=source.classes,
-        files=None if source.files is None else tuple(source.files[i] for i in indices.tolist()),
-    )
-    if trainer.is_global_zero:
-        index.write(StageFolder(cli.stage.run_dir).labels)
-        captions = ["?" if label is None else source.classes[label] for label in known]
-        chosen_strip(source.read(indices), captions, StageFolder(cli.stage.run_dir).picture)
-    counts = [known.count(label) for label in range(len(source.classes))]
-    metrics: dict[str, Any] = {"budget": len(index)}
-    if counts and None not in known:
-        metrics |= {"classes_covered": sum(count > 0 for count in counts), "class_counts": counts}
+    method = {"name": type(model).__name__.lower(), "seed": data.seed, "params": parameters}
+    index = chosen_index(source, selection.indices, method, selection.kept)
+    index.write(folder.labels)
+    captions = ["?" if label is None else index.classes[label] for label in index.labels]
+    chosen_strip(source.read(selection.indices), captions, folder.picture)
+    metrics = {"budget": len(index), **chosen_quality(index, source, selection.evidence)}
+    print_quality(metrics)
     return _finish(cli, trainer, metrics)
 
 
@@ -263,7 +275,8 @@ def _finish(cli: StageCLI, trainer: Trainer, metrics: dict[str, Any]) -> dict[st
         with suppress(OSError):
             folder.files.rmdir()  # most stages leave none
         write_json(folder.result, metrics)
-        shown = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in metrics.items())
+        numbers = {name: value for name, value in metrics.items() if not isinstance(value, list)}
+        shown = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())
         print(f"{cli.stage.run_dir}: done{': ' + shown if shown else ''}", flush=True)
     return metrics
 

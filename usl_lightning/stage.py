@@ -21,6 +21,9 @@ COMMANDS = ("fit", "validate", "test", "predict", "select")
 RESULTS = ("fit", "select")
 """Commands that fill a stage folder; the others look at one."""
 
+SHORT = {"keep": "model.keep_from", "allow-oracle": "model.allow_oracle"}
+"""Options with a name of their own, and the parameters they mean."""
+
 
 @dataclass
 class StageCommand:
@@ -69,7 +72,7 @@ class StageCommand:
             elif key == "wandb":
                 stage.wandb = {"true": "online", "false": None}.get(value, value)
             elif key not in ("config", "c"):
-                stage.overrides[key] = value
+                stage.overrides[SHORT.get(key, key)] = value
         return stage
 
     def arguments(self) -> list[str]:
@@ -115,7 +118,9 @@ class StageCommand:
             index = LabelIndex.read(str(labels))
             if not index.plain:
                 index.for_training()
-        budget = flat.get("model.budget")
+        kept, budget = flat.get("model.keep_from"), flat.get("model.budget")
+        if kept is not None and self.command == "select":
+            LabelIndex.read(str(kept))
         if self.command == "select" and isinstance(budget, int) and budget < 1:
             raise UslError(f"model.budget: {budget} images cannot be picked; expected at least 1")
         if self.ckpt_path is not None:

@@ -2,14 +2,18 @@
 
 import logging
 import warnings
+from typing import NamedTuple
 
 import pytorch_lightning
 import torch
+import torch.nn.functional as F
 
 from usl_lightning.data.keys import derive_seed
 from usl_lightning.data.modules import ImageData
-from usl_lightning.distributed import gather_uneven
+from usl_lightning.data.sampling import StepLoader
+from usl_lightning.labels import LabelIndex
 from usl_lightning.selection.base import Selector
+from usl_lightning.selection.picks import keep_first
 
 # Said at every start, about choices made on purpose here.
 for _message in (
@@ -43,24 +47,42 @@ class KeyedRandomness(pytorch_lightning.Callback):
         torch.manual_seed(derive_seed(self.seed, "network", trainer.global_step, micro, trainer.global_rank))
 
 
+class Selection(NamedTuple):
+    """What `Trainer.select` returns, on every process.
+
+    Attributes:
+        indices: int64 [budget] on the CPU, distinct positions in the data set: the kept ones, then in order of choice.
+        evidence: [n, …], what the choice was made from; for most selectors features [n, d].
+        kept: the images that were to be kept, if any; the first of `indices`.
+    """
+
+    indices: torch.Tensor
+    evidence: torch.Tensor
+    kept: LabelIndex | None
+
+
 class Trainer(pytorch_lightning.Trainer):
     """Lightning's Trainer; `select` picks the images to label."""
 
-    def select(self, model: Selector, datamodule: ImageData) -> torch.Tensor:
+    def select(self, model: Selector, datamodule: ImageData) -> Selection:
         """Compute the features of all images, on all devices, and choose.
 
         Args:
             model: the selector.
             datamodule: the images.
-
-        Returns:
-            `model.budget` distinct positions in the data set, int64, in order of choice; the same on every
-            process.
         """
-        if not model.uses_features:
+        datamodule.trainer = self
+        kept = model.kept(datamodule)
+        if model.needs_network:
+            # Lightning sets up processes and devices; the one "batch" is the data set as a whole.
+            whole = StepLoader(lambda _: datamodule, stop=1)
+            evidence: torch.Tensor = self.predict(model, whole)[0]  # type: ignore[index,assignment]
+        else:
             datamodule.setup("predict")
-            return model.choose(torch.empty(len(datamodule.train_source), 0), datamodule.seed)
-        batches = self.predict(model, datamodule=datamodule)
-        features = gather_uneven(torch.cat(batches).to(self.strategy.root_device))  # type: ignore[arg-type]
-        chosen = model.choose(features, datamodule.seed).to(features.device)
-        return self.strategy.broadcast(chosen).cpu()
+            evidence = model.evidence(datamodule)
+        evidence = evidence.to(self.strategy.root_device)
+        chosen = model.choose(evidence, datamodule.seed).to(evidence.device)
+        if kept is not None:
+            points = F.normalize(evidence.float(), dim=1) if evidence.ndim == 2 else evidence[:, None]
+            chosen = keep_first(torch.tensor(kept.indices, device=chosen.device), chosen, points)
+        return Selection(self.strategy.broadcast(chosen).cpu(), evidence, kept)

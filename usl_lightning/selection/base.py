@@ -1,57 +1,131 @@
-"""What every selector shares: features of the images, a budget, and a choice."""
+"""What every selector shares: features of the images, a budget, a choice, and images that are kept."""
 
 from abc import abstractmethod
 from pathlib import Path
+from typing import Literal
 
+import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from usl_lightning.data.batch import Batch, ImageSpec
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.modules import ImageData
+from usl_lightning.data.sources import dataset_id
 from usl_lightning.errors import UslError
+from usl_lightning.labels import LabelIndex
 from usl_lightning.models.encoder import Encoder, load_encoder
+from usl_lightning.selection.features import image_features, published_encoder, read_features
 
 
 class Selector(LightningModule):
     """Base of the methods that pick images to label from features that are learned already.
 
+    The features are those of a checkpoint's encoder (`init_from`), of a published network (`backbone`), or are
+    read from a file (`features`); just one of the three must be given.
+
     Args:
         image: channels, size and statistics of the images.
-        budget: number of images to pick.
-        init_from: checkpoint whose encoder gives the features.
+        budget: number of images to pick, with those that are kept.
+        init_from: checkpoint of any earlier stage whose encoder gives the features.
+        weights: which of the checkpoint's: `online`, or `ema`, the moving average that stage 3 keeps.
+        backbone: a network of timm that gives the features.
+        pretrained: with its published weights; false: with random ones, to compare with.
+        features: `.npy` or `.npz` file of features; see `read_features`.
+        keep_from: label index (short: --keep) whose images come first, with their labels; the rest of the
+            budget is picked beside them.
+        cache: folder to keep computed features in; default: $USL_CACHE, else ~/.cache/usl-lightning.
 
     Attributes:
-        uses_features: False for methods that choose blindly; nothing is loaded or computed for them.
+        needs_network: whether features have to be computed, on all devices.
     """
 
     encoder: Encoder
-    uses_features: bool = True
 
-    def __init__(self, image: ImageSpec, budget: int, init_from: str | None) -> None:
+    def __init__(
+        self,
+        image: ImageSpec,
+        budget: int,
+        init_from: str | None = None,
+        weights: Literal["online", "ema"] = "online",
+        backbone: str | None = None,
+        pretrained: bool = True,
+        features: str | None = None,
+        keep_from: str | None = None,
+        cache: str | None = None,
+    ) -> None:
         super().__init__()
         if budget < 1:
             raise UslError(f"model.budget: {budget} images cannot be picked; expected at least 1")
-        self.image, self.budget, self.init_from = image, budget, init_from
+        given = {"init_from": init_from, "backbone": backbone, "features": features}
+        if sum(value is not None for value in given.values()) > 1:
+            names = " and ".join(f"model.{name}" for name, value in given.items() if value is not None)
+            raise UslError(f"{names} are given; expected one source of features")
+        self.image, self.budget, self.keep_from = image, budget, keep_from
+        self.init_from, self.weights, self.backbone, self.pretrained = init_from, weights, backbone, pretrained
+        self.features, self.cache = features, cache
+
+    @property
+    def needs_network(self) -> bool:
+        """False if what the choice is made from is there already."""
+        return self.features is None
 
     def setup(self, stage: str) -> None:
-        """Load the encoder."""
-        if self.init_from is None:
-            raise UslError("model.init_from: expected the checkpoint whose encoder gives the features")
-        self.encoder = load_encoder(self.init_from)
-        trained, given = (f"{s.channels}×{s.height}×{s.width}" for s in (self.encoder.image, self.image))
-        if trained != given:
+        """Load the network that gives the features."""
+        if self.init_from is not None:
+            self.encoder = load_encoder(self.init_from, self.weights)
+            _check_size(self.encoder.image, self.image, self.init_from)
+        elif self.backbone is not None:
+            self.encoder = published_encoder(self.backbone, self.image, pretrained=self.pretrained)
+        elif self.needs_network:
             raise UslError(
-                f"model.init_from: {self.init_from} was trained on {trained} images, these are {given}; use the "
-                "checkpoint of this data set, or the same --data.image_size and --data.channels"
+                "model.init_from: expected the checkpoint whose encoder gives the features (or model.backbone, a "
+                "published network, or model.features, a file)"
             )
-        self.encoder.to(self.device)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Features [b, d] of unaugmented images."""
-        return self.encoder(batch.images).float()
+    def predict_step(self, data: ImageData, batch_idx: int) -> Tensor:
+        """`evidence` of the data set as a whole, which is the one "batch" of a selection."""
+        data.setup("predict")
+        return self.evidence(data)
+
+    def evidence(self, data: ImageData) -> Tensor:
+        """What the choice is made from, one row for each image: features, float [n, d]."""
+        if self.features is not None:
+            return read_features(self.features, data.train_source)
+        return image_features(self.encoder, data, cache=self.cache)
+
+    @abstractmethod
+    def choose(self, features: Tensor, seed: int) -> Tensor:
+        """Pick `budget` distinct rows of the evidence [n, d]; int64, in order of choice."""
+
+    def kept(self, data: ImageData) -> LabelIndex | None:
+        """The images to keep, with what labels they have.
+
+        Raises:
+            UslError: it is of another data set, or holds more images than the budget.
+        """
+        if self.keep_from is None:
+            return None
+        source, index = data.train_source, LabelIndex.read(self.keep_from)
+        index.check(dataset_id(source), source.classes, source.files)
+        if len(index) > self.budget:
+            raise UslError(
+                f"model.keep_from: {self.keep_from} holds {len(index)} images, the budget is {self.budget}; the "
+                f"budget counts them too: give --model.budget {len(index)} or more"
+            )
+        if index.plain and source.classes:
+            known = source.labels[torch.tensor(index.indices, dtype=torch.int64)]
+            if bool((known >= 0).all()):
+                return index.with_labels(known.tolist(), source.classes)
+        return index
 
     def write_outputs(self, folder: Path) -> None:
         """Write files that other stages can take from this one by their names without suffix; none here."""
 
-    @abstractmethod
-    def choose(self, features: Tensor, seed: int) -> Tensor:
-        """Pick `budget` distinct rows of `features` [n, d]; int64, in order of choice."""
+
+def _check_size(trained: ImageSpec, given: ImageSpec, path: str) -> None:
+    sizes = [f"{spec.channels}×{spec.height}×{spec.width}" for spec in (trained, given)]
+    if sizes[0] != sizes[1]:
+        raise UslError(
+            f"model.init_from: {path} was trained on {sizes[0]} images, these are {sizes[1]}; use the "
+            "checkpoint of this data set, or the same --data.image_size and --data.channels"
+        )

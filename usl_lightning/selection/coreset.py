@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from usl_lightning.data.keys import permutation
+from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, squared_distances, unit_rows
 
 
@@ -40,3 +41,11 @@ def select_coreset(features: Tensor, budget: int, *, seed: int = 0) -> Tensor:
             to_chosen[chosen[i - 1]] = -1  # not again, even when duplicates leave nothing but zeros
             chosen[i] = to_chosen.argmax()
     return chosen
+
+
+class Coreset(Selector):
+    """Coreset as one stage: the features of the images, then `select_coreset`."""
+
+    def choose(self, features: Tensor, seed: int) -> Tensor:
+        """See `select_coreset`."""
+        return select_coreset(features, self.budget, seed=seed)

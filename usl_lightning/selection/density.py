@@ -1,8 +1,13 @@
 """Density alone: the points with the closest neighbours, wherever they are."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, unit_rows
 from usl_lightning.selection.usl import density_distance, limit_k
 
@@ -31,3 +36,33 @@ def select_density(
     k = limit_k(k, len(x), include_self)
     distance = density_distance(x, k, squared=squared, include_self=include_self)
     return torch.argsort(distance, stable=True)[:budget]
+
+
+class Density(Selector):
+    """Density alone as one stage: the features of the images, then `select_density`.
+
+    Args:
+        image: of the images; the command line takes it from the data.
+        budget: number of images to pick, with those that are kept.
+        init_from: checkpoint whose encoder gives the features.
+        k, squared, include_self: of the density, see `select_usl`.
+        source: where else the features come from, and what to keep: see `Selector`.
+    """
+
+    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
+    def __init__(
+        self,
+        image: ImageSpec,
+        budget: int,
+        init_from: str | None = None,
+        k: int = 400,
+        squared: bool = True,
+        include_self: bool = True,
+        **source: Any,
+    ) -> None:
+        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        self._select = partial(select_density, k=k, squared=squared, include_self=include_self)
+
+    def choose(self, features: Tensor, seed: int) -> Tensor:
+        """See `select_density`."""
+        return self._select(features, self.budget, seed=seed)

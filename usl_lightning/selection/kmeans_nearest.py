@@ -1,8 +1,13 @@
 """k-means, and the point nearest to each centre."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, unit_rows
 from usl_lightning.selection.kmeans import kmeans
 from usl_lightning.selection.picks import best_of_each, fill_to_budget
@@ -33,3 +38,31 @@ def select_kmeans_nearest(features: Tensor, budget: int, *, seed: int = 0, itera
         distances[rows] = differences.square_().sum(1).float()
     clusters, labels = torch.unique(labels, return_inverse=True)
     return fill_to_budget(best_of_each(-distances, labels, len(clusters)), -distances, budget)
+
+
+class KMeansNearest(Selector):
+    """k-means as one stage: the features of the images, then `select_kmeans_nearest`.
+
+    Args:
+        image: of the images; the command line takes it from the data.
+        budget: number of images to pick, with those that are kept.
+        init_from: checkpoint whose encoder gives the features.
+        iterations: of k-means, at most.
+        source: where else the features come from, and what to keep: see `Selector`.
+    """
+
+    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
+    def __init__(
+        self,
+        image: ImageSpec,
+        budget: int,
+        init_from: str | None = None,
+        iterations: int = 200,
+        **source: Any,
+    ) -> None:
+        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        self._select = partial(select_kmeans_nearest, iterations=iterations)
+
+    def choose(self, features: Tensor, seed: int) -> Tensor:
+        """See `select_kmeans_nearest`."""
+        return self._select(features, self.budget, seed=seed)

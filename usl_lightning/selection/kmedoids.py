@@ -1,12 +1,16 @@
 """k-medoids: points that the others are near to."""
 
 import logging
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.errors import UslError
+from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, squared_distances, unit_rows
 from usl_lightning.selection.picks import fill_to_budget
 
@@ -74,3 +78,31 @@ def _medoid(x: Tensor, labels: Tensor, cluster: int, before: int) -> Tensor:
     for rows in chunks(len(members), 32 * len(members), x.device):
         sums[rows] = squared_distances(x[members[rows]], x[members]).sqrt().double().sum(1).float()
     return members[sums.argmin()]
+
+
+class KMedoids(Selector):
+    """k-medoids as one stage: the features of the images, then `select_kmedoids`.
+
+    Args:
+        image: of the images; the command line takes it from the data.
+        budget: number of images to pick, with those that are kept.
+        init_from: checkpoint whose encoder gives the features.
+        iterations: at most this many.
+        source: where else the features come from, and what to keep: see `Selector`.
+    """
+
+    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
+    def __init__(
+        self,
+        image: ImageSpec,
+        budget: int,
+        init_from: str | None = None,
+        iterations: int = 100,
+        **source: Any,
+    ) -> None:
+        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        self._select = partial(select_kmedoids, iterations=iterations)
+
+    def choose(self, features: Tensor, seed: int) -> Tensor:
+        """See `select_kmedoids`."""
+        return self._select(features, self.budget, seed=seed)

@@ -1,9 +1,14 @@
 """MaxHerding: greedy maximisation of a smooth coverage (Bae, Noh, Sutherland, ECCV 2024)."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError
+from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, unit_rows
 
 CANDIDATES = 64
@@ -74,3 +79,31 @@ def _best_gain(x: Tensor, bounds: Tensor, covered: Tensor, sigma: float) -> int:
         candidates = candidates[stale[candidates]]
         bounds[candidates] = _gains(x, candidates, covered, sigma)
         stale[candidates] = False
+
+
+class MaxHerding(Selector):
+    """MaxHerding as one stage: the features of the images, then `select_maxherding`.
+
+    Args:
+        image: of the images; the command line takes it from the data.
+        budget: number of images to pick, with those that are kept.
+        init_from: checkpoint whose encoder gives the features.
+        sigma: the kernel's width.
+        source: where else the features come from, and what to keep: see `Selector`.
+    """
+
+    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
+    def __init__(
+        self,
+        image: ImageSpec,
+        budget: int,
+        init_from: str | None = None,
+        sigma: float = 1.0,
+        **source: Any,
+    ) -> None:
+        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        self._select = partial(select_maxherding, sigma=sigma)
+
+    def choose(self, features: Tensor, seed: int) -> Tensor:
+        """See `select_maxherding`."""
+        return self._select(features, self.budget, seed=seed)

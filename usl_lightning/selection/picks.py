@@ -5,6 +5,8 @@ import logging
 import torch
 from torch import Tensor
 
+from usl_lightning.selection.geometry import squared_distances
+
 log = logging.getLogger(__name__)
 
 
@@ -35,3 +37,24 @@ def fill_to_budget(picks: Tensor, scores: Tensor, budget: int) -> Tensor:
     remaining[picks] = False
     order = torch.argsort(scores, descending=True, stable=True)
     return torch.cat([picks, order[remaining[order]][:missing]])
+
+
+def keep_first(kept: Tensor, picks: Tensor, points: Tensor) -> Tensor:
+    """As many images as there are picks: the kept ones, then the picks, of which each kept image displaced one.
+
+    A kept image takes the place of itself if it was picked, or else of the nearest pick that still has its place:
+    what is labelled already need not be bought again next to it.
+
+    Args:
+        kept: int64 [j], distinct, j ≤ m.
+        picks: int64 [m], distinct, in order of choice.
+        points: float [n, d], what tells which are near; ties displace the earlier pick.
+
+    Returns:
+        int64 [m], distinct.
+    """
+    stays = ~torch.isin(picks, kept)
+    for image in kept[~torch.isin(kept, picks)]:
+        distances = squared_distances(points[image][None], points[picks])[0]
+        stays[distances.masked_fill(~stays, torch.inf).argmin()] = False
+    return torch.cat([kept, picks[stays]])

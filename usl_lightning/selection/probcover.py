@@ -1,12 +1,16 @@
 """ProbCover: cover as many points as possible with balls (Yehuda, Dekel, Hacohen, Weinshall, NeurIPS 2022)."""
 
 import logging
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.errors import UslError
+from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, squared_distances, unit_rows
 from usl_lightning.selection.kmeans import kmeans
 
@@ -113,3 +117,35 @@ def _degrees(x: Tensor, targets: Tensor, least: float) -> Tensor:
     for rows in chunks(len(x), 5 * max(1, len(targets)), x.device):
         out[rows] = (x[rows] @ targets.T > least).sum(1)
     return out
+
+
+class ProbCover(Selector):
+    """ProbCover as one stage: the features of the images, then `select_probcover`.
+
+    Args:
+        image: of the images; the command line takes it from the data.
+        budget: number of images to pick, with those that are kept.
+        init_from: checkpoint whose encoder gives the features.
+        delta: radius of a ball; default: the largest at which `purity` of the balls are pure.
+        purity: fraction of the balls that hold points of one cluster only.
+        clusters: of k-means, by which purity is judged; default: the budget, but at least 10.
+        source: where else the features come from, and what to keep: see `Selector`.
+    """
+
+    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
+    def __init__(
+        self,
+        image: ImageSpec,
+        budget: int,
+        init_from: str | None = None,
+        delta: float | None = None,
+        purity: float = 0.95,
+        clusters: int | None = None,
+        **source: Any,
+    ) -> None:
+        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        self._select = partial(select_probcover, delta=delta, purity=purity, clusters=clusters)
+
+    def choose(self, features: Tensor, seed: int) -> Tensor:
+        """See `select_probcover`."""
+        return self._select(features, self.budget, seed=seed)

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
+from usl_lightning.data.modules import ImageData
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget
 
@@ -36,13 +37,18 @@ class Random(Selector):
 
     Args:
         image: of the images; the command line takes it from the data.
-        budget: number of images to pick.
+        budget: number of images to pick, with those that are kept.
+        keep_from: label index (short: --keep) whose images come first, with their labels.
     """
 
-    uses_features = False
+    needs_network = False
 
-    def __init__(self, image: ImageSpec, budget: int) -> None:
-        super().__init__(image, budget, None)
+    def __init__(self, image: ImageSpec, budget: int, keep_from: str | None = None) -> None:
+        super().__init__(image=image, budget=budget, keep_from=keep_from)
+
+    def evidence(self, data: ImageData) -> Tensor:
+        """Nothing, [n, 0]."""
+        return torch.empty(len(data.train_source), 0)
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_random`."""

@@ -1,8 +1,13 @@
 """TypiClust: the most typical point of each cluster (Hacohen, Dekel, Weinshall, ICML 2022)."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, unit_rows
 from usl_lightning.selection.kmeans import kmeans
 from usl_lightning.selection.neighbors import knn
@@ -66,3 +71,37 @@ def _most_typical(x: Tensor, k: int, squared: bool) -> int:
         return 0
     distances = knn(x, k, include_self=False)[0].double()
     return int((distances if squared else distances.sqrt()).mean(1).argmin())
+
+
+class TypiClust(Selector):
+    """TypiClust as one stage: the features of the images, then `select_typiclust`.
+
+    Args:
+        image: of the images; the command line takes it from the data.
+        budget: number of images to pick, with those that are kept.
+        init_from: checkpoint whose encoder gives the features.
+        k: neighbours that make a point typical.
+        max_clusters: however large the budget is.
+        squared: typicality by squared distances (the published code) or plain ones (the paper).
+        iterations: of k-means, at most.
+        source: where else the features come from, and what to keep: see `Selector`.
+    """
+
+    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
+    def __init__(
+        self,
+        image: ImageSpec,
+        budget: int,
+        init_from: str | None = None,
+        k: int = 20,
+        max_clusters: int = 500,
+        squared: bool = True,
+        iterations: int = 200,
+        **source: Any,
+    ) -> None:
+        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        self._select = partial(select_typiclust, k=k, max_clusters=max_clusters, squared=squared, iterations=iterations)
+
+    def choose(self, features: Tensor, seed: int) -> Tensor:
+        """See `select_typiclust`."""
+        return self._select(features, self.budget, seed=seed)

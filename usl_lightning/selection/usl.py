@@ -3,7 +3,7 @@
 import logging
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -295,14 +295,16 @@ class USL(Selector):
 
     Args:
         image: channels, size and statistics of the images; the command line takes it from the data.
-        budget: number of images to pick.
-        init_from: checkpoint whose encoder gives the features; must be given.
+        budget: number of images to pick, with those that are kept.
+        init_from: checkpoint whose encoder gives the features.
         preset: published settings to start from: cifar10, cifar100, imagenet or imagenet_clip.
         k, weight, alpha, momentum, iterations, horizon, nearest, exclude_same_cluster, kmeans_iterations: in
             place of the preset's, see `Preset`.
         squared, include_self: the density as in the published code (true) or the paper's text (false).
+        source: where else the features come from, and what to keep: see `Selector`.
     """
 
+    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(
         self,
         image: ImageSpec,
@@ -320,8 +322,9 @@ class USL(Selector):
         kmeans_iterations: int | None = None,
         squared: bool = True,
         include_self: bool = True,
+        **source: Any,
     ) -> None:
-        super().__init__(image, budget, init_from)
+        super().__init__(image=image, budget=budget, init_from=init_from, **source)
         self._select = partial(
             select_usl,
             preset=preset,

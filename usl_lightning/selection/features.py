@@ -1,0 +1,298 @@
+"""Features of every image of a data set: computed once and kept on disk, or read from a file."""
+
+import hashlib
+import json
+import logging
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from usl_lightning import __version__
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.folders import cache_folder
+from usl_lightning.data.modules import ImageData
+from usl_lightning.data.sampling import process_range
+from usl_lightning.data.sources import ImageSource
+from usl_lightning.distributed import gather, gather_uneven, world_size
+from usl_lightning.errors import UslError
+from usl_lightning.files import atomic_path
+from usl_lightning.models.encoder import Encoder
+from usl_lightning.selection.geometry import check_features
+
+log = logging.getLogger(__name__)
+
+
+def image_features(encoder: Encoder, datamodule: ImageData, *, cache: str | Path | None = None) -> Tensor:
+    """Features of the images to learn from, float32 [n, d] in the order of the data set, on every process.
+
+    Computed in evaluation mode on unaugmented images, each process its share, and kept in a `.npz` file (which
+    `read_features` reads too) whose name is a hash of all that they depend on: weights, data set, image size,
+    precision, version. A run that is killed has its features so far on disk, and the next one goes on from
+    there. A kept file that is damaged is noticed (each part has a checksum) and made again.
+
+    Args:
+        encoder: the network; moved to the device of the data's trainer (the CPU without one).
+        datamodule: the images, after its `setup`; its trainer, if any, says which share is this process's.
+        cache: the folder to keep the file in; None: $USL_CACHE, else ~/.cache/usl-lightning.
+
+    Raises:
+        UslError: features that are not finite (names the images), or a folder that cannot be written or is full.
+
+    Memory: the features, and twice that on the device while several processes exchange them.
+    """
+    about = _about(encoder, datamodule)
+    folder = cache_folder() if cache is None else Path(cache).expanduser()
+    path = folder / f"features-{hashlib.sha256(about.encode()).hexdigest()[:20]}.npz"
+    device = _device(datamodule)
+    with torch.inference_mode(False), torch.no_grad(), _one_run_at_a_time(path, datamodule):
+        kept = _read_kept(path, about)
+        if bool(gather(torch.tensor([kept is not None], device=device)).all()) and kept is not None:
+            log.info("features: taken from %s", path)
+            return kept.to(device)
+        features = gather_uneven(_extract(encoder, datamodule, path.with_suffix(".parts")).to(device))
+        if _rank(datamodule) == 0:
+            shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
+        check_features(features)
+        if _rank(datamodule) == 0:
+            with atomic_path(path) as temporary, open(temporary, "wb") as file:
+                np.savez(file, features=features.cpu().numpy(), about=np.array(about))
+            log.info("features: kept in %s", path)
+    return features
+
+
+def read_features(path: str | Path, source: ImageSource) -> Tensor:
+    """Features of the images of `source` from a file, float32 or float64 [n, d] in the order of the data set.
+
+    Args:
+        path: `.npy` with a matrix [n, d]; or `.npz` with `features` [n, d] and perhaps `ids` [n]: which image each
+            row is of, as positions in the data set or, for image folders, as paths.
+        source: the images.
+
+    Raises:
+        UslError: the file cannot be read, has not one row for each image, names images that the data set does not
+            have, or holds NaN or infinite values (names the rows).
+    """
+    where = f"model.features: {path}"
+    rows, ids = _load(Path(path), where)
+    if len(rows) != len(source):
+        raise UslError(
+            f"{where}: {len(rows)} rows for the {len(source)} images of {source.name}/{source.split}; expected one "
+            "row for each image"
+        )
+    features = check_features(torch.from_numpy(rows.astype(np.promote_types(rows.dtype, np.float32))), where)
+    return features if ids is None else features[_rows_of_images(ids, source, where)]
+
+
+def published_encoder(backbone: str, image: ImageSpec, *, pretrained: bool = True) -> Encoder:
+    """A network of timm with its published weights, in evaluation mode; images are normalised as it was trained.
+
+    Args:
+        backbone: a model name of timm, with or without the tag of its weights.
+        image: the images it is to look at.
+        pretrained: False: random weights (always the same), and the statistics of the images.
+
+    Raises:
+        UslError: an unknown name, a network for images of another size, or weights that cannot be loaded.
+    """
+    if not pretrained:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return Encoder(backbone, image).eval()
+    import timm
+
+    config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    if config is not None:
+        expected = tuple(config.input_size[1:])
+        if config.fixed_input_size and expected != (image.height, image.width):
+            raise UslError(
+                f"model.backbone: '{backbone}' takes {expected[0]}×{expected[1]} images, these are "
+                f"{image.height}×{image.width}; give --data.image_size {expected[0]} or another network"
+            )
+        image = _with_statistics(image, config.mean, config.std)
+    try:
+        return Encoder(backbone, image, pretrained=True).eval()
+    except UslError:
+        raise
+    except Exception as error:  # no connection, a full disk, no such weights: as many kinds as there are hubs
+        reason = " ".join(str(error).split())[:120]
+        raise UslError(
+            f"model.backbone: the published weights of '{backbone}' cannot be loaded ({type(error).__name__}: "
+            f"{reason}); put them into timm's cache, or use --model.init_from or --model.features"
+        ) from error
+
+
+def _with_statistics(image: ImageSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSpec:
+    """The images with other statistics; for one channel their mean, as timm adds up the first layer's weights."""
+    if image.channels == 1:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return ImageSpec(image.channels, image.height, image.width, mean, std, image.classes, image.count)
+
+
+# a pass over the images ----------------------------------------------------------------------------------
+
+
+def _extract(encoder: Encoder, datamodule: ImageData, folder: Path) -> Tensor:
+    """This process's share, float32 [share, d]: rows are appended to a file, so that a killed run is continued."""
+    n, width = len(datamodule.train_source), encoder.feature_dim
+    share = process_range(n, _rank(datamodule), world_size())
+    batch_bytes = 4 * width * datamodule.eval_batch_size
+    _check_space(folder, 8 * width * n)
+    path = folder / f"{share.start}-{share.stop}.f32"
+    training = encoder.training
+    encoder.to(_device(datamodule)).eval()
+    try:
+        with open(path, "ab") as file:
+            first = file.tell() // batch_bytes
+            file.truncate(first * batch_bytes)  # what was half written
+            if first:
+                log.info("features: continued after %d of %d images", first * datamodule.eval_batch_size, len(share))
+            total = -(-len(share) // datamodule.eval_batch_size)
+            batches = tqdm(datamodule.whole_set(first), "features", total, initial=first, leave=False, disable=None)
+            for batch in batches:
+                with _precision(datamodule):
+                    features = encoder(batch.images)
+                file.write(features.float().cpu().numpy().data)
+                file.flush()
+        rows = np.fromfile(path, np.float32).reshape(-1, width)
+    except OSError as error:
+        raise UslError(f"{path}: cannot be written ({error.strerror}); give another --model.cache") from error
+    finally:
+        encoder.train(training)
+    return torch.from_numpy(rows)
+
+
+def _device(datamodule: ImageData) -> torch.device:
+    return torch.device("cpu") if datamodule.trainer is None else datamodule.trainer.strategy.root_device
+
+
+def _rank(datamodule: ImageData) -> int:
+    return 0 if datamodule.trainer is None else datamodule.trainer.global_rank
+
+
+def _precision(datamodule: ImageData) -> AbstractContextManager[Any]:
+    """Autocast, as the trainer has it for its own steps."""
+    return nullcontext() if datamodule.trainer is None else datamodule.trainer.precision_plugin.forward_context()
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UslError(f"{folder}: cannot be written ({error.strerror}); give another --model.cache") from error
+    if free < needed:
+        raise UslError(
+            f"{folder.parent}: the features need {needed / 1e9:.2f} GB and {free / 1e9:.2f} GB are free; "
+            "give another --model.cache"
+        )
+
+
+# the kept file -------------------------------------------------------------------------------------------
+
+
+def _about(encoder: Encoder, datamodule: ImageData) -> str:
+    """All that the features depend on, as JSON."""
+    source, trainer = datamodule.train_source, datamodule.trainer
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    fields = {
+        "format": "usl-features",
+        "version": __version__,
+        "backbone": encoder.backbone,
+        "weights": digest.hexdigest(),
+        "dataset": source.fingerprint,
+        "images": [len(source), source.channels, source.height, source.width],
+        "precision": "32-true" if trainer is None else str(trainer.precision),
+    }
+    return json.dumps(fields)
+
+
+def _read_kept(path: Path, about: str) -> Tensor | None:
+    """The kept features, or None if there are none or they are not whole."""
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["about"]) == about:
+                return torch.from_numpy(kept["features"])
+        reason = "made from something else"
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        reason = f"damaged ({type(error).__name__})"
+    log.warning("%s: %s; the features are computed again", path, reason)
+    return None
+
+
+@contextmanager
+def _one_run_at_a_time(path: Path, datamodule: ImageData) -> Iterator[None]:
+    """The first process holds a lock, the others wait until it has it: runs side by side do not mix their parts."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path.with_suffix(".lock"), "wb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UslError(f"{path.parent}: cannot be written ({error.strerror}); give another --model.cache") from error
+    with lock:
+        if _rank(datamodule) == 0:
+            _lock(lock.fileno())
+        gather(torch.zeros(1, device=_device(datamodule)))
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    """Wait for the lock; where the file system or the platform has none, go on without."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        log.info("features: this file system has no locks; do not run two selections at once")
+
+
+# files of features ---------------------------------------------------------------------------------------
+
+
+def _load(path: Path, where: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """(features, ids) as they are in the file."""
+    if path.suffix not in (".npy", ".npz"):
+        raise UslError(f"{where}: expected a .npy or .npz file")
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"features": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UslError(f"{where}: cannot be read ({' '.join(str(error).split())[:120]})") from error
+    if "features" not in arrays:
+        raise UslError(f"{where}: holds {', '.join(arrays) or 'nothing'}; expected an array named 'features'")
+    features = arrays["features"]
+    if features.ndim != 2 or features.dtype.kind != "f":
+        raise UslError(
+            f"{where}: holds {features.dtype} {list(features.shape)}; expected floating-point numbers "
+            "[images, dimensions]"
+        )
+    return features, arrays.get("ids")
+
+
+def _rows_of_images(ids: NDArray[Any], source: ImageSource, where: str) -> Tensor:
+    """int64 [n]: the row of each image of the data set."""
+    names: list[Any] = list(range(len(source)))
+    if ids.dtype.kind == "U":
+        if source.files is None:
+            raise UslError(f"{where}: its ids are texts, but {source.name} has no files; expected positions")
+        names = list(source.files)
+    row_of = {name: row for row, name in enumerate(ids.tolist())} if ids.shape == (len(source),) else {}
+    missing = [name for name in names if name not in row_of]
+    if missing:
+        raise UslError(
+            f"{where}: its ids name no row for {len(missing)} of {len(source)} images, {missing[0]} among them; "
+            "expected each image once"
+        )
+    return torch.tensor([row_of[name] for name in names])

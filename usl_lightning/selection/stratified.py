@@ -1,0 +1,79 @@
+"""Stratified selection: the same number from every class. It reads all labels, so it is an oracle, not a method."""
+
+import torch
+from torch import Tensor
+
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.keys import permutation
+from usl_lightning.data.modules import ImageData
+from usl_lightning.errors import UslError
+from usl_lightning.selection.base import Selector
+from usl_lightning.selection.geometry import check_budget
+
+
+def select_stratified(labels: Tensor, budget: int, *, seed: int = 0) -> Tensor:
+    """Random images, the same number of every class: how the papers on semi-supervised learning choose their labels.
+
+    Classes take turns in a random order, each with a random image of its own; a class that is used up misses its
+    turn. Images without a label come last.
+
+    Args:
+        labels: integers [n], -1 where unknown.
+        budget: how many, from 1 to n. A larger budget begins with the smaller one's choice.
+        seed: decides both orders.
+
+    Returns:
+        int64 [budget] on the labels' device, distinct, in order of choice.
+
+    Raises:
+        UslError: budget out of range.
+    """
+    n = len(labels)
+    check_budget(budget, n)
+    shuffled = permutation(n, seed, "stratified").to(labels.device)
+    present, classes = torch.unique(labels[shuffled], return_inverse=True)
+    turns = torch.empty_like(classes)  # how many of its class come before an image
+    for number in range(len(present)):
+        members = torch.nonzero(classes == number)[:, 0]
+        turns[members] = torch.arange(len(members), device=labels.device)
+    order = permutation(len(present), seed, "order of classes").to(labels.device)
+    rank = turns * len(present) + order[classes]
+    rank[labels[shuffled] < 0] += n * len(present)
+    return shuffled[torch.argsort(rank)][:budget]
+
+
+class Stratified(Selector):
+    """An oracle to compare with: `select_stratified` of the labels of all images.
+
+    Args:
+        image: of the images; the command line takes it from the data.
+        budget: number of images to pick, with those that are kept.
+        allow_oracle: read the labels of all images (short: --allow-oracle); nothing is chosen without it.
+        keep_from: label index (short: --keep) whose images come first, with their labels.
+    """
+
+    needs_network = False
+
+    def __init__(self, image: ImageSpec, budget: int, allow_oracle: bool = False, keep_from: str | None = None) -> None:
+        super().__init__(image=image, budget=budget, keep_from=keep_from)
+        self.allow_oracle = allow_oracle
+
+    def evidence(self, data: ImageData) -> Tensor:
+        """The labels, int64 [n].
+
+        Raises:
+            UslError: it is not allowed to read them, or there are none.
+        """
+        if not self.allow_oracle:
+            raise UslError(
+                "model.allow_oracle: stratified selection reads the labels of all images, which nobody has who needs "
+                "a selection; give --allow-oracle to compare with it all the same"
+            )
+        labels = data.train_source.labels
+        if not bool((labels >= 0).any()):
+            raise UslError(f"data.dataset: no image of {data.train_source.name} has a label; expected labels to read")
+        return labels
+
+    def choose(self, features: Tensor, seed: int) -> Tensor:
+        """See `select_stratified`; its evidence is the labels."""
+        return select_stratified(features, self.budget, seed=seed)

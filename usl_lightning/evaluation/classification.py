@@ -56,7 +56,7 @@ class Tally:
         """
         known = labels >= 0
         labels = labels[known]
-        confidence, predicted = logits[known].double().softmax(1).max(1)
+        confidence, predicted = logits.detach()[known].double().softmax(1).max(1)
         ones = torch.ones_like(labels)
         self.confusion.index_put_((labels, predicted), ones, accumulate=True)
         values = torch.stack([torch.ones_like(confidence), (predicted == labels).double(), confidence], dim=1)

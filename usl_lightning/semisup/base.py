@@ -1,5 +1,6 @@
 """What every stage-3 method shares: a classifier, its moving average, and how they are tested."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,35 @@ from torch import Tensor
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.distributed import gather, mean_over_processes
 from usl_lightning.errors import UslError
+from usl_lightning.evaluation.classification import Scores, Tally, confident_counts
 from usl_lightning.models.ema import EMA
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_encoder
 from usl_lightning.models.heads import Classifier
 from usl_lightning.optim import Optimization
 
+GUESS_MOMENTUM = 0.99
+"""Of the moving histogram of pseudo-labels: it tells of about the last 100 steps."""
+
+_LOGGED_CLASSES = 20  # a histogram of more would fill the logs; its balance is always there
+
+
+def guess_statistics(share: Tensor) -> dict[str, Tensor]:
+    """The histogram of pseudo-labels as scalars: see `SemiSupervisedModule.log_guesses`.
+
+    Args:
+        share: [c], of all unlabelled images, those that count as each class; sums up to 1 at most.
+    """
+    histogram = share / share.sum().clamp_min(torch.finfo(share.dtype).tiny)
+    entropy = torch.special.entr(histogram).sum() / math.log(len(share))
+    logged = histogram.unbind() if len(share) <= _LOGGED_CLASSES else ()
+    return {"guess_balance": entropy, **{f"guesses_{i}": value for i, value in enumerate(logged)}}
+
 
 class SemiSupervisedModule(LightningModule):
     """Base of the methods that train a classifier from few labels and many images.
 
-    A method writes its `training_step`; what is evaluated and handed on is the moving average `ema`.
+    A method writes its `training_step`; what is evaluated and handed on is the moving average `ema`. One that guesses
+    pseudo-labels tells of them with `log_guesses`.
 
     Args:
         image: channels, size, statistics and classes of the images.
@@ -32,9 +52,15 @@ class SemiSupervisedModule(LightningModule):
 
     Raises:
         UslError: fewer than two classes.
+
+    Attributes:
+        threshold: the least probability that counts as a pseudo-label in the reports of a validation; that of the
+            method, if it has one.
+        scores: what the last pass over the test images said of `ema` and `online`; empty if none has a label.
     """
 
-    confusion: Tensor
+    threshold: float = 0.95
+    guess_share: Tensor
 
     def __init__(
         self,
@@ -53,8 +79,10 @@ class SemiSupervisedModule(LightningModule):
         self.ema = EMA(self.model, ema_decay)
         self.optimization = optimizer
         self.init_from = init_from
-        shape = (2, image.num_classes, image.num_classes)
-        self.register_buffer("confusion", torch.zeros(shape, dtype=torch.long), persistent=False)
+        self.register_buffer("guess_share", torch.zeros(image.num_classes))
+        self.scores: dict[str, Scores] = {}
+        self._guesses = False
+        self._begin_evaluation()
 
     def setup(self, stage: str) -> None:
         """Start from an earlier encoder; a checkpoint being resumed is loaded after this and wins."""
@@ -93,6 +121,28 @@ class SemiSupervisedModule(LightningModule):
         """Log scalars of a training step, averaged over the processes."""
         self.log_dict(mean_over_processes(**values), prog_bar=True)
 
+    def log_guesses(self, predictions: Tensor, mask: Tensor) -> None:
+        """Log which share of the unlabelled images teaches (`mask_rate`), and as what; called in a training step.
+
+        At the steps that are logged follow the classes' shares of late, as `guesses_0`, `guesses_1`, … (up to 20
+        classes), and `guess_balance`: the entropy of the shares, 1 if all classes are guessed alike, 0 if only one is.
+
+        Args:
+            predictions: [n, classes], logits or probabilities whose largest is the pseudo-label.
+            mask: [n], bool or 0 … 1: whether, or how much, each of them counts.
+        """
+        share = torch.zeros_like(self.guess_share)
+        share.scatter_add_(0, predictions.detach().argmax(1), mask.to(share.dtype) / len(mask))
+        share = mean_over_processes(share=share)["share"].float()
+        self.guess_share.lerp_(share, 1 - GUESS_MOMENTUM)
+        self.log_dict({"mask_rate": share.sum()}, prog_bar=True)
+        self._guesses = True
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the moving histogram of pseudo-labels at the steps that are logged."""
+        if self._guesses and self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.log_dict(guess_statistics(self.guess_share))
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how to rebuild the encoders without this class."""
         checkpoint[ENTRY] = encoder_entry(self.model.encoder, online="model.encoder.", ema="ema.module.encoder.")
@@ -102,24 +152,40 @@ class SemiSupervisedModule(LightningModule):
 
     # Evaluation: the moving average first, the online network beside it.
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count true and predicted classes of both networks, over the images that have a label."""
-        classes, known = self.confusion.shape[-1], batch.labels >= 0
-        for row, network in enumerate((self.ema.module, self.model)):
-            predicted = network(batch.images).argmax(1)
-            cells = (batch.labels * classes + predicted)[known]
-            self.confusion[row] += torch.bincount(cells, minlength=classes**2).view(classes, classes)
+    def _begin_evaluation(self) -> None:
+        self._tallies: list[Tally] = []
+        self._confident: Tensor | None = None
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count what both networks make of test images; of unlabelled ones (dataloader 1), what would be guessed.
+
+        Their labels, if the data set has any, are for the report alone.
+        """
+        if dataloader_idx == 1:
+            counts = confident_counts(self.model(batch.images).float(), batch.labels, threshold=self.threshold)
+            self._confident = counts if self._confident is None else self._confident + counts
+            return
+        if not self._tallies:
+            self._tallies = [Tally(len(self.guess_share), batch.images.device) for _ in range(2)]
+        for tally, network in zip(self._tallies, (self.ema.module, self.model), strict=True):
+            tally.update(network(batch.images), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracies, fractions of 1."""
-        confusion = gather(self.confusion[None]).sum(0)
-        self.confusion.zero_()
-        correct, total = confusion.diagonal(dim1=1, dim2=2).sum(1), confusion.sum((1, 2))
-        if not bool(total.all()):
-            return  # no test image has a label
-        ema, online = (correct / total).unbind()
-        self.log("test_accuracy", ema, prog_bar=True, rank_zero_only=True)
-        self.log("test_accuracy_online", online, rank_zero_only=True)
+        """Log accuracies and calibration errors, and how many guesses are confident and how many of them right."""
+        tallies = self._tallies or [Tally(len(self.guess_share), self.device) for _ in range(2)]
+        both = {name: tally.scores() for name, tally in zip(("ema", "online"), tallies, strict=True)}
+        self.scores = {name: scores for name, scores in both.items() if scores is not None}
+        for name, scores in self.scores.items():
+            suffix = "" if name == "ema" else "_online"
+            self.log(f"test_accuracy{suffix}", scores.accuracy, prog_bar=not suffix, rank_zero_only=True)
+            self.log(f"test_calibration_error{suffix}", scores.calibration_error, rank_zero_only=True)
+        counts = self.guess_share.new_zeros(4, dtype=torch.long) if self._confident is None else self._confident
+        images, confident, known, right = gather(counts[None]).sum(0).tolist()
+        if images:
+            self.log("pseudo_label_rate", confident / images, rank_zero_only=True)
+        if known:
+            self.log("pseudo_label_accuracy", right / known, rank_zero_only=True)
+        self._begin_evaluation()
 
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

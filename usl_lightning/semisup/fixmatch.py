@@ -74,10 +74,6 @@ class FixMatch(SemiSupervisedModule):
         supervised = F.cross_entropy(x, labelled.labels)
         unsupervised, mask = fixmatch_loss(weak, strong, threshold=self.threshold)
         loss = supervised + self.unlabelled_weight * unsupervised
-        self.log_training(
-            loss=loss,
-            supervised_loss=supervised,
-            unsupervised_loss=unsupervised,
-            mask_rate=mask.float().mean(),
-        )
+        self.log_training(loss=loss, supervised_loss=supervised, unsupervised_loss=unsupervised)
+        self.log_guesses(weak, mask)
         return loss

@@ -75,7 +75,7 @@ def test_the_metrics_are_those_of_metrics_csv(run_dir: Path) -> None:
         assert next(reversed(list(records(path)))).WhichOneof("record_type") == "exit", "the run was not closed"
         for row in history(path):
             step = row["trainer/global_step"]
-            logged |= {(step, key): row[key] for key in ("loss", "knn_accuracy", "feature_std") if key in row}
+            logged |= {(step, key): row[key] for key in ("loss", "lr", "knn_accuracy", "feature_std") if key in row}
     rows = [line.split(",") for line in (run_dir / "metrics.csv").read_text().splitlines()[1:]]
     noted = {(int(step), name): float(value) for step, name, value in rows}
     assert {step for step, name in noted if name == "loss"} == set(range(8))

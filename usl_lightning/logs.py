@@ -14,6 +14,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from tqdm import tqdm
 
+from usl_lightning.data.batch import Batch
 from usl_lightning.errors import UslError
 from usl_lightning.files import write_text
 
@@ -147,6 +148,51 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+class Pace(Callback):
+    """Logs the learning rate of the steps that are logged, and how many images a second were trained on.
+
+    The speed goes into a file of its own: `metrics.csv` holds what a resumed run repeats to the last digit.
+
+    Args:
+        path: the file, of the form of `metrics.csv`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = MetricsCSV(path)
+        self._images, self._since, self._pause = 0, 0.0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop what was noted after the step the run starts from."""
+        self._file.rewind(trainer.global_step)
+        self._images, self._since = 0, time.monotonic()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Log the learning rate that this step is about to use."""
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the images a second of all processes since the last note; validations do not count."""
+        self._images += len(batch) if isinstance(batch, Batch) else sum(len(part) for part in batch)
+        if trainer.global_step % trainer.log_every_n_steps or (batch_idx + 1) % trainer.accumulate_grad_batches:  # type: ignore[attr-defined]
+            return
+        now = time.monotonic()
+        speed = {"images_per_second": self._images * trainer.world_size / max(now - self._since, 1e-9)}
+        self._images, self._since = 0, now
+        for logger in (self._file, *(each for each in trainer.loggers if not isinstance(each, MetricsCSV))):
+            logger.log_metrics(speed, trainer.global_step - 1)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._pause = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let it go on."""
+        self._since += time.monotonic() - self._pause
 
 
 def _rewind(trainer: Trainer) -> None:

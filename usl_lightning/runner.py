@@ -22,7 +22,7 @@ from usl_lightning.errors import UslError
 from usl_lightning.evaluation.features import evaluate_features
 from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import content_fields, flatten, identity_fields
-from usl_lightning.logs import MetricsCSV, Progress, wandb_logger
+from usl_lightning.logs import MetricsCSV, Pace, Progress, wandb_logger
 from usl_lightning.models.encoder import compile_encoders
 from usl_lightning.pretrain.base import PretrainModule
 from usl_lightning.report.gallery import chosen_strip
@@ -107,6 +107,7 @@ class StageCLI(LightningCLI):
             StopOnNaN(),
             Checkpoints(stage.run_dir / "checkpoints", settings.every_minutes, settings.every_steps, identity),
             Progress(f"{stage.run_dir.name}"),
+            Pace(stage.run_dir / "speed.csv"),
         ]
         loggers: list[Logger] = [MetricsCSV(stage.run_dir / "metrics.csv")] if stage.command == "fit" else []
         if stage.wandb and stage.command == "fit":

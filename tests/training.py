@@ -76,11 +76,11 @@ def train(
     folder.mkdir(exist_ok=True, parents=True)
     data = make_data()
     model = make_model(data)
-    options = {"accelerator": "cpu", "devices": 1, "val_check_interval": 4, **options}
+    options = {"accelerator": "cpu", "devices": 1, "val_check_interval": 4, "log_every_n_steps": 1, **options}
     trainer = Trainer(
         max_epochs=-1, max_steps=steps, check_val_every_n_epoch=None, num_sanity_val_steps=0,
         use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, log_every_n_steps=1, logger=MetricsCSV(folder / "metrics.csv"),
+        enable_model_summary=False, logger=MetricsCSV(folder / "metrics.csv"),
         callbacks=[
             KeyedRandomness(data.seed), StopOnNaN(), Checkpoints(folder / "checkpoints", every_steps=1), Progress(""),
             *([] if stop is None else [Stop(stop)]),

@@ -21,9 +21,13 @@ from usl_lightning.optim import Optimization
 
 log = logging.getLogger(__name__)
 
-COLLAPSED, HALF = 0.1, 0.5
-"""Shares of 1/√d, the standard deviation of evenly spread features: below the first they have collapsed; below the
-second they are collapsing, if they have lost a third of what they had (an untrained head may begin that low)."""
+# Shares of 1/√d, the standard deviation of evenly spread features.
+COLLAPSING = 0.5
+"""Embeddings below this that have lost a third of what they began with are collapsing; untrained ones may be lower."""
+COLLAPSED = 0.1
+"""Embeddings below this have collapsed."""
+CONSTANT = 0.01
+"""So have features of the encoder; before its batch norm has settled they may well be ten times that."""
 
 
 class PretrainModule(LightningModule):
@@ -120,7 +124,8 @@ class PretrainModule(LightningModule):
         """Look whether the embeddings collapse; the host waits for the device where the logger does anyway."""
         if self._std is not None and self._logs_this_step(done=True):
             first = float(self._first_std)  # type: ignore[arg-type]
-            self._warn_of_collapse(float(self._std), max(COLLAPSED, min(HALF, first * 2 / 3)), "embeddings", first)
+            limit = max(COLLAPSED, min(COLLAPSING, first * 2 / 3))
+            self._warn_of_collapse(float(self._std), limit, "embeddings", first)
 
     def _logs_this_step(self, *, done: bool = False) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -171,7 +176,7 @@ class PretrainModule(LightningModule):
         features, labels = bank = passes[0]
         std = feature_std(features)
         self.log("feature_std", std, rank_zero_only=True)
-        self._warn_of_collapse(float(std) * features.shape[1] ** 0.5, COLLAPSED, "encoder's features")
+        self._warn_of_collapse(float(std) * features.shape[1] ** 0.5, CONSTANT, "encoder's features")
         known = all(bool((part.labels >= 0).any()) for part in passes)
         if len(passes) == 2 and not self.trainer.sanity_checking and known:
             accuracy = knn_accuracy(

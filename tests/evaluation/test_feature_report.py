@@ -1,0 +1,79 @@
+"""The report of `usl test` on features: each figure as its own function gives it, and what is left out."""
+
+import json
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from usl_lightning.evaluation.features import PENALTY, Features, evaluate_features
+from usl_lightning.evaluation.knn import knn_accuracy
+from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracy
+
+
+def split() -> tuple[Features, Features]:
+    """Pixels of digits as features."""
+    x, y = (torch.from_numpy(column) for column in load_digits(return_X_y=True))
+    return Features(x[:1437].float(), y[:1437]), Features(x[1437:].float(), y[1437:])
+
+
+def test_figures_are_those_of_their_functions() -> None:
+    train, test = split()
+    report = evaluate_features(train, test, knn_k=20, seed=3)
+    metrics = report.metrics
+    assert metrics["knn_accuracy"] == knn_accuracy(*train, *test, k=20, num_classes=10)
+    assert metrics["probe_accuracy"] == probe_accuracy(*train, *test, num_classes=10, penalty=PENALTY)
+    few = balanced_subset(train.labels, 1000, seed=3)
+    expected = probe_accuracy(train.features[few], train.labels[few], *test, num_classes=10, penalty=PENALTY)
+    assert metrics["probe_1000_accuracy"] == expected
+    assert 0.6 < metrics["nmi"] < 0.9
+    assert 0.5 < metrics["ari"] < metrics["nmi"]
+    assert report.left_out == []
+    assert "k = 20 of 1437" in report.notes["knn_accuracy"]
+    assert json.loads(json.dumps(report.as_dict()))["metrics"] == metrics
+
+
+def test_figures_are_a_function_of_the_seed() -> None:
+    train, test = split()
+    train = Features(train.features[:1100], train.labels[:1100])
+    first, again, other = (evaluate_features(train, test, knn_k=20, seed=seed) for seed in (0, 0, 1))
+    assert first == again
+    assert first != other
+
+
+def test_the_table_is_aligned_and_tells_k() -> None:
+    lines = evaluate_features(*split(), knn_k=20).table().splitlines()
+    assert len({line.index(".") for line in lines}) == 1, "decimal points stand below each other"
+    assert any(line.startswith("knn_accuracy") and "k = 20" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("case", "missing", "said"),
+    [
+        ("no test split", {"knn_accuracy", "probe_accuracy", "probe_1000_accuracy"}, "has no test images"),
+        ("test labels", {"knn_accuracy", "probe_accuracy", "probe_1000_accuracy"}, "no test image has a label"),
+        (
+            "labels",
+            {"nmi", "ari", "knn_accuracy", "probe_accuracy", "probe_1000_accuracy"},
+            "no training image has a label",
+        ),
+        ("few labels", {"probe_1000_accuracy"}, "there are 900, all in use above"),
+    ],
+)
+def test_what_cannot_be_measured_is_said(case: str, missing: set[str], said: str) -> None:
+    train, test = split()
+    everything = evaluate_features(train, test).metrics.keys()
+    if case == "no test split":
+        report = evaluate_features(train)
+    elif case == "test labels":
+        report = evaluate_features(train, Features(test.features, torch.full_like(test.labels, -1)))
+    elif case == "labels":
+        report = evaluate_features(Features(train.features, torch.full_like(train.labels, -1)), test)
+    else:
+        labels = torch.where(torch.arange(1437) < 900, train.labels, -1)
+        report = evaluate_features(Features(train.features, labels), test)
+        assert "k = 200 of 900" in report.notes["knn_accuracy"]
+    assert everything - report.metrics.keys() == missing
+    assert len(report.left_out) == 1
+    assert said in report.left_out[0]
+    assert f"left out: {report.left_out[0]}" in report.table()

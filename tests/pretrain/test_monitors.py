@@ -1,0 +1,189 @@
+"""What stage 1 tells while it trains: spread, alignment, uniformity, collapse, and kNN accuracy at a bounded cost."""
+
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from training import digits, train
+
+from usl_lightning.data.batch import Batch
+from usl_lightning.data.modules import ImageData
+from usl_lightning.data.sampling import MONITORED, monitored
+from usl_lightning.data.views import Weak
+from usl_lightning.models.encoder import Encoder
+from usl_lightning.optim import Optimization
+from usl_lightning.pretrain.base import PretrainModule
+from usl_lightning.pretrain.simclr import SimCLR
+
+EPOCH = 1437 // 32
+
+
+class Attract(PretrainModule):
+    """Views attract each other and nothing holds them apart: SimSiam without its stop-gradient, or BN."""
+
+    def __init__(self, data: ImageData, lr: float) -> None:
+        encoder = Encoder("small_nf", data.spec)
+        super().__init__(encoder, Optimization(lr=lr), knn_k=5)
+        self.view = Weak()
+        self.projector = nn.Sequential(nn.Linear(encoder.feature_dim, 32), nn.ReLU(), nn.Linear(32, 16))
+        # Spread out at first, as trained embeddings are.
+        images = data.train_source.read(torch.arange(256))
+        with torch.no_grad():
+            self.projector[2].bias -= self.projector(encoder(images)).mean(0)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        z1, z2 = (self.projector(self.encoder(self.view(batch.images, batch.key.fold("view", i)))) for i in range(2))
+        loss = 1 - F.cosine_similarity(z1, z2).mean()
+        self.log_training(z1, z2, loss=loss)
+        return loss
+
+
+def attract(data: ImageData) -> Attract:
+    return Attract(data, lr=0.005)
+
+
+def still(data: ImageData) -> Attract:
+    return Attract(data, lr=0.0)
+
+
+def constant(data: ImageData) -> SimCLR:
+    """The encoder's output does not depend on the image."""
+    model = SimCLR(data.spec, Weak(), Optimization(), "small_nf", hidden_dim=8, projection_dim=8, knn_k=5)
+    last = model.encoder.net.stages[-1]
+    for layer in (last.conv2, last.shortcut[0]):
+        nn.init.zeros_(layer.weight)
+        nn.init.ones_(layer.bias)
+        layer.requires_grad_(False)
+    return model
+
+
+def healthy(data: ImageData) -> SimCLR:
+    return SimCLR(data.spec, Weak(), Optimization(lr=0.1), "small_w16", hidden_dim=16, projection_dim=8, knn_k=5)
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def logged(folder: Path, name: str) -> dict[int, float]:
+    """Step -> value."""
+    rows = [row.split(",") for row in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    return {int(step): float(value) for step, metric, value in rows if metric == name}
+
+
+# Collapse ------------------------------------------------------------------------------------------------
+
+
+def test_embeddings_that_collapse_are_reported_once_within_the_first_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(attract, digits, tmp_path, EPOCH, log_every_n_steps=5, val_check_interval=1000)
+    assert min(logged(tmp_path, "embedding_std").values()) * 16**0.5 < 0.1, "they do collapse"
+    (line,) = warnings(caplog)
+    assert float(line.split(" at the start")[0].split()[-1]) > 0.5, "they were spread out"
+    assert line.startswith("features are collapsing: step ")
+    assert int(line.split("step ")[1].split(":")[0]) % 5 == 0
+    assert "\n" not in line
+
+
+def test_the_same_network_untrained_is_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(still, digits, tmp_path, 6)
+    assert warnings(caplog) == []
+
+
+@pytest.mark.parametrize("looks", ["embeddings", "encoder's features"])
+def test_a_constant_network_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, looks: str) -> None:
+    """By its embeddings in the step; by its features at the next validation, where steps are not logged."""
+    often = looks == "embeddings"
+    train(constant, digits, tmp_path, 4, log_every_n_steps=1 if often else 100, val_check_interval=4)
+    (line,) = warnings(caplog)
+    assert f"the {looks} of different images are nearly the same (standard deviation 0.00 of" in line
+    assert ("step 1:" if often else "step 4:") in line
+
+
+def test_features_that_are_learnt_are_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(healthy, digits, tmp_path, 20)
+    assert warnings(caplog) == []
+
+
+def test_low_from_the_start_is_no_collapse_until_it_falls(caplog: pytest.LogCaptureFixture) -> None:
+    """The line between a head that has not spread yet (0.4 of 1/√d) and one that falls (to 0.25)."""
+    for first, now, said in ((0.4, 0.4, 0), (0.4, 0.25, 1), (1.0, 0.52, 0), (1.0, 0.48, 1), (0.12, 0.11, 0)):
+        model = healthy(digits())
+        model._trainer = type("T", (), {"log_every_n_steps": 1, "global_step": 9, "is_global_zero": True})()
+        model._first_std, model._std = torch.tensor(first), torch.tensor(now)
+        caplog.clear()
+        model.on_train_batch_end(None, None, 0)
+        assert len(warnings(caplog)) == said, (first, now)
+
+
+# What is logged ------------------------------------------------------------------------------------------
+
+
+def test_logged_values_are_those_of_the_steps_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def watched(data: ImageData) -> SimCLR:
+        model = healthy(data)
+        model.projector.register_forward_hook(lambda *call: seen.append(call[-1].detach().clone()))
+        return model
+
+    train(watched, digits, tmp_path, 7, log_every_n_steps=3, val_check_interval=1000)
+    assert len(seen) == 7
+    assert logged(tmp_path, "embedding_std").keys() == {2, 5}
+    for step in (2, 5):
+        a, b = (F.normalize(z.double(), dim=1) for z in seen[step].chunk(2))
+        assert logged(tmp_path, "alignment")[step] == pytest.approx(float((a - b).square().sum(1).mean()), rel=1e-4)
+        assert logged(tmp_path, "embedding_std")[step] == pytest.approx(float(a.std(0, correction=0).mean()), rel=1e-4)
+        potential = torch.pdist(a).square().mul(-2).exp().mean().log()
+        assert logged(tmp_path, "uniformity")[step] == pytest.approx(float(potential), rel=1e-4)
+
+
+# The kNN monitor's cost ----------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.integers(1, 3000), min_size=1, max_size=2),
+    st.integers(1, 100_000),
+    st.integers(0, 3),
+    st.integers(1, 4),
+)
+def test_a_look_is_a_twentieth_of_what_was_trained_on(sizes: list[int], trained: int, seed: int, world: int) -> None:
+    looks = monitored(sizes, trained, seed, processes=world)
+    for size, positions in zip(sizes, looks, strict=True):
+        assert positions.tolist() == sorted(set(positions.tolist()))
+        assert 0 <= int(positions.min()) <= int(positions.max()) < size
+        assert len(positions) >= min(size, world)
+    assert sum(map(len, looks)) <= max(MONITORED * trained, len(sizes) * world)
+    assert all(map(torch.equal, looks, monitored(sizes, trained, seed, processes=world)))
+
+
+def test_a_look_is_three_quarters_bank_and_drawn_at_random() -> None:
+    bank, queries = monitored([60_000, 10_000], 60_000, 0)
+    assert (len(bank), len(queries)) == (2250, 750)
+    assert float(bank.double().mean()) == pytest.approx(30_000, rel=0.05)
+    assert not torch.equal(bank, monitored([60_000, 10_000], 60_000, 1)[0])
+    everything = monitored([1437, 360], 50_000, 0)
+    assert [part.tolist() for part in everything] == [list(range(1437)), list(range(360))]
+
+
+def test_amid_training_a_few_images_are_looked_at_and_all_at_the_end(tmp_path: Path) -> None:
+    counted: dict[str, list[int]] = {"train": [], "eval": []}
+
+    def counting(data: ImageData) -> SimCLR:
+        model = healthy(data)
+        count = lambda module, inputs: counted["train" if module.training else "eval"].append(len(inputs[0]))  # noqa: E731
+        model.encoder.register_forward_pre_hook(count)
+        return model
+
+    train(counting, digits, tmp_path, 40, val_check_interval=20)
+    images_trained = sum(counted["train"]) // 2  # views
+    assert images_trained == 40 * 32
+    assert sum(counted["eval"]) == 2 * math.floor(MONITORED * 20 * 32)
+    assert logged(tmp_path, "knn_accuracy").keys() == {19, 39}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError
-from usl_lightning.models.backbones import create_backbone
+from usl_lightning.models.backbones import check_image_size, create_backbone
 
 ENTRY = "encoder"
 """Key of a checkpoint under which `encoder_entry` is stored."""
@@ -22,6 +22,9 @@ class Encoder(nn.Module):
         image: channels, size and pixel statistics; the statistics become buffers, stored with the weights.
         pretrained: start from published weights.
 
+    Raises:
+        UslError: no such backbone, or not for images of this size.
+
     Attributes:
         feature_dim: d of the features [b, d].
     """
@@ -32,6 +35,7 @@ class Encoder(nn.Module):
     def __init__(self, backbone: str, image: ImageSpec, *, pretrained: bool = False) -> None:
         super().__init__()
         net, self.feature_dim = create_backbone(backbone, image.channels, pretrained=pretrained)
+        check_image_size(net, backbone, image.height, image.width)
         self.net = net.to(memory_format=torch.channels_last)
         self.backbone, self.image = backbone, image
         self.register_buffer("mean", torch.tensor(image.mean).view(1, -1, 1, 1))

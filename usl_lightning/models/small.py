@@ -53,7 +53,7 @@ class SmallNet(nn.Module):
         self, channels: int, width: int = 32, grid: int = 2, norm: Norm = "batch", stem_stride: int = 1
     ) -> None:
         super().__init__()
-        self.feature_dim = 4 * width * grid * grid
+        self.feature_dim, self.output_stride = 4 * width * grid * grid, 4 * stem_stride
         self.stem = nn.Sequential(
             nn.Conv2d(channels, width, 3, stem_stride, 1, bias=norm == "none"),
             _norm(norm, width),

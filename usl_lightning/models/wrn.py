@@ -55,7 +55,7 @@ class WideResNet(nn.Module):
                 inputs = widths[group] if block == 0 else widths[group + 1]
                 stride = 2 if block == 0 and group > 0 else 1
                 layers.append(_Block(inputs, widths[group + 1], stride, group == 0 and block == 0))
-        self.feature_dim = widths[-1]
+        self.feature_dim, self.output_stride = widths[-1], 2 ** (groups - 1)
         self.stem = nn.Conv2d(channels, 16, 3, 1, 1, bias=False)
         self.blocks = nn.Sequential(*layers)
         self.bn, self.act = _bn(self.feature_dim), _act()

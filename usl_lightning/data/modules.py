@@ -15,7 +15,14 @@ from tqdm import tqdm
 from usl_lightning.data.batch import Batch, ImageSpec, PairBatch, SemiBatch
 from usl_lightning.data.folder_source import FolderSource
 from usl_lightning.data.keys import Key
-from usl_lightning.data.sampling import StepLoader, StepSampler, drawn_neighbors, process_range, process_slots
+from usl_lightning.data.sampling import (
+    StepLoader,
+    StepSampler,
+    drawn_neighbors,
+    monitored,
+    process_range,
+    process_slots,
+)
 from usl_lightning.data.sources import ArraySource, ImageSource, has_split, open_source, read_labels
 from usl_lightning.errors import UslError
 from usl_lightning.labels import LabelIndex
@@ -133,8 +140,18 @@ class ImageData(LightningDataModule):
         return self._steps(self._draw("images", self.batch_size))
 
     def val_dataloader(self) -> list[StepLoader[Batch]]:
-        """Passes over the training images (the bank of a kNN classifier) and over the test images."""
-        return [self._pass(split) for split in ([self.split, "test"] if self.has_test else [self.split])]
+        """Passes over the training images (the bank of a kNN classifier) and over the test images.
+
+        Amid training, over the few of them that `monitored` allows.
+        """
+        splits = [self.split, "test"] if self.has_test else [self.split]
+        if self.trainer is None or self.trainer.state.fn != "fit":
+            return [self._pass(split) for split in splits]
+        sizes = [len(self.source(split)) for split in splits]
+        every = self.trainer.val_check_interval
+        trained = every * self.batch_size if isinstance(every, int) else sizes[0]
+        looked_at = monitored(sizes, trained, self.seed, processes=self._processes[1])
+        return [self._pass(split, images=images) for split, images in zip(splits, looked_at, strict=True)]
 
     def test_dataloader(self) -> list[StepLoader[Batch]]:
         """As `val_dataloader`."""
@@ -175,9 +192,11 @@ class ImageData(LightningDataModule):
     def _steps(self, make: Callable[[int], Any]) -> StepLoader[Any]:
         return StepLoader(make, first=self._first_batch, workers=self._workers(self.split), pin=self._on_cuda)
 
-    def _pass(self, split: str, first: int = 0) -> StepLoader[Batch]:
+    def _pass(self, split: str, first: int = 0, images: Tensor | None = None) -> StepLoader[Batch]:
         rank, world = self._processes
-        share = process_range(len(self.source(split)), rank, world)
+        images = torch.arange(len(self.source(split))) if images is None else images
+        own = process_range(len(images), rank, world)
+        share = images[own.start : own.stop]
         batches = -(-len(share) // self.eval_batch_size)
         return StepLoader(
             _Pass(self._reader(split), self.source(split).labels, share, self.eval_batch_size, self.seed, split),
@@ -339,6 +358,10 @@ class NeighborData(ImageData):
         """Endless `PairBatch`es that start where the trainer stands."""
         return self._steps(_Pairs(self._draw("images", self.batch_size), self._read_neighbors()))
 
+    def val_dataloader(self) -> list[StepLoader[Batch]]:
+        """Passes over all training images and all test images."""
+        return [self._pass(split) for split in ([self.split, "test"] if self.has_test else [self.split])]
+
     def _read_neighbors(self) -> Tensor:
         n = len(self.train_source)
         try:
@@ -398,14 +421,13 @@ class _Pass:
 
     source: ImageSource | None
     labels: Tensor
-    share: range
+    share: Tensor
     batch_size: int
     seed: int
     split: str
 
     def __call__(self, number: int) -> Batch:
-        chunk = self.share[number * self.batch_size : (number + 1) * self.batch_size]
-        indices = torch.arange(chunk.start, chunk.stop)
+        indices = self.share[number * self.batch_size : (number + 1) * self.batch_size]
         key = Key.of(self.seed, "pass", slots=indices)
         return Batch(_pixels(self.source, indices), self.labels[indices], indices, key, self.split)
 

@@ -121,8 +121,9 @@ def moco(
         hidden_dim=16, projection_dim=8, init_from=init_from, knn_k=3,
     )  # fmt: skip
     data = SimpleNamespace(batch_size=size)
-    trainer = SimpleNamespace(datamodule=data, world_size=processes, accumulate_grad_batches=accumulate)
-    model._trainer = trainer  # type: ignore[assignment]
+    model._trainer = SimpleNamespace(  # type: ignore[assignment]
+        datamodule=data, world_size=processes, accumulate_grad_batches=accumulate, log_every_n_steps=1, global_step=0
+    )
     model.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     return model
 

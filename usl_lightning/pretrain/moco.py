@@ -107,9 +107,10 @@ class MoCo(PretrainModule):
             self.key_encoder.update(self._query_encoder())
         q = self._in_groups(self._query_encoder(), self.view(batch.images, batch.key.fold("query")))
         keys = self._keys(batch)
-        loss = info_nce(q, keys[batch.key.slots], self.queue, temperature=self.temperature)
+        k = keys[batch.key.slots]
+        loss = info_nce(q, k, self.queue, temperature=self.temperature)
         self._enqueue(keys)
-        self.log_training(loss=loss)
+        self.log_training(q, k, loss=loss)
         return loss
 
     def _query_encoder(self) -> nn.Sequential:

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.distributed import gather
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import prediction_mlp, projection_mlp
 from usl_lightning.optim import Optimization
@@ -29,22 +28,10 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
         return -F.cosine_similarity(p.to(dtype), z.to(dtype), dim=1).mean()
 
 
-def output_std(z: Tensor) -> Tensor:
-    """Standard deviation of the normalised outputs, averaged over the dimensions (SimSiam, §4.1).
-
-    Args:
-        z: outputs [n, d], n at least 2.
-
-    Returns:
-        A scalar: 0 if all outputs point the same way (collapse), 1/√d if they are spread over the sphere.
-    """
-    return F.normalize(z.float(), dim=1).std(0).mean()
-
-
 class SimSiam(PretrainModule):
     """The prediction from one view of an image meets the projection of the other, which is held still.
 
-    `output_std` in the log tells a collapse: healthy is about 1/√projection_dim, collapsed 0.
+    `embedding_std` in the log, of the projections, tells a collapse: healthy is about 1/√projection_dim, collapsed 0.
 
     Args:
         image: channels, size and statistics of the images; the command line takes it from the data.
@@ -98,5 +85,5 @@ class SimSiam(PretrainModule):
         p1, p2 = self.predictor(z1), self.predictor(z2)
         target1, target2 = (z1.detach(), z2.detach()) if self.stop_gradient else (z1, z2)
         loss = (negative_cosine(p1, target2) + negative_cosine(p2, target1)) / 2
-        self.log_training(loss=loss, output_std=output_std(gather(z1.detach())))
+        self.log_training(z1, z2, loss=loss)
         return loss

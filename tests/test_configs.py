@@ -132,7 +132,7 @@ def test_needed_parameters_are_in_the_headers_command(name: str) -> None:
     flat = StageCommand.parse(words[1], words[2:]).flat()
     needs_labels = flat["data.class_path"].endswith(("SemiSupervisedData", "LabelledData"))
     assert not needs_labels or "data.labels" in flat
-    needs_features = words[1] == "select" and not flat["model.class_path"].endswith("Random")
+    needs_features = words[1] == "select" and not flat["model.class_path"].endswith(("Random", "Stratified"))
     assert not needs_features or "model.init_from" in flat
 
 

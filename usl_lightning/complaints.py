@@ -1,7 +1,9 @@
 """Turns a parser's page of complaint into the one line that matters."""
 
+import difflib
 import importlib
 import inspect
+import pkgutil
 import re
 import typing
 from collections.abc import Iterable, Mapping
@@ -68,7 +70,11 @@ def explain(message: str, stage: StageCommand, known: Iterable[str]) -> str:
             missing = [f"--{parent}.{name.strip()}" for name in found["required"].split(",")]
             return f"{stage.configs[-1]}: {', '.join(missing)} must be given"
         if found["path"]:
-            return f"{_where(stage, prefix)}: expected the name of a class, package.module.Class, found {found['path']}"
+            meant = _nearest_method(found["path"])
+            return (
+                f"{_where(stage, prefix)}: expected the name of a class, package.module.Class, "
+                f"found {found['path']}{meant}"
+            )
         if found["union"]:
             types = re.split(r", (?=<|typing)", found["union"])
             expected = " or ".join(_plain(name) for name in types if name != "<class 'NoneType'>")
@@ -123,7 +129,26 @@ def _names(found: Any) -> list[str]:
 
 def _nearest_in_module(complaint: str) -> str:
     found = re.match("module '(.+)' has no attribute '(.+)'", complaint)
-    return did_you_mean(found[2], vars(importlib.import_module(found[1]))) if found else ""
+    if found:
+        return did_you_mean(found[2], vars(importlib.import_module(found[1])))
+    missing = re.match(r"No module named '(.+)\.(.+)'", complaint)
+    if not missing:
+        return ""
+    try:
+        siblings = pkgutil.iter_modules(importlib.import_module(missing[1]).__path__)
+    except (ImportError, AttributeError):
+        return ""
+    return did_you_mean(missing[2], [sibling.name for sibling in siblings])
+
+
+def _nearest_method(name: str) -> str:
+    """A class of the method that a bare name may mean; its file is called as it is."""
+    methods = {}
+    for package in ("pretrain", "selection", "semisup"):
+        folder = importlib.import_module(f"usl_lightning.{package}").__path__
+        methods |= {each.name: f"usl_lightning.{package}.{each.name}" for each in pkgutil.iter_modules(folder)}
+    near = difflib.get_close_matches(name.strip().lower(), methods, n=1)
+    return f" (did you mean the class in {methods[near[0]]}?)" if near else ""
 
 
 def _expected(names: list[str]) -> str:

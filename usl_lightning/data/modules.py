@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -15,6 +14,7 @@ from tqdm import tqdm
 from usl_lightning.data.batch import Batch, ImageSpec, PairBatch, SemiBatch
 from usl_lightning.data.folder_source import FolderSource
 from usl_lightning.data.keys import Key
+from usl_lightning.data.neighbors import encoder_neighbors, read_neighbors
 from usl_lightning.data.sampling import (
     StepLoader,
     StepSampler,
@@ -346,35 +346,45 @@ class NeighborData(ImageData):
 
     Args:
         neighbors: `.npy` file of int64 [n, k]: the neighbours of every image, computed once and fixed.
+        neighbors_from: instead, the checkpoint of stage 1 whose encoder tells the neighbours; computed when training
+            starts.
+        k: how many neighbours of each image are computed, beside the image itself, which is one of the candidates.
         batch_size: images of the global batch; as many neighbours come with them.
         images: as for `ImageData`.
     """
 
-    def __init__(self, neighbors: str, batch_size: int = 1024, **images: Any) -> None:
+    def __init__(
+        self,
+        neighbors: str | None = None,
+        neighbors_from: str | None = None,
+        k: int = 20,
+        batch_size: int = 1024,
+        **images: Any,
+    ) -> None:
         super().__init__(batch_size=batch_size, **images)
-        self.neighbors = neighbors
+        self.neighbors, self.neighbors_from, self.k = neighbors, neighbors_from, k
 
     def train_dataloader(self) -> StepLoader[Any]:
         """Endless `PairBatch`es that start where the trainer stands."""
-        return self._steps(_Pairs(self._draw("images", self.batch_size), self._read_neighbors()))
+        return self._steps(_Pairs(self._draw("images", self.batch_size), self._table()))
 
     def val_dataloader(self) -> list[StepLoader[Batch]]:
-        """Passes over all training images and all test images."""
-        return [self._pass(split) for split in ([self.split, "test"] if self.has_test else [self.split])]
+        """A pass over all training images, also amid training: a cluster is empty only if none of them is in it."""
+        return [self._pass(self.split)]
 
-    def _read_neighbors(self) -> Tensor:
-        n = len(self.train_source)
-        try:
-            table = torch.from_numpy(np.load(self.neighbors, allow_pickle=False))
-        except (OSError, ValueError, TypeError) as error:
-            raise UslError(f"data.neighbors: {self.neighbors} is not a readable .npy file ({error})") from error
-        whole = not table.is_floating_point() and table.dim() == 2 and len(table) == n and table.shape[1] > 0
-        if not whole or int(table.min()) < 0 or int(table.max()) >= n:
-            raise UslError(
-                f"data.neighbors: {self.neighbors} holds {list(table.shape)} {table.dtype}; expected one row of "
-                f"positions from 0 to {n - 1} for each of the {n} images"
-            )
-        return table.long()
+    def test_dataloader(self) -> list[StepLoader[Batch]]:
+        """Passes over the training images and over the test images, for a look at the features."""
+        return super().val_dataloader()
+
+    def _table(self) -> Tensor:
+        if self.neighbors is not None and self.neighbors_from is None:
+            return read_neighbors(self.neighbors, len(self.train_source))
+        if self.neighbors_from is not None and self.neighbors is None:
+            return encoder_neighbors(self.neighbors_from, self, self.k)
+        raise UslError(
+            "data.neighbors_from: expected the checkpoint of stage 1 whose features tell the neighbours, or a table of "
+            "them in data.neighbors; one of the two"
+        )
 
 
 # What workers run: these hold nothing of the run, so that they can be pickled wherever workers are spawned.

@@ -90,7 +90,8 @@ def build(command: str, config: str, data: Path, **overrides: str) -> StageCLI:
 
 def command_of(name: str) -> list[str]:
     """The words of the first command in a configuration's header."""
-    found = re.search(r"^#\s+(usl .+)$", (shipped_folder() / name).read_text(), re.MULTILINE)
+    text = re.sub(r" \\\n#\s+", " ", (shipped_folder() / name).read_text())  # a long command goes on in the next line
+    found = re.search(r"^#\s+(usl .+)$", text, re.MULTILINE)
     assert found, f"{name}: its header does not say its command"
     return shlex.split(found[1])
 

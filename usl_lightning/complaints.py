@@ -143,7 +143,7 @@ def _nearest_in_module(complaint: str) -> str:
 
 def _nearest_method(name: str) -> str:
     """A class of the method that a bare name may mean; its file is called as it is."""
-    methods = {}
+    methods: dict[str, str] = {}
     for package in ("pretrain", "selection", "semisup"):
         folder = importlib.import_module(f"usl_lightning.{package}").__path__
         methods |= {each.name: f"usl_lightning.{package}.{each.name}" for each in pkgutil.iter_modules(folder)}

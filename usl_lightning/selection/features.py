@@ -269,7 +269,8 @@ def _load(path: Path, where: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
         loaded = np.load(path, allow_pickle=False)
         arrays = {"features": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UslError(f"{where}: cannot be read ({' '.join(str(error).split())[:120]})") from error
+        reason = getattr(error, "strerror", None) or "it is not a NumPy file of numbers"
+        raise UslError(f"{where}: cannot be read ({reason})") from error
     if "features" not in arrays:
         raise UslError(f"{where}: holds {', '.join(arrays) or 'nothing'}; expected an array named 'features'")
     features = arrays["features"]

@@ -1,0 +1,325 @@
+"""Features of all images: computed once, continued after a kill, kept, and read from files."""
+
+import dataclasses
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.modules import ImageData
+from usl_lightning.data.sources import ArraySource, open_source
+from usl_lightning.errors import UslError
+from usl_lightning.models.encoder import Encoder
+from usl_lightning.selection.features import image_features, published_encoder, read_features
+
+N, BATCH = 1437, 100
+
+
+def digits(**options: Any) -> ImageData:
+    data = ImageData("digits", **{"eval_batch_size": BATCH, **options})
+    data.setup("predict")
+    return data
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder("small_w16", digits().spec)
+
+
+class KilledError(Exception):
+    pass
+
+
+def counting(encoder: Encoder, stop: int | None = None) -> list[int]:
+    """The list that every batch the encoder sees adds its size to; it "dies" at batch number `stop`."""
+    seen: list[int] = []
+
+    def look(_: Any, inputs: tuple[Tensor]) -> None:
+        if len(seen) == stop:
+            raise KilledError
+        seen.append(len(inputs[0]))
+
+    encoder.register_forward_pre_hook(look)
+    return seen
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.npz"))
+
+
+def test_every_image_in_order_in_evaluation_mode(encoder: Encoder, tmp_path: Path) -> None:
+    encoder.train()
+    before = {name: value.clone() for name, value in encoder.state_dict().items()}
+    features = image_features(encoder, digits(), cache=tmp_path)
+    assert encoder.training, "the caller's mode is left as it was"
+    for name, value in encoder.state_dict().items():
+        assert torch.equal(value, before[name]), "a pass moves no statistics"
+    with torch.no_grad():
+        expected = encoder.eval()(open_source("digits", "train").read(torch.arange(N)))
+    assert features.shape == (N, encoder.feature_dim)
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, expected)
+    (features[0].requires_grad_() ** 2).sum().backward()  # an ordinary tensor, though made under inference mode
+
+
+def test_the_second_time_they_are_taken_from_the_cache(encoder: Encoder, tmp_path: Path) -> None:
+    seen = counting(encoder)
+    with torch.inference_mode():
+        first = image_features(encoder, digits(), cache=tmp_path)
+    assert sum(seen) == N
+    again = image_features(encoder, digits(eval_batch_size=500), cache=tmp_path)
+    assert sum(seen) == N
+    assert torch.equal(first, again)
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".lock", ".npz"]
+
+
+def test_the_default_folder(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USL_CACHE", str(tmp_path / "mine"))
+    image_features(encoder, digits())
+    assert len(kept(tmp_path / "mine")) == 1
+
+
+@pytest.mark.parametrize("change", ["weights", "statistics", "image size", "precision"])
+def test_what_they_depend_on_is_told_apart(change: str, encoder: Encoder, tmp_path: Path) -> None:
+    image_features(encoder, digits(), cache=tmp_path)
+    data = digits()
+    if change == "weights":
+        with torch.no_grad():
+            next(encoder.parameters())[0] += 1e-6
+    elif change == "statistics":
+        encoder.mean += 0.01
+    elif change == "image size":
+        data = digits(image_size=9)
+    else:
+        from usl_lightning.trainer import Trainer
+
+        data.trainer = Trainer(accelerator="cpu", precision="bf16-mixed", logger=False)
+    features = image_features(encoder, data, cache=tmp_path)
+    assert features.dtype == torch.float32
+    assert len(kept(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("done", [0, 1, 7, 14])
+@pytest.mark.parametrize("torn", [b"", b"half a row"])
+def test_a_killed_pass_is_continued(done: int, torn: bytes, encoder: Encoder, tmp_path: Path) -> None:
+    straight = image_features(encoder, digits(), cache=tmp_path / "straight")
+    state = encoder.state_dict()
+    mortal = Encoder("small_w16", digits().spec)
+    mortal.load_state_dict(state)
+    counting(mortal, stop=done)
+    with pytest.raises(KilledError):
+        image_features(mortal, digits(), cache=tmp_path / "cache")
+    parts = list((tmp_path / "cache").glob("*.parts/*"))
+    assert [part.name for part in parts] == [f"0-{N}.f32"]
+    assert parts[0].stat().st_size == done * BATCH * 4 * encoder.feature_dim
+    with open(parts[0], "ab") as file:
+        file.write(torn)
+    seen = counting(encoder)
+    features = image_features(encoder, digits(), cache=tmp_path / "cache")
+    assert sum(seen) == N - done * BATCH
+    assert torch.equal(features, straight)
+    assert not list((tmp_path / "cache").glob("*.parts"))
+
+
+def test_a_pass_killed_before_the_file_was_written(encoder: Encoder, tmp_path: Path) -> None:
+    """All rows are there; the last, smaller batch cannot be told from a torn one and is computed again."""
+    mortal = counting(encoder)
+    reference = image_features(encoder, digits(), cache=tmp_path / "straight")
+    stem = kept(tmp_path / "straight")[0].stem
+    (tmp_path / "cache" / f"{stem}.parts").mkdir(parents=True)
+    (tmp_path / "cache" / f"{stem}.parts" / f"0-{N}.f32").write_bytes(reference.numpy().tobytes())
+    mortal.clear()
+    assert torch.equal(image_features(encoder, digits(), cache=tmp_path / "cache"), reference)
+    assert mortal == [N % BATCH]
+
+
+@pytest.mark.parametrize("damage", ["a flipped byte", "cut short", "empty", "of something else"])
+def test_a_damaged_file_is_made_again(
+    damage: str, encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = image_features(encoder, digits(), cache=tmp_path)
+    path = kept(tmp_path)[0]
+    content = bytearray(path.read_bytes())
+    if damage == "a flipped byte":
+        content[len(content) // 2] ^= 1
+    elif damage == "cut short":
+        del content[len(content) // 2 :]
+    elif damage == "empty":
+        content.clear()
+    path.write_bytes(content)
+    if damage == "of something else":
+        np.savez(path, features=good.numpy() + 1, about=np.array(json.dumps({"format": "usl-features"})))
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(image_features(encoder, digits(), cache=tmp_path), good)
+    assert "the features are computed again" in caplog.text
+    seen = counting(encoder)
+    assert torch.equal(image_features(encoder, digits(), cache=tmp_path), good)
+    assert seen == []
+
+
+def test_features_that_are_no_numbers_are_refused_and_not_kept(encoder: Encoder, tmp_path: Path) -> None:
+    def spoil(_: Any, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        return output.index_fill(0, torch.tensor([3]), torch.nan)
+
+    encoder.register_forward_hook(spoil)
+    with pytest.raises(UslError, match="NaN or infinite values in rows 3, 103, 203, 303, 403 and 10 more"):
+        image_features(encoder, digits(), cache=tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_a_folder_that_cannot_be_used(encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UslError, match=r"file: cannot be written \(.+\); give another --model.cache"):
+        image_features(encoder, digits(), cache=tmp_path / "file")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: type("", (), {"free": 10_000})())
+    with pytest.raises(UslError, match=r"the features need 0.00 GB and 0.00 GB are free"):
+        image_features(encoder, digits(), cache=tmp_path)
+    assert not kept(tmp_path)
+
+
+# files of features ---------------------------------------------------------------------------------------
+
+
+def source(files: tuple[str, ...] | None = None) -> ArraySource:
+    made = ArraySource(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.arange(4), name="four", split="train")
+    made.files = files
+    return made
+
+
+ROWS = np.arange(12, dtype=np.float32).reshape(4, 3) + 1
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_matrix(dtype: type, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", ROWS.astype(dtype))
+    read = read_features(tmp_path / "a.npy", source())
+    assert read.dtype == (torch.float64 if dtype is np.float64 else torch.float32)
+    assert np.array_equal(read.numpy(), ROWS)
+
+
+def test_ids_say_which_image_a_row_is_of(tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", features=ROWS)
+    np.savez(tmp_path / "numbers.npz", features=ROWS, ids=np.array([2, 0, 3, 1]))
+    np.savez(tmp_path / "names.npz", features=ROWS, ids=np.array(["c", "a", "d", "b"]))
+    assert np.array_equal(read_features(tmp_path / "plain.npz", source()).numpy(), ROWS)
+    for name in ("numbers", "names"):
+        read = read_features(tmp_path / f"{name}.npz", source(("a", "b", "c", "d")))
+        assert np.array_equal(read.numpy(), ROWS[[1, 3, 0, 2]])
+
+
+def test_a_kept_file_can_be_given(encoder: Encoder, tmp_path: Path) -> None:
+    features = image_features(encoder, digits(), cache=tmp_path)
+    assert torch.equal(read_features(kept(tmp_path)[0], open_source("digits", "train")), features)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "part"),
+    [
+        ("a.csv", None, "expected a .npy or .npz file"),
+        ("a.npy", None, "cannot be read (No such file"),
+        ("text.npy", None, "cannot be read (it is not a NumPy file of numbers)"),
+        ("text.npz", None, "cannot be read (it is not a NumPy file of numbers)"),
+        ("pickle.npy", None, "cannot be read (it is not a NumPy file of numbers)"),
+        ("a.npy", ROWS[:3], "3 rows for the 4 images of four/train; expected one row for each image"),
+        ("a.npy", ROWS.astype(int), "holds int64 [4, 3]; expected floating-point numbers [images, dimensions]"),
+        ("a.npy", ROWS[0], "holds float32 [3]"),
+        ("a.npy", np.where(ROWS == 5, np.nan, ROWS), "NaN or infinite values in row 1"),
+        ("a.npz", {"x": ROWS, "y": ROWS}, "holds x, y; expected an array named 'features'"),
+        ("a.npz", {"features": ROWS, "ids": np.array([0, 1, 2, 2])}, "ids name no row for 1 of 4 images, 3 among"),
+        ("a.npz", {"features": ROWS, "ids": np.array([0, 1, 2])}, "ids name no row for 4 of 4 images, 0 among"),
+        ("a.npz", {"features": ROWS, "ids": np.array(["a", "b", "c", "d"])}, "its ids are texts, but four has no"),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_fit(name: str, arrays: Any, part: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name.startswith("text"):
+        path.write_text("no array")
+    elif name.startswith("pickle"):
+        np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    elif isinstance(arrays, dict):
+        np.savez(path, **arrays)
+    elif arrays is not None:
+        np.save(path, arrays)
+    with pytest.raises(UslError) as refused:
+        read_features(path, source())
+    assert part in str(refused.value)
+    assert str(refused.value).startswith(f"model.features: {path}: ")
+    assert "\n" not in str(refused.value)
+
+
+# published networks --------------------------------------------------------------------------------------
+
+GREY, COLOUR = ImageSpec(1, 32, 32, (0.1,), (0.2,)), ImageSpec(3, 32, 32, (0.1,) * 3, (0.2,) * 3)
+
+
+@pytest.fixture
+def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Module:
+    """`test_resnet`'s weights, as timm finds them in a file."""
+    torch.manual_seed(1)
+    net = timm.create_model("test_resnet")
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    config = dataclasses.replace(
+        timm.get_pretrained_cfg("test_resnet"),
+        file=str(tmp_path / "weights.pth"), mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.3),
+    )  # fmt: skip
+    monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, "test_resnet", config)
+    return net.eval()
+
+
+def test_published_weights_and_their_normalisation(published: torch.nn.Module) -> None:
+    encoder = published_encoder("test_resnet", COLOUR)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.2, 0.4, 0.6), (0.1, 0.2, 0.3)))
+    with torch.no_grad():
+        maps = published.forward_features((images / 255 - mean) / std)
+        expected = published.forward_head(maps, pre_logits=True)
+        torch.testing.assert_close(encoder(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_published_weights_see_a_grey_image_as_three_equal_channels(published: torch.nn.Module) -> None:
+    encoder = published_encoder("test_resnet", GREY)
+    assert encoder.mean.flatten().tolist() == pytest.approx([0.4])
+    assert encoder.std.flatten().tolist() == pytest.approx([0.2])
+    assert not encoder.training
+
+
+def test_random_weights_are_always_the_same_and_disturb_nothing() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    states = [published_encoder("test_resnet", GREY, pretrained=False).state_dict() for _ in range(2)]
+    assert torch.equal(torch.rand(3), expected)
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name])
+    assert states[0]["mean"].item() == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "part"),
+    [
+        ("resnet81", "model.backbone: unknown 'resnet81' (did you mean "),
+        ("small_w16", "model.pretrained: 'small_w16' has no published weights"),
+        (
+            "vit_tiny_patch16_224",
+            "'vit_tiny_patch16_224' takes 224×224 images, these are 32×32; give --data",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit(backbone: str, part: str) -> None:
+    with pytest.raises(UslError) as refused:
+        published_encoder(backbone, COLOUR)
+    assert part in str(refused.value)
+
+
+def test_weights_that_cannot_be_loaded(published: torch.nn.Module, tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").unlink()
+    with pytest.raises(UslError, match=r"published weights of 'test_resnet' cannot be loaded \(.+\); put them into"):
+        published_encoder("test_resnet", COLOUR)

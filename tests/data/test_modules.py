@@ -308,7 +308,7 @@ def test_a_pass_gives_every_image_once_and_in_order(folder: Path, world: int, op
 
 def test_which_passes_there_are(folder: Path, tmp_path: Path) -> None:
     assert len(attach(images(folder)).test_dataloader()) == 2
-    assert len(attach(semi(folder)).val_dataloader()) == 1
+    assert len(attach(semi(folder)).val_dataloader()) == 2
     np.save(tmp_path / "images.npy", IMAGES)
     alone = attach(images(folder, dir=str(tmp_path / "images.npy")))
     assert not alone.has_test

@@ -1,5 +1,6 @@
 """Lightning data modules: one for each kind of stage."""
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from usl_lightning.data.batch import Batch, ImageSpec, PairBatch, SemiBatch
 from usl_lightning.data.folder_source import FolderSource
-from usl_lightning.data.keys import Key
+from usl_lightning.data.keys import Key, permutation
 from usl_lightning.data.neighbors import encoder_neighbors, read_neighbors
 from usl_lightning.data.sampling import (
     StepLoader,
@@ -27,11 +28,16 @@ from usl_lightning.data.sources import ArraySource, ImageSource, has_split, open
 from usl_lightning.errors import UslError
 from usl_lightning.labels import LabelIndex
 
+log = logging.getLogger("usl_lightning")
+
 CPU_RESIDENT_BYTES = 1 << 30
 """Images up to this size are kept decoded in memory on a CPU; on CUDA, up to a quarter of its memory."""
 
 RESIDENT_FILES = 20_000
 """Folders of more files are streamed unless they have a decoded cache: decoding all first would delay the start."""
+
+GUESSED = 2_048
+"""Unlabelled images whose pseudo-labels a validation looks at: the standard error of a share is 1%."""
 
 
 class ImageData(LightningDataModule):
@@ -274,6 +280,22 @@ class LabelledData(ImageData):
         """Class names in label order: the label index's, which alone may be known."""
         return tuple(self.index.classes) or self.train_source.classes
 
+    def setup(self, stage: str) -> None:
+        """Open the images; before training, warn of classes without a label."""
+        super().setup(stage)
+        if stage == "fit" and self._processes[0] == 0:
+            self._warn_of_missing_classes()
+
+    def _warn_of_missing_classes(self) -> None:
+        labelled = set(self.index.labels)
+        missing = [name for number, name in enumerate(self.classes) if number not in labelled]
+        if missing:
+            some = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
+            log.warning(
+                "%s: no label of %d of the %d classes (%s); images of them will be taken for others",
+                self.labels, len(missing), len(self.classes), some,
+            )  # fmt: skip
+
     def train_dataloader(self) -> StepLoader[Any]:
         """Endless batches of labelled images that start where the trainer stands."""
         return self._steps(self._draw_labelled())
@@ -329,6 +351,16 @@ class SemiSupervisedData(LabelledData):
         unlabelled = self._unlabelled(torch.tensor(self.index.indices))
         draw_unlabelled = self._draw("unlabelled", self.batch_size * self.unlabelled_ratio, unlabelled)
         return self._steps(partial(_both, draw_labelled, draw_unlabelled))
+
+    def val_dataloader(self) -> list[StepLoader[Batch]]:
+        """A pass over the test images, if there are any, and one over some unlabelled images, the same every time."""
+        test = super().val_dataloader()
+        if not test or (self.labels is None and not self.oracle_labels):
+            return test
+        rest = torch.arange(len(self.train_source))
+        rest = rest[~torch.isin(rest, torch.tensor(self.index.indices))]
+        some = rest[permutation(len(rest), self.seed, "guesses")[:GUESSED]].sort().values
+        return [*test, self._pass(self.split, images=some)] if len(some) else test
 
     def _unlabelled(self, labelled: Tensor) -> Tensor:
         everything = torch.arange(len(self.train_source))

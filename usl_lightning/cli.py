@@ -15,7 +15,7 @@ usl: learn features without labels, pick the images worth labelling, train from 
   usl run CHAIN.yaml            run a chain of stages; finished ones are skipped, an interrupted one resumes
       --name NAME  --seed N  --out runs  --redo STAGE  --dry-run
       --STAGE.KEY VALUE for one stage, --data.KEY and --trainer.KEY VALUE for all of them
-  usl fit --config FILE         train one stage (also: validate, test, predict)
+  usl fit --config FILE         train one stage
   usl select --config FILE      choose what to label; writes a label index
       --keep LABELS.json        keep these images; the budget counts them
       --KEY VALUE               overrides the file, e.g. --model.threshold 0.9 --data.labels labels.json
@@ -23,6 +23,11 @@ usl: learn features without labels, pick the images worth labelling, train from 
       --ckpt_path last|FILE     continue the same run, or evaluate it
       --wandb [offline]         log to Weights & Biases too
   usl labels union|difference A B --out C    combine two label indices; `convert A --out C`: another format
+  usl test --config FILE --ckpt_path last      how good a checkpoint is, in all detail
+  usl predict --config FILE --ckpt_path last   a CSV of every image's class: of those trained on, or
+      --split test | --folder DIR  --out FILE.csv
+  usl export --config FILE --ckpt_path last --out model.onnx     (or model.pt2) a file that runs without this package
+      --pixels uint8|float32
   usl views --config FILE --out views.png    a picture of the views a configuration draws
   usl configs                   list the configurations that ship with the package
 
@@ -30,7 +35,7 @@ usl: learn features without labels, pick the images worth labelling, train from 
   --debug shows the traceback of an error; --version the version.
 """
 
-COMMANDS = ("run", "fit", "validate", "test", "predict", "select", "labels", "views", "configs")
+COMMANDS = ("run", "fit", "validate", "test", "predict", "select", "labels", "export", "views", "configs")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -59,7 +64,7 @@ def _mistake(error: BaseException | None) -> UslError | None:
     while error is not None and not isinstance(error, UslError):
         error = error.__cause__ or (error.__context__ if not error.__suppress_context__ else None)
     if error is not None and "\nOriginal Traceback" in str(error):  # torch puts a worker's whole page into the text
-        return UslError(str(error).rstrip().rpartition("UslError: ")[2])
+        return UslError(str(error).rstrip().rpartition("\n")[2].partition("Error: ")[2])
     return error
 
 
@@ -80,6 +85,8 @@ def _dispatch(words: list[str]) -> None:
         from usl_lightning.label_sets import main as combine_labels
 
         combine_labels(words[1:])
+    elif words[0] == "export":
+        _export(words[1:])
     elif words[0] == "views":
         _draw_views(words[1:])
     elif words[0] in COMMANDS:
@@ -104,6 +111,22 @@ def _run_stage(command: str, words: list[str]) -> None:
         print_help(stage)
     else:
         run_stage(stage)
+
+
+def _export(words: list[str]) -> None:
+    from usl_lightning.stage import StageCommand
+
+    stage = StageCommand.parse("export", words)
+    stage.check()
+    for key in stage.overrides:
+        raise UslError(f"usl export: --{key} is not for it: all it writes is in the checkpoint; leave it out")
+    if "out" not in stage.options:
+        raise UslError("usl export: --out FILE is missing; expected a name that ends in .onnx or .pt2")
+    from usl_lightning.export import export_classifier
+
+    out = Path(stage.options["out"])
+    export_classifier(stage.checkpoint(), out, pixels=stage.options.get("pixels", "uint8"))
+    print(f"{out}, described in {out.name}.json")
 
 
 def _draw_views(words: list[str]) -> None:

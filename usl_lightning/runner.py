@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +18,21 @@ from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN
 from usl_lightning.complaints import check_keys, explain
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
-from usl_lightning.distributed import gather_uneven
 from usl_lightning.errors import UslError
+from usl_lightning.evaluation.classification import BINS, scores_table
 from usl_lightning.evaluation.features import evaluate_features
 from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import content_fields, flatten, identity_fields
 from usl_lightning.logs import MetricsCSV, Pace, Progress, wandb_logger
-from usl_lightning.models.encoder import compile_encoders
+from usl_lightning.models.encoder import compile_encoders, stored_image
+from usl_lightning.precision import check_precision
+from usl_lightning.predict import images_to_predict, predict, predictions_csv
 from usl_lightning.pretrain.base import PretrainModule
 from usl_lightning.report.gallery import chosen_strip
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.outcome import chosen_index, chosen_quality, print_quality
 from usl_lightning.semisup.base import SemiSupervisedModule
-from usl_lightning.stage import StageCommand, StageFolder
+from usl_lightning.stage import RESULTS, StageCommand, StageFolder
 from usl_lightning.trainer import KeyedRandomness, Trainer
 
 TRAINER_DEFAULTS = {
@@ -39,20 +42,17 @@ TRAINER_DEFAULTS = {
 }  # fmt: skip
 
 
-def _spec(data: ImageData) -> ImageSpec:
-    return data.spec
-
-
 class StageCLI(LightningCLI):
     """LightningCLI for one sub-command: parses and instantiates; `run` does the rest.
 
     Args:
         stage: what was typed.
-        build: False only parses.
+        build: False only parses; `build` then makes the data and the model.
     """
 
     def __init__(self, stage: StageCommand, build: bool = True) -> None:
         self.stage, self._build = stage, build
+        self._image: ImageSpec | None = None
         arguments = [*(f"--config={path}" for path in stage.configs), *stage.override_arguments()]
         super().__init__(
             trainer_class=Trainer,
@@ -69,7 +69,7 @@ class StageCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What one part of the configuration takes from another, and when to save."""
         parser.link_arguments("seed_everything", "data.init_args.seed")
-        parser.link_arguments("data", "model.init_args.image", compute_fn=_spec, apply_on="instantiate")
+        parser.link_arguments("data", "model.init_args.image", compute_fn=self.image, apply_on="instantiate")
         parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network for training")
         parser.add_argument("--checkpoint.every_minutes", type=float, default=5.0, help="time between checkpoints")
         parser.add_argument("--checkpoint.every_steps", type=int | None, default=None, help="steps, instead")
@@ -85,6 +85,15 @@ class StageCLI(LightningCLI):
         """Build the data and the model, unless only the configuration is wanted."""
         if self._build:
             super().instantiate_classes()
+
+    def build(self, image: ImageSpec) -> None:
+        """Build the data, and a model for the images of a checkpoint: the data may be others, or have no labels."""
+        self._image = image
+        super().instantiate_classes()
+
+    def image(self, data: ImageData) -> ImageSpec:
+        """What the model knows of its images."""
+        return self._image or data.spec
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer comes last, when the run is known to be possible."""
@@ -118,11 +127,12 @@ class StageCLI(LightningCLI):
         own["logger"] = loggers or False
         own["plugins"] = [*(own.get("plugins") or []), AtomicCheckpointIO()]
         on_cuda = torch.cuda.is_available() and own.get("accelerator") in ("auto", "cuda", "gpu")
+        check_precision(own["precision"], own["accelerator"])
         by_default = on_cuda and getattr(self.model, "sync_batch_norm", True)  # there is none on the CPU
         own["sync_batchnorm"] = own["sync_batchnorm"] or by_default
         try:
             return self._instantiate_trainer(own, callbacks)  # type: ignore[return-value]
-        except (MisconfigurationException, TypeError, ValueError) as error:  # say, no such device
+        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:  # say, no such device
             raise UslError(f"trainer: {' '.join(str(error).split())}") from error
 
 
@@ -138,12 +148,15 @@ def run(stage: StageCommand, on_ready: Callable[[], None] | None = None) -> dict
         UslError: anything the user can mend.
         KeyboardInterrupt: the run got SIGINT or SIGTERM.
     """
-    cli = StageCLI(stage)
+    cli = StageCLI(stage, build=stage.command in RESULTS)
     config = cli.resolved()
     identity = (content_fields if stage.command == "fit" else identity_fields)(flatten(config))
     checkpoint = stage.checkpoint() if stage.ckpt_path else None
     if checkpoint is not None:
         check_resume(checkpoint, identity, extend=stage.extend, training=stage.command == "fit")
+    if checkpoint is not None and stage.command not in RESULTS:
+        cli.build(stored_image(checkpoint))
+        _check_classes(cli, checkpoint)
     _check_command(cli)
     trainer = cli.build_trainer(identity, config)
 
@@ -158,6 +171,7 @@ def run(stage: StageCommand, on_ready: Callable[[], None] | None = None) -> dict
             return _fit(cli, trainer, checkpoint, begin)
         if stage.command == "select":
             return _select(cli, trainer, begin)
+        assert checkpoint is not None  # the others look at one, and are refused without
         return _LOOKS[stage.command](cli, trainer, checkpoint)
     except SystemExit as stop:  # Lightning's answer to SIGINT (code 1) and to SIGTERM (code 0: success)
         raise KeyboardInterrupt from stop
@@ -172,6 +186,17 @@ def _check_command(cli: StageCLI) -> None:
         )
 
 
+def _check_classes(cli: StageCLI, checkpoint: Path) -> None:
+    """A classifier is not looked at with other classes than it knows; features have none."""
+    if not isinstance(cli.model, SemiSupervisedModule) or "folder" in cli.stage.options:
+        return
+    data, known = cli.datamodule, cli.model.image.classes
+    found = data.classes if getattr(data, "labels", None) else data.train_source.classes
+    if found and found != known:
+        there, here = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (known, found))
+        raise UslError(f"{checkpoint}: tells {there} apart, the data has {here}; use the data it was trained on")
+
+
 def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
     if trainer.max_steps < 1:
         raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
@@ -182,11 +207,7 @@ def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callab
     return _finish(cli, trainer, _measure(cli, trainer))
 
 
-def _test(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[str, Any]:
-    if checkpoint is None:
-        raise UslError(
-            f"usl {cli.stage.command}: --ckpt_path FILE is missing; `last` is the newest in {cli.stage.run_dir}"
-        )
+def _test(cli: StageCLI, trainer: Trainer, checkpoint: Path) -> dict[str, Any]:
     if isinstance(cli.model, PretrainModule):
         return _evaluate_features(cli, trainer, checkpoint)
     return _measure(cli, trainer, checkpoint, show=True)
@@ -215,31 +236,36 @@ def _measure(cli: StageCLI, trainer: Trainer, checkpoint: Path | None = None, *,
         return {}
     trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    if show and trainer.is_global_zero:
-        for name, value in metrics.items():
-            print(f"{name:24} {value:.4f}")
+    if isinstance(cli.model, SemiSupervisedModule) and cli.model.scores and trainer.is_global_zero:
+        _tell_scores(cli, checkpoint or StageFolder(cli.stage.run_dir).last_checkpoint, show=show)
     return metrics
 
 
-def _predict(cli: StageCLI, trainer: Trainer, checkpoint: Path | None) -> dict[str, Any]:
-    """Write `predictions.csv`: file or index, class and its probability."""
-    if checkpoint is None:
-        raise UslError(f"usl predict: --ckpt_path FILE is missing; `last` is the newest in {cli.stage.run_dir}")
+def _tell_scores(cli: StageCLI, checkpoint: Path, *, show: bool) -> None:
+    """Everything the test images say of a classifier: `evaluation.json` in the stage's folder, and a table."""
+    model, classes = cli.model, cli.model.image.classes
+    about = {"method": type(model).__name__, "dataset": cli.datamodule.dataset, "checkpoint": str(checkpoint)}
+    path = cli.stage.run_dir / "evaluation.json"
+    networks = {name: asdict(scores) for name, scores in model.scores.items()}
+    write_json(path, {**about, "classes": classes, "calibration_bins": BINS, **networks})
+    if show:
+        print(f"{scores_table({'EMA': model.scores['ema'], 'online': model.scores['online']}, classes)}\n\n{path}")
+
+
+def _predict(cli: StageCLI, trainer: Trainer, checkpoint: Path) -> dict[str, Any]:
+    """Write a CSV: file or number of the image, class and its probability."""
     if not isinstance(cli.model, SemiSupervisedModule):
         raise UslError(f"usl predict: {type(cli.model).__name__} learns features, not classes; expected a classifier")
-    source, classes = cli.datamodule.train_source, cli.datamodule.classes
-    batches: list[Any] = trainer.predict(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint) or []
-    best, labels = gather_uneven(torch.cat(batches).to(trainer.strategy.root_device)).max(1)
-    if not trainer.is_global_zero:
-        return {}
-    names = source.files or [str(i) for i in range(len(source))]
-    rows = [
-        f"{name},{classes[label] if classes else label},{probability:.6f}\n"
-        for name, label, probability in zip(names, labels.tolist(), best.tolist(), strict=True)
-    ]
-    path = cli.stage.run_dir / "predictions.csv"
-    write_text(path, "image,label,probability\n" + "".join(rows))
-    print(f"{len(rows)} predictions: {path}")
+    data, options, image = cli.datamodule, cli.stage.options, cli.model.image
+    source = images_to_predict(data, image, options, cli.config.data.init_args.on_error)
+    labels, probabilities = predict(
+        trainer, cli.model, source, batch_size=data.eval_batch_size, checkpoint=checkpoint, workers=data.workers
+    )
+    if trainer.is_global_zero:
+        what = options.get("split") or (Path(options["folder"]).resolve().name if "folder" in options else "")
+        path = Path(options.get("out", cli.stage.run_dir / f"predictions{'_' if what else ''}{what}.csv"))
+        write_text(path, predictions_csv(source, labels, probabilities, image.classes))
+        print(f"{len(labels)} predictions: {path}")
     return {}
 
 
@@ -282,7 +308,7 @@ def _finish(cli: StageCLI, trainer: Trainer, metrics: dict[str, Any]) -> dict[st
     return metrics
 
 
-_LOOKS: dict[str, Callable[[StageCLI, Trainer, Path | None], dict[str, Any]]] = {
+_LOOKS: dict[str, Callable[[StageCLI, Trainer, Path], dict[str, Any]]] = {
     "validate": _test,
     "test": _test,
     "predict": _predict,

@@ -20,6 +20,8 @@ from usl_lightning.labels import LabelIndex
 COMMANDS = ("fit", "validate", "test", "predict", "select")
 RESULTS = ("fit", "select")
 """Commands that fill a stage folder; the others look at one."""
+OPTIONS = {"predict": ("folder", "split", "out"), "export": ("out", "pixels")}
+"""What a command takes that is no parameter of the stage."""
 
 SHORT = {"keep": "model.keep_from", "allow-oracle": "model.allow_oracle"}
 """Options with a name of their own, and the parameters they mean."""
@@ -37,6 +39,7 @@ class StageCommand:
         ckpt_path: checkpoint to continue or evaluate; `last` is the newest in the stage's folder.
         extend: allow a larger trainer.max_steps than the checkpoint was made for.
         wandb: log to Weights & Biases too: `online` or `offline`.
+        options: what only this command takes, see `OPTIONS`.
     """
 
     command: str
@@ -46,6 +49,7 @@ class StageCommand:
     ckpt_path: str | None = None
     extend: bool = False
     wandb: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def parse(cls, command: str, arguments: Sequence[str]) -> "StageCommand":
@@ -54,9 +58,9 @@ class StageCommand:
         Raises:
             UslError: no configuration, or an argument that is not `--key value`.
         """
-        given = options(arguments)
+        given, own = options(arguments), OPTIONS.get(command, ())
         for key, value in given:
-            if key in ("config", "c", "run_dir", "ckpt_path") and value == "true":
+            if key in ("config", "c", "run_dir", "ckpt_path", *own) and value == "true":
                 raise UslError(f"--{key}: its value is missing")
         configs = [find_config(value) for key, value in given if key in ("config", "c")]
         if not configs:
@@ -71,6 +75,8 @@ class StageCommand:
                 stage.extend = value == "true"
             elif key == "wandb":
                 stage.wandb = {"true": "online", "false": None}.get(value, value)
+            elif key in own:
+                stage.options[key] = value
             elif key not in ("config", "c"):
                 stage.overrides[SHORT.get(key, key)] = value
         return stage
@@ -81,6 +87,7 @@ class StageCommand:
         line += [f"--ckpt_path={self.ckpt_path}"] if self.ckpt_path else []
         line += ["--extend"] if self.extend else []
         line += [f"--wandb={self.wandb}"] if self.wandb else []
+        line += [f"--{key}={value}" for key, value in self.options.items()]
         return line + self.override_arguments()
 
     def override_arguments(self) -> list[str]:
@@ -125,6 +132,8 @@ class StageCommand:
             raise UslError(f"model.budget: {budget} images cannot be picked; expected at least 1")
         if self.ckpt_path is not None:
             self.checkpoint()
+        elif self.command not in RESULTS:
+            raise UslError(f"usl {self.command}: --ckpt_path FILE is missing; `last` is the newest in {self.run_dir}")
 
     def checkpoint(self) -> Path:
         """The checkpoint that `ckpt_path` means.

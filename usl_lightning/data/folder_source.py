@@ -174,6 +174,26 @@ def open_folder(
     )
 
 
+def open_images(
+    dir: str, *, image_size: int | None, channels: int | None, on_error: Literal["fail", "skip"]
+) -> FolderSource:
+    """All images below a folder, nested or flat, without labels; the arguments are those of `open_source`.
+
+    Raises:
+        UslError: no such folder, no image in it, or an unreadable one.
+    """
+    listing, skipped = _check_readable(folders.scan(Path(dir).expanduser()), on_error)
+    return FolderSource(
+        listing,
+        torch.full((len(listing.files),), -1),
+        name="folder",
+        split="all",
+        image_size=image_size,
+        channels=channels,
+        skipped=skipped,
+    )
+
+
 def _class_folders(train: Path, listing: FileList, split: str) -> tuple[str, ...]:
     """The training split's class folders, every one with an image."""
     if split != "train":

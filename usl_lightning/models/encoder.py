@@ -57,6 +57,7 @@ class Encoder(nn.Module):
             "mean": list(image.mean),
             "std": list(image.std),
             "classes": list(image.classes),
+            "count": image.count,
         }
 
 
@@ -100,6 +101,20 @@ def _stored(path: str | Path, weights: str) -> tuple[dict[str, Any], dict[str, T
     return entry["spec"], {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
+def stored_image(path: str | Path) -> ImageSpec:
+    """What the encoder stored in a checkpoint of `usl fit` knows of its images.
+
+    Raises:
+        UslError: the file is missing, damaged, or holds no encoder.
+    """
+    return _image(_stored(path, "online")[0])
+
+
+def _image(spec: dict[str, Any]) -> ImageSpec:
+    mean, std, classes = (tuple(spec[name]) for name in ("mean", "std", "classes"))
+    return ImageSpec(spec["channels"], spec["height"], spec["width"], mean, std, classes, spec.get("count", 0))
+
+
 def load_encoder(path: str | Path, weights: Literal["online", "ema"] = "online") -> Encoder:
     """The encoder stored in a checkpoint of `usl fit`, in evaluation mode.
 
@@ -107,9 +122,7 @@ def load_encoder(path: str | Path, weights: Literal["online", "ema"] = "online")
         UslError: the file is missing, damaged, or holds no such encoder.
     """
     spec, state = _stored(path, weights)
-    mean, std, classes = (tuple(spec[name]) for name in ("mean", "std", "classes"))
-    image = ImageSpec(spec["channels"], spec["height"], spec["width"], mean, std, classes)
-    encoder = Encoder(spec["backbone"], image)
+    encoder = Encoder(spec["backbone"], _image(spec))
     encoder.load_state_dict(state)
     return encoder.eval()
 

@@ -77,7 +77,7 @@ class SemiSupervisedModule(LightningModule):
             raise UslError(f"data.labels: {image.num_classes} classes are known; a classifier needs at least 2")
         self.model = Classifier(Encoder(backbone, image, pretrained=pretrained), image.num_classes)
         self.ema = EMA(self.model, ema_decay)
-        self.optimization = optimizer
+        self.image, self.optimization = image, optimizer
         self.init_from = init_from
         self.register_buffer("guess_share", torch.zeros(image.num_classes))
         self.scores: dict[str, Scores] = {}

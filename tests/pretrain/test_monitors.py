@@ -3,6 +3,7 @@
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -112,15 +113,31 @@ def test_features_that_are_learnt_are_not_reported(tmp_path: Path, caplog: pytes
     assert warnings(caplog) == []
 
 
-def test_low_from_the_start_is_no_collapse_until_it_falls(caplog: pytest.LogCaptureFixture) -> None:
-    """The line between a head that has not spread yet (0.4 of 1/√d) and one that falls (to 0.25)."""
-    for first, now, said in ((0.4, 0.4, 0), (0.4, 0.25, 1), (1.0, 0.52, 0), (1.0, 0.48, 1), (0.12, 0.11, 0)):
-        model = healthy(digits())
-        model._trainer = type("T", (), {"log_every_n_steps": 1, "global_step": 9, "is_global_zero": True})()
-        model._first_std, model._std = torch.tensor(first), torch.tensor(now)
-        caplog.clear()
+def looked(model: SimCLR, first: float, *shares: float) -> None:
+    """What happens at the looks that find these shares of 1/√d."""
+    model._trainer = SimpleNamespace(log_every_n_steps=1, global_step=9, is_global_zero=True)  # type: ignore[assignment]
+    model._first_std = torch.tensor(first)
+    for share in shares:
+        model._std = torch.tensor(share)
         model.on_train_batch_end(None, None, 0)
-        assert len(warnings(caplog)) == said, (first, now)
+
+
+@pytest.mark.parametrize(
+    ("first", "now", "said"),
+    [(0.4, 0.4, 0), (0.4, 0.28, 0), (0.4, 0.25, 1), (1.0, 0.52, 0), (1.0, 0.48, 1), (0.12, 0.11, 0), (0.12, 0.09, 1)],
+)
+def test_low_from_the_start_is_no_collapse_until_it_falls(
+    first: float, now: float, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    looked(healthy(digits()), first, now)
+    assert len(warnings(caplog)) == said
+
+
+def test_each_fall_and_each_recovery_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    looked(healthy(digits()), 1.0, 0.9, 0.3, 0.2, 0.6, 0.3, 0.9, 0.95, 0.1)
+    assert [line.split(":")[0] for line in warnings(caplog)] == [
+        "features are collapsing", "features have spread again", "features are collapsing",
+    ]  # fmt: skip
 
 
 # What is logged ------------------------------------------------------------------------------------------

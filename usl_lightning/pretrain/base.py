@@ -34,7 +34,7 @@ class PretrainModule(LightningModule):
     """Base of the methods that learn features without labels.
 
     A method sets up its heads after calling this constructor, writes its `training_step`, and hands the embeddings
-    that its loss compares to `log_training`, which tells whether they collapse.
+    that its loss compares to `log_training`, which tells when they collapse.
 
     Args:
         encoder: the network to learn; it alone is handed to the next stage.
@@ -69,7 +69,7 @@ class PretrainModule(LightningModule):
         self._passes: dict[int, list[Features]] = {}
         self._first_std: Tensor | None = None  # of this run's embeddings; for a message alone, so no part of its state
         self._std: Tensor | None = None
-        self._warned = False
+        self._fallen = ""  # what was said to collapse
 
     def setup(self, stage: str) -> None:
         """Start from an earlier encoder; a checkpoint being resumed is loaded after this and wins.
@@ -107,7 +107,7 @@ class PretrainModule(LightningModule):
         Args:
             views: embeddings [b, d] of one view of the batch, or of each of two, as the loss compares them. Whenever
                 Lightning logs, `embedding_std` and `uniformity` of the first, and the `alignment` of two, go with the
-                values, each over the images of one process; a fall of the first is said in a line.
+                values, each over the images of one process; when the first collapse, or recover, a line says so.
             values: scalars by name.
         """
         if views and (self._first_std is None or self._logs_this_step()):
@@ -125,22 +125,27 @@ class PretrainModule(LightningModule):
         if self._std is not None and self._logs_this_step(done=True):
             first = float(self._first_std)  # type: ignore[arg-type]
             limit = max(COLLAPSED, min(COLLAPSING, first * 2 / 3))
-            self._warn_of_collapse(float(self._std), limit, "embeddings", first)
+            self._tell_of_collapse(float(self._std), limit, "embeddings", first)
 
     def _logs_this_step(self, *, done: bool = False) -> bool:
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return every > 0 and (self.trainer.global_step + (not done)) % every == 0
 
-    def _warn_of_collapse(self, share: float, limit: float, what: str, first: float | None = None) -> None:
-        if share >= limit or self._warned or not self.trainer.is_global_zero:
+    def _tell_of_collapse(self, share: float, limit: float, what: str, first: float | None = None) -> None:
+        if not self.trainer.is_global_zero:
             return
-        self._warned = True
-        before = "" if first is None else f", {first:.2f} at the start"
-        log.warning(
-            f"features are collapsing: step {self.trainer.global_step}: the {what} of different images are nearly the "
-            f"same (standard deviation {share:.2f} of the 1/√d of evenly spread ones{before}); "
-            "lower model.optimizer.lr, or see what keeps this method from collapsing"
-        )
+        step = self.trainer.global_step
+        if not self._fallen and share < limit:
+            self._fallen = what
+            before = "" if first is None else f", {first:.2f} at the start"
+            log.warning(
+                f"features are collapsing: step {step}: the {what} of different images are nearly the same (standard "
+                f"deviation {share:.2f} of the 1/√d of evenly spread ones{before}); lower model.optimizer.lr, or see "
+                "what keeps this method from collapsing"
+            )
+        elif self._fallen == what and share > 1.5 * limit:
+            self._fallen = ""
+            log.warning(f"features have spread again: step {step}: standard deviation {share:.2f} of 1/√d")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how to rebuild the encoder without this class."""
@@ -176,7 +181,7 @@ class PretrainModule(LightningModule):
         features, labels = bank = passes[0]
         std = feature_std(features)
         self.log("feature_std", std, rank_zero_only=True)
-        self._warn_of_collapse(float(std) * features.shape[1] ** 0.5, CONSTANT, "encoder's features")
+        self._tell_of_collapse(float(std) * features.shape[1] ** 0.5, CONSTANT, "encoder's features")
         known = all(bool((part.labels >= 0).any()) for part in passes)
         if len(passes) == 2 and not self.trainer.sanity_checking and known:
             accuracy = knn_accuracy(

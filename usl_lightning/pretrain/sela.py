@@ -182,8 +182,9 @@ class SeLa(PretrainModule):
         if self._done < len(self._steps) and self.global_step >= self._steps[self._done]:
             self._reassign()
         features = self.encoder(self.view(batch.images, batch.key.fold("view")))
-        loss = self_label_loss(self.head(self.hidden(features)), self.labels[:, batch.indices], self.clusters)
-        self.log_training(loss=loss)
+        logits = self.head(self.hidden(features))
+        loss = self_label_loss(logits, self.labels[:, batch.indices], self.clusters)
+        self.log_training(logits, loss=loss)
         return loss
 
     def write_outputs(self, folder: Path) -> None:

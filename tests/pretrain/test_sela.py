@@ -1,0 +1,292 @@
+"""SeLa's loss, schedule and labels against slow versions; its steps by hand; label transfer."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from runs import usl
+from sklearn.metrics import normalized_mutual_info_score
+from torch import Tensor
+from training import assert_resumes_exactly, assert_two_processes_agree, digits, train
+
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.modules import ImageData
+from usl_lightning.data.sources import open_source
+from usl_lightning.data.views import Weak
+from usl_lightning.errors import UslError
+from usl_lightning.optim import Optimization
+from usl_lightning.pretrain.sela import (
+    Schedule,
+    SeLa,
+    first_labels,
+    label_entropy,
+    reassignment_steps,
+    self_label_loss,
+    sinkhorn_labels,
+)
+
+# Pure functions -------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(1, 6), st.integers(0, 1000))
+def test_loss_is_the_mean_over_images_and_heads(clusters: list[int], b: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(b, sum(clusters), generator=generator, dtype=torch.float64)
+    labels = torch.stack([torch.randint(k, (b,), generator=generator) for k in clusters])
+    total, start = 0.0, 0
+    for h, k in enumerate(clusters):
+        for i in range(b):
+            scores = logits[i, start : start + k].tolist()
+            total += math.log(sum(math.exp(s) for s in scores)) - scores[labels[h, i]]
+        start += k
+    loss = self_label_loss(logits, labels, clusters)
+    assert loss.item() == pytest.approx(total / (b * len(clusters)), rel=1e-9, abs=1e-12)
+
+
+def test_loss_of_half_precision_is_computed_in_single() -> None:
+    logits = torch.randn(16, 30, generator=torch.Generator().manual_seed(0)).bfloat16()
+    labels = torch.arange(16)[None] % 30
+    loss = self_label_loss(logits, labels, [30])
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, F.cross_entropy(logits.float(), labels[0]))
+
+
+@given(st.integers(1, 200), st.lists(st.integers(1, 20), min_size=1, max_size=4), st.integers(0, 2**40))
+def test_first_labels_are_balanced_and_random(count: int, clusters: list[int], seed: int) -> None:
+    labels = first_labels(count, clusters, seed)
+    for own, k in zip(labels, clusters, strict=True):
+        sizes = torch.bincount(own, minlength=k)
+        assert len(sizes) == k
+        assert int(sizes.max() - sizes.min()) <= 1
+    assert torch.equal(labels, first_labels(count, clusters, seed))
+
+
+def test_first_labels_differ_between_heads_and_seeds() -> None:
+    labels = first_labels(1000, [10, 10], 0)
+    assert (labels[0] == labels[1]).double().mean() < 0.2
+    assert (labels[0] == first_labels(1000, [10], 1)[0]).double().mean() < 0.2
+
+
+@given(st.integers(1, 400), st.integers(0, 60), st.sampled_from(["log", "quadratic", "linear"]))
+def test_schedules_have_as_many_steps_as_asked_for(max_steps: int, count: int, schedule: Schedule) -> None:
+    steps = reassignment_steps(max_steps, count, schedule)
+    assert len(steps) == min(count, max_steps)
+    assert sorted(set(steps)) == list(steps)
+    assert not steps or (steps[0] == 0 and steps[-1] < max_steps)
+
+
+def test_schedules_are_what_they_are_called() -> None:
+    n, m = 1_000_000, 50
+    log, quadratic, linear = (
+        np.diff(reassignment_steps(n, m, s)).astype(float)
+        for s in ("log", "quadratic", "linear")  # type: ignore[arg-type]
+    )
+    np.testing.assert_allclose(linear, n / m)
+    np.testing.assert_allclose(np.diff(quadratic), 2 * n / m**2, atol=2)
+    np.testing.assert_allclose(log[1:] / log[:-1], m ** (1 / m), rtol=0.01)
+    assert reassignment_steps(100, 1, "log") == (0,)
+    assert reassignment_steps(16, 4, "quadratic") == (0, 1, 4, 9)
+
+
+def test_label_entropy_in_closed_form() -> None:
+    classes = torch.arange(60) % 3
+    assert label_entropy(classes + 2, classes) == 0, "labels 0 and 1 are not used and do not count"
+    assert label_entropy(torch.arange(60) // 30, classes) == pytest.approx(math.log(3))
+    half_pure = torch.where(torch.arange(60) < 30, classes, 7)
+    assert label_entropy(half_pure, classes) == pytest.approx(math.log(3) / 4), "three pure labels and a mixed one"
+
+
+# The module -----------------------------------------------------------------------------------------------
+
+IMAGE = ImageSpec(1, 8, 8, (0.3,), (0.2,), count=40)
+
+
+def make(data: ImageData | None = None, backbone: str = "small_w16", **options: Any) -> SeLa:
+    options = {"heads": 2, "clusters": [6, 9], "power": 10.0, "tolerance": 0.01, "reassignments": 3, **options}
+    return SeLa(IMAGE if data is None else data.spec, Weak(flip=False), Optimization(lr=0.1), backbone, **options)
+
+
+def small(data: ImageData) -> SeLa:
+    return make(data, knn_k=5)
+
+
+def norm_free(data: ImageData) -> SeLa:
+    return make(data, "small_nf", knn_k=5)
+
+
+def with_hidden_layers(data: ImageData) -> SeLa:
+    return make(data, hidden_dims=[20, 12], knn_k=5)
+
+
+def test_heads_are_computed_at_once_behind_the_hidden_layers() -> None:
+    model = make(hidden_dims=[20, 12])
+    assert [m.out_features for m in model.hidden if isinstance(m, torch.nn.Linear)] == [20, 12]
+    assert (model.head.in_features, model.head.out_features) == (12, 15)
+    assert make(clusters=7, heads=3).clusters == [7, 7, 7]
+
+
+def test_labels_and_position_are_in_the_state() -> None:
+    state = make().state_dict()
+    assert state["labels"].shape == (2, 40)
+    assert state["reassigned"] == 0
+
+
+def test_a_step_is_the_loss_of_one_view_under_the_current_labels(tmp_path: Path) -> None:
+    """At step 0 of a run that keeps its first labels."""
+    model: list[SeLa] = []
+
+    def kept(data: ImageData) -> SeLa:
+        model.append(make(data, "small_nf", reassignments=0))
+        return model[-1]
+
+    torch.manual_seed(0)
+    data = digits()
+    fresh = make(data, "small_nf")
+    data.setup("fit")
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    labels = first_labels(1437, [6, 9], data.seed)[:, batch.indices]
+    logits = fresh.head(fresh.encoder(fresh.view(batch.images, batch.key.fold("view"))))
+    expected = (F.cross_entropy(logits[:, :6], labels[0]) + F.cross_entropy(logits[:, 6:], labels[1])) / 2
+    checkpoint = train(kept, digits, tmp_path, 3)
+    first = next(row for row in (tmp_path / "metrics.csv").read_text().splitlines() if ",loss," in row)
+    assert float(first.split(",")[2]) == pytest.approx(expected.item(), rel=1e-5)
+    assert torch.equal(checkpoint["state_dict"]["labels"], first_labels(1437, [6, 9], data.seed))
+
+
+def test_a_reassignment_balances_the_predictions_of_all_images(tmp_path: Path) -> None:
+    """Step 0, by hand: one view of every image, the untrained network in evaluation mode, Sinkhorn for each head."""
+    torch.manual_seed(0)
+    data = digits()
+    fresh = make(data, hidden_dims=[20]).eval()
+    data.setup("fit")
+    with torch.no_grad():
+        logits = torch.cat(
+            [
+                fresh.head(fresh.hidden(fresh.encoder(fresh.view(b.images, b.key.fold("reassignment", 0)))))
+                for b in data.whole_set()
+            ]
+        )
+    expected = torch.stack([sinkhorn_labels(own, power=10, tolerance=0.01) for own in logits.split([6, 9], 1)])
+    state = train(lambda data: make(data, hidden_dims=[20], reassignments=1), digits, tmp_path, 2)["state_dict"]
+    assert torch.equal(state["labels"], expected)
+    assert state["reassigned"] == 1
+    truth = open_source("digits", "train").labels
+    nmi = np.mean([normalized_mutual_info_score(truth, own) for own in expected])
+    rows = [row.split(",") for row in (tmp_path / "metrics.csv").read_text().splitlines() if ",self_label_" in row]
+    assert [(step, name) for step, name, _ in rows] == [("0", "self_label_nmi"), ("0", "self_label_entropy")]
+    assert float(rows[0][2]) == pytest.approx(nmi, rel=1e-6)
+    assert 0 < float(rows[1][2]) < math.log(10)
+
+
+def test_reassignments_come_when_they_are_due_and_once_a_step_under_accumulation(tmp_path: Path) -> None:
+    train(small, digits, tmp_path, 9, accumulate_grad_batches=2)
+    rows = [row.split(",") for row in (tmp_path / "metrics.csv").read_text().splitlines()]
+    steps = [int(step) for step, name, _ in rows if name == "self_label_nmi"]
+    assert steps == list(reassignment_steps(9, 3, "log"))
+
+
+@pytest.mark.parametrize("eval_batch_size", [100, 1437])
+def test_labels_do_not_depend_on_the_batches_of_the_pass(tmp_path: Path, eval_batch_size: int) -> None:
+    def other() -> ImageData:
+        return ImageData("digits", batch_size=32, seed=3, eval_batch_size=eval_batch_size)
+
+    states = [train(small, how, tmp_path / name, 2)["state_dict"] for how, name in ((digits, "a"), (other, "b"))]
+    assert (states[0]["labels"] == states[1]["labels"]).double().mean() > 0.998
+
+
+def test_no_true_label_is_learned_from(tmp_path: Path) -> None:
+    """The same labels and weights from images whose true labels are wrong; only the reported agreement falls."""
+    truth = open_source("digits", "train")
+    reported = []
+    states = []
+    for name, labels in (("true", truth.labels), ("wrong", truth.labels.roll(7)), ("none", truth.labels * 0 - 1)):
+
+        def data(labels: Tensor = labels) -> ImageData:
+            made = digits()
+            made.train_source.labels = labels
+            return made
+
+        states.append(train(small, data, tmp_path / name, 3)["state_dict"])
+        rows = (tmp_path / name / "metrics.csv").read_text().splitlines()
+        reported.append([float(row.split(",")[2]) for row in rows if ",self_label_nmi," in row])
+    for other in states[1:]:
+        for key, value in states[0].items():
+            assert torch.equal(value, other[key]), key
+    assert reported[2] == [], "nothing is known to compare with"
+    assert all(a > 2 * b for a, b in zip(*reported[:2], strict=True))
+
+
+# Label transfer -------------------------------------------------------------------------------------------
+
+
+def test_labels_can_be_handed_to_another_network_that_keeps_them(tmp_path: Path) -> None:
+    source = make(clusters=[6, 9])
+    source.labels = torch.stack([torch.arange(1437) % 6, torch.arange(1437) % 9])
+    source.write_outputs(tmp_path)
+    path = tmp_path / "self_labels.npy"
+    np.testing.assert_array_equal(np.load(path), source.labels.numpy())
+    state = train(lambda data: make(data, labels_file=str(path)), digits, tmp_path / "run", 4)["state_dict"]
+    assert torch.equal(state["labels"], source.labels)
+    assert state["reassigned"] == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (None, "is not a readable .npy file"),
+        (
+            np.zeros((2, 1000), int),
+            r"holds \[2, 1000\] torch.int64; expected \[2, 1437\] integers from 0 to below 6, 9",
+        ),
+        (np.zeros((2, 1437)), r"holds \[2, 1437\] torch.float64; expected"),
+        (np.full((2, 1437), 6), "holds 6 to 6; expected"),
+        (np.full((2, 1437), -1), "holds -1 to -1; expected"),
+    ],
+)
+def test_a_wrong_labels_file_is_refused_in_a_line(tmp_path: Path, labels: np.ndarray | None, message: str) -> None:
+    path = tmp_path / "self_labels.npy"
+    if labels is not None:
+        np.save(path, labels)
+    with pytest.raises(UslError, match=f"model.labels_file: {path} {message}") as error:
+        train(lambda data: make(data, labels_file=str(path)), digits, tmp_path / "run", 1)
+    assert "\n" not in str(error.value)
+
+
+def test_more_clusters_than_images_are_refused_in_a_line(tmp_path: Path) -> None:
+    with pytest.raises(UslError, match=r"model.clusters: 1438 labels for 1437 images; use at most 1437"):
+        train(lambda data: make(data, clusters=[6, 1438]), digits, tmp_path, 1)
+
+
+@pytest.mark.parametrize(("heads", "clusters"), [(3, [4, 5]), (0, 4), (2, [4, 0])])
+def test_heads_and_clusters_must_fit(heads: int, clusters: int | list[int]) -> None:
+    with pytest.raises(UslError, match=r"model.clusters: .* expected a number, or one for each head"):
+        make(heads=heads, clusters=clusters)
+
+
+# Training -------------------------------------------------------------------------------------------------
+
+
+def test_a_resume_is_exact(tmp_path: Path) -> None:
+    assert_resumes_exactly(with_hidden_layers, digits, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    assert_two_processes_agree(norm_free, digits, tmp_path)
+
+
+@pytest.mark.slow
+def test_digits_are_learned(tmp_path: Path) -> None:
+    usl(tmp_path, "fit", "--config", "digits_sela.yaml").done()
+    run = tmp_path / "runs" / "digits_sela"
+    assert json.loads((run / "result.json").read_text())["knn_accuracy"] >= 0.95
+    nmi = [float(row.split(",")[2]) for row in (run / "metrics.csv").read_text().splitlines() if "label_nmi" in row]
+    assert nmi[-1] > 2 * nmi[0]
+    assert np.load(run / "outputs" / "self_labels.npy").shape == (4, 1437)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from usl_lightning.data.keys import permutation
 from usl_lightning.errors import UslError
+from usl_lightning.selection.activeft import select_activeft
+from usl_lightning.selection.as3l import select_as3l
 from usl_lightning.selection.coreset import select_coreset
 from usl_lightning.selection.density import select_density
 from usl_lightning.selection.kmeans import kmeans
@@ -20,10 +22,13 @@ from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
 from usl_lightning.selection.kmedoids import select_kmedoids
 from usl_lightning.selection.maxherding import select_maxherding
 from usl_lightning.selection.probcover import pure_radius, select_probcover
+from usl_lightning.selection.rdss import select_rdss
 from usl_lightning.selection.typiclust import select_typiclust
 from usl_lightning.selection.usl import density_distance, select_usl
 
 SELECTORS: dict[str, Callable[..., Tensor]] = {
+    "activeft": partial(select_activeft, iterations=10),
+    "as3l": partial(select_as3l, epochs=2, clusterings=3),
     "coreset": select_coreset,
     "density": select_density,
     "kmeans_nearest": select_kmeans_nearest,
@@ -31,6 +36,7 @@ SELECTORS: dict[str, Callable[..., Tensor]] = {
     "maxherding": select_maxherding,
     "probcover": select_probcover,
     "probcover_small_radius": partial(select_probcover, delta=0.05),
+    "rdss": select_rdss,
     "typiclust": select_typiclust,
     "typiclust_few_clusters": partial(select_typiclust, max_clusters=3),
     "usl": select_usl,
@@ -77,7 +83,7 @@ def test_same_choice_again_whatever_the_scale(name: str) -> None:
     assert torch.equal(first, SELECTORS[name](4 * x, 12, seed=3))
 
 
-@pytest.mark.parametrize("name", ["coreset", "kmeans_nearest", "kmedoids", "typiclust"])
+@pytest.mark.parametrize("name", ["activeft", "as3l", "coreset", "kmeans_nearest", "kmedoids", "typiclust"])
 def test_the_seed_matters(name: str) -> None:
     x = real_features("digits", 300)
     assert not torch.equal(SELECTORS[name](x, 12, seed=0), SELECTORS[name](x, 12, seed=1))
@@ -210,6 +216,11 @@ def test_every_choice_of_maxherding_has_the_highest_gain(name: str) -> None:
         (partial(select_probcover, purity=1.5), "purity=1.5: expected a fraction"),
         (partial(select_maxherding, sigma=0.0), "sigma=0.0: expected a kernel width above 0"),
         (partial(select_kmedoids, iterations=0), "iterations=0 of k-medoids: expected at least 1"),
+        (partial(select_rdss, alpha=1.1), "alpha=1.1: expected a number from 0 to 1"),
+        (partial(select_rdss, gamma=0.0), "gamma=0.0: expected a number above 0"),
+        (partial(select_activeft, temperature=0.0), "temperature=0.0: expected a number above 0"),
+        (partial(select_activeft, iterations=-1), "iterations=-1 of ActiveFT: expected 0 or more"),
+        (partial(select_as3l, clusterings=0), "clusterings=0, epochs=40: expected at least 1 and 0"),
     ],
 )
 def test_bad_parameters(select: Callable[..., Tensor], message: str) -> None:

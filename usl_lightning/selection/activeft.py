@@ -20,8 +20,8 @@ def activeft_loss(features: Tensor, centres: Tensor, *, temperature: float, bala
 
     With c the centre most similar to a feature f, and the similarity s(a, b) = a·b/T, the loss of f is
     -log[exp s(f, c) / (exp s(f, c) + balance·Σ_k exp s(c, k))]: near to its centre (the distributions match),
-    and the centres apart (diversity; no gradient flows to c in that sum, only to the k). The paper's eq. 6 has the
-    mean of -s(f, c) and of log Σ over the centres other than c in place of it.
+    and the centres apart (diversity; in that sum the gradient flows to c, the k are held). The paper's text has the
+    mean of -s(f, c), plus the mean over the centres of the log of their sum, without c itself.
 
     Args:
         features: [n, d] of length 1.
@@ -36,7 +36,7 @@ def activeft_loss(features: Tensor, centres: Tensor, *, temperature: float, bala
     # One-hot products, not indexing: their gradients are sums in a fixed order on a GPU too.
     own = F.one_hot(nearest, len(centres)).to(centres.dtype)
     attraction = (features * (own @ centres)).sum(1) / temperature
-    repulsion = own @ (centres @ centres.detach().T / temperature).T.logsumexp(0)
+    repulsion = own @ (centres @ centres.detach().T / temperature).logsumexp(1)
     return F.softplus(repulsion + math.log(balance) - attraction).mean()
 
 

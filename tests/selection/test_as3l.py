@@ -1,0 +1,50 @@
+"""AS3L's selection against a loop, and its fine-tuning against the least-squares solution."""
+
+import numpy as np
+import pytest
+import torch
+from real_features import NAMES, real_features
+
+from usl_lightning.selection.as3l import _seed, finetuned_features, select_as3l
+from usl_lightning.selection.kmeans import kmeans
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_a_loop(name: str) -> None:
+    x = real_features(name, 200)
+    runs = [kmeans(x, 8, seed=_seed(3, "before", c)) for c in range(4)]
+    centres = sum(centroids[labels] for labels, centroids in runs) / 4
+    tuned = finetuned_features(x, centres, epochs=5, seed=3)
+    labels = [kmeans(tuned, 8, seed=_seed(3, "after", c))[0].tolist() for c in range(4)]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(zip(*labels, strict=True)):
+        groups.setdefault(row, []).append(i)
+    chosen = []
+    for cluster in sorted(set(labels[0])):
+        largest = max((g for g in sorted(groups) if g[0] == cluster), key=lambda g: len(groups[g]))
+        members = groups[largest]
+        points = tuned[members].double().numpy()
+        middle = np.sort(points, 0)[(len(members) - 1) // 2]
+        chosen.append(members[int(((points - middle) ** 2).sum(1).argmin())])
+    assert select_as3l(x, 8, seed=3, clusterings=4, epochs=5)[: len(chosen)].tolist() == chosen
+
+
+def test_fine_tuning_is_least_squares_in_the_limit() -> None:
+    x = real_features("cells", 300)
+    labels, centroids = kmeans(x, 6)
+    centres = centroids[labels]
+    design = torch.cat([x, torch.ones(300, 1)], 1).double()
+    best = design @ torch.linalg.lstsq(design, centres.double()).solution
+    error, least, start = (
+        float((features - centres).square().mean())
+        for features in (finetuned_features(x, centres, epochs=400), best, x)
+    )
+    assert least <= error < least + 0.1 * (start - least)
+    assert torch.equal(finetuned_features(x, centres, epochs=0), x)
+
+
+def test_equal_starts_of_the_first_run_only() -> None:
+    assert _seed(5, "before", 0) == 5
+    assert len({_seed(5, when, run) for when in ("before", "after") for run in range(1, 6)}) == 10
+    x = real_features("digits", 300)
+    assert not torch.equal(select_as3l(x, 10, clusterings=1), select_as3l(x, 10, clusterings=6))

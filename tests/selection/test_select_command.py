@@ -1,0 +1,258 @@
+"""Selectors as commands: every class on real features, images to keep, and what is told of a choice."""
+
+import importlib
+import json
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from runs import usl
+from sklearn.datasets import load_digits
+
+import usl_lightning.selection
+from usl_lightning.cli import main
+from usl_lightning.configs import shipped_folder
+from usl_lightning.data.modules import ImageData
+from usl_lightning.data.sources import dataset_id, open_source
+from usl_lightning.errors import UslError
+from usl_lightning.evaluation.label_quality import label_quality
+from usl_lightning.labels import LabelIndex
+from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry
+from usl_lightning.selection.base import Selector
+from usl_lightning.selection.coreset import Coreset
+from usl_lightning.selection.stratified import Stratified
+from usl_lightning.trainer import Selection, Trainer
+
+N = 1437
+
+
+def selectors() -> dict[str, type[Selector]]:
+    """Module -> its selector, of all that need features alone (USL-T's needs its heads too)."""
+    found = {}
+    for info in pkgutil.iter_modules(usl_lightning.selection.__path__):
+        module = importlib.import_module(f"usl_lightning.selection.{info.name}")
+        for value in vars(module).values():
+            own = isinstance(value, type) and issubclass(value, Selector) and value.__module__ == module.__name__
+            if own and value is not Selector and not info.name.startswith("uslt"):
+                found[info.name] = value
+    return found
+
+
+SELECTORS = selectors()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder with the pixels of the training digits as features."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("USL_CACHE", str(tmp_path / "cache"))
+    pixels = open_source("digits", "train").read(torch.arange(N)).reshape(N, -1)
+    np.save("pixels.npy", pixels.numpy().astype(np.float32))
+
+
+def digits() -> ImageData:
+    return ImageData("digits", seed=2)
+
+
+def made(name: str, budget: int, data: ImageData, **more: Any) -> Selector:
+    if SELECTORS[name].needs_network is not False:
+        more["features"] = "pixels.npy"
+    if name == "stratified":
+        more["allow_oracle"] = True
+    return SELECTORS[name](image=data.spec, budget=budget, **more)
+
+
+def select(model: Selector, data: ImageData) -> Selection:
+    return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).select(model, data)
+
+
+def test_they_are_all_here() -> None:
+    assert set(SELECTORS) >= {
+        "activeft", "as3l", "coreset", "density", "kmeans_nearest", "kmedoids", "maxherding", "probcover", "random",
+        "rdss", "stratified", "typiclust", "usl",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("dataset", ["digits", "fashion_mnist", "cifar10"])
+@pytest.mark.parametrize("name", SELECTORS)
+def test_each_has_a_configuration(name: str, dataset: str) -> None:
+    config = yaml.safe_load((shipped_folder() / f"{dataset}_{name}.yaml").read_text())
+    assert config["model"]["class_path"] == f"{SELECTORS[name].__module__}.{SELECTORS[name].__name__}"
+    assert config["data"]["init_args"]["dataset"] == dataset
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_each_picks_and_keeps_and_sees_no_label(name: str) -> None:
+    data = digits()
+    chosen = select(made(name, 12, data), data).indices.tolist()
+    assert len(set(chosen)) == len(chosen) == 12
+    kept = [chosen[4], 1436, 0] if 1436 not in chosen else [chosen[4], 1, 0]
+    Path("keep.json").write_text(json.dumps(kept))
+    more = select(made(name, 12, data, keep_from="keep.json"), data).indices.tolist()
+    assert more[:3] == kept
+    assert len(set(more)) == len(more) == 12
+    assert [i for i in chosen if i in more[3:]] == more[3:], "the others are the picks that kept their places"
+    if name != "stratified":
+        data.train_source.labels = torch.roll(data.train_source.labels, 1)
+        assert select(made(name, 12, data), data).indices.tolist() == chosen
+
+
+def write_checkpoint(path: str, **prefixes: str) -> dict[str, Encoder]:
+    """A checkpoint with another encoder under each prefix."""
+    encoders = {}
+    state: dict[str, torch.Tensor] = {}
+    for seed, (name, prefix) in enumerate(prefixes.items()):
+        torch.manual_seed(seed)
+        encoders[name] = Encoder("small_w16", digits().spec).eval()
+        state |= {f"{prefix}{key}": value for key, value in encoders[name].state_dict().items()}
+    torch.save({ENTRY: encoder_entry(encoders["online"], **prefixes), "state_dict": state}, path)
+    return encoders
+
+
+def test_weights_of_the_moving_average() -> None:
+    data = digits()
+    encoders = write_checkpoint("both.ckpt", online="model.encoder.", ema="ema.module.encoder.")
+    images = data.train_source.read(torch.arange(N))
+    for weights, encoder in encoders.items():
+        evidence = select(Coreset(data.spec, 3, "both.ckpt", weights=weights), data).evidence  # type: ignore[arg-type]
+        with torch.no_grad():
+            torch.testing.assert_close(evidence, encoder(images))
+    write_checkpoint("online.ckpt", online="encoder.")
+    with pytest.raises(UslError, match=r"online\.ckpt: holds no ema weights; it has online"):
+        select(Coreset(data.spec, 3, "online.ckpt", weights="ema"), data)
+
+
+# the command ---------------------------------------------------------------------------------------------
+
+
+def run(*words: str) -> tuple[LabelIndex, dict[str, Any]]:
+    main(["select", "--run_dir", "run", *words])
+    return LabelIndex.read("run/labels.json"), json.loads(Path("run/result.json").read_text())
+
+
+CORESET = ("--config", "digits_coreset.yaml", "--model.features", "pixels.npy")
+
+
+def test_quality_is_told_and_written(capsys: pytest.CaptureFixture[str]) -> None:
+    index, result = run(*CORESET)
+    labels, pixels = open_source("digits", "train").labels, torch.from_numpy(np.load("pixels.npy"))
+    expected = label_quality(labels, torch.tensor(index.indices), pixels, num_classes=10)
+    assert result == {"budget": 10, **expected}
+    assert index.labels == tuple(labels[list(index.indices)].tolist())
+    assert (index.method["name"], index.method["seed"]) == ("coreset", 0)
+    out = capsys.readouterr().out
+    assert f"classes covered      {expected['classes_covered']} of 10\n" in out
+    assert f"propagated accuracy  {expected['propagated_accuracy']:.4f}\n" in out
+
+
+def write_unlabelled() -> None:
+    images = np.rint(load_digits().images[:50] * (255 / 16)).astype(np.uint8)
+    Path("data").mkdir()
+    np.savez("data/train.npz", images=images)
+    np.save("fifty.npy", images.reshape(50, -1).astype(np.float32))
+
+
+UNLABELLED = (
+    "--config", "digits_coreset.yaml", "--model.features", "fifty.npy",
+    "--data.dataset", "arrays", "--data.dir", "data",
+)  # fmt: skip
+
+
+def test_nothing_is_told_where_there_are_no_labels() -> None:
+    write_unlabelled()
+    index, result = run(*UNLABELLED)
+    assert result == {"budget": 10}
+    assert index.unlabelled == 10
+
+
+def test_labels_that_people_gave_are_kept() -> None:
+    write_unlabelled()
+    source = open_source("arrays", "train", dir="data")
+    LabelIndex(dataset_id(source), {}, (7, 30), (1, None), ("cat", "dog")).write("mine.json")
+    index, _ = run(*UNLABELLED, "--keep", "mine.json", "--model.budget", "5")
+    assert index.indices[:2] == (7, 30)
+    assert index.labels == (1, None, None, None, None)
+    assert index.classes == ("cat", "dog")
+
+
+def test_a_kept_label_stands_whatever_the_data_set_says() -> None:
+    source = open_source("digits", "train")
+    wrong = (int(source.labels[7]) + 1) % 10
+    LabelIndex(dataset_id(source), {}, (7,), (wrong,), source.classes).write("mine.json")
+    index, result = run(*CORESET, "--keep", "mine.json", "--model.budget", "1")
+    assert (index.indices, index.labels) == ((7,), (wrong,))
+    assert result["class_counts"][wrong] == 1
+
+
+def test_a_choice_grows() -> None:
+    """A greedy method with its own first choice kept chooses as with the larger budget at once."""
+    main(["select", "--run_dir", "ten", *CORESET])
+    grown, _ = run(*CORESET, "--keep", "ten/labels.json", "--model.budget", "15")
+    main(["select", "--run_dir", "fifteen", *CORESET, "--model.budget", "15"])
+    assert grown.indices == LabelIndex.read("fifteen/labels.json").indices
+    assert None not in grown.labels
+
+
+def test_the_oracle_has_to_be_allowed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run("--config", "digits_stratified.yaml")
+    assert "give --allow-oracle to compare" in capsys.readouterr().err
+    _, result = run("--config", "digits_stratified.yaml", "--allow-oracle", "--model.budget", "30")
+    assert result["class_counts"] == [3] * 10
+    write_unlabelled()
+    data = ImageData("arrays", dir="data")
+    with pytest.raises(UslError, match="no image of arrays has a label"):
+        select(Stratified(data.spec, 3, allow_oracle=True), data)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--model.features", "fifty.npy"], "50 rows for the 1437 images of digits/train"),
+        (["--model.features", "none.npy"], "model.features: no such file: none.npy"),
+        (["--model.init_from", "x.ckpt", "--model.features", "pixels.npy"], "model.init_from: no such file"),
+        (["--model.backbone", "resnet18", "--model.features", "pixels.npy"], "model.backbone and model.features are"),
+        (["--model.features", "pixels.npy", "--keep", "far.json"], "far.json: entry 1: index 1437 is out of range"),
+        (["--model.features", "pixels.npy", "--keep", "other.json"], "other.json: chosen from arrays/train (50 images"),
+        (["--model.features", "pixels.npy", "--keep", "many.json"], "many.json holds 11 images, the budget is 10"),
+        (["--model.features", "pixels.npy", "--keep", "none.json"], "none.json: label index cannot be read"),
+        (["--model.class_path", "usl_lightning.selection.corset.Coreset"], "(did you mean 'coreset'?)"),
+        (["--model.class_path", "usl_lightning.selection.coreset.Corest"], "(did you mean 'Coreset'?)"),
+        (["--model.class_path", "corset"], "did you mean the class in usl_lightning.selection.coreset?"),
+        (["--model.weights", "best"], "--model.weights: expected one of 'online', 'ema'"),
+        (["--model.keep_form", "x"], "unknown key 'keep_form' (did you mean 'keep_from'?)"),
+    ],
+)
+def test_mistakes(words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_unlabelled()
+    Path("far.json").write_text("[3, 1437]")
+    Path("many.json").write_text(json.dumps(list(range(11))))
+    source = open_source("arrays", "train", dir="data")
+    LabelIndex(dataset_id(source), {}, (1,), (None,)).write("other.json")
+    with pytest.raises(SystemExit) as stop:
+        main(["select", "--run_dir", "run", "--config", "digits_coreset.yaml", *words])
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert part in lines[0]
+    assert not Path("run").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_choose_as_one(tmp_path: Path) -> None:
+    write_checkpoint("some.ckpt", online="encoder.")
+    words = ["select", "--config", "digits_coreset.yaml", "--model.init_from", "some.ckpt"]
+    two = ["--trainer.devices", "2", "--trainer.accelerator", "cpu", "--trainer.strategy", "ddp"]
+    main([*words, "--run_dir", "one", "--model.cache", "cache1"])
+    usl(tmp_path, *words, "--run_dir", "two", "--model.cache", "cache2", *two).done()
+    usl(tmp_path, *words, "--run_dir", "again", "--model.cache", "cache2", *two).done()
+    kept = [np.load(next((tmp_path / name).glob("*.npz")))["features"] for name in ("cache1", "cache2")]
+    np.testing.assert_allclose(kept[0], kept[1], rtol=1e-4, atol=1e-5)
+    one, *others = (LabelIndex.read(tmp_path / name / "labels.json") for name in ("one", "two", "again"))
+    for other in others:
+        assert other.indices == one.indices
+        assert (other.labels, other.method) == (one.labels, one.method)

@@ -132,19 +132,18 @@ class PretrainModule(LightningModule):
         return every > 0 and (self.trainer.global_step + (not done)) % every == 0
 
     def _tell_of_collapse(self, share: float, limit: float, what: str, first: float | None = None) -> None:
-        if not self.trainer.is_global_zero:
+        falls, recovers = not self._fallen and share < limit, self._fallen == what and share > 1.5 * limit
+        if not (falls or recovers):
             return
-        step = self.trainer.global_step
-        if not self._fallen and share < limit:
-            self._fallen = what
-            before = "" if first is None else f", {first:.2f} at the start"
+        self._fallen = what if falls else ""
+        step, before = self.trainer.global_step, "" if first is None else f", {first:.2f} at the start"
+        if falls and self.trainer.is_global_zero:
             log.warning(
                 f"features are collapsing: step {step}: the {what} of different images are nearly the same (standard "
                 f"deviation {share:.2f} of the 1/√d of evenly spread ones{before}); lower model.optimizer.lr, or see "
                 "what keeps this method from collapsing"
             )
-        elif self._fallen == what and share > 1.5 * limit:
-            self._fallen = ""
+        elif self.trainer.is_global_zero:
             log.warning(f"features have spread again: step {step}: standard deviation {share:.2f} of 1/√d")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

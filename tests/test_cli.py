@@ -196,7 +196,7 @@ def test_wrong_keys_in_a_file(old: str, new: str, parts: list[str], refusal: Ref
         ("--model.view", "Weakk", ["expected the name of a class"]),
         ("--model.knn_k", "many", ["expected int, found many"]),
         ("--model.optimizer.lr", "fast", ["expected float, found fast"]),
-        ("--model.optimizer.name", "sgdd", ["expected one of 'sgd', 'adamw', 'lars', found sgdd"]),
+        ("--model.optimizer.name", "sgdd", ["expected one of 'sgd', 'adam', 'adamw', 'lars', found sgdd"]),
         ("--data.workers", "x", ["expected int, found x"]),
         ("--trainer.precision", "7", ["'bf16-mixed'", "found 7"]),
         ("--seed_everything", "x", ["expected bool or int, found x"]),

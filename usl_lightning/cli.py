@@ -23,7 +23,7 @@ usl: learn features without labels, pick the images worth labelling, train from 
       --ckpt_path last|FILE     continue the same run, or evaluate it
       --wandb [offline]         log to Weights & Biases too
   usl labels union|difference A B --out C    combine two label indices; `convert A --out C`: another format
-  usl test --config FILE --ckpt_path last      how good a checkpoint is, in all detail
+  usl test --config FILE --ckpt_path last      how good a checkpoint is; validate is the same
   usl predict --config FILE --ckpt_path last   a CSV of every image's class: of those trained on, or
       --split test | --folder DIR  --out FILE.csv
   usl export --config FILE --ckpt_path last --out model.onnx     (or model.pt2) a file that runs without this package

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from training import assert_resumes_exactly, assert_two_processes_agree, few_labels
 
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
@@ -323,6 +324,23 @@ def test_autocast_does_not_blur_the_graph(monkeypatch: pytest.MonkeyPatch) -> No
         loss = model.training_step(SemiBatch(batch(3, [0, 1, 2]), batch(10)), 0)
     assert graphs[0].dtype == loss.dtype == torch.float32
     torch.testing.assert_close(graphs[0].sum(1), torch.ones(10))
+
+
+class Plain(nn.Module):
+    """A view without randomness."""
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        return images / 255
+
+
+def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values refuse to tell one to the host."""
+    model = CoMatch(GREY, Plain(), Plain(), Plain(), Optimization(), "small_nf", bank_size=20)
+    monkeypatch.setattr(model, "log_dict", lambda values, **_: None)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        batches = SemiBatch(batch(3, [0, 1, 2]), batch(10))
+        for _ in range(3):
+            model.training_step(batches, 0).backward()
 
 
 # Training ------------------------------------------------------------------------------------------------

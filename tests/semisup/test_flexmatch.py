@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from training import assert_resumes_exactly, assert_two_processes_agree, few_labels, train
 
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
@@ -232,6 +233,23 @@ def test_records_are_in_the_checkpoint_and_another_set_can_be_classified(monkeyp
     loaded.on_load_checkpoint({"state_dict": state})
     loaded.load_state_dict(state)
     assert torch.equal(loaded.record, model.record)
+
+
+class Plain(nn.Module):
+    """A view without randomness."""
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        return images / 255
+
+
+def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors without values refuse to tell one to the host."""
+    model = FlexMatch(GREY, Plain(), Plain(), Optimization(), "small_nf")
+    monkeypatch.setattr(model, "log_dict", lambda values, **_: None)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        batches = SemiBatch(batch(3, [0, 1, 2]), batch(10))
+        for _ in range(3):
+            model.training_step(batches, 0).backward()
 
 
 # Training ------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ class Distill(SemiSupervisedModule):
         teacher_from: checkpoint of stage 3, the teacher, which must be given; its moving average teaches.
         backbone: name of the student's network; it may be another than the teacher's.
         pretrained: start from published weights of the backbone.
-        temperature: τ; published: 0.1 for a student like its teacher, 1 for a smaller one.
+        temperature: τ; published: 0.1 for a student like its teacher, 1 for a smaller one. Gradients grow as 1/τ, which
+            LARS evens out; with SGD a small τ needs a lower learning rate.
         distillation_weight: α of Eq. 3, in (0, 1]: the loss is α·distillation + (1 − α)·cross-entropy on labels, each
             a mean over its images. 1, as published, leaves the labels out.
         ema_decay: of the moving average that is evaluated; 0, as published, evaluates the trained network itself.

@@ -124,7 +124,6 @@ class MixMatch(SemiSupervisedModule):
         self.weak = weak
         self.views, self.temperature, self.alpha = views, temperature, alpha
         self.unlabelled_weight, self.ramp_steps = unlabelled_weight, ramp_steps
-        self.num_classes = image.num_classes
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:
         """The loss of one global batch (Alg. 1)."""
@@ -132,7 +131,7 @@ class MixMatch(SemiSupervisedModule):
         x = self.weak(labelled.images, labelled.key.fold("weak"))
         u = [self.weak(unlabelled.images, unlabelled.key.fold("weak", k)) for k in range(self.views)]
         guess = self._guess(u)
-        labels = F.one_hot(labelled.labels, self.num_classes).to(guess.dtype)
+        labels = F.one_hot(labelled.labels, self.image.num_classes).to(guess.dtype)
 
         keys = [labelled.key.fold("mix"), *(unlabelled.key.fold("mix", k) for k in range(self.views))]
         weights = torch.cat([mix_weights(key, alpha=self.alpha) for key in keys])
@@ -149,6 +148,7 @@ class MixMatch(SemiSupervisedModule):
             unsupervised_loss=unsupervised,
             guess_confidence=guess.max(1).values.mean(),
         )
+        self.log_guesses(guess, torch.ones_like(guess[:, 0]))
         return loss
 
     @torch.no_grad()
@@ -156,7 +156,7 @@ class MixMatch(SemiSupervisedModule):
         """Label distributions [n, classes] of unlabelled images from their views, each [n, c, h, w]."""
         with _kept_statistics(self.model):
             logits = self.model(torch.cat(views)).float()
-        return guessed_labels(logits.view(len(views), -1, self.num_classes), temperature=self.temperature)
+        return guessed_labels(logits.view(len(views), -1, self.image.num_classes), temperature=self.temperature)
 
 
 def partners_of(groups: list[Tensor], keys: list[Key]) -> Tensor:

@@ -6,11 +6,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from training import digits, train
 
 from usl_lightning.data.keys import Key
-from usl_lightning.data.modules import NeighborData
+from usl_lightning.data.modules import ImageData, NeighborData
+from usl_lightning.data.neighbors import encoder_neighbors
 from usl_lightning.data.sampling import drawn_neighbors
+from usl_lightning.data.views import Weak
 from usl_lightning.errors import UslError
+from usl_lightning.models.encoder import load_encoder
+from usl_lightning.optim import Optimization
+from usl_lightning.pretrain.simclr import SimCLR
 
 
 def data(table: np.ndarray, folder: Path, *, rank: int = 0, world: int = 1, step: int = 0) -> NeighborData:
@@ -62,3 +68,56 @@ def test_every_column_is_drawn_equally_often() -> None:
 def test_a_wrong_table_is_refused(bad: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(UslError, match=r"neighbors\.npy holds .*expected one row"):
         data(bad, tmp_path).train_dataloader()
+
+
+# Neighbours by a checkpoint ------------------------------------------------------------------------------
+
+
+def simclr(data: ImageData) -> SimCLR:
+    return SimCLR(data.spec, Weak(), Optimization(), "small_w16", hidden_dim=16, projection_dim=8, knn_k=5)
+
+
+@pytest.fixture
+def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A checkpoint of stage 1."""
+    monkeypatch.setenv("USL_CACHE", str(tmp_path / "cache"))
+    train(simclr, digits, tmp_path / "pretrain", 1)
+    return str(tmp_path / "pretrain" / "checkpoints" / "last.ckpt")
+
+
+def test_an_encoder_tells_the_image_itself_and_the_k_nearest(pretrained: str) -> None:
+    module = NeighborData(neighbors_from=pretrained, k=4, dataset="digits")
+    module.setup("fit")
+    found = encoder_neighbors(pretrained, module, 4)
+    with torch.no_grad():
+        features = load_encoder(pretrained)(module.train_source.read(torch.arange(1437)))
+    cosine = torch.nn.functional.normalize(features.double(), dim=1)
+    cosine = cosine @ cosine.T
+    assert found.shape == (1437, 5)
+    assert torch.equal(found[:, 0], torch.arange(1437))
+    expected = cosine.fill_diagonal_(2.0).topk(5, dim=1).values
+    torch.testing.assert_close(cosine.gather(1, found), expected, rtol=0, atol=1e-5)
+    batch = next(iter(module.train_dataloader()))
+    assert all(n in found[i] for i, n in zip(batch.anchor.indices, batch.neighbor.indices, strict=True))
+
+
+def test_a_small_set_has_fewer_neighbors(pretrained: str) -> None:
+    module = NeighborData(neighbors_from=pretrained, dataset="digits")
+    module.setup("fit")
+    assert encoder_neighbors(pretrained, module, 5000).shape == (1437, 1437)
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_one_source_of_neighbors_is_expected(both: bool, tmp_path: Path) -> None:
+    given = {"neighbors": "a.npy", "neighbors_from": "b.ckpt"} if both else {}
+    module = NeighborData(**given, dataset="digits")
+    with pytest.raises(UslError, match=r"data\.neighbors_from: expected the checkpoint of stage 1 .* one of the two"):
+        module.train_dataloader()
+
+
+def test_mistakes_with_a_checkpoint_are_one_line(pretrained: str) -> None:
+    module = NeighborData(neighbors_from=pretrained, dataset="digits", image_size=16)
+    with pytest.raises(UslError, match=r"data\.neighbors_from: .* was trained on 1×8×8 images, these are 1×16×16"):
+        encoder_neighbors(pretrained, module, 3)
+    with pytest.raises(UslError, match=r"data\.k: 0 neighbours; expected at least 1"):
+        encoder_neighbors(pretrained, module, 0)

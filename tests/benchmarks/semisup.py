@@ -79,7 +79,8 @@ def main() -> None:
             about = {"machine": machine(), "budget": arguments.budget, "steps": arguments.steps, "seeds": [*runs]}
             out.write_text(json.dumps({**about, "methods": rows}, indent=1) + "\n")
     print(
-        f"\n{arguments.dataset}, {arguments.budget} labels by USL\n{'method':12} {'mean':>6}  each seed          seconds"
+        f"\n{arguments.dataset}, {arguments.budget} labels by USL\n"
+        f"{'method':12} {'mean':>6}  each seed          seconds"
     )
     for method, row in rows.items():
         each = " ".join(f"{accuracy:.3f}" for accuracy in row["test_accuracy"])

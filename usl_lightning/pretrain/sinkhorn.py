@@ -1,7 +1,7 @@
 """Balanced labels from class scores by Sinkhorn-Knopp (Cuturi, 2013; SeLa: Asano et al., 2020, Eq. 6 to 8)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -37,9 +37,9 @@ def sinkhorn_labels(logits: Tensor, *, power: float, tolerance: float, distribut
     as soon as the scaling moves far, it is absorbed into the exponents and the rows are computed again.
 
     Memory beyond the logits: 4·N·K bytes for the rows, 16·N for the scaling, and a few chunks of 2 MB on a CPU or
-    256 MB on a GPU. At N = 1,281,167 and K = 3,000 that is 14.4 GiB, and as much again for the logits in float32
-    (tests/benchmarks/sinkhorn.py measures it on fewer rows). Split over P processes, each holds a P-th of both.
-    `balanced_labels` does without the logits.
+    256 MB on a GPU. At N = 1,281,167 and K = 3,000 that is 14.4 GiB (tests/benchmarks/sinkhorn.py measures 4.0 bytes
+    an entry), and as much again for the logits in float32, without which `balanced_labels` does. Split over P
+    processes, each holds a P-th.
 
     Args:
         logits: class scores [n, K], any float dtype; unchanged.
@@ -88,8 +88,7 @@ def balanced_labels(
     """
     if power <= 0 or tolerance <= 0:
         raise UslError(f"power {power}, tolerance {tolerance} of the self-labels: expected both above 0")
-    size = max(1, (CHUNK_ENTRIES_CUDA if features.is_cuda else CHUNK_ENTRIES) // classes)
-    plan = _Plan(torch.split(features, size), scores, classes, power, distributed)
+    plan = _Plan(features, scores, classes, power, distributed)
     for _ in range(MAX_ITERATIONS):
         error = plan.iterate()
         if not math.isfinite(error):
@@ -112,37 +111,31 @@ class _Plan:
     what has come since. Which part is where changes nothing but the rounding.
     """
 
-    rows: list[Tensor]
-    c: list[Tensor]
-    r: Tensor
-
-    def __init__(
-        self, features: Sequence[Tensor], scores: Scores, classes: int, power: float, distributed: bool
-    ) -> None:
-        self.features, self.scores, self.classes, self.power = features, scores, classes, power
+    def __init__(self, features: Tensor, scores: Scores, classes: int, power: float, distributed: bool) -> None:
+        self.scores, self.classes, self.power = scores, classes, power
         self.distributed = distributed and dist.is_initialized()
-        device = features[0].device
-        count = torch.tensor(float(sum(map(len, features))), dtype=torch.float64, device=device)
-        self.count = self._total(count)
-        # The rows softmax(power·logits), and their column sums in the log domain, where none underflows.
-        self.log_c: list[Tensor] = []
-        sums = torch.full((classes,), -torch.inf, dtype=torch.float64, device=device)
-        for part in features:
-            x = self._exponents(part)
-            self.log_c.append(-x.logsumexp(1))
-            sums = torch.logaddexp(sums, (x + self.log_c[-1][:, None]).logsumexp(0))
-        self.log_r = (self.count / classes).log() - self._log_total(sums)
+        n, device = len(features), features.device
+        self.count = self._total(torch.tensor(float(n), dtype=torch.float64, device=device))
+        # What is kept is allocated whole and filled chunk by chunk: scattered small pieces would keep the memory
+        # of the passing chunks from being used again.
+        self.rows = torch.empty(n, classes, dtype=torch.float32, device=device)
+        self.log_c, self.c = (torch.empty(n, dtype=torch.float64, device=device) for _ in range(2))
+        self.log_r, self.r = (torch.zeros(classes, dtype=torch.float64, device=device) for _ in range(2))
+        size = max(1, (CHUNK_ENTRIES_CUDA if features.is_cuda else CHUNK_ENTRIES) // classes)
+        self.chunks = [slice(start, start + size) for start in range(0, n, size)]
+        self.features = features
+        self._begin()
         self._compute_rows()
 
     def iterate(self) -> float:
         """c from r, and r from the new c, in one pass over the rows; returns Σ|c/c_new − 1|."""
         sums, error = torch.zeros_like(self.r), torch.zeros_like(self.count)
-        for i, part in enumerate(self.rows):
-            wide = part.double()
-            c = 1 / (self.count * (wide @ self.r))
-            sums += c @ wide
-            error += (self.c[i] / c - 1).abs().sum()
-            self.c[i] = c
+        for chunk in self.chunks:
+            rows = self.rows[chunk].double()
+            c = 1 / (self.count * (rows @ self.r))
+            sums += c @ rows
+            error += (self.c[chunk] / c - 1).abs().sum()
+            self.c[chunk] = c
         totals = self._total(torch.cat([sums, error[None]]))
         self.r = 1 / (self.classes * totals[:-1])
         if float(self.r.log().abs().max()) > DRIFT:
@@ -152,22 +145,33 @@ class _Plan:
     def labels(self) -> Tensor:
         """The largest entry of each row of Q, int64 [n]; a row's own scaling does not change which it is."""
         scaling = self.log_r + self.r.log()
-        return torch.cat([(self._exponents(part) + scaling).argmax(1) for part in self.features])
+        labels = torch.empty_like(self.c, dtype=torch.long)
+        for chunk in self.chunks:
+            labels[chunk] = (self._exponents(chunk) + scaling).argmax(1)
+        return labels
+
+    def _begin(self) -> None:
+        """The rows softmax(power·logits), and r from their column sums: in the log domain, where none underflows."""
+        sums = torch.full_like(self.log_r, -torch.inf)
+        for chunk in self.chunks:
+            x = self._exponents(chunk)
+            self.log_c[chunk] = -x.logsumexp(1)
+            sums = torch.logaddexp(sums, x.add_(self.log_c[chunk, None]).logsumexp(0))
+        self.log_r = (self.count / self.classes).log() - self._log_total(sums)
 
     def _absorb(self) -> None:
-        self.log_r = self.log_r + self.r.log()
-        self.log_c = [log_c + (c * self.count).log() for log_c, c in zip(self.log_c, self.c, strict=True)]
+        self.log_r += self.r.log()
+        self.log_c += (self.c * self.count).log()
         self._compute_rows()
 
     def _compute_rows(self) -> None:
-        self.rows = []  # the old ones go before the new ones come
-        for part, log_c in zip(self.features, self.log_c, strict=True):
-            self.rows.append((self._exponents(part) + log_c[:, None]).add_(self.log_r).exp_().float())
-        self.c = [torch.ones_like(log_c) / self.count for log_c in self.log_c]
-        self.r = torch.ones_like(self.log_r)
+        for chunk in self.chunks:
+            self.rows[chunk] = self._exponents(chunk).add_(self.log_c[chunk, None]).add_(self.log_r).exp_()
+        self.c.fill_(1 / self.count)
+        self.r.fill_(1)
 
-    def _exponents(self, part: Tensor) -> Tensor:
-        return self.scores(part).double() * self.power
+    def _exponents(self, chunk: slice) -> Tensor:
+        return self.scores(self.features[chunk]).to(torch.float64, copy=True).mul_(self.power)
 
     def _total(self, x: Tensor) -> Tensor:
         if self.distributed:

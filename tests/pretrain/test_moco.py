@@ -278,17 +278,19 @@ def test_a_queue_of_no_whole_number_of_batches_is_refused(size: int, queue: int,
 @settings(max_examples=30, deadline=None)
 def test_groups_are_equal_and_on_one_process_each(processes: int, share: int, groups: int) -> None:
     size = processes * share
-    fits = groups > 0 and groups % processes == 0 and size % groups == 0 and size // groups >= 2
+    possible = [g for g in range(1, size) if g % processes == 0 and size % g == 0 and size // g >= 2]
 
     def build(number: int) -> MoCo:
         return moco(size=size, queue=size, processes=processes, groups=number)
 
-    if fits:
+    if groups in possible:
         build(groups).setup("fit")
     else:
         message = refusal(lambda: build(groups))
         assert message.startswith("model.shuffle_groups: ")
-        build(int(message.split("; use ")[1].split(",")[0])).setup("fit")
+        use = int(message.split("; use ")[1].split(",")[0])
+        assert use in possible
+        assert abs(use - groups) == min(abs(g - groups) for g in possible)
 
 
 @pytest.mark.parametrize(("size", "processes", "use"), [(1, 1, 2), (4, 4, 8)])

@@ -159,6 +159,6 @@ def _check_groups(groups: int, batch_size: int, processes: int) -> None:
     if groups not in possible:
         nearest = min(possible, key=lambda g: abs(g - groups))
         raise UslError(
-            f"model.shuffle_groups: {batch_size} images (data.batch_size) on {processes} processes cannot be divided "
-            f"into {groups} equal groups of 2 or more; use {nearest}, or null for a network without batch norm"
+            f"model.shuffle_groups: {batch_size} images (data.batch_size) over {processes} "
+            f"process{'es' if processes > 1 else ''} cannot be divided into {groups} equal groups of 2 or more; use {nearest}, or null for a network without batch norm"
         )

@@ -79,15 +79,15 @@ def median_gamma(features: Tensor, *, seed: int = 0) -> float:
 
 
 def _kernel(x: Tensor, y: Tensor, gamma: float) -> Tensor:
-    """exp(-γ|x - y|²) of unit rows x [a, d], y [b, d], as float64 [a, b]."""
-    return (x @ y.T).double().sub_(1).clamp_(max=0).mul_(2 * gamma).exp_()
+    """exp(-γ|x - y|²) of unit rows x [a, d], y [b, d], as [a, b]."""
+    return (x @ y.T).sub_(1).clamp_(max=0).mul_(2 * gamma).exp_()
 
 
 def _mean_kernel(x: Tensor, gamma: float) -> Tensor:
     """μ, float64 [n]."""
     mu = torch.empty(len(x), dtype=torch.float64, device=x.device)
-    for rows in chunks(len(x), 24 * len(x), x.device):
-        mu[rows] = _kernel(x[rows], x, gamma).mean(1)
+    for rows in chunks(len(x), 8 * len(x), x.device):
+        mu[rows] = _kernel(x[rows], x, gamma).mean(1, dtype=torch.float64)
     return mu
 
 

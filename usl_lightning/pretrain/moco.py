@@ -160,5 +160,6 @@ def _check_groups(groups: int, batch_size: int, processes: int) -> None:
         nearest = min(possible, key=lambda g: abs(g - groups))
         raise UslError(
             f"model.shuffle_groups: {batch_size} images (data.batch_size) over {processes} "
-            f"process{'es' if processes > 1 else ''} cannot be divided into {groups} equal groups of 2 or more; use {nearest}, or null for a network without batch norm"
+            f"process{'es' if processes > 1 else ''} cannot be divided into {groups} equal groups of 2 or more; "
+            f"use {nearest}, or null for a network without batch norm"
         )

@@ -22,7 +22,7 @@ format: $(VENV)/.dev  ## rewrite the code in the project's style
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev  ## every benchmark; writes tests/benchmarks/results/
-	set -e; for file in views fixmatch_throughput folder selection_speed "chain digits_quickstart"; do set -- $$file; $(BIN)/python tests/benchmarks/$$1.py $$2; done
+	set -e; for file in views fixmatch_throughput folder selection_speed sinkhorn "chain digits_quickstart"; do set -- $$file; $(BIN)/python tests/benchmarks/$$1.py $$2; done
 
 notebooks: $(VENV)/.dev  ## run the notebooks, if there are any
 	for file in notebooks/*.ipynb; do [ -e $$file ] && $(BIN)/python -m jupyter nbconvert --execute --inplace $$file; done; true

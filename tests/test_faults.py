@@ -1,16 +1,25 @@
 """A full disk, a damaged file, a signal: one clear line, and what was good stays good."""
 
+import json
+import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import pytest
-from runs import SIMCLR, assert_same_run, kill, together, usl
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from runs import SIMCLR, assert_same_run, differing, kill, together, usl
 
+from usl_lightning.checkpoints import AtomicCheckpointIO, newest_whole
 from usl_lightning.errors import UslError
 from usl_lightning.logs import MetricsCSV
+from usl_lightning.models.encoder import read_checkpoint
 
 WORDS = [*SIMCLR, "--trainer.max_steps", "9", "--checkpoint.every_steps", "3", "--run_dir", "run"]
 RESUME = ("--ckpt_path", "last")
@@ -68,22 +77,97 @@ def test_full_disk_when_a_metric_is_noted() -> None:
         MetricsCSV(Path("/dev/full")).log_metrics({"loss": 1.0}, 3)
 
 
-def test_signals_and_a_damaged_checkpoint(straight: Path, tmp_path: Path) -> None:
-    """Ctrl-C while a checkpoint is written, SIGTERM later, then the newest checkpoint is cut short."""
-    stopped = usl(tmp_path, *WORDS, kill(6, "write", by="SIGINT"))
+@pytest.mark.slow
+def test_signals_save_what_was_done(straight: Path, tmp_path: Path) -> None:
+    """Ctrl-C, SIGTERM, then an impatient user's second Ctrl-C while a checkpoint is written."""
+    stopped = usl(tmp_path, *WORDS, kill(4, by="SIGINT"))
     assert stopped.code == 130, stopped
+    assert "usl: SIGINT: saving after this step; again: stop at once" in stopped.err
     assert "usl: interrupted; --ckpt_path last continues" in stopped.err
-    assert checkpoints(tmp_path) == ["last.ckpt", "step=00000003.ckpt", "step=00000003.ckpt"]
-    stopped = usl(tmp_path, *WORDS, *RESUME, kill(7, by="SIGTERM"))
+    assert checkpoints(tmp_path) == ["last.ckpt", "step=00000003.ckpt", "step=00000005.ckpt", "step=00000005.ckpt"]
+    stopped = usl(tmp_path, *WORDS, *RESUME, kill(6, by="SIGTERM"))
     assert stopped.code == 130, stopped
-    assert checkpoints(tmp_path) == ["last.ckpt", "step=00000003.ckpt", "step=00000006.ckpt", "step=00000006.ckpt"]
-
-    newest = tmp_path / "run/checkpoints/step=00000006.ckpt"
-    newest.write_bytes(newest.read_bytes()[:-1000])
-    line = usl(tmp_path, *WORDS, *RESUME).mistake
-    assert "run/checkpoints/last.ckpt: not a readable checkpoint" in line
-    usl(tmp_path, *WORDS, "--ckpt_path", "run/checkpoints/step=00000003.ckpt").done()
+    assert checkpoints(tmp_path)[-1] == "step=00000007.ckpt"
+    callbacks = [{"class_path": "kill.Kill", "init_args": {"step": s, "moment": m, "by": "SIGINT"}} for s, m in
+                 ((8, "batch"), (9, "write"))]  # fmt: skip
+    stopped = usl(tmp_path, *WORDS, *RESUME, f"--trainer.callbacks={json.dumps(callbacks)}")
+    assert stopped.code == 130, stopped
+    assert checkpoints(tmp_path) == ["last.ckpt", "step=00000006.ckpt", "step=00000007.ckpt", "step=00000007.ckpt"]
+    usl(tmp_path, *WORDS, *RESUME).done()
     assert_same_run(tmp_path / "run", straight / "run")
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip"])
+def test_a_damaged_checkpoint_is_passed_over(straight: Path, tmp_path: Path, damage: str) -> None:
+    """The newest checkpoint is cut short, or one bit of its weights is another: the one before is continued."""
+    shutil.copytree(straight / "run", tmp_path / "run", symlinks=True)
+    newest = tmp_path / "run/checkpoints/step=00000009.ckpt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 8
+    newest.write_bytes(content if damage == "flip" else content[:-1000])
+    looked = usl(tmp_path, "test", *WORDS[1:], *RESUME).mistake
+    assert "run/checkpoints/last.ckpt: not a readable checkpoint" in looked
+    again = usl(tmp_path, *WORDS, *RESUME).done()
+    line = next(line for line in again.err.splitlines() if line.startswith("usl: "))
+    assert "run/checkpoints/last.ckpt: not a readable checkpoint" in line
+    assert "continuing from run/checkpoints/step=00000006.ckpt, the one before" in line
+    assert_same_run(tmp_path / "run", straight / "run")
+
+
+@pytest.mark.slow
+def test_a_signal_requeues_a_slurm_job(straight: Path, tmp_path: Path) -> None:
+    """SIGUSR1, ahead of a time limit: the step is saved, `scontrol requeue` is asked, the rerun goes on."""
+    fake = tmp_path / "bin/scontrol"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    fake.chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "usl", "SLURM_PROCID": "0"}
+    slurm |= {"SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost"}
+    slurm["PATH"] = f"{fake.parent}:{os.environ['PATH']}"
+    stopped = usl(tmp_path, *WORDS, kill(4, by="SIGUSR1"), **slurm)
+    assert stopped.code == 130, stopped
+    assert "usl: saved; job 77 is back in the queue" in stopped.err
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert not list(tmp_path.glob("hpc_ckpt*"))
+    usl(tmp_path, *WORDS, *RESUME, **slurm).done()
+    assert_same_run(tmp_path / "run", straight / "run")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a few weights and numbers."""
+    path = tmp_path_factory.mktemp("small") / "small.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"state_dict": {"w": torch.arange(40.0)}, "n": [1, 2.5, "x"]}, path)
+    return path
+
+
+@given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@example(place=0.4, bit=3)
+@settings(max_examples=200)
+def test_no_flipped_bit_is_read_as_something_else(small: Path, place: float, bit: int) -> None:
+    """`torch.load` alone would return other weights: it does not look at the checksums it writes."""
+    good, content = read_checkpoint(small), bytearray(small.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    flipped = small.with_name("flipped.ckpt")
+    flipped.write_bytes(content)
+    with suppress(UslError):
+        assert differing(read_checkpoint(flipped), good) == []
+
+
+def test_a_flipped_weight_is_refused(small: Path) -> None:
+    content = small.read_bytes().replace(torch.tensor(17.0).numpy().tobytes(), torch.tensor(18.0).numpy().tobytes())
+    flipped = small.with_name("flipped.ckpt")
+    flipped.write_bytes(content)
+    assert torch.load(flipped, weights_only=True)["state_dict"]["w"][17] == 18
+    with pytest.raises(UslError, match=r"flipped\.ckpt: not a readable checkpoint \(BadZipFile\)"):
+        read_checkpoint(flipped)
+
+
+def test_without_a_whole_checkpoint_there_is_nothing_to_continue(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "step=00000003.ckpt").write_bytes(small.read_bytes()[:100])
+    (tmp_path / "last.ckpt").symlink_to("step=00000003.ckpt")
+    with pytest.raises(UslError, match=r"last\.ckpt: not a readable .* no whole one before it: start afresh"):
+        newest_whole(tmp_path)
 
 
 def test_a_folder_or_foreign_file_is_no_checkpoint(tmp_path: Path) -> None:

@@ -1,18 +1,23 @@
 """Checkpoints that are whole or not there, and that only continue the run they were made by."""
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from usl_lightning.distributed import world_size
 from usl_lightning.errors import UslError
 from usl_lightning.files import atomic_path
 from usl_lightning.identity import differences, names_a_file
+from usl_lightning.interrupt import Interruption
+from usl_lightning.launch import is_main_process
 from usl_lightning.models.encoder import read_checkpoint
 
 IDENTITY = "usl_identity"
@@ -46,6 +51,8 @@ class Checkpoints(Callback):
         every_minutes: time between checkpoints.
         every_steps: a fixed number of steps between them instead.
         identity: what a run must share to continue from them.
+        interruption: signals that any process may get: the run is saved when its step, and a validation that
+            follows it, are done; then it stops.
     """
 
     def __init__(
@@ -54,31 +61,43 @@ class Checkpoints(Callback):
         every_minutes: float = 5.0,
         every_steps: int | None = None,
         identity: Mapping[str, Any] | None = None,
+        interruption: Interruption | None = None,
     ) -> None:
         self.folder, self.every_minutes, self.every_steps = folder, every_minutes, every_steps
         self.identity = dict(identity or {})
+        self.interruption = interruption or Interruption()
         self._step, self._saved_step, self._saved_time = -1, -1, 0.0
-        self._due = False
+        self._due, self._stop = False, False
+        self._agreement = Agreement()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step a resumed run starts from is saved already; what a killed run left half written goes."""
         self._step = self._saved_step = trainer.global_step
         self._saved_time = time.monotonic()
+        self._agreement = Agreement(trainer.global_step)
+        self.interruption.deferred = True
+        self.interruption.install()
         if trainer.is_global_zero:
             for torn in self.folder.glob(".step=*.tmp"):
                 torn.unlink(missing_ok=True)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop here, where the metrics of the step that was saved are noted too."""
+        if self._stop:
+            raise KeyboardInterrupt
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when it is time; called after every state change of the step, all of which precede it."""
-        if trainer.global_step == self._step:
+        step = trainer.global_step
+        if step == self._step:
             return  # amid accumulation: the gradients so far would be lost
-        self._step = trainer.global_step
-        if self.every_steps is not None:
-            self._due = trainer.global_step % self.every_steps == 0
-        else:
-            self._due = trainer.strategy.broadcast(time.monotonic() - self._saved_time >= 60 * self.every_minutes)
+        self._step = step
+        late = self.every_steps is None and time.monotonic() - self._saved_time >= 60 * self.every_minutes
+        asked = self.interruption.signum is not None
+        late, self._stop = self._agreement.any(step, late, asked, device=pl_module.device)
+        self._due = late or self._stop or (self.every_steps is not None and step % self.every_steps == 0)
         if self._due and not _validates_after(trainer):
             self._save(trainer)
 
@@ -91,6 +110,13 @@ class Checkpoints(Callback):
         """The last state is always saved."""
         if trainer.global_step != self._saved_step:
             self._save(trainer)
+        self.interruption.deferred = False
+        if self._stop or self.interruption.signum is not None:
+            raise KeyboardInterrupt
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Nothing is saved any more: signals need not wait."""
+        self.interruption.deferred = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say what the run is."""
@@ -107,6 +133,40 @@ class Checkpoints(Callback):
                 if old not in (*kept, path):
                     old.unlink(missing_ok=True)
         self._saved_step, self._saved_time, self._due = trainer.global_step, time.monotonic(), False
+
+
+class Agreement:
+    """Tells every process at the same step what any of them knows, about once a second: they talk no more than that.
+
+    Args:
+        step: optimizer steps done so far.
+    """
+
+    LONGEST = 50
+    """Steps between two exchanges at most, so that steps that become slow are noticed."""
+
+    def __init__(self, step: int = 0) -> None:
+        self._next, self._last, self._time = step + 1, step, time.monotonic()
+
+    def any(self, step: int, *flags: bool, device: torch.device) -> tuple[bool, ...]:
+        """For each flag whether it is set on any process; False between two exchanges.
+
+        Args:
+            step: optimizer steps done, the same on every process.
+            device: of the process group.
+        """
+        if world_size() == 1:
+            return flags
+        if step < self._next:
+            return (False,) * len(flags)
+        now = time.monotonic()
+        pace = (now - self._time) / max(1, step - self._last)
+        pause = min(self.LONGEST, max(1, int(1 / max(pace, 1e-9))))
+        told = torch.tensor([*flags, -pause], dtype=torch.long, device=device)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        *found, pause = told.tolist()
+        self._next, self._last, self._time = step - pause, step, now
+        return tuple(map(bool, found))
 
 
 def _validates_after(trainer: Trainer) -> bool:
@@ -191,3 +251,28 @@ def check_resume(path: Path, identity: Mapping[str, Any], *, extend: bool = Fals
     changed = differences(old, new)
     if changed:
         raise UslError(f"{path}: cannot be continued, it is of another run: {'; '.join(changed)}")
+
+
+def newest_whole(folder: Path) -> Path:
+    """The newest checkpoint of a stage that can be read to its last bit; says so if it is not the last one.
+
+    Args:
+        folder: `checkpoints/` of the stage.
+
+    Raises:
+        UslError: none can.
+    """
+    last = folder / "last.ckpt"
+    newest = last.resolve()
+    earlier = sorted((path for path in folder.glob("step=*.ckpt") if path.name < newest.name), reverse=True)
+    damage = ""
+    for path in (last, *earlier):
+        try:
+            read_checkpoint(path)
+        except UslError as error:
+            damage = damage or str(error)
+            continue
+        if damage and is_main_process():
+            print(f"usl: {damage}; continuing from {path}, the one before", file=sys.stderr)
+        return path
+    raise UslError(f"{damage}; there is no whole one before it: start afresh in another folder")

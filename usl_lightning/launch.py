@@ -1,12 +1,14 @@
 """Runs one stage in this process and keeps its folder's record; imports what is heavy only then."""
 
 import os
+import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from usl_lightning.errors import UslError
+from usl_lightning.interrupt import Interruption, requeue
 from usl_lightning.stage import RESULTS, StageCommand, StageFolder
 
 
@@ -20,14 +22,27 @@ def is_main_process() -> bool:
 def run_stage(stage: StageCommand) -> None:
     """Run a stage in this process and keep its folder's record.
 
+    SIGUSR1, which SLURM can send ahead of a time limit, saves and puts the job back into the queue.
+
     Raises:
         UslError: anything the user can mend, before anything is written where possible.
+        KeyboardInterrupt: the run was told to stop.
     """
     stage.check()
+    with Interruption() as interruption:
+        try:
+            _run(stage, interruption)
+        except KeyboardInterrupt:
+            if interruption.signum == signal.SIGUSR1 and is_main_process():
+                requeue()
+            raise
+
+
+def _run(stage: StageCommand, interruption: Interruption) -> None:
     if stage.command not in RESULTS or not is_main_process():
         from usl_lightning.runner import run
 
-        run(stage)
+        run(stage, interruption)
         return
     folder = StageFolder(stage.run_dir)
     identity = stage.identity()
@@ -35,14 +50,14 @@ def run_stage(stage: StageCommand) -> None:
         _check_folder(stage, folder, identity)
         from usl_lightning.runner import run
 
-        start = time.time()
+        start = time.monotonic()
         try:
-            metrics = run(stage, on_ready=lambda: folder.begin(identity))
+            metrics = run(stage, interruption, on_ready=lambda: folder.begin(identity))
         except BaseException:
             with suppress(UslError):
-                folder.pause(time.time() - start)
+                folder.pause(time.monotonic() - start)
             raise
-        folder.finish(identity, time.time() - start, metrics)
+        folder.finish(identity, time.monotonic() - start, metrics)
 
 
 def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[str, Any]) -> None:

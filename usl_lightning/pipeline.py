@@ -274,6 +274,7 @@ def _set_aside(folder: StageFolder) -> None:
 def _launch(command: StageCommand, stage: Stage) -> None:
     process = subprocess.Popen([sys.executable, "-m", "usl_lightning.cli", *command.arguments()])
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGUSR1, lambda signum, _: process.send_signal(signum))  # the stage saves and requeues
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -282,6 +283,7 @@ def _launch(command: StageCommand, stage: Stage) -> None:
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     if code == 2:
         sys.exit(2)  # the stage has said what is wrong
     if code:

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers.logger import Logger
 
-from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN, check_resume
+from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN, check_resume, newest_whole
 from usl_lightning.complaints import check_keys, explain
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
@@ -23,6 +24,7 @@ from usl_lightning.evaluation.classification import BINS, scores_table
 from usl_lightning.evaluation.features import evaluate_features
 from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import content_fields, flatten, identity_fields
+from usl_lightning.interrupt import Interruption
 from usl_lightning.logs import MetricsCSV, Pace, Progress, wandb_logger
 from usl_lightning.models.encoder import compile_encoders, stored_image
 from usl_lightning.precision import check_precision
@@ -108,13 +110,14 @@ class StageCLI(LightningCLI):
         check_keys(self.stage, flatten(config))
         return config
 
-    def build_trainer(self, identity: dict[str, Any], config: dict[str, Any]) -> Trainer:
+    def build_trainer(self, identity: dict[str, Any], config: dict[str, Any], interruption: Interruption) -> Trainer:
         """The trainer with our checkpoints, logs and progress."""
         stage, settings = self.stage, self.config.checkpoint
+        every = (settings.every_minutes, settings.every_steps)
         callbacks = [
             KeyedRandomness(self.datamodule.seed),
             StopOnNaN(),
-            Checkpoints(stage.run_dir / "checkpoints", settings.every_minutes, settings.every_steps, identity),
+            Checkpoints(stage.run_dir / "checkpoints", *every, identity, interruption),
             Progress(f"{stage.run_dir.name}"),
             Pace(stage.run_dir / "speed.csv"),
         ]
@@ -126,6 +129,8 @@ class StageCLI(LightningCLI):
             loggers += own["logger"] if isinstance(own["logger"], list) else [own["logger"]]
         own["logger"] = loggers or False
         own["plugins"] = [*(own.get("plugins") or []), AtomicCheckpointIO()]
+        if SLURMEnvironment.detect():  # Lightning's requeueing saves elsewhere, amid a step
+            own["plugins"].append(SLURMEnvironment(auto_requeue=False))
         on_cuda = torch.cuda.is_available() and own.get("accelerator") in ("auto", "cuda", "gpu")
         check_precision(own["precision"], own["accelerator"])
         by_default = on_cuda and getattr(self.model, "sync_batch_norm", True)  # there is none on the CPU
@@ -136,29 +141,32 @@ class StageCLI(LightningCLI):
             raise UslError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def run(stage: StageCommand, on_ready: Callable[[], None] | None = None) -> dict[str, Any]:
+def run(stage: StageCommand, interruption: Interruption, on_ready: Callable[[], None] | None = None) -> dict[str, Any]:
     """Run a stage; returns its metrics.
 
     Args:
         stage: what was typed.
+        interruption: of this process; training defers it until a step is saved.
         on_ready: called when the first step is about to be taken, or the images are chosen: whatever is refused
             is refused by then. No file is written before.
 
     Raises:
         UslError: anything the user can mend.
-        KeyboardInterrupt: the run got SIGINT or SIGTERM.
+        KeyboardInterrupt: the run got SIGINT, SIGTERM or SIGUSR1.
     """
     cli = StageCLI(stage, build=stage.command in RESULTS)
     config = cli.resolved()
     identity = (content_fields if stage.command == "fit" else identity_fields)(flatten(config))
     checkpoint = stage.checkpoint() if stage.ckpt_path else None
+    if stage.ckpt_path == "last" and stage.command == "fit":
+        checkpoint = newest_whole(stage.run_dir / "checkpoints")
     if checkpoint is not None:
         check_resume(checkpoint, identity, extend=stage.extend, training=stage.command == "fit")
     if checkpoint is not None and stage.command not in RESULTS:
         cli.build(stored_image(checkpoint))
         _check_classes(cli, checkpoint)
     _check_command(cli)
-    trainer = cli.build_trainer(identity, config)
+    trainer = cli.build_trainer(identity, config, interruption)
 
     def begin() -> None:
         if on_ready is not None:

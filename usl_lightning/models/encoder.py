@@ -1,5 +1,6 @@
 """An encoder: normalisation and backbone together, so that whoever loads it inherits both."""
 
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,6 +69,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         UslError: the file is missing, damaged, or holds anything but tensors and plain data.
     """
     try:
+        check_records(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise UslError(f"{path}: no such checkpoint") from None
@@ -78,6 +80,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict):
         raise UslError(f"{path}: holds a {type(checkpoint).__name__}; expected a checkpoint written by `usl fit`")
     return checkpoint
+
+
+def check_records(path: str | Path) -> None:
+    """Compare every record of a zip file, as `torch.save` writes it, with its checksum: `torch.load` does not.
+
+    Raises:
+        BadZipFile: a record is not what was written; other errors where the file is no zip.
+    """
+    with zipfile.ZipFile(path) as records:
+        bad = records.testzip()
+    if bad is not None:
+        raise zipfile.BadZipFile(f"checksum of {bad}")
 
 
 def encoder_entry(encoder: Encoder, **prefixes: str) -> dict[str, Any]:

@@ -1,0 +1,78 @@
+"""SIGINT, SIGTERM and SIGUSR1: amid training they wait for the end of the step, so that nothing is lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from types import FrameType, TracebackType
+from typing import Any
+
+from usl_lightning.errors import UslError
+
+HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interruption:
+    """What becomes of the signals that ask a run to stop; a context manager.
+
+    At once: KeyboardInterrupt. While `deferred` is set, only `signum` is: whoever set it looks at that between two
+    steps, saves, and stops. A second Ctrl-C does not wait. SIGUSR1 is what SLURM sends ahead of a time limit.
+
+    Attributes:
+        signum: the signal that came, or None.
+        deferred: training goes on to the end of the step.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.deferred = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        self._before = {signum: signal.getsignal(signum) for signum in HEEDED} if _in_main_thread() else {}
+        self.install()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def install(self) -> None:
+        """Take the signals; again after Lightning has: its handler of SIGTERM waits for the other processes."""
+        for signum, before in self._before.items():
+            if before != signal.SIG_IGN:  # a shell in the background makes its children deaf to Ctrl-C
+                signal.signal(signum, self._handle)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        again = signum == self.signum == signal.SIGINT
+        self.signum = signum
+        if again or not self.deferred:
+            raise KeyboardInterrupt
+        name = signal.Signals(signum).name
+        os.write(2, f"usl: {name}: saving after this step{'; again: stop at once' * (name == 'SIGINT')}\n".encode())
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def requeue() -> None:
+    """Put the SLURM job that this process is of back into the queue; nothing where there is no SLURM.
+
+    Raises:
+        UslError: SLURM does not take it.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        failure = (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""
+    except OSError as error:
+        failure = error.strerror or str(error)
+    if failure:
+        raise UslError(f"scontrol requeue {job}: {failure}; the run is saved, submit the job again")
+    print(f"usl: saved; job {job} is back in the queue", file=sys.stderr)

@@ -82,6 +82,7 @@ class SemiSupervisedModule(LightningModule):
         self.register_buffer("guess_share", torch.zeros(image.num_classes))
         self.scores: dict[str, Scores] = {}
         self._guesses = False
+        self._of_classes: dict[str, Tensor] = {}
         self._begin_evaluation()
 
     def setup(self, stage: str) -> None:
@@ -138,9 +139,22 @@ class SemiSupervisedModule(LightningModule):
         self.log_dict({"mask_rate": share.sum()}, prog_bar=True)
         self._guesses = True
 
+    def log_classes(self, name: str, values: Tensor) -> None:
+        """Log a value of each class as `name_0`, `name_1`, … at the steps that are logged, if there are up to 20.
+
+        Args:
+            values: [classes], the same on every process.
+        """
+        if len(values) <= _LOGGED_CLASSES:
+            self._of_classes[name] = values.detach()
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the moving histogram of pseudo-labels at the steps that are logged."""
-        if self._guesses and self.trainer.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        """Log what there is of each class, the moving histogram of pseudo-labels too, at the steps that are logged."""
+        if self.trainer.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return
+        for name, values in self._of_classes.items():
+            self.log_dict({f"{name}_{i}": value for i, value in enumerate(values.unbind())})
+        if self._guesses:
             self.log_dict(guess_statistics(self.guess_share))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -204,12 +204,12 @@ class CoMatch(SemiSupervisedModule):
             unsupervised, mask = confident_cross_entropy(strong, targets, threshold=self.threshold)
             contrastive = graph_contrastive_loss(z0, z1, graph, temperature=self.temperature)
         loss = supervised + self.unlabelled_weight * unsupervised + self.contrastive_weight * contrastive
+        self.log_guesses(targets, mask)
         self.log_training(
             loss=loss,
             supervised_loss=supervised,
             unsupervised_loss=unsupervised,
             contrastive_loss=contrastive,
-            mask_rate=mask.float().mean(),
             neighbors=(graph > 0).sum(1).float().mean() - 1,
         )
         return loss

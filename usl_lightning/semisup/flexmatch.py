@@ -156,11 +156,12 @@ class FlexMatch(SemiSupervisedModule):
         supervised = F.cross_entropy(x, labelled.labels)
         unsupervised, mask = flexmatch_loss(weak, strong, thresholds)
         loss = supervised + self.unlabelled_weight * unsupervised
+        self.log_guesses(weak, mask)
+        self.log_classes("threshold", thresholds)
         self.log_training(
             loss=loss,
             supervised_loss=supervised,
             unsupervised_loss=unsupervised,
-            mask_rate=mask.float().mean(),
             unused=self.counts[-1] / self.counts.sum(),
             lowest_threshold=thresholds.min(),
             highest_threshold=thresholds.max(),

@@ -29,17 +29,19 @@ usl: learn features without labels, pick the images worth labelling, train from 
   usl export --config FILE --ckpt_path last --out model.onnx     (or model.pt2) a file that runs without this package
       --pixels uint8|float32
   usl views --config FILE --out views.png    a picture of the views a configuration draws
+  usl doctor                    check this machine: versions, devices, data, disk; exit code 1 if something is missing
+      --data.dir DIR  --out runs
   usl configs                   list the configurations that ship with the package
 
   usl COMMAND --config FILE --help           every parameter of a stage
   --debug shows the traceback of an error; --version the version.
 """
 
-COMMANDS = ("run", "fit", "validate", "test", "predict", "select", "labels", "export", "views", "configs")
+COMMANDS = ("run", "fit", "validate", "test", "predict", "select", "labels", "export", "views", "configs", "doctor")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `usl ARGUMENTS`; exits with 0, 2 on the user's mistakes, 130 when interrupted."""
+    """Run `usl ARGUMENTS`; exits with 0, 2 on the user's mistakes, 130 when interrupted, 1 if `doctor` finds fault."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -75,7 +77,7 @@ def _dispatch(words: list[str]) -> None:
         print(f"usl-lightning {__version__}")
     elif words[0] == "configs":
         _print_configs()
-    elif words[0] == "run" and ("--help" in words or "-h" in words):
+    elif words[0] in ("run", "doctor") and ("--help" in words or "-h" in words):
         print(HELP, end="")
     elif words[0] == "run":
         from usl_lightning.pipeline import main as run_chain
@@ -87,6 +89,10 @@ def _dispatch(words: list[str]) -> None:
         combine_labels(words[1:])
     elif words[0] == "export":
         _export(words[1:])
+    elif words[0] == "doctor":
+        from usl_lightning.doctor import main as examine
+
+        sys.exit(examine(words[1:]))
     elif words[0] == "views":
         _draw_views(words[1:])
     elif words[0] in COMMANDS:

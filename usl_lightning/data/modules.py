@@ -3,28 +3,26 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from tqdm import tqdm
 
-from usl_lightning.data.batch import Batch, ImageSpec, PairBatch, SemiBatch
+from usl_lightning.data.batch import Batch, ImageSpec
+from usl_lightning.data.drawing import Draw, Pairs, Pass, both, read_all
 from usl_lightning.data.folder_source import FolderSource
-from usl_lightning.data.keys import Key, permutation
+from usl_lightning.data.keys import permutation
 from usl_lightning.data.neighbors import encoder_neighbors, read_neighbors
 from usl_lightning.data.sampling import (
     StepLoader,
     StepSampler,
-    drawn_neighbors,
     monitored,
     process_range,
     process_slots,
 )
-from usl_lightning.data.sources import ArraySource, ImageSource, has_split, open_source, read_labels
+from usl_lightning.data.sources import ImageSource, has_split, open_source, read_labels
 from usl_lightning.errors import UslError
 from usl_lightning.labels import LabelIndex
 
@@ -139,7 +137,7 @@ class ImageData(LightningDataModule):
         for split in splits:
             source = self.source(split)
             if self._is_resident(source) and split not in self._resident:
-                self._resident[split] = _read_all(source).to(self._device)
+                self._resident[split] = read_all(source).to(self._device)
 
     def train_dataloader(self) -> StepLoader[Any]:
         """Endless batches that start where the trainer stands."""
@@ -186,11 +184,11 @@ class ImageData(LightningDataModule):
             batch.images = self._resident[batch.split][batch.indices]
         return batch
 
-    def _draw(self, name: str, size: int, pool: Tensor | None = None, labels: Tensor | None = None) -> "_Draw":
+    def _draw(self, name: str, size: int, pool: Tensor | None = None, labels: Tensor | None = None) -> Draw:
         """Global batches of `size` places, from `pool` (positions in the data set; None: all of it)."""
         count = len(self.train_source) if pool is None else len(pool)
         sampler = StepSampler(count, size, self.seed, name)
-        return _Draw(self._reader(self.split), sampler, self._slots(size), self.seed, name, self.split, pool, labels)
+        return Draw(self._reader(self.split), sampler, self._slots(size), self.seed, name, self.split, pool, labels)
 
     def _reader(self, split: str) -> ImageSource | None:
         return None if split in self._resident else self.source(split)
@@ -205,7 +203,7 @@ class ImageData(LightningDataModule):
         share = images[own.start : own.stop]
         batches = -(-len(share) // self.eval_batch_size)
         return StepLoader(
-            _Pass(self._reader(split), self.source(split).labels, share, self.eval_batch_size, self.seed, split),
+            Pass(self._reader(split), self.source(split).labels, share, self.eval_batch_size, self.seed, split),
             first=lambda: first,
             stop=batches,
             workers=self._workers(split),
@@ -313,7 +311,7 @@ class LabelledData(ImageData):
             raise UslError("data.labels: expected a label index; `usl select` writes one")
         return read_labels(self.labels, self.train_source)
 
-    def _draw_labelled(self) -> "_Draw":
+    def _draw_labelled(self) -> Draw:
         indices, labels = (torch.tensor(column) for column in self.index.for_training())
         return self._draw("labelled", self.batch_size, indices, labels)
 
@@ -350,7 +348,7 @@ class SemiSupervisedData(LabelledData):
         draw_labelled = self._draw_labelled()
         unlabelled = self._unlabelled(torch.tensor(self.index.indices))
         draw_unlabelled = self._draw("unlabelled", self.batch_size * self.unlabelled_ratio, unlabelled)
-        return self._steps(partial(_both, draw_labelled, draw_unlabelled))
+        return self._steps(partial(both, draw_labelled, draw_unlabelled))
 
     def val_dataloader(self) -> list[StepLoader[Batch]]:
         """A pass over the test images, if there are any, and one over some unlabelled images, the same every time."""
@@ -398,7 +396,7 @@ class NeighborData(ImageData):
 
     def train_dataloader(self) -> StepLoader[Any]:
         """Endless `PairBatch`es that start where the trainer stands."""
-        return self._steps(_Pairs(self._draw("images", self.batch_size), self._table()))
+        return self._steps(Pairs(self._draw("images", self.batch_size), self._table()))
 
     def val_dataloader(self) -> list[StepLoader[Batch]]:
         """A pass over all training images, also amid training: a cluster is empty only if none of them is in it."""
@@ -419,65 +417,6 @@ class NeighborData(ImageData):
         )
 
 
-# What workers run: these hold nothing of the run, so that they can be pickled wherever workers are spawned.
-
-
-@dataclass
-class _Draw:
-    """This process's part of the global batch of a step; pixels of resident images (no source) come later."""
-
-    source: ImageSource | None
-    sampler: StepSampler
-    slots: Tensor
-    seed: int
-    name: str
-    split: str
-    pool: Tensor | None
-    labels: Tensor | None
-
-    def __call__(self, step: int) -> Batch:
-        positions = self.sampler(step)[self.slots]
-        indices = positions if self.pool is None else self.pool[positions]
-        labels = torch.full_like(indices, -1) if self.labels is None else self.labels[positions]
-        key = Key.of(self.seed, self.name, step, slots=self.slots)
-        return Batch(_pixels(self.source, indices), labels, indices, key, self.split)
-
-
-@dataclass
-class _Pairs:
-    """This process's part of the global batch of a step, and a neighbour of each of its images."""
-
-    draw: _Draw
-    neighbors: Tensor
-
-    def __call__(self, step: int) -> PairBatch:
-        anchor = self.draw(step)
-        indices = drawn_neighbors(self.neighbors, anchor.indices, anchor.key)
-        neighbor = replace(anchor, images=_pixels(self.draw.source, indices), indices=indices)
-        return PairBatch(anchor, replace(neighbor, key=anchor.key.fold("neighbor views")))
-
-
-@dataclass
-class _Pass:
-    """The batches of a whole-set pass over this process's share, with the data set's labels."""
-
-    source: ImageSource | None
-    labels: Tensor
-    share: Tensor
-    batch_size: int
-    seed: int
-    split: str
-
-    def __call__(self, number: int) -> Batch:
-        indices = self.share[number * self.batch_size : (number + 1) * self.batch_size]
-        key = Key.of(self.seed, "pass", slots=indices)
-        return Batch(_pixels(self.source, indices), self.labels[indices], indices, key, self.split)
-
-
-def _pixels(source: ImageSource | None, indices: Tensor) -> Tensor:
-    return torch.empty(0, dtype=torch.uint8) if source is None else source.read(indices)
-
-
 def _every_label(source: ImageSource) -> LabelIndex:
     """An index of all images that have a label.
 
@@ -489,19 +428,3 @@ def _every_label(source: ImageSource) -> LabelIndex:
         raise UslError("data.oracle_labels: the data set has no labels; label some images and give data.labels")
     labels = tuple(source.labels[known].tolist())
     return LabelIndex(None, {"name": "oracle"}, tuple(known.tolist()), labels, source.classes)
-
-
-def _both(labelled: Callable[[int], Batch], unlabelled: Callable[[int], Batch], step: int) -> SemiBatch:
-    return SemiBatch(labelled(step), unlabelled(step))
-
-
-def _read_all(source: ImageSource, chunk: int = 1024) -> Tensor:
-    """All images of a source, uint8 [n, c, h, w]."""
-    if isinstance(source, ArraySource):
-        return source.images
-    images = torch.empty((len(source), source.channels, source.height, source.width), dtype=torch.uint8)
-    chunks = torch.split(torch.arange(len(source)), chunk)
-    bar = tqdm(source.read_batches(chunks), "reading images", len(chunks), leave=False, disable=None)
-    for indices, part in zip(chunks, bar, strict=True):
-        images[indices] = part
-    return images

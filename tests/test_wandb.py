@@ -75,9 +75,25 @@ def test_the_metrics_are_those_of_metrics_csv(run_dir: Path) -> None:
         assert next(reversed(list(records(path)))).WhichOneof("record_type") == "exit", "the run was not closed"
         for row in history(path):
             step = row["trainer/global_step"]
-            own = {key for key in row if not key.startswith("_")} - {"trainer/global_step", "epoch", "images_per_second"}
+            own = {key for key in row if not key.startswith("_")} - {
+                "trainer/global_step",
+                "epoch",
+                "images_per_second",
+            }
             logged |= {(step, key): row[key] for key in own}
     rows = [line.split(",") for line in (run_dir / "metrics.csv").read_text().splitlines()[1:]]
     noted = {(int(step), name): float(value) for step, name, value in rows}
     assert {step for step, name in noted if name == "loss"} == set(range(8))
     assert logged == pytest.approx(noted)
+
+
+@pytest.mark.slow
+def test_an_unreachable_server_does_not_stop_a_run(tmp_path: Path) -> None:
+    """Online, with a key, behind a proxy that is not there: the run is complete, and kept to be sent later."""
+    words = [*SIMCLR, "--trainer.max_steps", "4", "--run_dir", "run", "--wandb"]
+    done = usl(tmp_path, *words, **NO_NETWORK, WANDB_API_KEY="0" * 40).done()
+    assert "usl: http://127.0.0.1:9 cannot be reached: logged offline; `wandb sync` sends run/wandb" in done.err
+    rows = (tmp_path / "run/metrics.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows if ",loss," in row] == ["0", "1", "2", "3"]
+    (path,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
+    assert [row["trainer/global_step"] for row in history(path) if "loss" in row] == [0, 1, 2, 3]

@@ -2,6 +2,7 @@
 
 import logging
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,6 +11,12 @@ from usl_lightning.errors import UslError
 from usl_lightning.selection.geometry import check_features, chunks, exact_arithmetic
 
 log = logging.getLogger(__name__)
+
+BLOCK_BYTES = 2**20
+"""Products held at once for each thread of a CPU, about what its own cache holds."""
+
+BLOCK_ROWS = 64
+"""Rows at once at least: with fewer, the products themselves get slower."""
 
 
 def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) -> tuple[Tensor, Tensor]:
@@ -67,9 +74,25 @@ def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
     centroids = centroids.to(x.dtype)
     half_norms = centroids.square().sum(1) / 2
     labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    for rows in chunks(len(x), 2 * x.element_size() * len(centroids), x.device):
-        labels[rows] = torch.addmm(half_norms, x[rows], centroids.T, alpha=-1).argmin(1)
+    if x.device.type == "cpu":
+        _nearest_in_cache(x, centroids, half_norms, labels)
+    else:
+        for rows in chunks(len(x), 2 * x.element_size() * len(centroids), x.device):
+            labels[rows] = torch.addmm(half_norms, x[rows], centroids.T, alpha=-1).argmin(1)
     return labels
+
+
+def _nearest_in_cache(x: Tensor, centroids: Tensor, half_norms: Tensor, labels: Tensor) -> None:
+    """Fill in the labels [n], a few rows at a time: the products are still in the cache when they are compared.
+
+    NumPy's argmin is vectorised: a fortieth of the products' time, where torch's takes a third of it.
+    """
+    rows = BLOCK_BYTES * torch.get_num_threads() // (x.element_size() * len(centroids))
+    block = torch.empty(min(len(x), max(rows, BLOCK_ROWS)), len(centroids), dtype=x.dtype)
+    for start in range(0, len(x), len(block)):
+        part = x[start : start + len(block)]
+        scores = torch.addmm(half_norms, part, centroids.T, alpha=-1, out=block[: len(part)])
+        np.argmin(scores.numpy(), 1, out=labels[start : start + len(part)].numpy())
 
 
 def _sums(x: Tensor, labels: Tensor, k: int) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from usl_lightning.cli import main
-from usl_lightning.configs import find_config, load_yaml, shipped, shipped_folder
+from usl_lightning.configs import HEADLINE, find_config, load_yaml, shipped, shipped_folder
 from usl_lightning.errors import UslError
 from usl_lightning.pipeline import REFERENCE, Chain
 from usl_lightning.runner import StageCLI
@@ -104,7 +104,10 @@ def test_there_are_configurations() -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_header_says_what_it_is_and_its_command(name: str) -> None:
     first = (shipped_folder() / name).read_text().splitlines()[0]
-    assert re.fullmatch(r"# \S.{20,}", first)
+    headline = HEADLINE.fullmatch(first[2:])
+    assert headline, f"{name}: its first line must look like `# Stage 1 on CIFAR-10: what it is.`"
+    assert len(first) <= 120
+    assert (headline[1] == "Chain") == (name in CHAINS)
     assert shipped()[name] == first[2:]
     words = command_of(name)
     if name in CHAINS:
@@ -153,12 +156,33 @@ def test_every_stage_of_a_chain_can_be_built(name: str, data: Path) -> None:
             built.add(key)
 
 
-def test_listing_names_every_file_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_listing_names_every_file_under_its_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     main(["configs"])
-    out = capsys.readouterr().out
-    for name, headline in shipped().items():
-        assert re.search(rf"^{re.escape(name)} +{re.escape(headline)}$", out, re.MULTILINE)
-    assert str(shipped_folder()) in out
+    *groups, where = capsys.readouterr().out.strip().split("\n\n")
+    listed: dict[str, list[tuple[str, str]]] = {}
+    for group in groups:
+        dataset, *lines = group.split("\n")
+        assert dataset not in listed
+        listed[dataset] = [(re.split(" {2,}", line)[2], re.split(" {2,}", line)[1]) for line in lines]
+        for (kind, name), line in zip(listed[dataset], lines, strict=True):
+            what = shipped()[name].removeprefix(f"{kind} on {dataset}: ")
+            assert what != shipped()[name]
+            assert line.endswith(f"  {what}")
+        assert listed[dataset] == sorted(listed[dataset]), "chains first, then the stages in their order"
+    assert sorted(name for group in listed.values() for _, name in group) == ALL
+    assert str(shipped_folder()) in where
+
+
+def test_headers_name_no_figure_without_its_source() -> None:
+    """Published figures come with their paper; what was not measured says so."""
+    for name in ALL:
+        text = (shipped_folder() / name).read_text()
+        header = " ".join(line[1:].strip() for line in text.splitlines() if line.startswith("#"))
+        published = re.search(r"Published: (.+?\.) Measured here: ", header)
+        assert published or "Published" not in header, name
+        if published and re.search(r"\d%", published[1]):
+            assert re.search(r"\(.*(\d{4}|notebook|torchvision).*\)", published[1]), name
+        assert "Measured here: " in header or name.startswith("folder_"), name
 
 
 def test_files_are_found_here_then_beside_then_among_the_shipped(

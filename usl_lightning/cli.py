@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from usl_lightning import __version__
-from usl_lightning.configs import shipped, shipped_folder
+from usl_lightning.configs import listing, shipped_folder
 from usl_lightning.errors import UslError, did_you_mean
 
 HELP = """\
@@ -146,11 +146,7 @@ def _draw_views(words: list[str]) -> None:
 
 
 def _print_configs() -> None:
-    lines = shipped()
-    width = max(map(len, lines), default=0)
-    for name, headline in lines.items():
-        print(f"{name:{width}}  {headline}")
-    print(f"\nin {shipped_folder()}; copy one beside your data to change it")
+    print(f"{listing()}\n\nin {shipped_folder()}; copy one beside your data to change it")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
 """The configurations that ship with the package, and how a name on the command line finds a file."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from usl_lightning.errors import UslError, did_you_mean
+
+# The first line of a shipped configuration: chain or stage, data set, what it does.
+HEADLINE = re.compile(r"(Chain|Stage [123]) on ([^:]+): (.+)")
 
 
 def shipped_folder() -> Path:
@@ -17,6 +21,21 @@ def shipped_folder() -> Path:
 def shipped() -> dict[str, str]:
     """File name -> its first comment line."""
     return {path.name: _headline(path) for path in sorted(shipped_folder().glob("*.yaml"))}
+
+
+def listing() -> str:
+    """The shipped configurations by data set, one a line: file name, chain or stage, what it does."""
+    lines = shipped()
+    width = max(map(len, lines), default=0)
+    groups: dict[str, list[tuple[str, str, str]]] = {}
+    for name, headline in lines.items():
+        match = HEADLINE.fullmatch(headline)
+        kind, dataset, what = match.groups() if match else ("", "others", headline)
+        groups.setdefault(dataset, []).append((kind, name, what))
+    return "\n\n".join(
+        "\n".join([dataset, *(f"  {name:{width}}  {kind:7}  {what}" for kind, name, what in sorted(group))])
+        for dataset, group in groups.items()
+    )
 
 
 def _headline(path: Path) -> str:

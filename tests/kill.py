@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from typing import Any
 
 import torch
@@ -66,3 +67,12 @@ class Kill(Callback):
     def _replace(self, source: Any, target: Any, replace: Any = os.replace) -> None:
         replace(source, target)
         self._send()
+
+
+class ClockJump(Callback):
+    """Sets the clock of its process by a day at every step, back and forth."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """As a time server would: what measures spans is not to be disturbed."""
+        jump = 86400.0 * (1 - 2 * (batch_idx % 2))
+        time.time = lambda now=time.time: now() + 2 * jump

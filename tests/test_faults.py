@@ -77,6 +77,22 @@ def test_full_disk_when_a_metric_is_noted() -> None:
         MetricsCSV(Path("/dev/full")).log_metrics({"loss": 1.0}, 3)
 
 
+def test_a_folder_that_becomes_read_only() -> None:
+    with pytest.raises(UslError, match=r"/proc/run/step=3\.ckpt: cannot be written"):
+        AtomicCheckpointIO().save_checkpoint({}, "/proc/run/step=3.ckpt")
+    with pytest.raises(UslError, match=r"/proc/run\.csv: cannot be written"):
+        MetricsCSV(Path("/proc/run.csv")).log_metrics({"loss": 1.0}, 3)
+
+
+@pytest.mark.slow
+def test_a_clock_that_jumps_changes_nothing(straight: Path, tmp_path: Path) -> None:
+    jumping = "--trainer.callbacks=" + json.dumps([{"class_path": "kill.ClockJump"}])
+    usl(tmp_path, *WORDS, "--checkpoint.every_steps", "null", "--checkpoint.every_minutes", "60", jumping).done()
+    assert checkpoints(tmp_path)[:-1] == ["last.ckpt", "step=00000009.ckpt"], "an hour has not passed"
+    assert_same_run(tmp_path / "run", straight / "run", but=("loops", "epoch"))  # saved when the loop had ended
+    assert 0 < json.loads((tmp_path / "run/stage.json").read_text())["seconds"] < 3600
+
+
 @pytest.mark.slow
 def test_signals_save_what_was_done(straight: Path, tmp_path: Path) -> None:
     """Ctrl-C, SIGTERM, then an impatient user's second Ctrl-C while a checkpoint is written."""

@@ -9,6 +9,7 @@ from torch import Tensor
 from usl_lightning.data.keys import permutation
 from usl_lightning.errors import UslError
 from usl_lightning.selection.geometry import check_features, chunks, exact_arithmetic
+from usl_lightning.selection.memory import check_memory
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) ->
         raise UslError(f"k={k} clusters: expected a number from 1 to {len(x)}, the points there are")
     if iterations < 1:
         raise UslError(f"iterations={iterations} of k-means: expected at least 1")
+    if x.device.type == "cpu":
+        check_memory(x.nbytes + 32 * len(x) + 200_000_000, f"k-means of {len(x)} points")
     with exact_arithmetic(x.device):
         mean = x.mean(0)
         x = x - mean  # distances do not change, rounding errors shrink

@@ -22,6 +22,8 @@ usl: learn features without labels, pick the images worth labelling, train from 
       --run_dir DIR             where results go (default: runs/<config name>)
       --ckpt_path last|FILE     continue the same run, or evaluate it
       --wandb [offline]         log to Weights & Biases too
+  usl compare CONFIG.yaml       selectors on the same features, for many budgets and seeds: a table and a plot
+      --features.init_from CKPT  --data.KEY VALUE  --budgets LIST  --seeds LIST  --out DIR
   usl labels union|difference A B --out C    combine two label indices; `convert A --out C`: another format
   usl test --config FILE --ckpt_path last      how good a checkpoint is; validate is the same
   usl predict --config FILE --ckpt_path last   a CSV of every image's class: of those trained on, or
@@ -37,7 +39,9 @@ usl: learn features without labels, pick the images worth labelling, train from 
   --debug shows the traceback of an error; --version the version.
 """
 
-COMMANDS = ("run", "fit", "validate", "test", "predict", "select", "labels", "export", "views", "configs", "doctor")
+COMMANDS = (
+    "run", "fit", "validate", "test", "predict", "select", "compare", "labels", "export", "views", "configs", "doctor",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _dispatch(words)
     except KeyboardInterrupt:
-        how = "the same command" if words[:1] == ["run"] else "--ckpt_path last"
+        how = "the same command" if words[:1] in (["run"], ["compare"]) else "--ckpt_path last"
         print(f"usl: interrupted; {how} continues", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
@@ -77,12 +81,16 @@ def _dispatch(words: list[str]) -> None:
         print(f"usl-lightning {__version__}")
     elif words[0] == "configs":
         _print_configs()
-    elif words[0] in ("run", "doctor") and ("--help" in words or "-h" in words):
+    elif words[0] in ("run", "compare", "doctor") and ("--help" in words or "-h" in words):
         print(HELP, end="")
     elif words[0] == "run":
         from usl_lightning.pipeline import main as run_chain
 
         run_chain(words[1:])
+    elif words[0] == "compare":
+        from usl_lightning.selection.compare import main as compare_selectors
+
+        compare_selectors(words[1:])
     elif words[0] == "labels":
         from usl_lightning.label_sets import main as combine_labels
 

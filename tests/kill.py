@@ -19,13 +19,17 @@ class Kill(Callback):
             `last.ckpt` (`rename`), the final test ends (`test`), or features for a selection begin (`select`).
         by: name of the signal.
         parent: send it to the process that started this one, and wait to be told to stop.
+        rank: the process that does, of several that train together; by default each.
     """
 
-    def __init__(self, step: int, moment: str = "batch", by: str = "SIGKILL", parent: bool = False) -> None:
-        self.step, self.moment, self.by, self.parent = step, moment, by, parent
+    def __init__(
+        self, step: int, moment: str = "batch", by: str = "SIGKILL", parent: bool = False, rank: int | None = None
+    ) -> None:
+        self.step, self.moment, self.by, self.parent, self.rank = step, moment, by, parent, rank
 
     def _reached(self, trainer: Trainer, moment: str) -> bool:
-        return (trainer.global_step, moment) == (self.step, self.moment)
+        here = self.rank in (None, trainer.global_rank)
+        return here and (trainer.global_step, moment) == (self.step, self.moment)
 
     def _at(self, trainer: Trainer, moment: str) -> None:
         if self._reached(trainer, moment):
@@ -76,3 +80,16 @@ class ClockJump(Callback):
         """As a time server would: what measures spans is not to be disturbed."""
         jump = 86400.0 * (1 - 2 * (batch_idx % 2))
         time.time = lambda now=time.time: now() + 2 * jump
+
+
+class Drift(Callback):
+    """Changes one bit of a weight of process 1 before the step after `step`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """As a defective memory would."""
+        if (trainer.global_step, trainer.global_rank) == (self.step, 1):
+            weight = next(pl_module.encoder.parameters())
+            weight.data.view(-1).view(torch.int32)[0] ^= 1

@@ -74,7 +74,7 @@ def usl(folder: Path, *words: str, wrapper: Sequence[str] = (), **variables: str
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def kill(step: int, moment: str = "batch", *, stage: str | None = None, **more: str) -> str:
+def kill(step: int, moment: str = "batch", *, stage: str | None = None, **more: str | int) -> str:
     """The option that ends a run at an exact point; see `kill.Kill`."""
     callback = {"class_path": "kill.Kill", "init_args": {"step": step, "moment": moment, **more}}
     return f"--{stage + '.' if stage else ''}trainer.callbacks={json.dumps([callback])}"

@@ -1,5 +1,6 @@
 """Two processes train as one: the same batches, augmentations, losses and weights (`gloo`, on the CPU)."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,39 @@ def test_a_batch_that_cannot_be_divided_is_refused(tmp_path: Path) -> None:
     assert "data.batch_size: 33 images cannot be divided over 2 processes; use 32 or 34" in refused.err
     assert "Traceback" not in refused.err
     assert not (tmp_path / "runs/digits_simclr/checkpoints").exists()
+
+
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(folder: Path) -> None:
+    words = [*WORDS["simclr"], *TWO, "--run_dir", "simclr/lost"]
+    line = usl(folder, *words, kill(6, rank=1)).mistake
+    assert "process 0: another process has ended" in line
+    assert "--ckpt_path last continues" in line
+    usl(folder, *words, "--ckpt_path", "last").done()
+    assert_close_run(folder / "simclr/lost", folder / "simclr/one")
+
+
+def test_a_process_that_hangs_ends_the_run_in_the_stated_time(folder: Path) -> None:
+    words = [*WORDS["simclr"], *TWO, "--run_dir", "simclr/hung", "--processes.timeout_minutes", "0.4"]
+    line = usl(folder, *words, kill(6, by="SIGSTOP", rank=1)).mistake
+    assert "not answered for 0.4 minutes (processes.timeout_minutes)" in line
+    assert (folder / "simclr/hung/checkpoints/last.ckpt").resolve().name == "step=00000004.ckpt"
+
+
+def test_a_signal_to_one_process_saves_and_stops_all(folder: Path) -> None:
+    words = [*WORDS["simclr"], *TWO, "--run_dir", "simclr/signal", "--checkpoint.every_steps", "100"]
+    stopped = usl(folder, *words, kill(2, by="SIGTERM", rank=1))
+    assert stopped.code == 130, stopped
+    assert "usl: interrupted; --ckpt_path last continues" in stopped.err
+    assert (folder / "simclr/signal/checkpoints/last.ckpt").exists()
+    usl(folder, *words, "--ckpt_path", "last").done()
+    assert_close_run(folder / "simclr/signal", folder / "simclr/one")
+
+
+def test_a_process_that_drifts_is_noticed(folder: Path) -> None:
+    """With batch norm, whose statistics are each process's own on a CPU, and none of whose weights are."""
+    drift = "--trainer.callbacks=" + json.dumps([{"class_path": "kill.Drift", "init_args": {"step": 5}}])
+    words = [*SIMCLR, *COMMON, "--model.backbone", "small_w16", *TWO, "--processes.check_every", "2"]
+    refused = usl(folder, *words, "--run_dir", "simclr/drift", drift)
+    assert refused.code == 2, refused
+    assert "step 6: encoder.net." in refused.err
+    assert "on process 1 is not what it is on process 0" in refused.err

@@ -31,9 +31,10 @@ def print_help(stage: StageCommand) -> None:
     print("trainer: Lightning's; see its documentation for the others")
     for name in COMMON:
         print(_line(f"--trainer.{name}", config["trainer"].get(name), ""))
-    print("checkpoint:")
-    for name, value in config["checkpoint"].items():
-        print(_line(f"--checkpoint.{name}", value, ""))
+    for group in ("checkpoint", "processes"):
+        print(f"{group}:")
+        for name, value in config[group].items():
+            print(_line(f"--{group}.{name}", value, ""))
     print(_line("--seed_everything", config["seed_everything"], "of everything random"))
 
 

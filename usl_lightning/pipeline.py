@@ -18,7 +18,7 @@ from usl_lightning.stage import RESULTS, StageCommand, StageFolder, options
 
 REFERENCE = re.compile(r"\$\{([\w-]+)\.(\w+)\}")
 CHAIN_KEYS = ("seed", "stages")
-SHARED_GROUPS = ("data", "trainer", "checkpoint")
+SHARED_GROUPS = ("data", "trainer", "checkpoint", "processes")
 """`usl run CHAIN --data.dir X` gives a parameter of these groups to every stage."""
 
 STAGE_KEYS = ("name", "command", "config", "set")

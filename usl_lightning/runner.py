@@ -30,6 +30,7 @@ from usl_lightning.models.encoder import compile_encoders, stored_image
 from usl_lightning.precision import check_precision
 from usl_lightning.predict import images_to_predict, predict, predictions_csv
 from usl_lightning.pretrain.base import PretrainModule
+from usl_lightning.processes import Processes, lost_peer, set_timeout
 from usl_lightning.report.gallery import chosen_strip
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.outcome import chosen_index, chosen_quality, print_quality
@@ -75,6 +76,8 @@ class StageCLI(LightningCLI):
         parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network for training")
         parser.add_argument("--checkpoint.every_minutes", type=float, default=5.0, help="time between checkpoints")
         parser.add_argument("--checkpoint.every_steps", type=int | None, default=None, help="steps, instead")
+        parser.add_argument("--processes.timeout_minutes", type=float, default=10.0, help="wait for one that hangs")
+        parser.add_argument("--processes.check_every", type=int | None, default=None, help="steps; compare all state")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse; a mistake becomes one line that names the key, its file and the nearest valid name."""
@@ -118,6 +121,7 @@ class StageCLI(LightningCLI):
             KeyedRandomness(self.datamodule.seed),
             StopOnNaN(),
             Checkpoints(stage.run_dir / "checkpoints", *every, identity, interruption),
+            Processes(self.config.processes.check_every),
             Progress(f"{stage.run_dir.name}"),
             Pace(stage.run_dir / "speed.csv"),
         ]
@@ -136,9 +140,11 @@ class StageCLI(LightningCLI):
         by_default = on_cuda and getattr(self.model, "sync_batch_norm", True)  # there is none on the CPU
         own["sync_batchnorm"] = own["sync_batchnorm"] or by_default
         try:
-            return self._instantiate_trainer(own, callbacks)  # type: ignore[return-value]
+            trainer = self._instantiate_trainer(own, callbacks)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:  # say, no such device
             raise UslError(f"trainer: {' '.join(str(error).split())}") from error
+        set_timeout(trainer.strategy, self.config.processes.timeout_minutes)
+        return trainer  # type: ignore[return-value]
 
 
 def run(stage: StageCommand, interruption: Interruption, on_ready: Callable[[], None] | None = None) -> dict[str, Any]:
@@ -181,6 +187,11 @@ def run(stage: StageCommand, interruption: Interruption, on_ready: Callable[[], 
             return _select(cli, trainer, begin)
         assert checkpoint is not None  # the others look at one, and are refused without
         return _LOOKS[stage.command](cli, trainer, checkpoint)
+    except RuntimeError as error:
+        lost = lost_peer(error, trainer, cli.config.processes.timeout_minutes)
+        if lost is None:
+            raise
+        raise lost from error
     except SystemExit as stop:  # Lightning's answer to SIGINT (code 1) and to SIGTERM (code 0: success)
         raise KeyboardInterrupt from stop
 

@@ -1,0 +1,83 @@
+"""What processes send each other, and how a bit that differs is seen."""
+
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from usl_lightning.checkpoints import Agreement
+from usl_lightning.errors import UslError
+from usl_lightning.processes import check_equal, fingerprint, process_statistics, set_timeout
+
+
+def test_only_batch_norms_that_are_not_synchronised_have_statistics_of_their_own() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.GroupNorm(1, 3))
+    net.register_buffer("queue", torch.zeros(4))
+    names = {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert process_statistics(net) == names
+    assert process_statistics(net[1]) == {name.removeprefix("1.") for name in names}
+    assert process_statistics(nn.SyncBatchNorm.convert_sync_batchnorm(net)) == set()
+
+
+@given(place=st.integers(0, 59), bit=st.integers(0, 31), dtype=st.sampled_from([torch.float32, torch.int32]))
+def test_a_fingerprint_sees_every_bit(place: int, bit: int, dtype: torch.dtype) -> None:
+    value = torch.arange(60, dtype=dtype).view(3, 4, 5).transpose(0, 2)
+    other = value.contiguous().clone()
+    other.view(-1).view(torch.int32)[place] ^= torch.tensor(1 << bit, dtype=torch.int64).to(torch.int32)
+    assert torch.equal(fingerprint(value), fingerprint(value.contiguous()))
+    assert not torch.equal(fingerprint(value), fingerprint(other))
+
+
+def test_a_fingerprint_sees_order_and_takes_any_tensor() -> None:
+    assert not torch.equal(fingerprint(torch.tensor([1.0, 2.0])), fingerprint(torch.tensor([2.0, 1.0])))
+    for value in (torch.tensor(True), torch.tensor(3), torch.zeros(0), torch.ones(3, dtype=torch.bfloat16)):
+        assert fingerprint(value).shape == (2,)
+
+
+def test_a_tensor_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {"a": torch.zeros(3), "b": torch.ones(2), "c": torch.ones(2)}
+    own = [fingerprint(value) for value in state.values()]
+    others = torch.stack([own[0], own[0], own[0]])
+
+    def gather(rows: torch.Tensor) -> torch.Tensor:
+        return torch.cat([rows, rows, others.unsqueeze(0)])
+
+    monkeypatch.setattr("usl_lightning.processes.gather", gather)
+    with pytest.raises(UslError, match=r"^step 8: b on process 2 is not what it is on process 0 \(2 of 3 tensors"):
+        check_equal(state, 8)
+    others = torch.stack(own)
+    check_equal(state, 8)
+
+
+def test_no_time_to_wait_is_refused() -> None:
+    with pytest.raises(UslError, match=r"processes\.timeout_minutes: 0 is no time to wait"):
+        set_timeout(None, 0)
+
+
+def test_processes_talk_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two processes that take 0.1 s a step, the other is asked to stop at step 7."""
+    now, asked = 0.0, []
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    monkeypatch.setattr("usl_lightning.checkpoints.world_size", lambda: 2)
+
+    def all_reduce(told: torch.Tensor, op: object) -> None:
+        asked.append(step)
+        told[1] |= step >= 7
+
+    monkeypatch.setattr("usl_lightning.checkpoints.dist.all_reduce", all_reduce)
+    agreement, found = Agreement(), []
+    for step in range(1, 40):
+        now += 0.1
+        found.append(agreement.any(step, False, False, device=torch.device("cpu")))
+    stops = [step for step, (_, stop) in enumerate(found, 1) if stop]
+    assert asked[0] == 1
+    assert {b - a for a, b in zip(asked, asked[1:], strict=False)} <= {9, 10}
+    assert stops == asked[1:]
+    assert not any(late for late, _ in found)
+
+
+def test_one_process_need_not_ask() -> None:
+    assert Agreement().any(1, True, False, device=torch.device("cpu")) == (True, False)

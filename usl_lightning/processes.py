@@ -1,0 +1,127 @@
+"""What processes that train as one must keep to, and what is said when one of them does not."""
+
+import signal
+from datetime import timedelta
+from typing import Any
+
+import pytorch_lightning
+import torch
+from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parallel import DistributedDataParallel
+
+from usl_lightning.distributed import gather, world_size
+from usl_lightning.errors import UslError
+
+LOST = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe", "connection refused")
+"""How gloo and NCCL say that another process does not answer."""
+
+
+class Processes(Callback):
+    """Sends between processes only the state that differs, and checks on request that nothing else does.
+
+    Queues, banks, counters and moving averages are functions of the global batch, hence the same everywhere; DDP
+    would send them all in every step. What a batch norm without synchronisation has seen is its process's own: the
+    main process's statistics are sent to all before each step, so that all evaluate the same network.
+
+    Args:
+        check_every: steps between two comparisons of all weights and buffers, bit for bit; None: never. Each waits
+            for the device and takes about as long as an optimizer step.
+    """
+
+    def __init__(self, check_every: int | None = None) -> None:
+        self.check_every = check_every
+        self._step = 0
+
+    def setup(self, trainer: pytorch_lightning.Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before DDP takes the model: tell it what not to send."""
+        synced = getattr(trainer.strategy, "_layer_sync", None) is not None
+        own = set() if synced else process_statistics(pl_module)
+        same = [name for name, _ in pl_module.named_buffers() if name not in own]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, same)  # type: ignore[no-untyped-call]
+
+    def on_train_batch_end(
+        self, trainer: pytorch_lightning.Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Compare the state after every `check_every`-th step."""
+        step, before = trainer.global_step, self._step
+        self._step = step
+        if self.check_every and step != before and step % self.check_every == 0 and world_size() > 1:
+            own = process_statistics(pl_module)
+            check_equal({k: v for k, v in pl_module.state_dict().items() if k not in own}, step)
+
+
+def process_statistics(model: nn.Module) -> set[str]:
+    """Names of the buffers of batch norms that see the images of their own process alone."""
+    return {
+        f"{prefix}.{name}".lstrip(".")
+        for prefix, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+        for name, _ in module.named_buffers(recurse=False)
+    }
+
+
+def fingerprint(value: Tensor) -> Tensor:
+    """Two int64 [2] that change, but for a chance of about 2^-64, when any bit of a tensor does."""
+    words = value.detach().contiguous().view(-1).view(torch.uint8).long()
+    place = torch.arange(1, len(words) + 1, device=words.device)
+    mixed = (words + 1) * (place * 0x5851F42D4C957F2D + 0x14057B7EF767814F)  # int64 wraps round
+    mixed = mixed ^ (mixed >> 29)
+    return torch.stack([mixed.sum(), (mixed * (2 * place + 1)).sum()])
+
+
+def check_equal(state: dict[str, Tensor], step: int) -> None:
+    """Compare tensors over all processes.
+
+    Args:
+        state: of the same names and shapes on each of them.
+        step: optimizer steps done, for the message.
+
+    Raises:
+        UslError: names the first that differs, and a process where it does.
+    """
+    prints = gather(torch.stack([fingerprint(value) for value in state.values()]).unsqueeze(0))
+    odd = (prints != prints[:1]).any(2)  # [processes, tensors]
+    if odd.any():
+        first = int(odd.any(0).nonzero()[0])
+        process = int(odd[:, first].nonzero()[0])
+        name = list(state)[first]
+        raise UslError(
+            f"step {step}: {name} on process {process} is not what it is on process 0 ({int(odd.any(0).sum())} of "
+            f"{len(state)} tensors differ): the processes no longer train the same model; go back to an earlier "
+            "checkpoint, and report it if the method is of this package"
+        )
+
+
+def set_timeout(strategy: Any, minutes: float) -> None:
+    """How long a process waits for the others in one exchange.
+
+    Args:
+        strategy: Lightning's; only DDP has processes to wait for.
+        minutes: longer than the main process needs for what it does alone, such as writing a checkpoint.
+    """
+    if minutes <= 0:
+        raise UslError(f"processes.timeout_minutes: {minutes} is no time to wait; expected more than 0")
+    if isinstance(strategy, DDPStrategy):
+        strategy._timeout = timedelta(minutes=minutes)
+
+
+def lost_peer(error: BaseException, trainer: pytorch_lightning.Trainer, minutes: float) -> UslError | None:
+    """What a failed exchange means for the user; None if it is another error.
+
+    The processes that this one has started are ended: one that hangs would stay.
+    """
+    text = str(error).lower()
+    if trainer.world_size == 1 or not any(sign in text for sign in LOST):
+        return None
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGKILL)
+        launcher.procs.clear()  # whoever watches them would end this process before it has said why
+    return UslError(
+        f"process {trainer.global_rank}: another process has ended, or not answered for {minutes:g} minutes "
+        "(processes.timeout_minutes); --ckpt_path last continues from the last checkpoint"
+    )

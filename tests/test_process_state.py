@@ -1,6 +1,7 @@
 """What processes send each other, and how a bit that differs is seen."""
 
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_processes_talk_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> 
         found.append(agreement.any(step, False, False, device=torch.device("cpu")))
     stops = [step for step, (_, stop) in enumerate(found, 1) if stop]
     assert asked[0] == 1
-    assert {b - a for a, b in zip(asked, asked[1:], strict=False)} <= {9, 10}
+    assert {b - a for a, b in pairwise(asked)} <= {9, 10}
     assert stops == asked[1:]
     assert not any(late for late, _ in found)
 

@@ -13,15 +13,19 @@ from PIL import Image
 
 from usl_lightning.cli import main
 from usl_lightning.configs import HEADLINE, find_config, load_yaml, shipped, shipped_folder
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError
 from usl_lightning.pipeline import REFERENCE, Chain
 from usl_lightning.runner import StageCLI
 from usl_lightning.selection.base import Selector
+from usl_lightning.selection.compare import Comparison
+from usl_lightning.selection.comparison import build_selector
 from usl_lightning.stage import StageCommand
 
 ALL = sorted(shipped())
 CHAINS = [name for name in ALL if "stages" in load_yaml(shipped_folder() / name)]
-STAGES = [name for name in ALL if name not in CHAINS]
+COMPARISONS = [name for name in ALL if "selectors" in load_yaml(shipped_folder() / name)]
+STAGES = [name for name in ALL if name not in CHAINS + COMPARISONS]
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +116,8 @@ def test_header_says_what_it_is_and_its_command(name: str) -> None:
     words = command_of(name)
     if name in CHAINS:
         assert words[:3] == ["usl", "run", name]
+    elif name in COMPARISONS:
+        assert words[:3] == ["usl", "compare", name]
     else:
         stage = StageCommand.parse(words[1], words[2:])
         assert [path.name for path in stage.configs] == [name]
@@ -154,6 +160,13 @@ def test_every_stage_of_a_chain_can_be_built(name: str, data: Path) -> None:
         if key not in built:
             build(stage.command, stage.config.name, data, **overrides).resolved()
             built.add(key)
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_every_selector_of_a_comparison_can_be_built(name: str) -> None:
+    comparison = Comparison.read(shipped_folder() / name, {"features.backbone": "resnet18"})
+    for entry in comparison.selectors:
+        assert build_selector(entry, ImageSpec(1, 8, 8, (0.5,), (0.5,)), comparison.budgets[0], name).budget == 10
 
 
 def test_listing_names_every_file_under_its_data_set(capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,8 @@ class Chain:
         """
         content = load_yaml(path)
         if "stages" not in content:
-            raise UslError(f"{path}: not a chain, it has no 'stages:'; to run one stage: usl fit --config {path}")
+            how = f"usl compare {path}" if "selectors" in content else f"to run one stage: usl fit --config {path}"
+            raise UslError(f"{path}: not a chain, it has no 'stages:'; {how}")
         for key in content:
             if key not in CHAIN_KEYS:
                 raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, CHAIN_KEYS)}; expected seed, stages")

@@ -118,6 +118,8 @@ class StageCommand:
         flat = self.flat()
         if "stages" in flat:
             raise UslError(f"{self.configs[-1]}: a chain of stages; run it with usl run {self.configs[-1].name}")
+        if "selectors" in flat:
+            raise UslError(f"{self.configs[-1]}: a comparison; run it with usl compare {self.configs[-1].name}")
         if self.wandb not in (None, "online", "offline"):
             raise UslError(f"--wandb {self.wandb}: expected online or offline")
         labels = flat.get("data.labels")

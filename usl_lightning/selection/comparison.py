@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import json
 import re
 import time
 from collections.abc import Iterable
@@ -65,7 +66,7 @@ def compare(comparison: Comparison) -> list[Cell]:
     image = data.spec
     _check(comparison, data)
     for entry in comparison.selectors:
-        _build(entry, image, comparison.budgets[0], f"{comparison.path}: selectors: {entry.name}")
+        build_selector(entry, image, comparison.budgets[0], f"{comparison.path}: selectors: {entry.name}")
     features = _trainer().select(Coreset(image=image, budget=1, **comparison.features), data).evidence
     ground = _Ground(data, image, features, _about(data, features))
     cells = []
@@ -102,7 +103,7 @@ def _check(comparison: Comparison, data: ImageData) -> None:
         )
 
 
-def _build(entry: Entry, image: ImageSpec, budget: int, where: str) -> Selector:
+def build_selector(entry: Entry, image: ImageSpec, budget: int, where: str) -> Selector:
     """The selector of an entry.
 
     Raises:
@@ -190,8 +191,6 @@ def _cell(folder: Path, ground: _Ground, entry: Entry, budget: int, seed: int) -
 
 
 def _read(path: Path) -> Cell | None:
-    import json
-
     try:
         cell: Cell = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -203,8 +202,8 @@ def _read(path: Path) -> Cell | None:
 
 def _choose(ground: _Ground, entry: Entry, budget: int, seed: int) -> Tensor:
     """int64 [budget] on the CPU, from the common features unless the selector brings what it chooses from."""
-    model = _build(entry, ground.image, budget, entry.name)
-    if entry.own_features or type(model).needs_network is False:
+    model = build_selector(entry, ground.image, budget, entry.name)
+    if entry.own_features or not model.needs_network:
         ground.data.seed = seed
         return _trainer().select(model, ground.data).indices
     return model.choose(ground.features, seed).cpu()

@@ -101,7 +101,7 @@ def approximate_knn(
     """
     x = check_features(features)
     _check_k(k, len(x) if include_self else len(x) - 1)
-    check_memory(approximate_memory(*x.shape, k), f"{k} neighbours of {len(x)} points")
+    check_memory(approximate_memory(len(x), x.shape[1], k), f"{k} neighbours of {len(x)} points")
     import faiss
 
     sample = permutation(len(x), seed, "recall")[:SAMPLE].to(x.device)
@@ -144,7 +144,7 @@ def nearest_neighbors(features: Tensor, k: int, *, include_self: bool = True) ->
     if large and _has_faiss():
         return approximate_knn(features, k, include_self=include_self)
     if features.device.type == "cpu" and features.ndim == 2:
-        check_memory(exact_memory(*features.shape, k), f"{k} neighbours of {len(features)} points")
+        check_memory(exact_memory(len(features), features.shape[1], k), f"{k} neighbours of {len(features)} points")
     return Neighbors(*knn(features, k, include_self=include_self), measured_recall=1.0)
 
 

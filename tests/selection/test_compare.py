@@ -1,0 +1,243 @@
+"""`usl compare`: its cells are the selectors' choices, a stopped run goes on, and its refusals name what is meant."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from usl_lightning.cli import main
+from usl_lightning.data.sources import ImageSource, open_source
+from usl_lightning.evaluation.label_quality import label_quality
+from usl_lightning.selection import comparison
+from usl_lightning.selection.compare import selector_names
+from usl_lightning.selection.coreset import select_coreset
+from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
+from usl_lightning.selection.random import select_random
+
+N = 1437
+OUT = Path("runs/mine")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty folder with the pixels of the training digits as features, and a configuration."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("USL_CACHE", str(tmp_path / "cache"))
+    np.save("pixels.npy", pixels(digits()).numpy())
+    write()
+
+
+def digits() -> ImageSource:
+    return open_source("digits", "train")
+
+
+def pixels(source: ImageSource) -> torch.Tensor:
+    return source.read(torch.arange(N)).reshape(N, -1).float()
+
+
+def write(**changes: Any) -> None:
+    content = {
+        "data": {"dataset": "digits"},
+        "features": {"features": "pixels.npy"},
+        "selectors": ["random", {"class_path": "kmeans_nearest", "init_args": {"iterations": 3}}, "coreset"],
+        "budgets": [5, 20],
+        "seeds": [0, 3],
+        **changes,
+    }
+    Path("mine.yaml").write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+
+
+def compare(*words: str) -> list[dict[str, str]]:
+    """The rows of the table."""
+    main(["compare", "mine.yaml", *words])
+    return list(csv.DictReader((OUT / "table.csv").open()))
+
+
+def cells(out: Path = OUT) -> dict[tuple[str, int, int], dict[str, Any]]:
+    read = [json.loads(path.read_text()) for path in (out / "cells").glob("*.json")]
+    return {(cell["selector"], cell["budget"], cell["seed"]): cell for cell in read}
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", *words])
+    lines = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2
+    assert len(lines) == 1
+    assert not OUT.exists()
+    return lines[0]
+
+
+def test_cells_are_the_selectors_choices_and_their_figures() -> None:
+    rows = compare()
+    features, labels = pixels(digits()), digits().labels
+    expected = {
+        "random": lambda budget, seed: select_random(N, budget, seed=seed),
+        "kmeans_nearest": lambda budget, seed: select_kmeans_nearest(features, budget, seed=seed, iterations=3),
+        "coreset": lambda budget, seed: select_coreset(features, budget, seed=seed),
+    }
+    found = cells()
+    assert list(found.keys() ^ {(s, b, seed) for s in expected for b in (5, 20) for seed in (0, 3)}) == []
+    for (selector, budget, seed), cell in found.items():
+        chosen = expected[selector](budget, seed)
+        assert cell["indices"] == chosen.tolist()
+        quality = label_quality(labels, chosen, features, num_classes=10)
+        assert {name: cell[name] for name in quality} == quality
+    assert [(row["selector"], row["budget"], row["seed"]) for row in rows[:4]] == [
+        ("random", "5", "0"), ("random", "5", "3"), ("random", "20", "0"), ("random", "20", "3"),
+    ]  # fmt: skip
+    for row in rows:
+        cell = found[row["selector"], int(row["budget"]), int(row["seed"])]
+        assert float(row["propagated_accuracy"]) == cell["propagated_accuracy"]
+
+
+def test_the_summary_is_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
+    compare()
+    table, found = json.loads((OUT / "table.json").read_text()), cells()
+    assert len(table["summary"]) == 6
+    for row in table["summary"]:
+        values = [found[row["selector"], row["budget"], seed]["propagated_accuracy"] for seed in (0, 3)]
+        told = row["propagated_accuracy"]
+        assert (told["mean"], told["least"], told["most"]) == pytest.approx((np.mean(values), min(values), max(values)))
+    out = capsys.readouterr().out
+    told = next(r for r in table["summary"] if (r["selector"], r["budget"]) == ("coreset", 20))["propagated_accuracy"]
+    assert f"{told['mean']:.3f} ({told['least']:.3f}-{told['most']:.3f})" in out
+    with Image.open(OUT / "comparison.png") as picture:
+        assert min(picture.size) > 300
+
+
+def test_a_stopped_run_goes_on_and_a_changed_cell_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[str, int, int]] = []
+    choose = comparison._choose
+
+    def counted(ground: Any, entry: Any, budget: int, seed: int) -> torch.Tensor:
+        if len(made) == stop:
+            raise KeyboardInterrupt
+        made.append((entry.name, budget, seed))
+        return choose(ground, entry, budget, seed)
+
+    monkeypatch.setattr(comparison, "_choose", counted)
+    stop = 5
+    with pytest.raises(SystemExit) as interrupted:
+        compare()
+    assert interrupted.value.code == 130
+    assert len(cells()) == 5
+    assert not (OUT / "table.csv").exists()
+    stop = -1
+    rows = compare()
+    assert len(made) == len(set(made)) == len(rows) == 12
+    first = (OUT / "table.csv").read_text()
+    assert compare() == rows, "nothing to do"
+    assert len(made) == 12
+    write(selectors=["random", {"class_path": "kmeans_nearest", "init_args": {"iterations": 1}}, "coreset"])
+    compare()
+    assert {name for name, _, _ in made[12:]} == {"kmeans_nearest"}
+    assert len(made) == 16
+    write()
+    compare()
+    assert len(made) == 16, "the cells of before are still there"
+    assert (OUT / "table.csv").read_text() == first
+    np.save("pixels.npy", pixels(digits()).numpy() + 1)
+    compare("--seeds", "3")
+    assert len(made) == 22, "other features are another comparison"
+
+
+def test_choices_do_not_depend_on_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare()
+    before, opened = cells(), comparison._data
+
+    def shuffled(asked: Any) -> Any:
+        data = opened(asked)
+        data.train_source.labels = torch.roll(data.train_source.labels, 1)
+        return data
+
+    monkeypatch.setattr(comparison, "_data", shuffled)
+    compare("--out", "runs/shuffled")
+    after = cells(Path("runs/shuffled"))
+    assert {key: cell["indices"] for key, cell in before.items()} == {k: c["indices"] for k, c in after.items()}
+    assert any(before[key]["class_counts"] != after[key]["class_counts"] for key in before)
+
+
+def test_an_oracle_and_a_selector_with_features_of_its_own() -> None:
+    np.save("other.npy", np.random.default_rng(0).normal(size=(N, 4)))
+    own = {"class_path": "coreset", "init_args": {"features": "other.npy"}, "name": "own"}
+    write(selectors=[{"class_path": "stratified", "init_args": {"allow_oracle": True}}, own], budgets=10)
+    compare()
+    found = cells()
+    assert found["stratified", 10, 3]["class_counts"] == [1] * 10
+    expected = select_coreset(torch.from_numpy(np.load("other.npy")), 10, seed=3)
+    assert found["own", 10, 3]["indices"] == expected.tolist()
+
+
+def test_the_command_line_beats_the_file() -> None:
+    rows = compare("--budgets", "[7]", "--seeds", "1")
+    assert {(row["budget"], row["seed"]) for row in rows} == {("7", "1")}
+
+
+def test_every_selector_has_a_short_name() -> None:
+    names = selector_names()
+    assert {"activeft", "kmeans_nearest", "random", "usl", "uslt_selection"} <= names.keys()
+    assert names["usl"] == "usl_lightning.selection.usl.USL"
+    assert "base" not in names
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"selectors": ["random", "coreste"]},
+            "mine.yaml: selectors[1]: unknown selector 'coreste' (did you mean 'core",
+        ),
+        ({"selectors": ["a.b.C"]}, "mine.yaml: selectors: C: a.b.C: there is no such class"),
+        ({"selectors": ["usl_lightning.models.ema.EMA"]}, "EMA is not a selector"),
+        ({"selectors": ["usl", "usl"]}, "mine.yaml: selectors[1]: the name 'usl' is taken"),
+        ({"selectors": [{"class_path": "usl", "init_arg": {}}]}, "unknown key 'init_arg' (did you mean 'init_args'?)"),
+        (
+            {"selectors": [{"class_path": "usl", "init_args": {"kk": 1}}]},
+            "selectors: usl: unknown key 'kk' (did you mean",
+        ),
+        ({"selectors": [{"class_path": "usl", "init_args": {"k": "x"}}]}, "selectors: usl: k: expected int, found x"),
+        ({"selectors": []}, "mine.yaml: selectors: expected a list"),
+        ({"budgets": [0]}, "mine.yaml: budgets: expected a list of whole numbers from 1 on, found 0"),
+        ({"budgets": [3, 3]}, "mine.yaml: budgets: expected at least one number, none of them twice"),
+        ({"budgets": [2000]}, "mine.yaml: budgets: 2000 of 1437 images cannot be picked"),
+        ({"budgets": None}, "mine.yaml: budgets: expected a list of whole numbers from 1 on, found None"),
+        ({"seeds": "one"}, "mine.yaml: seeds: expected a list of whole numbers from 0 on, found 'one'"),
+        ({"seed": 0}, "mine.yaml: unknown key 'seed' (did you mean 'seeds'?)"),
+        ({"features": {}}, "mine.yaml: features: nothing given; expected one source of features"),
+        ({"features": {"features": "none.npy"}}, "features.features: no such file: none.npy"),
+        ({"features": {"feature": "none.npy"}}, "features: unknown key 'feature' (did you mean 'features'?)"),
+        ({"data": {}}, "mine.yaml: data.dataset: the data set is missing"),
+        (
+            {"data": {"dataset": "digits", "splt": "test"}},
+            "mine.yaml: data: unknown key 'splt' (did you mean 'split'?)",
+        ),
+    ],
+)
+def test_refusals(changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write(**changes)
+    assert message in refused(capsys, "mine.yaml")
+
+
+def test_refusals_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "the configuration is missing" in refused(capsys)
+    assert "--budget: unknown option (did you mean 'budgets'?)" in refused(capsys, "mine.yaml", "--budget", "3")
+    with pytest.raises(SystemExit):
+        main(["select", "--config", "mine.yaml"])
+    assert "run it with usl compare mine.yaml" in capsys.readouterr().err
+
+
+def test_a_damaged_cell_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    write(selectors=["random"], budgets=[5], seeds=[0])
+    compare()
+    (path,) = (OUT / "cells").glob("*.json")
+    path.write_text('{"indices": [1')
+    with pytest.raises(SystemExit):
+        compare()
+    assert f"{path}: cannot be read" in capsys.readouterr().err

@@ -1,21 +1,24 @@
 """How long USL takes to choose: neighbours, k-means and the regularised picks, each alone.
 
-    python tests/benchmarks/selection_speed.py [--large] [--sizes 20000 80000 320000] [--device cpu]
+    OMP_NUM_THREADS=2 python tests/benchmarks/selection_speed.py [--large] [--scaling] [--device cpu]
 
 The features are real (patches of scikit-learn's photographs, projected to 128 dimensions), resampled with noise
-beyond 200,000. By default 50,000 points, k=400, 40 labels, 10 picks; `--large` adds ImageNet's 1,281,167 points
-with k=20, 2,911 labels and its preset; `--sizes` adds others at k=20 and 40 labels. Prints a table and writes
-tests/benchmarks/results/selection_speed.json.
+beyond 200,000. By default 50,000 points, k=400, 40 labels, 10 picks; `--large`: ImageNet's 1,281,167 points with
+k=20, 2,911 labels and its preset; `--scaling`: 20,000 to 1,281,167 points at k=20 and 40 labels. Every case runs in
+a process of its own, whose peak memory has the features and the making of them in it. Prints a table, and writes
+selection_speed.json and .png to tests/benchmarks/results/; cases that are not run again keep their figures there.
 """
 
 import argparse
 import json
 import logging
+import multiprocessing
 import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,16 @@ import torch
 from machine import machine
 from torch import Tensor
 
+from usl_lightning.report.curves import Curve, Panel, draw_curves
 from usl_lightning.selection.geometry import unit_rows
 from usl_lightning.selection.kmeans import kmeans
 from usl_lightning.selection.neighbors import nearest_neighbors
 from usl_lightning.selection.usl import PRESETS, regularized_selection
 
 DIMENSIONS, PATCH = 128, 8
+RESULTS = Path(__file__).parent / "results"
+IMAGENET = 1_281_167
+SCALING = (20_000, 80_000, 320_000, IMAGENET)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,12 @@ def peak_gib() -> float:
 
 def measure(case: Case, device: str) -> dict[str, Any]:
     """Seconds of each part."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("faiss").setLevel(logging.WARNING)
+    said: list[str] = []
+    logging.getLogger("usl_lightning.selection.kmeans").addFilter(
+        lambda record: bool(said.append(record.getMessage())) or True
+    )
     x = real_features(case.points).to(device)
     preset = PRESETS[case.preset]
     neighbors, search = timed(lambda: nearest_neighbors(x, case.k))
@@ -101,50 +114,69 @@ def measure(case: Case, device: str) -> dict[str, Any]:
     )
     total = round(search + clustering + picks, 2)
     return {
-        "points": case.points,
+        **asdict(case),
         "dimensions": DIMENSIONS,
-        "k": case.k,
-        "labels": case.labels,
-        "preset": case.preset,
         "neighbours_s": search,
         "recall": round(recall, 4),
         "kmeans_s": clustering,
+        "kmeans": said[-1].removeprefix("k-means: "),
         "picks": preset.iterations,
         "picks_s": picks,
         "total_s": total,
         "us_per_point": round(1e6 * total / case.points, 1),
         "peak_gib": peak_gib(),
+        "device": device,
+        "machine": machine(),
     }
 
 
+def alone(case: Case, device: str) -> dict[str, Any]:
+    """`measure` in a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, case, device).result()
+
+
+def draw(results: list[dict[str, Any]], path: Path) -> None:
+    """Time per point against the number of points, of the cases that differ in nothing else."""
+    line = sorted((r for r in results if (r["k"], r["labels"]) == (20, 40)), key=lambda r: r["points"])
+    if not line:
+        return
+    parts = {"neighbours": "neighbours_s", "k-means": "kmeans_s", "picks": "picks_s", "total": "total_s"}
+    curves = []
+    for name, column in parts.items():
+        values = [(r["points"], 1e6 * r[column] / r["points"]) for r in line]
+        curves.append(Curve(name, [(float(n), v, v, v) for n, v in values]))
+    draw_curves([Panel("microseconds per point (k=20, 40 labels)", "points", curves, log_x=True)], path)
+
+
 def main() -> None:
-    """Time every case, print the table, write the file."""
+    """Time every case, print the table, write the files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--large", action="store_true", help="add 1,281,167 points, 2,911 labels")
-    parser.add_argument("--sizes", type=int, nargs="*", default=[], help="more numbers of points")
+    parser.add_argument("--large", action="store_true", help="1,281,167 points, 2,911 labels")
+    parser.add_argument("--scaling", action="store_true", help="20,000 to 1,281,167 points, 40 labels")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "selection_speed.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "selection_speed.json")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("faiss").setLevel(logging.WARNING)
-    cases = [Case(50_000, 400, 40, "cifar10")]
-    cases += [Case(size, 20, 40, "cifar10") for size in arguments.sizes]
-    if arguments.large:
-        cases.append(Case(1_281_167, 20, 2_911, "imagenet"))
-    results = []
-    for case in cases:
-        results.append(measure(case, arguments.device))
-        print(json.dumps(results[-1]), flush=True)
+    cases = [Case(IMAGENET, 20, 2_911, "imagenet")] if arguments.large else []
+    cases += [Case(size, 20, 40, "cifar10") for size in SCALING] if arguments.scaling else []
+    known = json.loads(arguments.out.read_text(encoding="utf-8"))["results"] if arguments.out.exists() else []
+    results = {(r["points"], r["k"], r["labels"], r["device"]): r for r in known}
+    for case in cases or [Case(50_000, 400, 40, "cifar10")]:
+        result = alone(case, arguments.device)
+        print(json.dumps(result), flush=True)
+        results[case.points, case.k, case.labels, arguments.device] = result
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        record = {"results": [results[key] for key in sorted(results)]}
+        arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    draw([r for r in results.values() if r["device"] == arguments.device], arguments.out.with_suffix(".png"))
     names = ("points", 10), ("k", 4), ("labels", 6), ("neighbours", 11), ("recall", 7), ("k-means", 9)
-    print("\n" + " ".join(f"{name:>{width}}" for name, width in (*names, ("picks", 8), ("total", 9))))
-    for r in results:
+    print("\n" + " ".join(f"{name:>{width}}" for name, width in (*names, ("picks", 8), ("total", 9), ("memory", 8))))
+    for r in results.values():
         print(
             f"{r['points']:10,} {r['k']:4} {r['labels']:6,} {r['neighbours_s']:9.1f} s {r['recall']:7.3f}"
-            f" {r['kmeans_s']:7.1f} s {r['picks_s']:6.1f} s {r['total_s']:7.1f} s"
+            f" {r['kmeans_s']:7.1f} s {r['picks_s']:6.1f} s {r['total_s']:7.1f} s {r['peak_gib']:4.1f} GiB"
+            f"  k-means {r['kmeans']}"
         )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"device": arguments.device, "machine": machine(), "results": results}
-    arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,15 +2,23 @@
 
 import itertools
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from training import MakeData, digits, few_labels, train
 
+from usl_lightning.data.modules import ImageData
+from usl_lightning.data.views import FixMatchStrong, Weak
 from usl_lightning.models.small import SmallNet
 from usl_lightning.optim import Optimization, Schedule, lr_factor
+from usl_lightning.pretrain.simclr import SimCLR
+from usl_lightning.semisup.fixmatch import FixMatch
 
 K = 1000
 
@@ -133,3 +141,53 @@ def test_a_constant_part_keeps_its_rate_while_the_rest_follows_the_schedule() ->
         assert seen == {id(p) for p in net.parameters()}
         optimizer.step()
         schedule.step()
+
+
+PLAIN = Optimization(lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant")
+
+
+def contrastive(data: ImageData) -> SimCLR:
+    return SimCLR(data.spec, Weak(), PLAIN, "small_nf", projection_norm=False, knn_k=5)
+
+
+def guessing(data: ImageData) -> FixMatch:
+    return FixMatch(data.spec, Weak(), FixMatchStrong(), PLAIN, backbone="small_nf")
+
+
+@pytest.mark.parametrize(("make", "data"), [(contrastive, digits), (guessing, few_labels)])
+def test_gradients_are_clipped_under_mixed_precision(
+    make: Callable[[ImageData], LightningModule], data: MakeData, tmp_path: Path
+) -> None:
+    """At rate 1 the first step is as long as the gradient that is left."""
+    initial: dict[str, Tensor] = {}
+
+    def watched(data: ImageData) -> LightningModule:
+        model = make(data)
+        initial.update({name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad})
+        return model
+
+    trained = train(watched, data, tmp_path, 1, precision="bf16-mixed", gradient_clip_val=0.01)["state_dict"]
+    moved = torch.cat([(trained[name] - value).flatten() for name, value in initial.items()])
+    assert float(moved.norm()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_lars_adapts_matrices_whether_they_decay_or_not() -> None:
+    """v ← μv + γ·η·|w|/(|g| + β|w|)·(g + βw) (You et al., 2017, Eq. 6 and Alg. 1); biases and norms as SGD."""
+    for decay in (0.0, 0.1):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
+        settings = Optimization("lars", lr=0.5, momentum=0.9, weight_decay=decay, schedule="constant")
+        optimizer = settings.build(net, max_steps=2, batch_size=1)["optimizer"]
+        expected = {name: p.detach().clone() for name, p in net.named_parameters()}
+        velocity = {name: torch.zeros_like(value) for name, value in expected.items()}
+        for _ in range(2):
+            for name, parameter in net.named_parameters():
+                g, w = torch.randn_like(parameter), expected[name]
+                parameter.grad = g.clone()
+                if name == "0.weight":
+                    g = 0.001 * w.norm() / (g.norm() + decay * w.norm()) * (g + decay * w)
+                velocity[name] = 0.9 * velocity[name] + g
+                expected[name] = w - 0.5 * velocity[name]
+            optimizer.step()
+        for name, parameter in net.named_parameters():
+            torch.testing.assert_close(parameter.detach(), expected[name], rtol=1e-6, atol=1e-9)

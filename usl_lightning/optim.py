@@ -35,7 +35,8 @@ class Optimization:
     """How the weights are updated.
 
     Attributes:
-        name: "sgd", "adam" (weight decay as an L2 term), "adamw" or "lars" (timm's).
+        name: "sgd", "adam" (weight decay as an L2 term), "adamw" or "lars" (You et al., 2017; biases and norms
+            are left to SGD).
         lr: base learning rate.
         per_batch: if set, `lr` is meant for this global batch and is scaled linearly to the actual one.
         momentum: of SGD and LARS.
@@ -55,7 +56,13 @@ class Optimization:
     warmup_steps: int = 0
 
     def build(
-        self, module: nn.Module, *, max_steps: int, batch_size: int, constant: Sequence[nn.Module] = ()
+        self,
+        module: nn.Module,
+        *,
+        max_steps: int,
+        batch_size: int,
+        constant: Sequence[nn.Module] = (),
+        clipped: bool = False,
     ) -> dict[str, Any]:
         """What `configure_optimizers` returns: the optimizer and its per-step schedule.
 
@@ -64,10 +71,12 @@ class Optimization:
             max_steps: optimizer steps of the whole run.
             batch_size: images of an optimizer step over all processes and accumulated batches, for `per_batch`.
             constant: parts of `module` whose learning rate stays as it is at the start.
+            clipped: the trainer clips gradients, which Lightning refuses for fused optimizers under mixed precision.
         """
         lr = self.lr * batch_size / self.per_batch if self.per_batch else self.lr
         groups = _groups(module, constant, self.weight_decay)
-        optimizer = self._optimizer([{k: v for k, v in group.items() if k != "constant"} for group in groups], lr)
+        parameters = [{k: v for k, v in group.items() if k != "constant"} for group in groups]
+        optimizer = self._optimizer(parameters, lr, fused=not clipped)
         # A partial keeps its arguments out of checkpoints: an extended run has a schedule of its own length.
         factor = partial(lr_factor, max_steps=max_steps, schedule=self.schedule, warmup_steps=self.warmup_steps)
         factors: list[Callable[[int], float]] = [_unchanged if group["constant"] else factor for group in groups]
@@ -76,13 +85,15 @@ class Optimization:
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factors), "interval": "step"},
         }
 
-    def _optimizer(self, groups: list[dict[str, Any]], lr: float) -> Optimizer:
+    def _optimizer(self, groups: list[dict[str, Any]], lr: float, *, fused: bool) -> Optimizer:
         if self.name == "sgd":
-            return torch.optim.SGD(groups, lr, self.momentum, nesterov=self.nesterov, fused=True)
+            return torch.optim.SGD(groups, lr, self.momentum, nesterov=self.nesterov, fused=fused)
         if self.name in ("adam", "adamw"):
-            return (torch.optim.Adam if self.name == "adam" else torch.optim.AdamW)(groups, lr, fused=True)
+            return (torch.optim.Adam if self.name == "adam" else torch.optim.AdamW)(groups, lr, fused=fused)
         from timm.optim import Lars
 
+        for group in groups:  # by itself, timm adapts only the rates of weights that decay
+            group["always_adapt"] = group["params"][0].ndim > 1
         return Lars(groups, lr, momentum=self.momentum)
 
 

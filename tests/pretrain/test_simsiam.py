@@ -155,7 +155,7 @@ def test_heads_are_the_papers() -> None:
 def test_the_predictors_rate_is_constant() -> None:
     model, _ = simsiam()
     model._trainer = SimpleNamespace(  # type: ignore[assignment]
-        datamodule=SimpleNamespace(batch_size=8), accumulate_grad_batches=1, max_steps=10
+        datamodule=SimpleNamespace(batch_size=8), accumulate_grad_batches=1, max_steps=10, gradient_clip_val=None
     )
     built = model.configure_optimizers()
     optimizer, schedule = built["optimizer"], built["lr_scheduler"]["scheduler"]

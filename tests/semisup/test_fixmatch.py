@@ -154,7 +154,9 @@ def test_an_optimizer_step_moves_the_average_too(monkeypatch: pytest.MonkeyPatch
 
 def test_only_the_online_network_is_optimized(monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = fixmatch(monkeypatch)
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(batch_size=4), max_steps=10, accumulate_grad_batches=1)
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(batch_size=4), max_steps=10, accumulate_grad_batches=1, gradient_clip_val=None
+    )
     monkeypatch.setattr(model, "_trainer", trainer)
     groups = model.configure_optimizers()["optimizer"].param_groups
     optimized = {id(parameter) for group in groups for parameter in group["params"]}

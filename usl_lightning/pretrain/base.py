@@ -93,7 +93,11 @@ class PretrainModule(LightningModule):
         batch_size: int = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         batch_size *= self.trainer.accumulate_grad_batches
         return self.optimization.build(
-            self, max_steps=self.trainer.max_steps, batch_size=batch_size, constant=self.constant_lr
+            self,
+            max_steps=self.trainer.max_steps,
+            batch_size=batch_size,
+            constant=self.constant_lr,
+            clipped=bool(self.trainer.gradient_clip_val),
         )
 
     @property

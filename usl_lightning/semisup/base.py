@@ -17,6 +17,7 @@ from usl_lightning.models.ema import EMA
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_encoder
 from usl_lightning.models.heads import Classifier
 from usl_lightning.optim import Optimization
+from usl_lightning.precision import full_precision
 
 GUESS_MOMENTUM = 0.99
 """Of the moving histogram of pseudo-labels: it tells of about the last 100 steps."""
@@ -95,7 +96,12 @@ class SemiSupervisedModule(LightningModule):
         """The optimizer and its schedule over `trainer.max_steps`."""
         batch_size: int = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
         batch_size *= self.trainer.accumulate_grad_batches
-        return self.optimization.build(self, max_steps=self.trainer.max_steps, batch_size=batch_size)
+        return self.optimization.build(
+            self,
+            max_steps=self.trainer.max_steps,
+            batch_size=batch_size,
+            clipped=bool(self.trainer.gradient_clip_val),
+        )
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -105,17 +111,17 @@ class SemiSupervisedModule(LightningModule):
         self.ema.update(self.model)
 
     def logits(self, labelled: Tensor, weak: Tensor, *strong: Tensor, joint: bool = True) -> list[Tensor]:
-        """Logits [b, classes] of each group of views, float32.
+        """Logits [b, classes] of each group of views, of 32 bits or more.
 
         Args:
             labelled, weak, strong: views [b, c, h, w]; the groups may differ in b.
             joint: one forward pass for all. False: the weak ones in a pass of their own, without gradient.
         """
         views = [labelled, weak, *strong] if joint else [labelled, *strong]
-        split = list(self.model(torch.cat(views)).float().split([len(view) for view in views]))
+        split = list(full_precision(self.model(torch.cat(views))).split([len(view) for view in views]))
         if not joint:
             with torch.no_grad():
-                split.insert(1, self.model(weak).float())
+                split.insert(1, full_precision(self.model(weak)))
         return split
 
     def log_training(self, **values: Tensor) -> None:
@@ -132,10 +138,10 @@ class SemiSupervisedModule(LightningModule):
             predictions: [n, classes], logits or probabilities whose largest is the pseudo-label.
             mask: [n], bool or 0 … 1: whether, or how much, each of them counts.
         """
-        share = torch.zeros_like(self.guess_share)
-        share.scatter_add_(0, predictions.detach().argmax(1), mask.to(share.dtype) / len(mask))
-        share = mean_over_processes(share=share)["share"].float()
-        self.guess_share.lerp_(share, 1 - GUESS_MOMENTUM)
+        share = torch.zeros_like(self.guess_share, dtype=torch.float32)
+        share.scatter_add_(0, predictions.detach().argmax(1), mask.float() / len(mask))
+        share = mean_over_processes(share=share)["share"]
+        self.guess_share.lerp_(share.to(self.guess_share.dtype), 1 - GUESS_MOMENTUM)
         self.log_dict({"mask_rate": share.sum()}, prog_bar=True)
         self._guesses = True
 
@@ -176,7 +182,7 @@ class SemiSupervisedModule(LightningModule):
         Their labels, if the data set has any, are for the report alone.
         """
         if dataloader_idx == 1:
-            counts = confident_counts(self.model(batch.images).float(), batch.labels, threshold=self.threshold)
+            counts = confident_counts(full_precision(self.model(batch.images)), batch.labels, threshold=self.threshold)
             self._confident = counts if self._confident is None else self._confident + counts
             return
         if not self._tallies:
@@ -206,4 +212,4 @@ class SemiSupervisedModule(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Class probabilities of the moving average, [b, classes]."""
-        return self.ema.module(batch.images).float().softmax(1)
+        return full_precision(self.ema.module(batch.images)).softmax(1)

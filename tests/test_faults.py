@@ -142,7 +142,7 @@ def test_a_signal_requeues_a_slurm_job(straight: Path, tmp_path: Path) -> None:
     slurm["PATH"] = f"{fake.parent}:{os.environ['PATH']}"
     stopped = usl(tmp_path, *WORDS, kill(4, by="SIGUSR1"), **slurm)
     assert stopped.code == 130, stopped
-    assert "usl: saved; job 77 is back in the queue" in stopped.err
+    assert "usl: job 77 is back in the queue" in stopped.err
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
     assert not list(tmp_path.glob("hpc_ckpt*"))
     usl(tmp_path, *WORDS, *RESUME, **slurm).done()

@@ -81,7 +81,7 @@ class Actor:
         self.launched: list[StageCommand] = []
         self.dies_in = ""
 
-    def __call__(self, command: StageCommand, stage: Stage) -> None:
+    def __call__(self, command: StageCommand, stage: Stage, launcher: list[str]) -> None:
         self.launched.append(replace(command))
         folder = StageFolder(command.run_dir)
         folder.begin(command.identity())

@@ -84,7 +84,7 @@ class Checkpoints(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Stop here, where the metrics of the step that was saved are noted too."""
         if self._stop:
-            raise KeyboardInterrupt
+            self._leave(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -94,10 +94,12 @@ class Checkpoints(Callback):
         if step == self._step:
             return  # amid accumulation: the gradients so far would be lost
         self._step = step
-        late = self.every_steps is None and time.monotonic() - self._saved_time >= 60 * self.every_minutes
-        asked = self.interruption.signum is not None
-        late, self._stop = self._agreement.any(step, late, asked, device=pl_module.device)
-        self._due = late or self._stop or (self.every_steps is not None and step % self.every_steps == 0)
+        late: int = self.every_steps is None and time.monotonic() - self._saved_time >= 60 * self.every_minutes
+        asked = self.interruption.signum or 0
+        late, asked = self._agreement.most(step, late, asked, device=pl_module.device)
+        if asked:
+            self._stop, self.interruption.signum = True, asked
+        self._due = bool(late) or self._stop or (self.every_steps is not None and step % self.every_steps == 0)
         if self._due and not _validates_after(trainer):
             self._save(trainer)
 
@@ -112,7 +114,7 @@ class Checkpoints(Callback):
             self._save(trainer)
         self.interruption.deferred = False
         if self._stop or self.interruption.signum is not None:
-            raise KeyboardInterrupt
+            self._leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Nothing is saved any more: signals need not wait."""
@@ -121,6 +123,14 @@ class Checkpoints(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say what the run is."""
         checkpoint[IDENTITY] = self.identity
+
+    def _leave(self, trainer: Trainer) -> None:
+        """End the run; a launcher ends all processes as soon as one has gone, so first what remains to be done."""
+        if trainer.is_global_zero:
+            self.interruption.requeue()
+        if self._stop:
+            trainer.strategy.barrier()
+        raise KeyboardInterrupt
 
     def _save(self, trainer: Trainer) -> None:
         path = self.folder / f"step={trainer.global_step:08d}.ckpt"
@@ -148,25 +158,26 @@ class Agreement:
     def __init__(self, step: int = 0) -> None:
         self._next, self._last, self._time = step + 1, step, time.monotonic()
 
-    def any(self, step: int, *flags: bool, device: torch.device) -> tuple[bool, ...]:
-        """For each flag whether it is set on any process; False between two exchanges.
+    def most(self, step: int, *values: int, device: torch.device) -> tuple[int, ...]:
+        """The largest of each value on any process; zeros between two exchanges.
 
         Args:
             step: optimizer steps done, the same on every process.
+            values: 0 or more.
             device: of the process group.
         """
         if world_size() == 1:
-            return flags
+            return values
         if step < self._next:
-            return (False,) * len(flags)
+            return (0,) * len(values)
         now = time.monotonic()
         pace = (now - self._time) / max(1, step - self._last)
         pause = min(self.LONGEST, max(1, int(1 / max(pace, 1e-9))))
-        told = torch.tensor([*flags, -pause], dtype=torch.long, device=device)
+        told = torch.tensor([*values, -pause], dtype=torch.long, device=device)
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
         *found, pause = told.tolist()
         self._next, self._last, self._time = step - pause, step, now
-        return tuple(map(bool, found))
+        return tuple(found)
 
 
 def _validates_after(trainer: Trainer) -> bool:

@@ -14,6 +14,8 @@ usl: learn features without labels, pick the images worth labelling, train from 
 
   usl run CHAIN.yaml            run a chain of stages; finished ones are skipped, an interrupted one resumes
       --name NAME  --seed N  --out runs  --redo STAGE  --dry-run
+      --slurm [submit]          print (or submit) a SLURM job for each stage; --slurm-header FILE: what they ask for
+      --only STAGE --launcher 'srun …'     what such a job runs
       --STAGE.KEY VALUE for one stage, --data.KEY and --trainer.KEY VALUE for all of them
   usl fit --config FILE         train one stage
   usl select --config FILE      choose what to label; writes a label index

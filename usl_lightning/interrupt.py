@@ -8,8 +8,6 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from usl_lightning.errors import UslError
-
 HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -20,13 +18,14 @@ class Interruption:
     steps, saves, and stops. A second Ctrl-C does not wait. SIGUSR1 is what SLURM sends ahead of a time limit.
 
     Attributes:
-        signum: the signal that came, or None.
+        signum: the signal that came, here or to another process of the run; or None.
         deferred: training goes on to the end of the step.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self.deferred = False
+        self._requeued = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
@@ -52,20 +51,24 @@ class Interruption:
         name = signal.Signals(signum).name
         os.write(2, f"usl: {name}: saving after this step{'; again: stop at once' * (name == 'SIGINT')}\n".encode())
 
+    def requeue(self) -> None:
+        """After SIGUSR1, put the SLURM job back into the queue, once; for the main process, when all is saved."""
+        if self.signum == signal.SIGUSR1 and not self._requeued:
+            self._requeued = True
+            outcome = _requeue()
+            if outcome is not None:
+                print(f"usl: {outcome}", file=sys.stderr, flush=True)
+
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def requeue() -> None:
-    """Put the SLURM job that this process is of back into the queue; nothing where there is no SLURM.
-
-    Raises:
-        UslError: SLURM does not take it.
-    """
+def _requeue() -> str | None:
+    """Put the SLURM job that this process is of back into the queue; what came of it, None without SLURM."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
-        return
+        return None
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
@@ -73,6 +76,4 @@ def requeue() -> None:
         failure = (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""
     except OSError as error:
         failure = error.strerror or str(error)
-    if failure:
-        raise UslError(f"scontrol requeue {job}: {failure}; the run is saved, submit the job again")
-    print(f"usl: saved; job {job} is back in the queue", file=sys.stderr)
+    return f"scontrol requeue {job}: {failure}; submit the job again" if failure else f"job {job} is back in the queue"

@@ -1,14 +1,13 @@
 """Runs one stage in this process and keeps its folder's record; imports what is heavy only then."""
 
 import os
-import signal
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 from usl_lightning.errors import UslError
-from usl_lightning.interrupt import Interruption, requeue
+from usl_lightning.interrupt import Interruption
 from usl_lightning.stage import RESULTS, StageCommand, StageFolder
 
 
@@ -33,8 +32,8 @@ def run_stage(stage: StageCommand) -> None:
         try:
             _run(stage, interruption)
         except KeyboardInterrupt:
-            if interruption.signum == signal.SIGUSR1 and is_main_process():
-                requeue()
+            if is_main_process():
+                interruption.requeue()
             raise
 
 

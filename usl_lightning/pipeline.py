@@ -1,7 +1,7 @@
 """`usl run CHAIN`: stages in order, each its own process; finished ones are skipped, interrupted ones resumed."""
 
 import json
-import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,112 +10,42 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.configs import find_config, load_yaml
+from usl_lightning import slurm
+from usl_lightning.chain import REFERENCE, Chain, Stage
+from usl_lightning.configs import find_config
 from usl_lightning.errors import UslError, did_you_mean
 from usl_lightning.files import write_json
 from usl_lightning.labels import LabelIndex
-from usl_lightning.stage import RESULTS, StageCommand, StageFolder, options
+from usl_lightning.stage import StageCommand, StageFolder, options
 
-REFERENCE = re.compile(r"\$\{([\w-]+)\.(\w+)\}")
-CHAIN_KEYS = ("seed", "stages")
 SHARED_GROUPS = ("data", "trainer", "checkpoint", "processes")
 """`usl run CHAIN --data.dir X` gives a parameter of these groups to every stage."""
-
-STAGE_KEYS = ("name", "command", "config", "set")
-
-
-@dataclass
-class Stage:
-    """One entry of a chain.
-
-    Attributes:
-        name: of its folder, unique in the chain.
-        command: `fit` or `select`.
-        config: its configuration file.
-        set: overrides; a value may hold `${stage.checkpoint}` or `${stage.labels}` of an earlier stage.
-    """
-
-    name: str
-    command: str
-    config: Path
-    set: dict[str, Any] = field(default_factory=dict)
-
-    def needs(self) -> list[str]:
-        """Names of the stages it takes something from."""
-        return [match[1] for value in self.set.values() for match in REFERENCE.finditer(str(value))]
-
-
-@dataclass
-class Chain:
-    """A file of stages and the folder they run in."""
-
-    name: str
-    seed: int
-    stages: list[Stage]
-
-    @classmethod
-    def read(cls, path: Path) -> "Chain":
-        """Read and check a chain file.
-
-        Raises:
-            UslError: names the file, the stage and the key.
-        """
-        content = load_yaml(path)
-        if "stages" not in content:
-            how = f"usl compare {path}" if "selectors" in content else f"to run one stage: usl fit --config {path}"
-            raise UslError(f"{path}: not a chain, it has no 'stages:'; {how}")
-        for key in content:
-            if key not in CHAIN_KEYS:
-                raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, CHAIN_KEYS)}; expected seed, stages")
-        entries = content.get("stages")
-        if not isinstance(entries, list) or not entries:
-            raise UslError(f"{path}: stages: expected a list of name, command, config, set")
-        stages: list[Stage] = []
-        for number, entry in enumerate(entries):
-            stages.append(_read_stage(path, number, entry, [stage.name for stage in stages]))
-        seed = content.get("seed", 0)
-        if not isinstance(seed, int):
-            raise UslError(f"{path}: seed: expected a whole number, found {seed!r}")
-        return cls(path.stem, seed, stages)
-
-
-def _read_stage(path: Path, number: int, entry: Any, earlier: list[str]) -> Stage:
-    if not isinstance(entry, Mapping):
-        raise UslError(f"{path}: stage {number + 1}: expected name, command, config, set; found {entry!r}")
-    name = str(entry.get("name", f"#{number + 1}"))
-    for key in entry:
-        if key not in STAGE_KEYS:
-            raise UslError(f"{path}: stage {name}: unknown key '{key}'{did_you_mean(str(key), STAGE_KEYS)}")
-    missing = [key for key in ("name", "command", "config") if key not in entry]
-    if missing:
-        raise UslError(f"{path}: stage {name}: '{missing[0]}' is missing")
-    if not re.fullmatch(r"\w[\w-]*", name) or name in earlier:
-        raise UslError(f"{path}: stage name '{name}' must be unique and of letters, digits, _ and -")
-    if entry["command"] not in RESULTS:
-        raise UslError(f"{path}: stage {name}: command '{entry['command']}'; expected {' or '.join(RESULTS)}")
-    overrides = entry.get("set") or {}
-    if not isinstance(overrides, Mapping):
-        raise UslError(f"{path}: stage {name}: set: expected a mapping of keys to values")
-    stage = Stage(name, entry["command"], find_config(entry["config"], beside=path.parent), dict(overrides))
-    for needed in stage.needs():
-        if needed not in earlier:
-            raise UslError(
-                f"{path}: stage {name} takes from '{needed}', which is no earlier stage{did_you_mean(needed, earlier)}"
-            )
-    return stage
 
 
 @dataclass
 class RunOptions:
-    """`usl run CHAIN [--name NAME] [--seed N] [--out runs] [--redo STAGE] [--dry-run] [--STAGE.KEY VALUE]`."""
+    """`usl run CHAIN [--name NAME] [--seed N] [--out runs] [--redo STAGE] [--dry-run] [--STAGE.KEY VALUE]`.
+
+    Attributes:
+        only: run this stage alone; what it takes from must be complete.
+        launcher: words before the command of each stage, such as `srun`, which starts it once for each process.
+        slurm: make each stage a SLURM job: `print` the scripts or `submit` them.
+        slurm_header: file of what the jobs ask SLURM for; None: `slurm.HEADER`.
+        typed: the arguments, but those that are about SLURM.
+    """
 
     chain: Chain
     out: Path
     name: str
     seed: int
-    redo: list[str]
-    dry_run: bool
-    wandb: str | None
+    redo: list[str] = field(default_factory=list)
+    dry_run: bool = False
+    wandb: str | None = None
+    only: str | None = None
+    launcher: list[str] = field(default_factory=list)
+    slurm: str | None = None
+    slurm_header: Path | None = None
+    typed: list[str] = field(default_factory=list)
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "RunOptions":
@@ -127,14 +57,23 @@ class RunOptions:
         if not arguments or arguments[0].startswith("-"):
             raise UslError("usl run: expected a chain, e.g. usl run digits_quickstart.yaml; `usl configs` lists them")
         chain = Chain.read(find_config(arguments[0]))
-        run = cls(chain, Path("runs"), chain.name, chain.seed, [], False, None)
+        run = cls(chain, Path("runs"), chain.name, chain.seed, typed=[str(arguments[0])])
         stages = {stage.name: stage for stage in chain.stages}
         for key, value in options(arguments[1:]):
             stage, _, parameter = key.partition(".")
+            run.typed += [] if key.startswith("slurm") else [f"--{key}={value}"]
             if key == "seed" and value.lstrip("-").isdigit():
                 run.seed = int(value)
             elif key == "redo" and value in stages:
                 run.redo.append(value)
+            elif key == "only" and value in stages:
+                run.only = value
+            elif key == "launcher":
+                run.launcher = shlex.split(value)
+            elif key == "slurm" and value in ("true", "print", "submit"):
+                run.slurm = {"true": "print"}.get(value, value)
+            elif key == "slurm-header":
+                run.slurm_header = Path(value)
             elif key in ("name", "out"):
                 setattr(run, key, Path(value) if key == "out" else value)
             elif key == "dry-run":
@@ -156,11 +95,13 @@ class RunOptions:
 
 
 def _bad_option(key: str, value: str, stages: list[str]) -> str:
-    if key in ("seed", "redo"):
-        expected = "a whole number" if key == "seed" else f"one of the stages {', '.join(stages)}"
+    one = f"one of the stages {', '.join(stages)}"
+    expected = {"seed": "a whole number", "redo": one, "only": one, "slurm": "print or submit"}.get(key)
+    if expected:
         return f"usl run: --{key} {value}: expected {expected}"
     groups = (f"{stage}.KEY" for stage in (*stages, *SHARED_GROUPS))
-    options = ["name", "seed", "out", "redo", "dry-run", "wandb", *groups]
+    own = ("name", "seed", "out", "redo", "only", "dry-run", "wandb", "launcher", "slurm", "slurm-header")
+    options = [*own, *groups]
     return f"usl run: unknown option --{key}{did_you_mean(key, options)}; expected --{', --'.join(options)}"
 
 
@@ -171,16 +112,44 @@ def main(arguments: Sequence[str]) -> None:
         UslError: a mistake in the chain or its options, a changed stage, or a stage that failed.
     """
     run = RunOptions.parse(arguments)
-    if run.dry_run:
+    if run.slurm is not None:
+        _queue(run)
+    elif run.dry_run:
         _run_stages(run)
+    elif run.only is not None:  # jobs of other stages may be at work in the same folder
+        _conclude(run, _run_stages(run))
+    else:
+        with StageFolder(run.out / run.name).locked():
+            _conclude(run, _run_stages(run))
+
+
+def _queue(run: RunOptions) -> None:
+    """Print or submit a job for each stage that is not complete."""
+    if run.redo or run.only:
+        raise UslError("usl run: --slurm takes whole chains; to repeat a stage give the run another --name")
+    _refuse_changes(run, set())
+    header = slurm.HEADER if run.slurm_header is None else slurm.read_header(run.slurm_header)
+    folder = run.out / run.name
+    jobs = []
+    for stage in run.chain.stages:
+        if not run.folder(stage.name).complete:
+            needs = [name for name in stage.needs() if not run.folder(name).complete]
+            jobs.append(slurm.job(run.name, stage.name, needs, folder, run.typed, header))
+    if run.slurm == "submit" and not run.dry_run:
+        slurm.submit(jobs, folder)
+    else:
+        slurm.show(jobs)
+
+
+def _conclude(run: RunOptions, ran: bool) -> None:
+    """Sum the run up, when all of it is done."""
+    if not all(run.folder(stage.name).complete for stage in run.chain.stages):
         return
-    with StageFolder(run.out / run.name).locked():
-        ran = _run_stages(run)
-        summary = summarise(run)
-        if ran or not (run.out / run.name / "summary.json").exists():
-            write_json(run.out / run.name / "summary.json", summary)
-            _draw_summary(run, summary)
-        print(table(summary))
+    summary = summarise(run)
+    if ran or not (run.out / run.name / "summary.json").exists():
+        write_json(run.out / run.name / "summary.json", summary)
+        _draw_summary(run, summary)
+    print(table(summary))
 
 
 def _run_stages(run: RunOptions) -> bool:
@@ -190,6 +159,8 @@ def _run_stages(run: RunOptions) -> bool:
     ran = False
     for number, stage in enumerate(run.chain.stages, 1):
         place = f"[{number}/{len(run.chain.stages)}] {stage.name}"
+        if run.only not in (None, stage.name):
+            continue
         ran |= _run_one(run, stage, place, redo=stage.name in redo)
     return ran
 
@@ -228,6 +199,10 @@ def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> bool:
     if run.dry_run and (waiting or redo):
         print(f"{place}: would run")
         return False
+    if waiting:
+        raise UslError(
+            f"usl run: --only {stage.name}: it takes from {', '.join(waiting)}, not complete in {folder.path.parent}"
+        )
     command = _command(run, stage, folder)
     record = folder.record()
     if record is not None and not redo:
@@ -243,7 +218,7 @@ def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> bool:
     print(f"{place}: {'resuming' if command.ckpt_path else stage.command} {stage.config.name}", flush=True)
     if redo:
         _set_aside(folder)
-    _launch(command, stage)
+    _launch(command, stage, run.launcher)
     return True
 
 
@@ -272,8 +247,12 @@ def _set_aside(folder: StageFolder) -> None:
         folder.path.rename(aside)
 
 
-def _launch(command: StageCommand, stage: Stage) -> None:
-    process = subprocess.Popen([sys.executable, "-m", "usl_lightning.cli", *command.arguments()])
+def _launch(command: StageCommand, stage: Stage, launcher: Sequence[str]) -> None:
+    words = [*launcher, sys.executable, "-m", "usl_lightning.cli", *command.arguments()]
+    try:
+        process = subprocess.Popen(words)
+    except OSError as error:
+        raise UslError(f"usl run: --launcher {shlex.join(launcher)}: {words[0]}: {error.strerror}") from error
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     signal.signal(signal.SIGUSR1, lambda signum, _: process.send_signal(signum))  # the stage saves and requeues
     try:
@@ -287,6 +266,8 @@ def _launch(command: StageCommand, stage: Stage) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
     if code == 2:
         sys.exit(2)  # the stage has said what is wrong
+    if code == 130:
+        raise KeyboardInterrupt  # it has been told to stop, and has saved
     if code:
         reason = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
         raise UslError(f"stage {stage.name} {reason}; the same command continues it")

@@ -1,10 +1,22 @@
-"""What a device cannot compute is refused, whatever device the tests run on."""
+"""What a device cannot compute is refused, whatever device the tests run on; in what is accepted, methods train."""
+
+import math
+from pathlib import Path
 
 import pytest
 import torch
+from pytorch_lightning import LightningModule
+from torch import nn
+from training import MakeData, MakeModel, digits, few_labels, train
 
+from usl_lightning.data.modules import ImageData
+from usl_lightning.data.views import FixMatchStrong, SmallGreyView, Weak
 from usl_lightning.errors import UslError
-from usl_lightning.precision import check_precision
+from usl_lightning.models.ema import EMA
+from usl_lightning.optim import Optimization
+from usl_lightning.precision import check_averages, check_precision, full_precision
+from usl_lightning.pretrain.simclr import SimCLR
+from usl_lightning.semisup.fixmatch import FixMatch
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False, bf16: bool = False) -> None:
@@ -15,7 +27,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = 
 
 
 @pytest.mark.parametrize("accelerator", ["auto", "cpu"])
-@pytest.mark.parametrize("precision", ["16-mixed", "16", 16])
+@pytest.mark.parametrize("precision", ["16-mixed", "16-true", "16", 16])
 def test_half_precision_on_a_cpu(monkeypatch: pytest.MonkeyPatch, precision: str | int, accelerator: str) -> None:
     pretend(monkeypatch, cuda=accelerator == "cpu")
     with pytest.raises(UslError, match=f"trainer.precision: {precision} is not for a CPU; use bf16-mixed or 32-true"):
@@ -46,3 +58,66 @@ def test_what_a_newer_gpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, cuda=True, bf16=True)
     for precision in ("bf16-mixed", "16-mixed", "32-true", "64-true"):
         check_precision(precision, "auto")
+
+
+# Moving averages -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("decay", "precision"), [(0.999, "bf16-true"), (0.97, "bf16-true"), (0.997, "16-true")])
+def test_an_average_that_would_stand_still(decay: float, precision: str) -> None:
+    average = EMA(nn.Linear(4, 4), decay).to(torch.bfloat16 if precision == "bf16-true" else torch.float16)
+    with pytest.raises(
+        UslError, match=rf"average of the weights in steps of 0\.0\d+ would .* {precision}; use .*-mixed"
+    ):
+        check_averages(average, precision)
+    online = nn.Linear(4, 4).to(average.module.weight.dtype)
+    with torch.no_grad():
+        online.weight.copy_(average.module.weight * 1.05)
+    before = average.module.weight.clone()
+    average.update(online)
+    assert torch.equal(average.module.weight, before), "five percent away, and no step is taken"
+
+
+def test_averages_that_move() -> None:
+    check_averages(EMA(nn.Linear(4, 4), 0.9), "bf16-true")
+    check_averages(EMA(nn.Linear(4, 4), 0.0), "bf16-true")
+    for precision in ("bf16-mixed", "32-true", "64-true", None):
+        check_averages(EMA(nn.Linear(4, 4), 0.999), precision)
+    check_averages(nn.BatchNorm2d(3), "bf16-true")
+    with pytest.raises(UslError, match=r"batch norm's statistics in steps of 0\.001 would stand still in bf16-true"):
+        check_averages(nn.BatchNorm2d(3, momentum=0.001), "bf16-true")
+
+
+def test_losses_are_of_32_bits_at_least() -> None:
+    kinds = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float64: torch.float64}
+    assert {kind: full_precision(torch.ones(2, dtype=kind)).dtype for kind in kinds} == kinds
+
+
+# Training ------------------------------------------------------------------------------------------------
+
+
+def fixmatch(data: ImageData) -> LightningModule:
+    return FixMatch(data.spec, Weak(), FixMatchStrong(), Optimization(), "small_w16", threshold=0.1, ema_decay=0.9)
+
+
+def simclr(data: ImageData) -> LightningModule:
+    return SimCLR(data.spec, SmallGreyView(), Optimization(), "small_w16", hidden_dim=32, projection_dim=16)
+
+
+@pytest.mark.parametrize(("model", "data"), [(fixmatch, few_labels), (simclr, digits)])
+def test_accepted_precisions_train_alike(model: MakeModel, data: MakeData, tmp_path: Path) -> None:
+    """Two steps and a validation in each; the first loss is that of full precision, as far as the bits go."""
+    losses = {}
+    for precision in ("32-true", "64-true", "bf16-true", "bf16-mixed"):
+        checkpoint = train(model, data, tmp_path / precision, 2, precision=precision, val_check_interval=2)
+        kinds = {value.dtype for value in checkpoint["state_dict"].values() if value.is_floating_point()}
+        assert kinds == {{"64-true": torch.float64, "bf16-true": torch.bfloat16}.get(precision, torch.float32)}
+        rows = [row.split(",") for row in (tmp_path / precision / "metrics.csv").read_text().splitlines()]
+        losses[precision] = [float(value) for _, name, value in rows if name == "loss"]
+        assert len(losses[precision]) == 2
+        assert all(map(math.isfinite, losses[precision]))
+    full = losses["32-true"]
+    assert losses["64-true"] == pytest.approx(full, rel=1e-4)
+    assert losses["64-true"] != full
+    assert losses["bf16-true"] == pytest.approx(full, rel=0.1)
+    assert losses["bf16-mixed"] == pytest.approx(full, rel=0.1)

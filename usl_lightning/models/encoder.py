@@ -45,7 +45,8 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Features [b, d] of images [b, c, h, w], uint8 or floats in [0, 1]."""
         x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
-        return self.net(((x - self.mean) / self.std).contiguous(memory_format=torch.channels_last))
+        x = ((x - self.mean) / self.std).to(self.mean.dtype)
+        return self.net(x.contiguous(memory_format=torch.channels_last))
 
     def spec(self) -> dict[str, Any]:
         """Plain data from which `load_encoder` rebuilds the same network."""

@@ -118,7 +118,7 @@ class SemiSupervisedModule(LightningModule):
             joint: one forward pass for all. False: the weak ones in a pass of their own, without gradient.
         """
         views = [labelled, weak, *strong] if joint else [labelled, *strong]
-        split = list(full_precision(self.model(torch.cat(views))).split([len(view) for view in views]))
+        split = list(torch.split(full_precision(self.model(torch.cat(views))), [len(view) for view in views]))
         if not joint:
             with torch.no_grad():
                 split.insert(1, full_precision(self.model(weak)))

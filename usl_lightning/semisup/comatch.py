@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.distributed import gather
 from usl_lightning.optim import Optimization
+from usl_lightning.precision import full_precision
 from usl_lightning.semisup.base import SemiSupervisedModule
 
 
@@ -191,7 +192,8 @@ class CoMatch(SemiSupervisedModule):
             self.other_strong(unlabelled.images, unlabelled.key.fold("other strong")),
         ]
         features = self.model.encoder(torch.cat(views))
-        logits, z = self.model.head(features).float(), F.normalize(self.projector(features).float(), dim=1)
+        logits = full_precision(self.model.head(features))
+        z = F.normalize(full_precision(self.projector(features)), dim=1)
         groups = torch.split(torch.cat([logits, z], dim=1), [len(view) for view in views])
         (x, z_x), (weak, z_weak), (strong, z0), (_, z1) = (
             torch.split(gather(group), [logits.shape[1], z.shape[1]], dim=1) for group in groups
@@ -228,8 +230,8 @@ class CoMatch(SemiSupervisedModule):
         smoothed = smooth(
             aligned,
             z_weak,
-            self.bank_probs.rows,
-            self.bank_embeddings.rows,
+            self.bank_probs.rows.to(aligned.dtype),
+            self.bank_embeddings.rows.to(z_weak.dtype),
             weight=1 - self.smoothing,
             temperature=self.temperature,
         )

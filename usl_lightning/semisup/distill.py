@@ -8,6 +8,7 @@ from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.errors import UslError
 from usl_lightning.models.heads import Classifier, load_classifier
 from usl_lightning.optim import Optimization
+from usl_lightning.precision import full_precision
 from usl_lightning.semisup.base import SemiSupervisedModule
 
 
@@ -80,13 +81,14 @@ class Distill(SemiSupervisedModule):
         labelled, unlabelled = batch
         views = self.view(unlabelled.images, unlabelled.key.fold("view"))
         with torch.no_grad():
-            targets = self._teacher[0](views).float()
+            targets = self._teacher[0](views)
         if self.distillation_weight < 1:
             x, student = self.logits(self.view(labelled.images, labelled.key.fold("view")), views)
             supervised = F.cross_entropy(x, labelled.labels)
         else:
-            student = self.model(views).float()
+            student = full_precision(self.model(views))
             supervised = student.new_zeros(())
+        targets = targets.to(student.dtype)  # the teacher's weights are of 32 bits in any precision
         distillation = distillation_loss(student, targets, temperature=self.temperature)
         loss = self.distillation_weight * distillation + (1 - self.distillation_weight) * supervised
         agreement = (student.argmax(1) == targets.argmax(1)).float().mean()

@@ -16,6 +16,7 @@ from usl_lightning.models.ema import EMA
 from usl_lightning.models.encoder import read_checkpoint
 from usl_lightning.models.heads import classifier_head
 from usl_lightning.optim import Optimization
+from usl_lightning.precision import full_precision
 from usl_lightning.semisup.base import SemiSupervisedModule
 
 PROJECTOR = "projector."
@@ -129,7 +130,7 @@ class FineTune(SemiSupervisedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one global batch."""
-        logits = self.model(self.view(batch.images, batch.key.fold("view"))).float()
+        logits = full_precision(self.model(self.view(batch.images, batch.key.fold("view"))))
         loss = F.cross_entropy(logits, batch.labels)
         self.log_training(loss=loss)
         return loss

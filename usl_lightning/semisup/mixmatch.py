@@ -13,6 +13,7 @@ from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.distributed import gather
 from usl_lightning.optim import Optimization
+from usl_lightning.precision import full_precision
 from usl_lightning.semisup.base import SemiSupervisedModule
 
 
@@ -139,7 +140,7 @@ class MixMatch(SemiSupervisedModule):
             mix(torch.cat(groups), partners_of(groups, keys), weights)
             for groups in ([x, *u], [labels, *[guess] * self.views])
         )
-        logits, size = self.model(images).float(), len(x)
+        logits, size = full_precision(self.model(images)), len(x)
         supervised, unsupervised = mixmatch_losses(logits[:size], targets[:size], logits[size:], targets[size:])
         loss = supervised + self.unlabelled_weight * ramp_up(self.global_step, self.ramp_steps) * unsupervised
         self.log_training(
@@ -155,7 +156,7 @@ class MixMatch(SemiSupervisedModule):
     def _guess(self, views: list[Tensor]) -> Tensor:
         """Label distributions [n, classes] of unlabelled images from their views, each [n, c, h, w]."""
         with _kept_statistics(self.model):
-            logits = self.model(torch.cat(views)).float()
+            logits = full_precision(self.model(torch.cat(views)))
         return guessed_labels(logits.view(len(views), -1, self.image.num_classes), temperature=self.temperature)
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.optim import Optimization
+from usl_lightning.precision import full_precision
 from usl_lightning.semisup.base import SemiSupervisedModule
 
 
@@ -39,7 +40,7 @@ class Supervised(SemiSupervisedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one global batch."""
-        logits = self.model(self.view(batch.images, batch.key.fold("view"))).float()
+        logits = full_precision(self.model(self.view(batch.images, batch.key.fold("view"))))
         loss = F.cross_entropy(logits, batch.labels)
         self.log_training(loss=loss)
         return loss

@@ -27,7 +27,7 @@ from usl_lightning.identity import content_fields, flatten, identity_fields
 from usl_lightning.interrupt import Interruption
 from usl_lightning.logs import MetricsCSV, Pace, Progress, wandb_logger
 from usl_lightning.models.encoder import compile_encoders, stored_image
-from usl_lightning.precision import check_precision
+from usl_lightning.precision import check_averages, check_precision
 from usl_lightning.predict import images_to_predict, predict, predictions_csv
 from usl_lightning.pretrain.base import PretrainModule
 from usl_lightning.processes import Processes, lost_peer, set_timeout
@@ -137,6 +137,7 @@ class StageCLI(LightningCLI):
             own["plugins"].append(SLURMEnvironment(auto_requeue=False))
         on_cuda = torch.cuda.is_available() and own.get("accelerator") in ("auto", "cuda", "gpu")
         check_precision(own["precision"], own["accelerator"])
+        check_averages(self.model, own["precision"])
         by_default = on_cuda and getattr(self.model, "sync_batch_norm", True)  # there is none on the CPU
         own["sync_batchnorm"] = own["sync_batchnorm"] or by_default
         try:

@@ -9,8 +9,8 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 quickstart: $(VENV)/.installed  ## pretrain, select 10 images, train from their labels: digits, about two minutes
 	$(BIN)/usl run digits_quickstart.yaml
 
-test: $(VENV)/.dev  ## all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## all tests, a file on each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

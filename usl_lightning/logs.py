@@ -1,5 +1,6 @@
 """What a run writes down while it goes, and what it shows."""
 
+import logging
 import netrc
 import os
 import sys
@@ -25,6 +26,25 @@ HEADER = "step,name,value\n"
 
 FAREWELL = 60.0
 """Seconds that a finished run waits for W&B to take what is not sent yet; it is kept in the run's folder."""
+
+
+class _Said(logging.Handler):
+    """Messages of the package on stderr, each a line; a progress bar makes room for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            mark = "warning: " if record.levelno >= logging.WARNING else ""
+            tqdm.write(mark + record.getMessage(), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+def show_messages() -> None:
+    """From now on the main process says what the package logs: what it decided, found and measured."""
+    log = logging.getLogger("usl_lightning")
+    if is_main_process() and not any(isinstance(handler, _Said) for handler in log.handlers):
+        log.addHandler(_Said())
+        log.setLevel(logging.INFO)
 
 
 class MetricsCSV(Logger):

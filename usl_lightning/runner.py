@@ -19,13 +19,15 @@ from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN
 from usl_lightning.complaints import check_keys, explain
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
+from usl_lightning.data.sources import ImageSource
 from usl_lightning.errors import UslError
 from usl_lightning.evaluation.classification import BINS, scores_table
 from usl_lightning.evaluation.features import evaluate_features
 from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import content_fields, flatten, identity_fields
 from usl_lightning.interrupt import Interruption
-from usl_lightning.logs import MetricsCSV, Pace, Progress, wandb_logger
+from usl_lightning.labels import LabelIndex
+from usl_lightning.logs import MetricsCSV, Pace, Progress, show_messages, wandb_logger
 from usl_lightning.models.encoder import compile_encoders, stored_image
 from usl_lightning.precision import check_averages, check_precision
 from usl_lightning.predict import images_to_predict, predict, predictions_csv
@@ -43,6 +45,10 @@ TRAINER_DEFAULTS = {
     "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
     "log_every_n_steps": 50,
 }  # fmt: skip
+
+
+SHOWN = 200
+"""Chosen images in the picture of a selection; their pixels are all in memory at once."""
 
 
 class StageCLI(LightningCLI):
@@ -161,6 +167,7 @@ def run(stage: StageCommand, interruption: Interruption, on_ready: Callable[[], 
         UslError: anything the user can mend.
         KeyboardInterrupt: the run got SIGINT, SIGTERM or SIGUSR1.
     """
+    show_messages()
     cli = StageCLI(stage, build=stage.command in RESULTS)
     config = cli.resolved()
     identity = (content_fields if stage.command == "fit" else identity_fields)(flatten(config))
@@ -304,14 +311,23 @@ def _select(cli: StageCLI, trainer: Trainer, begin: Callable[[], None]) -> dict[
         for key, value in content_fields(flatten(cli.resolved())).items()
         if key.startswith("model.") and key != "model.class_path"
     }
+    parameters |= model.settled(len(source))
     method = {"name": type(model).__name__.lower(), "seed": data.seed, "params": parameters}
     index = chosen_index(source, selection.indices, method, selection.kept)
-    index.write(folder.labels)
-    captions = ["?" if label is None else index.classes[label] for label in index.labels]
-    chosen_strip(source.read(selection.indices), captions, folder.picture)
     metrics = {"budget": len(index), **chosen_quality(index, source, selection.evidence)}
+    index.write(folder.labels)
+    _draw_chosen(index, source, folder.picture)
     print_quality(metrics)
     return _finish(cli, trainer, metrics)
+
+
+def _draw_chosen(index: LabelIndex, source: ImageSource, path: Path) -> None:
+    """A picture of the chosen images, at most of the first `SHOWN`."""
+    shown = index.indices[:SHOWN]
+    captions = ["?" if label is None else index.classes[label] for label in index.labels[:SHOWN]]
+    chosen_strip(source.read(torch.tensor(shown)), captions, path)
+    if len(shown) < len(index):
+        print(f"{path}: the first {SHOWN} of the {len(index)} chosen images")
 
 
 def _finish(cli: StageCLI, trainer: Trainer, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import pkgutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from runs import usl
 from sklearn.datasets import load_digits
 
@@ -24,6 +26,7 @@ from usl_lightning.labels import LabelIndex
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.coreset import Coreset
+from usl_lightning.selection.outcome import chosen_index, chosen_quality
 from usl_lightning.selection.stratified import Stratified
 from usl_lightning.trainer import Selection, Trainer
 
@@ -147,6 +150,39 @@ def test_quality_is_told_and_written(capsys: pytest.CaptureFixture[str]) -> None
     out = capsys.readouterr().out
     assert f"classes covered      {expected['classes_covered']} of 10\n" in out
     assert f"propagated accuracy  {expected['propagated_accuracy']:.4f}\n" in out
+
+
+def test_what_was_decided_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    index, _ = run("--config", "digits_usl.yaml", "--model.features", "pixels.npy", "--model.clusters", "1300")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "density: k = 143 instead of 400, at most a tenth of the 1437 points"
+    assert lines[1] == "density: 143 nearest neighbours of 1437 points, recall 1.000"
+    assert lines[2].startswith("k-means: converged after ")
+    assert len(lines) == 3
+    params = index.method["params"]
+    assert (params["k"], params["clusters"], params["preset"]) == (143, 1300, "cifar10")
+
+
+def test_warnings_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    run(*CORESET)
+    logging.getLogger("usl_lightning.selection.features").warning("no %s", "room")
+    assert capsys.readouterr().err == "warning: no room\n"
+
+
+def test_the_picture_of_many_shows_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    run(*CORESET, "--model.budget", "205")
+    assert "run/chosen.png: the first 200 of the 205 chosen images\n" in capsys.readouterr().out
+    with Image.open("run/chosen.png") as picture:
+        assert picture.height == 20 * (64 + 18 + 6) + 6
+
+
+def test_a_row_of_zeros_leaves_out_what_needs_directions() -> None:
+    data = digits()
+    features = torch.from_numpy(np.load("pixels.npy"))
+    features[3] = 0
+    index = chosen_index(data.train_source, torch.arange(20), {}, None)
+    quality = chosen_quality(index, data.train_source, features)
+    assert set(quality) == {"classes_covered", "class_counts", "balance"}
 
 
 def write_unlabelled() -> None:

@@ -16,7 +16,7 @@ from usl_lightning.errors import UslError
 from usl_lightning.selection.activeft import select_activeft
 from usl_lightning.selection.as3l import select_as3l
 from usl_lightning.selection.coreset import select_coreset
-from usl_lightning.selection.density import select_density
+from usl_lightning.selection.density import density_distance, select_density
 from usl_lightning.selection.kmeans import kmeans
 from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
 from usl_lightning.selection.kmedoids import select_kmedoids
@@ -24,7 +24,7 @@ from usl_lightning.selection.maxherding import select_maxherding
 from usl_lightning.selection.probcover import pure_radius, select_probcover
 from usl_lightning.selection.rdss import select_rdss
 from usl_lightning.selection.typiclust import select_typiclust
-from usl_lightning.selection.usl import density_distance, select_usl
+from usl_lightning.selection.usl import select_usl
 
 SELECTORS: dict[str, Callable[..., Tensor]] = {
     "activeft": partial(select_activeft, iterations=10),

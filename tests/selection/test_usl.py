@@ -12,12 +12,12 @@ from real_features import NAMES, real_features
 from torch import Tensor
 
 from usl_lightning.errors import UslError
+from usl_lightning.selection.density import density_distance
 from usl_lightning.selection.kmeans import kmeans
 from usl_lightning.selection.usl import (
     PRESETS,
     Preset,
     _among_nearest,
-    density_distance,
     regularized_selection,
     select_usl,
 )
@@ -238,7 +238,19 @@ def test_seed_and_parameters_reach_the_choice() -> None:
 def test_small_sets_take_fewer_neighbours_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         select_usl(real_features("digits", 200), 5)
-    assert "k=400 neighbours are too many for 200 points; 20 are used (n/10)" in caplog.text
+    assert "density: k = 20 instead of 400, at most a tenth of the 200 points" in caplog.text
+
+
+def test_more_clusters_than_labels(caplog: pytest.LogCaptureFixture) -> None:
+    """As in the published ImageNet run: exactly the budget, the first clusters' picks while there are enough."""
+    x = real_features("digits", 300)
+    more = select_usl(x, 60, clusters=60)
+    assert select_usl(x, 50, clusters=60).tolist() == more[:50].tolist()
+    assert not torch.equal(select_usl(x, 50), more[:50])
+    with caplog.at_level("INFO"):
+        few = select_usl(torch.cat([x[:5]] * 8), 20, clusters=30)
+    assert "the other 15 are the best remaining" in caplog.text
+    assert len(few.unique()) == 20
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -259,6 +271,10 @@ def test_any_float_dtype(dtype: torch.dtype) -> None:
         ({"momentum": 1.5}, "momentum=1.5: expected a number from 0 to 1"),
         ({"iterations": 0}, "iterations=0: expected a number from 1"),
         ({"nearest": 0}, "nearest=0"),
+        ({"horizon": float("nan")}, "horizon=nan: expected a squared distance, 0 or more"),
+        ({"horizon": -1.0}, "horizon=-1.0: expected a squared distance"),
+        ({"clusters": 2}, "clusters=2: expected a number from 3, the budget, to 30, the images"),
+        ({"clusters": 31}, "clusters=31: expected"),
     ],
 )
 def test_bad_parameters(changes: dict, message: str) -> None:

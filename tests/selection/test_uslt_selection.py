@@ -16,7 +16,7 @@ from usl_lightning.data.views import Weak
 from usl_lightning.errors import UslError
 from usl_lightning.optim import Optimization
 from usl_lightning.pretrain.simclr import SimCLR
-from usl_lightning.selection.usl import density_distance
+from usl_lightning.selection.density import density_distance
 from usl_lightning.selection.uslt import USLTTraining
 from usl_lightning.selection.uslt_heads import ClusterHeads, cluster_confidence
 from usl_lightning.selection.uslt_selection import USLT, Representative, best_of_clusters, select_uslt
@@ -90,7 +90,7 @@ def test_empty_clusters_are_counted_in_the_log(caplog: pytest.LogCaptureFixture)
     used = len(cluster_confidence(x, learned)[0].unique())
     with caplog.at_level("INFO"):
         chosen = select_uslt(x, learned, 10)
-    assert f"{10 - used} of 10 clusters are empty" in caplog.text
+    assert f"clusters: {used} of 10 hold images" in caplog.text
     assert used <= 6
     assert len(chosen.unique()) == 10
 

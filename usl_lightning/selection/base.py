@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pytorch_lightning import LightningModule
@@ -117,6 +117,10 @@ class Selector(LightningModule):
             if bool((known >= 0).all()):
                 return index.with_labels(known.tolist(), source.classes)
         return index
+
+    def settled(self, n: int) -> dict[str, Any]:
+        """Parameters as they were used on `n` images, where that is not simply what was given; for the label index."""
+        return {}
 
     def write_outputs(self, folder: Path) -> None:
         """Write files that other stages can take from this one by their names without suffix; none here."""

@@ -46,7 +46,8 @@ def chosen_quality(index: LabelIndex, source: ImageSource, features: Tensor) -> 
     Args:
         index: the chosen images.
         source: the images they were chosen from.
-        features: what they were chosen by; anything but features [n, d] leaves some figures out.
+        features: what they were chosen by; anything but features [n, d], none of them all zeros, leaves out the
+            figures that need distances between directions.
 
     Returns:
         The figures that can be told; none if a chosen image has no label.
@@ -55,7 +56,8 @@ def chosen_quality(index: LabelIndex, source: ImageSource, features: Tensor) -> 
         return {}
     chosen, labels = torch.tensor(index.indices), source.labels.clone()
     labels[chosen] = torch.tensor(index.labels)
-    shown = features if features.ndim == 2 and features.shape[1] else None
+    matrix = features.ndim == 2 and features.shape[1] > 0
+    shown = features if matrix and bool(features.any(1).all()) else None
     quality = label_quality(labels, chosen, shown, num_classes=len(index.classes))
     return {name: value for name, value in quality.items() if value is not None}
 

@@ -32,7 +32,7 @@ def fill_to_budget(picks: Tensor, scores: Tensor, budget: int) -> Tensor:
     missing = budget - len(picks)
     if missing <= 0:
         return picks[:budget]
-    log.info("selection: %d clusters are empty; filled with the best remaining points", missing)
+    log.info("selection: %d clusters for %d images; the other %d are the best remaining", len(picks), budget, missing)
     remaining = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
     remaining[picks] = False
     order = torch.argsort(scores, descending=True, stable=True)

@@ -1,7 +1,7 @@
 """USL-T's selection: the most representative image of each learned cluster (Wang, Lian, Yu, ECCV 2022, section 2.3)."""
 
 import logging
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,9 +9,10 @@ from torch import Tensor
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError
 from usl_lightning.selection.base import Selector
+from usl_lightning.selection.density import limit_k, limited_density
 from usl_lightning.selection.geometry import check_budget, check_features, unit_rows
 from usl_lightning.selection.picks import best_of_each, fill_to_budget
-from usl_lightning.selection.usl import SMALLEST, density_distance, limit_k
+from usl_lightning.selection.usl import SMALLEST
 from usl_lightning.selection.uslt_heads import ClusterHeads, cluster_confidence, load_heads
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def select_uslt(
         budget: how many, from 1 to n. Of more non-empty clusters than that, the largest are taken.
         representative: which image of a cluster: the one of highest probability in the first head ("confidence",
             CIFAR-100), averaged over all heads ("mean_confidence", CIFAR-10), or the densest ("density", ImageNet).
-        k: neighbours in the density, see `density_distance`; at most n/10.
+        k: neighbours in the density, see `limited_density`.
 
     Returns:
         int64 [budget], distinct, in cluster order; then those that stand in for empty clusters: the best remaining
@@ -53,11 +54,11 @@ def select_uslt(
         scores = confidence.mean(1)
     elif representative == "density":
         x = unit_rows(x)
-        scores = 1 / density_distance(x, limit_k(k, len(x), include_self=True)).clamp(min=SMALLEST)
+        scores = 1 / limited_density(x, k).clamp(min=SMALLEST)
     else:
         raise UslError(f"representative {representative!r}: expected confidence, mean_confidence or density")
     sizes = torch.bincount(clusters, minlength=heads.clusters)
-    log.info("USL-T: %d of %d clusters are empty", int((sizes == 0).sum()), heads.clusters)
+    log.info("clusters: %d of %d hold images", int((sizes > 0).sum()), heads.clusters)
     return best_of_clusters(clusters, scores, budget)
 
 
@@ -111,6 +112,10 @@ class USLT(Selector):
             raise UslError("model.init_from: expected a checkpoint of USL-T's training, whose clusters are chosen from")
         super().setup(stage)
         self.heads = load_heads(self.init_from)
+
+    def settled(self, n: int) -> dict[str, Any]:
+        """The neighbours in the density, where it is looked at."""
+        return {"k": limit_k(self.k, n, include_self=True)} if self.representative == "density" else {}
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_uslt`."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,6 +146,9 @@ def test_check_refuses_another(tmp_path):
     refused(lambda: read.check(DATA, ("a", "b")), str(path), "rose, tulip, daisy", "a, b")
     plain = index([50], dataset=None)
     refused(lambda: plain.check(DATA), "entry 0: index 50 is out of range")
+    nameless = replace(index([3, 4], [2, 2]), labels=(2, 3), classes=())
+    nameless.check(DATA)
+    refused(lambda: nameless.check(DATA, CLASSES), "entry 1: label 3 is out of range", "has 3 classes")
     swapped = index([1, 0], files=("a", "b"))
     refused(lambda: swapped.check(DATA, CLASSES, ["a", "b"]), "entry 0", "index 1")
 

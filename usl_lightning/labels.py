@@ -103,7 +103,7 @@ class LabelIndex:
             files: that data set's files, if it is an image folder.
 
         Raises:
-            UslError: another data set, an index out of range, another class list or another file.
+            UslError: another data set, an index or a label out of range, another class list or another file.
         """
         where = self.path or "label index"
         if self.dataset is not None and (self.dataset.fingerprint, self.dataset.size) != (
@@ -122,6 +122,9 @@ class LabelIndex:
                 f"{where}: its {len(self.classes)} classes ({_some(self.classes)}) are not the data set's"
                 f" {len(classes)} ({_some(classes)}); label it again with these"
             )
+        for i, label in enumerate(self.labels):
+            if classes and label is not None and label >= len(classes):
+                refuse(where, i, f"label {label} is out of range, {dataset} has {len(classes)} classes")
         if files is not None and self.files is not None:
             _check_files(where, self, files)
 

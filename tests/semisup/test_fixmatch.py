@@ -104,10 +104,10 @@ def fixmatch(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[FixMatch,
     return model, logged
 
 
-def batch(n: int, labels: list[int], name: str = "x") -> Batch:
+def batch(n: int, labels: list[int], name: str = "x", split: str = "train") -> Batch:
     generator = torch.Generator().manual_seed(n)
     images = torch.randint(0, 256, (n, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    return Batch(images, torch.tensor(labels), torch.arange(n), Key.of(0, name, slots=torch.arange(n)))
+    return Batch(images, torch.tensor(labels), torch.arange(n), Key.of(0, name, slots=torch.arange(n)), split)
 
 
 def test_the_step_is_algorithm_1(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,7 +172,7 @@ def test_accuracy_is_the_averages_and_counts_every_image_once(monkeypatch: pytes
         model.model.head.weight.neg_()
     test = batch(30, [i % 3 for i in range(30)])
     for rows in torch.arange(30).chunk(parts):
-        model.test_step(Batch(test.images[rows], test.labels[rows], rows, test.key[rows]), 0)
+        model.test_step(Batch(test.images[rows], test.labels[rows], rows, test.key[rows], "test"), 0)
     model.on_test_epoch_end()
 
     def accuracy(network: torch.nn.Module) -> float:
@@ -189,18 +189,18 @@ def test_accuracy_is_the_averages_and_counts_every_image_once(monkeypatch: pytes
 def test_test_images_without_labels_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     model, logged = fixmatch(monkeypatch)
     model.eval()
-    known = batch(9, [i % 3 for i in range(9)])
+    known = batch(9, [i % 3 for i in range(9)], split="test")
     model.validation_step(known, 0)
     model.on_validation_epoch_end()
     expected = dict(logged)
     some = batch(9, [i % 3 for i in range(9)])
     images = torch.cat([some.images, some.images])
     labels = torch.cat([some.labels, torch.full((9,), -1)])
-    model.validation_step(Batch(images, labels, torch.arange(18), Key.of(0, slots=torch.arange(18))), 0)
+    model.validation_step(Batch(images, labels, torch.arange(18), Key.of(0, slots=torch.arange(18)), "test"), 0)
     model.on_validation_epoch_end()
     assert logged == expected
     logged.clear()
-    model.validation_step(batch(4, [-1] * 4), 0)
+    model.validation_step(batch(4, [-1] * 4, split="test"), 0)
     model.on_validation_epoch_end()
     assert not logged, "no labels, no accuracy"
 

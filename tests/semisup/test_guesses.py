@@ -91,7 +91,7 @@ def test_a_validation_tells_how_many_guesses_are_right(monkeypatch: pytest.Monke
     unlabelled = batch(60, [i % 3 if i % 4 else -1 for i in range(60)])
     for rows in torch.arange(60).chunk(2):
         part = Batch(unlabelled.images[rows], unlabelled.labels[rows], rows, unlabelled.key[rows])
-        model.validation_step(part, 0, 1)
+        model.validation_step(part, 0)
     model.on_validation_epoch_end()
     images = confident = known = right = 0
     with torch.no_grad():
@@ -109,7 +109,7 @@ def test_a_validation_tells_how_many_guesses_are_right(monkeypatch: pytest.Monke
         "pseudo_label_accuracy": pytest.approx(right / known),
     }
     logged.clear()
-    model.validation_step(batch(60, [-1] * 60), 0, 1)
+    model.validation_step(batch(60, [-1] * 60), 0)
     model.on_validation_epoch_end()
     assert logged == {"pseudo_label_rate": pytest.approx(confident / images)}, "no labels, no accuracy"
 
@@ -125,6 +125,18 @@ def test_the_unlabelled_images_looked_at_are_not_labelled_ones() -> None:
     without = SemiSupervisedData(dataset="digits")
     without.setup("validate")
     assert len(without.val_dataloader()) == 1, "without an index, the test images alone"
+
+
+def test_guesses_are_told_where_no_image_is_held_out(tmp_path: Path) -> None:
+    def without_test() -> SemiSupervisedData:
+        data = few_labels()
+        data.has_test = False
+        return data
+
+    train(model_of, without_test, tmp_path, 4)
+    found = rows(tmp_path / "metrics.csv")
+    assert 0 < found["pseudo_label_accuracy"][3] <= found["pseudo_label_rate"][3] * 1437
+    assert not [name for name in found if name.startswith("test_")]
 
 
 # In training ---------------------------------------------------------------------------------------------

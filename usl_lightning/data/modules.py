@@ -351,9 +351,12 @@ class SemiSupervisedData(LabelledData):
         return self._steps(partial(both, draw_labelled, draw_unlabelled))
 
     def val_dataloader(self) -> list[StepLoader[Batch]]:
-        """A pass over the test images, if there are any, and one over some unlabelled images, the same every time."""
+        """A pass over the test images, if there are any, and one over some unlabelled images, the same every time.
+
+        `Batch.split` tells them apart.
+        """
         test = super().val_dataloader()
-        if not test or (self.labels is None and not self.oracle_labels):
+        if self.labels is None and not self.oracle_labels:
             return test
         rest = torch.arange(len(self.train_source))
         rest = rest[~torch.isin(rest, torch.tensor(self.index.indices))]

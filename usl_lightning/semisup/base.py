@@ -177,11 +177,11 @@ class SemiSupervisedModule(LightningModule):
         self._confident: Tensor | None = None
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count what both networks make of test images; of unlabelled ones (dataloader 1), what would be guessed.
+        """Count what both networks make of images of the split `test`; of others, unlabelled, what would be guessed.
 
         Their labels, if the data set has any, are for the report alone.
         """
-        if dataloader_idx == 1:
+        if batch.split != "test":
             counts = confident_counts(full_precision(self.model(batch.images)), batch.labels, threshold=self.threshold)
             self._confident = counts if self._confident is None else self._confident + counts
             return

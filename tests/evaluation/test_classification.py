@@ -1,7 +1,10 @@
 """Scores against scikit-learn, torchmetrics and loops over images."""
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -18,6 +21,7 @@ from usl_lightning.evaluation.classification import (
     confidence_bins,
     confident_counts,
     scores_table,
+    write_scores,
 )
 
 
@@ -43,7 +47,7 @@ def test_scores_are_scikit_learns(n: int, classes: int, parts: int, seed: int) -
     truth, predicted, names = labels.numpy(), logits.argmax(1).numpy(), list(range(classes))
     assert scores.images == n
     assert scores.accuracy == pytest.approx(accuracy_score(truth, predicted))
-    assert [list(row) for row in scores.confusion] == confusion_matrix(truth, predicted, labels=names).tolist()
+    assert scores.confusion.tolist() == confusion_matrix(truth, predicted, labels=names).tolist()
     recalls = recall_score(truth, predicted, labels=names, average=None, zero_division=math.nan)
     assert [math.nan if a is None else a for a in scores.class_accuracy] == pytest.approx(recalls, nan_ok=True)
 
@@ -85,7 +89,9 @@ def test_certainty_that_is_right_or_wrong() -> None:
 def test_images_without_a_label_do_not_count() -> None:
     logits, labels = predictions(40, 3, 0)
     some = torch.cat([labels, torch.full((9,), -1)])
-    assert tallied(torch.cat([logits, predictions(9, 3, 1)[0]]), some) == tallied(logits, labels)
+    more = tallied(torch.cat([logits, predictions(9, 3, 1)[0]]), some)
+    assert more.as_dict() == tallied(logits, labels).as_dict()
+    assert torch.equal(more.confusion, tallied(logits, labels).confusion)
     tally = Tally(3)
     tally.update(logits, torch.full((40,), -1))
     assert tally.scores() is None
@@ -123,6 +129,22 @@ def test_the_table_is_aligned() -> None:
         "dog                      0    1        0",
         "axolotl                  0    0        0",
     ]
+
+
+@pytest.mark.parametrize("classes", [100, 101])
+def test_the_file_tells_everything_and_stays_small(classes: int, tmp_path: Path) -> None:
+    scores = {name: tallied(*predictions(300, classes, seed)) for seed, name in enumerate(("ema", "online"))}
+    names = [f"c{i}" for i in range(classes)]
+    write_scores(tmp_path / "evaluation.json", {"dataset": "pets"}, scores, names)
+    told = json.loads((tmp_path / "evaluation.json").read_text())
+    assert (told["dataset"], told["classes"], told["calibration_bins"]) == ("pets", names, BINS)
+    for name, own in scores.items():
+        confusion = told[name]["confusion"]
+        assert isinstance(confusion, str) == (classes > 100)
+        matrix = np.load(tmp_path / confusion) if isinstance(confusion, str) else confusion
+        assert np.array_equal(matrix, own.confusion.numpy())
+        assert told[name]["accuracy"] == pytest.approx(own.accuracy)
+        assert told[name]["class_accuracy"] == pytest.approx(list(own.class_accuracy))
 
 
 def test_of_many_classes_the_worst_are_shown() -> None:

@@ -2,16 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from usl_lightning.distributed import gather
+from usl_lightning.files import atomic_path, write_json
 
 BINS = 15
 """Bins of the calibration error (Guo et al., 2017, section 4)."""
 
 _SHOWN_CLASSES = 20  # a table or a matrix of more is read in the file
+_WRITTEN_CLASSES = 100  # a matrix of more is no text
 
 
 @dataclass(frozen=True)
@@ -23,14 +28,23 @@ class Scores:
         accuracy: fraction of 1.
         calibration_error: ECE with `BINS` bins, in [0, 1].
         class_accuracy: the accuracy among the images of each class; None for a class without images.
-        confusion: how many images of class `row` are taken for class `column`.
+        confusion: int64 [classes, classes]: how many images of class `row` are taken for class `column`.
     """
 
     images: int
     accuracy: float
     calibration_error: float
     class_accuracy: tuple[float | None, ...]
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: Tensor
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain data but the confusions, for a file."""
+        return {
+            "images": self.images,
+            "accuracy": self.accuracy,
+            "calibration_error": self.calibration_error,
+            "class_accuracy": self.class_accuracy,
+        }
 
 
 class Tally:
@@ -69,13 +83,13 @@ class Tally:
         images = int(confusion.sum())
         if not images:
             return None
-        per_class = [(int(row[i]), int(row.sum())) for i, row in enumerate(confusion)]
+        per_class = zip(confusion.diagonal().tolist(), confusion.sum(1).tolist(), strict=True)
         return Scores(
             images,
             accuracy=float(confusion.trace()) / images,
             calibration_error=calibration_error(bins),
             class_accuracy=tuple(right / count if count else None for right, count in per_class),
-            confusion=tuple(tuple(row) for row in confusion.tolist()),
+            confusion=confusion,
         )
 
 
@@ -112,7 +126,28 @@ def confident_counts(logits: Tensor, labels: Tensor, *, threshold: float) -> Ten
     return torch.stack([torch.ones_like(known), confident, known, right]).sum(1)
 
 
-# The table -----------------------------------------------------------------------------------------------
+# For people ----------------------------------------------------------------------------------------------
+
+
+def write_scores(path: Path, about: Mapping[str, Any], scores: Mapping[str, Scores], classes: Sequence[str]) -> None:
+    """Everything there is to know, as JSON: `about`, then `classes`, `calibration_bins` and each network's scores.
+
+    The confusions of up to 100 classes are rows in it; of more, they are the name of a file beside it, `.npy`.
+
+    Args:
+        path: of the file.
+        about: what was tested, plain data.
+        scores: name of a network -> its scores.
+        classes: names in label order.
+    """
+    networks = {}
+    for name, each in scores.items():
+        confusion: Any = each.confusion.tolist() if len(classes) <= _WRITTEN_CLASSES else f"confusion_{name}.npy"
+        networks[name] = {**each.as_dict(), "confusion": confusion}
+        if isinstance(confusion, str):
+            with atomic_path(path.with_name(confusion)) as temporary, open(temporary, "wb") as file:
+                np.save(file, each.confusion.numpy())
+    write_json(path, {**about, "classes": classes, "calibration_bins": BINS, **networks})
 
 
 def scores_table(scores: Mapping[str, Scores], classes: Sequence[str]) -> str:
@@ -123,7 +158,7 @@ def scores_table(scores: Mapping[str, Scores], classes: Sequence[str]) -> str:
         classes: names in label order. Of more than 20, those the first network is worst at are shown, and no matrix.
     """
     first = next(iter(scores.values()))
-    counts = [sum(row) for row in first.confusion]
+    counts = first.confusion.sum(1).tolist()
     worst = sorted(range(len(classes)), key=lambda i: (first.class_accuracy[i] is None, first.class_accuracy[i] or 0.0))
     shown = sorted(worst[:_SHOWN_CLASSES])
     rows = [
@@ -138,7 +173,7 @@ def scores_table(scores: Mapping[str, Scores], classes: Sequence[str]) -> str:
     if len(shown) < len(classes):
         return f"{text}\n({len(shown)} of {len(classes)} classes, the least accurate)"
     matrix = [[f"{next(iter(scores))}: true \\ taken for", *classes]]
-    matrix += [[name, *map(str, row)] for name, row in zip(classes, first.confusion, strict=True)]
+    matrix += [[name, *map(str, row)] for name, row in zip(classes, first.confusion.tolist(), strict=True)]
     return f"{text}\n\n{_aligned(matrix)}"
 
 

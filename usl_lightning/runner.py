@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sources import ImageSource
 from usl_lightning.errors import UslError
-from usl_lightning.evaluation.classification import BINS, scores_table
+from usl_lightning.evaluation.classification import scores_table, write_scores
 from usl_lightning.evaluation.features import evaluate_features
 from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import content_fields, flatten, identity_fields
@@ -237,7 +236,13 @@ def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callab
 def _test(cli: StageCLI, trainer: Trainer, checkpoint: Path) -> dict[str, Any]:
     if isinstance(cli.model, PretrainModule):
         return _evaluate_features(cli, trainer, checkpoint)
-    return _measure(cli, trainer, checkpoint, show=True)
+    command, data = f"usl {cli.stage.command}", cli.datamodule
+    if not data.has_test:
+        raise UslError(f"{command}: {data.dataset} has no test images here to measure on; `usl predict` tells of others")
+    metrics = _measure(cli, trainer, checkpoint, show=True)
+    if isinstance(cli.model, SemiSupervisedModule) and not cli.model.scores:
+        raise UslError(f"{command}: no test image of {data.dataset} has a label to measure by; expected some that do")
+    return metrics
 
 
 def _evaluate_features(cli: StageCLI, trainer: Trainer, checkpoint: Path) -> dict[str, Any]:
@@ -273,8 +278,7 @@ def _tell_scores(cli: StageCLI, checkpoint: Path, *, show: bool) -> None:
     model, classes = cli.model, cli.model.image.classes
     about = {"method": type(model).__name__, "dataset": cli.datamodule.dataset, "checkpoint": str(checkpoint)}
     path = cli.stage.run_dir / "evaluation.json"
-    networks = {name: asdict(scores) for name, scores in model.scores.items()}
-    write_json(path, {**about, "classes": classes, "calibration_bins": BINS, **networks})
+    write_scores(path, about, model.scores, classes)
     if show:
         print(f"{scores_table({'EMA': model.scores['ema'], 'online': model.scores['online']}, classes)}\n\n{path}")
 
@@ -349,4 +353,4 @@ _LOOKS: dict[str, Callable[[StageCLI, Trainer, Path], dict[str, Any]]] = {
     "test": _test,
     "predict": _predict,
 }
-"""Commands that look at a checkpoint and leave the stage folder's record as it is."""
+"""Commands that look at a checkpoint; what the stage recorded of itself stays, beside what they write."""

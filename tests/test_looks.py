@@ -81,6 +81,22 @@ def test_test_needs_no_labels_and_tells_everything(run_dir: Path, capsys: pytest
     assert "taken for" in table
 
 
+def test_nothing_to_measure_on_is_said(run_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    source = open_source("digits", "train")
+    pixels, unknown = source.images[:20, 0].numpy(), np.full(20, -1)
+    parts = {"train_images": pixels, "train_labels": source.labels[:20].numpy(), "classes": np.array(CLASSES)}
+    np.savez(tmp_path / "alone.npz", **parts)
+    np.savez(tmp_path / "unknown.npz", **parts, test_images=pixels, test_labels=unknown)
+    before = (run_dir / "evaluation.json").read_text()
+    for name, expected in (("alone", "has no test images here"), ("unknown", "no test image of arrays has a label")):
+        for command in ("test", "validate"):
+            words = ["--data.dataset", "arrays", "--data.dir", str(tmp_path / f"{name}.npz")]
+            line = refused(capsys, command, run_dir, *words)
+            assert f"usl {command}: " in line
+            assert expected in line
+    assert (run_dir / "evaluation.json").read_text() == before
+
+
 def test_the_result_tells_the_accuracies_and_the_guesses(run_dir: Path) -> None:
     result, told = (json.loads((run_dir / f"{name}.json").read_text()) for name in ("result", "evaluation"))
     assert result["test_accuracy"] == pytest.approx(told["ema"]["accuracy"])

@@ -21,13 +21,12 @@ from usl_lightning.optim import Optimization
 
 log = logging.getLogger(__name__)
 
-# Shares of 1/√d, the standard deviation of evenly spread features.
-COLLAPSING = 0.5
-"""Embeddings below this that have lost a third of what they began with are collapsing; untrained ones may be lower."""
-COLLAPSED = 0.1
-"""Embeddings below this have collapsed."""
-CONSTANT = 0.01
-"""So have features of the encoder; before its batch norm has settled they may well be ten times that."""
+COLLAPSED = -1.0
+"""Embeddings of a higher uniformity have collapsed: they lie as in fewer than three points (in three, log ⅓ = −1.1).
+Evenly spread ones have about −4. Networks that are trained well may pass through a collapse in their first 20 steps."""
+
+LOOK_EVERY = 30
+"""Steps between two looks whether the embeddings have collapsed: each waits for the device."""
 
 
 class PretrainModule(LightningModule):
@@ -67,9 +66,8 @@ class PretrainModule(LightningModule):
         self.measured: tuple[Features, ...] = ()
         """Of the training and the test images, from the last `trainer.test`; the same on every process."""
         self._passes: dict[int, list[Features]] = {}
-        self._first_std: Tensor | None = None  # of this run's embeddings; for a message alone, so no part of its state
-        self._std: Tensor | None = None
-        self._fallen = ""  # what was said to collapse
+        self._uniformity: Tensor | None = None  # of the step being taken, if it is looked at
+        self._collapsed = False  # was said; no part of the state: a resumed run says again what it finds
 
     def setup(self, stage: str) -> None:
         """Start from an earlier encoder; a checkpoint being resumed is loaded after this and wins.
@@ -111,44 +109,36 @@ class PretrainModule(LightningModule):
         Args:
             views: embeddings [b, d] of one view of the batch, or of each of two, as the loss compares them. Whenever
                 Lightning logs, `embedding_std` and `uniformity` of the first, and the `alignment` of two, go with the
-                values, each over the images of one process; when the first collapse, or recover, a line says so.
+                values, each over the images of one process.
             values: scalars by name.
         """
-        if views and (self._first_std is None or self._logs_this_step()):
+        step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        looks, logs = step % LOOK_EVERY == 0, every > 0 and step % every == 0
+        if views and (looks or logs):
             values |= {"embedding_std": feature_std(views[0]), "uniformity": uniformity(views[0])}
             if len(views) == 2:
                 values["alignment"] = alignment(*views)
         means = mean_over_processes(**values)
         self.log_dict(means, prog_bar=True)
-        if "embedding_std" in means:
-            self._std = means["embedding_std"] * views[0].shape[1] ** 0.5
-            self._first_std = self._std if self._first_std is None else self._first_std
+        self._uniformity = means["uniformity"] if views and looks else None
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Look whether the embeddings collapse; the host waits for the device where the logger does anyway."""
-        if self._std is not None and self._logs_this_step(done=True):
-            first = float(self._first_std)  # type: ignore[arg-type]
-            limit = max(COLLAPSED, min(COLLAPSING, first * 2 / 3))
-            self._tell_of_collapse(float(self._std), limit, "embeddings", first)
-
-    def _logs_this_step(self, *, done: bool = False) -> bool:
-        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return every > 0 and (self.trainer.global_step + (not done)) % every == 0
-
-    def _tell_of_collapse(self, share: float, limit: float, what: str, first: float | None = None) -> None:
-        falls, recovers = not self._fallen and share < limit, self._fallen == what and share > 1.5 * limit
-        if not (falls or recovers):
+        """Say so when the embeddings have collapsed, and when they have spread again."""
+        if self._uniformity is None or self.trainer.global_step % LOOK_EVERY:
             return
-        self._fallen = what if falls else ""
-        step, before = self.trainer.global_step, "" if first is None else f", {first:.2f} at the start"
-        if falls and self.trainer.is_global_zero:
-            log.warning(
-                f"features are collapsing: step {step}: the {what} of different images are nearly the same (standard "
-                f"deviation {share:.2f} of the 1/√d of evenly spread ones{before}); lower model.optimizer.lr, or see "
-                "what keeps this method from collapsing"
-            )
-        elif self.trainer.is_global_zero:
-            log.warning(f"features have spread again: step {step}: standard deviation {share:.2f} of 1/√d")
+        uniform = float(self._uniformity)
+        step, said = self.trainer.global_step, f"uniformity {uniform:.2f}; 0 if all are equal, −4 if spread evenly"
+        if uniform > COLLAPSED and not self._collapsed:
+            self._collapsed = True
+            if self.trainer.is_global_zero:
+                log.warning(
+                    f"features are collapsing: step {step}: the embeddings of different images are nearly the same "
+                    f"({said}); lower model.optimizer.lr, or see what keeps this method from collapsing"
+                )
+        elif uniform < 1.5 * COLLAPSED and self._collapsed:
+            self._collapsed = False
+            if self.trainer.is_global_zero:
+                log.warning(f"features have spread again: step {step} ({said})")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how to rebuild the encoder without this class."""
@@ -182,9 +172,7 @@ class PretrainModule(LightningModule):
 
     def _log_passes(self, passes: tuple[Features, ...]) -> None:
         features, labels = bank = passes[0]
-        std = feature_std(features)
-        self.log("feature_std", std, rank_zero_only=True)
-        self._tell_of_collapse(float(std) * features.shape[1] ** 0.5, CONSTANT, "encoder's features")
+        self.log("feature_std", feature_std(features), rank_zero_only=True)
         known = all(bool((part.labels >= 0).any()) for part in passes)
         if len(passes) == 2 and not self.trainer.sanity_checking and known:
             accuracy = knn_accuracy(

@@ -31,7 +31,8 @@ def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
 class SimSiam(PretrainModule):
     """The prediction from one view of an image meets the projection of the other, which is held still.
 
-    `embedding_std` in the log, of the projections, tells a collapse: healthy is about 1/√projection_dim, collapsed 0.
+    `uniformity` in the log, of the projections, tells a collapse: batch norm keeps their standard deviation up. Weight
+    decay spares biases and norms, as everywhere here; the published code decays them too.
 
     Args:
         image: channels, size and statistics of the images; the command line takes it from the data.

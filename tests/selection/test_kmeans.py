@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,8 @@ from torch import Tensor
 
 from usl_lightning.data.keys import permutation
 from usl_lightning.errors import UslError
+from usl_lightning.selection import kmeans as module
+from usl_lightning.selection import kmeans_bounds
 from usl_lightning.selection.kmeans import kmeans, nearest_centroid
 
 
@@ -30,6 +34,56 @@ def test_equals_slow_lloyd_on_real_features(name: str, seed: int) -> None:
     slow_labels, slow_centroids = slow_lloyd(x, 12, seed, 8)
     np.testing.assert_array_equal(labels.numpy(), slow_labels)
     np.testing.assert_allclose(centroids.numpy(), slow_centroids, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bounds_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = real_features(name)
+    labels, centroids = kmeans(x, 60, seed=1, iterations=40)
+    monkeypatch.setattr(module, "BOUNDS_FROM", 2)
+    monkeypatch.setattr(module, "GROUP_SIZE", 6)
+    monkeypatch.setattr(kmeans_bounds, "BLOCK_BYTES", 2**14)
+    quick_labels, quick_centroids = kmeans(x, 60, seed=1, iterations=40)
+    assert torch.equal(labels, quick_labels)
+    assert torch.equal(centroids, quick_centroids)
+
+
+def test_bounds_spare_most_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = real_features("digits")
+    compared: list[int] = []
+    search = kmeans_bounds.GroupBounds._search
+
+    def counted(self: Any, g: int, centroids: Tensor, rows: Tensor, *rest: Tensor) -> None:
+        compared.append(len(rows) * len(self.members[g]))
+        search(self, g, centroids, rows, *rest)
+
+    monkeypatch.setattr(kmeans_bounds.GroupBounds, "_search", counted)
+    monkeypatch.setattr(module, "BOUNDS_FROM", 2)
+    monkeypatch.setattr(module, "GROUP_SIZE", 6)
+    kmeans(x, 60, iterations=20)
+    assert sum(compared) < 0.5 * 21 * len(x) * 60
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    n=st.integers(2, 40),
+    k=st.integers(2, 40),
+    size=st.integers(1, 9),
+    seed=st.integers(0, 99),
+    values=st.integers(1, 9),
+)
+def test_bounds_with_duplicates_and_lonely_groups(n: int, k: int, size: int, seed: int, values: int) -> None:
+    """Few distinct values: many exact ties, and groups of one centroid."""
+    generator = torch.Generator().manual_seed(seed)
+    x, k = torch.randint(-values, values + 1, (n, 2), generator=generator).float(), min(k, n)
+    groups = torch.unique(torch.randint(0, -(-k // size), (k,), generator=generator), return_inverse=True)[1]
+    bounds = kmeans_bounds.GroupBounds(x, groups)
+    centroids = x[torch.randperm(n, generator=generator)[:k]].double()
+    for _ in range(8):
+        labels = bounds.assign(centroids)
+        assert torch.equal(labels, nearest_centroid(x, centroids))
+        moves = torch.randint(-2, 3, (k, 2), generator=generator) / 4
+        centroids = centroids + moves * (torch.rand(k, 1, generator=generator) < 0.5)
 
 
 def test_stops_at_the_fixed_point(caplog: pytest.LogCaptureFixture) -> None:

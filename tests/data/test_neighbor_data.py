@@ -1,5 +1,6 @@
 """The neighbour of a sample: drawn from its row, a function of the step, the same on any number of processes."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,11 +64,25 @@ def test_every_column_is_drawn_equally_often() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [np.zeros((10, 5), int), np.full((1437, 2), 1437), np.zeros((1437, 2)), np.zeros(1437, int)]
-)
+    "bad",
+    [
+        np.zeros((10, 5), int), np.full((1437, 2), 1437), np.full((1437, 2), -1), np.zeros((1437, 2)),
+        np.zeros(1437, int), np.zeros((1437, 2), bool), np.zeros((1437, 2), complex), np.zeros((1437, 0), int),
+        np.full((1437, 2), 2**64 - 1, np.uint64),
+    ],
+)  # fmt: skip
 def test_a_wrong_table_is_refused(bad: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(UslError, match=r"neighbors\.npy holds .*expected one row"):
         data(bad, tmp_path).train_dataloader()
+
+
+def test_a_row_of_one_value_is_refused(tmp_path: Path) -> None:
+    bad = np.tile(np.arange(5), (1437, 1))
+    data(bad.astype(np.uint16), tmp_path).train_dataloader()
+    bad[[7, 30]] = 4
+    with pytest.raises(UslError, match=r"neighbors\.npy: row 7 is 4 throughout \(2 such rows\); expected 5 different"):
+        data(bad, tmp_path).train_dataloader()
+    data(bad[:, :1], tmp_path).train_dataloader()
 
 
 # Neighbours by a checkpoint ------------------------------------------------------------------------------
@@ -99,6 +114,35 @@ def test_an_encoder_tells_the_image_itself_and_the_k_nearest(pretrained: str) ->
     torch.testing.assert_close(cosine.gather(1, found), expected, rtol=0, atol=1e-5)
     batch = next(iter(module.train_dataloader()))
     assert all(n in found[i] for i, n in zip(batch.anchor.indices, batch.neighbor.indices, strict=True))
+
+
+def test_a_table_is_kept_and_read_back_but_not_for_other_features(pretrained: str, tmp_path: Path) -> None:
+    module = NeighborData(neighbors_from=pretrained, k=4, dataset="digits")
+    module.setup("fit")
+    first = encoder_neighbors(pretrained, module, 4)
+    [path] = (tmp_path / "cache").glob("neighbors-*.npz")
+    arrays = dict(np.load(path))
+    arrays["neighbors"] = arrays["neighbors"][:, ::-1].copy()
+    np.savez(path, **arrays)
+    assert torch.equal(encoder_neighbors(pretrained, module, 4), first.flip(1)), "it is the kept one"
+    assert encoder_neighbors(pretrained, module, 3).shape == (1437, 4), "another k is another table"
+    given = NeighborData(str(path), dataset="digits")
+    given.setup("fit")
+    assert torch.equal(given._table(), first.flip(1))
+    about = json.loads(str(arrays["about"]))
+    for key, value in (("weights", "other"), ("dataset", "sha256:" + "0" * 64)):
+        np.savez(path, **{**arrays, "about": np.array(json.dumps({**about, key: value}))})
+        if key == "dataset":
+            with pytest.raises(UslError, match=r"data\.neighbors: .*: these neighbours are of other images \(sha256:0"):
+                given._table()
+        assert torch.equal(encoder_neighbors(pretrained, module, 4), first), "of other features: made again"
+
+
+def test_a_file_without_a_table(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", features=np.zeros((1437, 2)))
+    module = NeighborData(str(tmp_path / "x.npz"), dataset="digits")
+    with pytest.raises(UslError, match=r"x\.npz holds features; expected an array 'neighbors'"):
+        module.train_dataloader()
 
 
 def test_a_small_set_has_fewer_neighbors(pretrained: str) -> None:

@@ -378,9 +378,10 @@ class NeighborData(ImageData):
     """Images, each with one of its nearest neighbours in a feature space that is learned already (USL-T).
 
     Args:
-        neighbors: `.npy` file of int64 [n, k]: the neighbours of every image, computed once and fixed.
+        neighbors: `.npy` file of int64 [n, k]: the neighbours of every image, computed once and fixed; or a `.npz`
+            that `neighbors_from` has kept.
         neighbors_from: instead, the checkpoint of stage 1 whose encoder tells the neighbours; computed when training
-            starts.
+            starts, and kept in the folder of features ($USL_CACHE).
         k: how many neighbours of each image are computed, beside the image itself, which is one of the candidates.
         batch_size: images of the global batch; as many neighbours come with them.
         images: as for `ImageData`.
@@ -411,7 +412,7 @@ class NeighborData(ImageData):
 
     def _table(self) -> Tensor:
         if self.neighbors is not None and self.neighbors_from is None:
-            return read_neighbors(self.neighbors, len(self.train_source))
+            return read_neighbors(self.neighbors, self.train_source)
         if self.neighbors_from is not None and self.neighbors is None:
             return encoder_neighbors(self.neighbors_from, self, self.k)
         raise UslError(

@@ -1,12 +1,15 @@
 """The neighbours that USL-T draws from: a table made by others, or the nearest images to an encoder's eye."""
 
 import logging
+import zipfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from usl_lightning.data.sources import ImageSource
 from usl_lightning.errors import UslError
 from usl_lightning.models.encoder import load_encoder
 
@@ -16,27 +19,53 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def read_neighbors(path: str, n: int) -> Tensor:
-    """The table in a `.npy` file: int64 [n, k], positions in the data set.
+def read_neighbors(path: str, source: ImageSource) -> Tensor:
+    """The table in a file: int64 [n, k], positions in the data set.
+
+    Args:
+        path: `.npy` with the table; or `.npz` as `encoder_neighbors` keeps it, which says which images it is of.
+        source: the images.
 
     Raises:
-        UslError: the file is missing, damaged, or holds no such table of n images.
+        UslError: the file is missing or damaged, holds no such table of n images, or one of other images.
     """
+    from usl_lightning.selection.kept import check_dataset
+
+    where, n = f"data.neighbors: {path}", len(source)
     try:
-        table = torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, TypeError) as error:
-        raise UslError(f"data.neighbors: {path} is not a readable .npy file ({error})") from error
-    whole = not table.is_floating_point() and table.dim() == 2 and len(table) == n and table.shape[1] > 0
+        loaded = np.load(path, allow_pickle=False)
+        arrays = {"neighbors": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
+        table = torch.from_numpy(arrays["neighbors"])
+    except KeyError:
+        raise UslError(f"{where} holds {', '.join(arrays) or 'nothing'}; expected an array 'neighbors'") from None
+    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UslError(f"{where} is not a readable .npy or .npz file ({error})") from error
+    check_dataset(arrays.get("about"), source.fingerprint, "neighbours", where)
+    kind, whole = table.dtype, _is_integer(table) and table.dim() == 2 and len(table) == n and table.shape[1] > 0
+    table = table.long() if whole else table
     if not whole or int(table.min()) < 0 or int(table.max()) >= n:
         raise UslError(
-            f"data.neighbors: {path} holds {list(table.shape)} {table.dtype}; expected one row of "
-            f"positions from 0 to {n - 1} for each of the {n} images"
+            f"{where} holds {list(table.shape)} {kind}; expected one row of positions from 0 to {n - 1} for "
+            f"each of the {n} images"
         )
-    return table.long()
+    same = (table == table[:, :1]).all(1) if table.shape[1] > 1 else torch.zeros(n, dtype=torch.bool)
+    if same.any():
+        row = int(same.nonzero()[0])
+        raise UslError(
+            f"{where}: row {row} is {int(table[row, 0])} throughout ({int(same.sum())} such rows); expected "
+            f"{table.shape[1]} different neighbours of each image"
+        )
+    return table
+
+
+def _is_integer(table: Tensor) -> bool:
+    return not table.is_floating_point() and not table.is_complex() and table.dtype != torch.bool
 
 
 def encoder_neighbors(path: str, data: "ImageData", k: int) -> Tensor:
-    """Each image itself and its k nearest by the direction of their features, which are kept on disk.
+    """Each image itself and its k nearest by the direction of their features; both are kept on disk.
+
+    A run that is continued reads the table it began with; one of other features, images or k is another file.
 
     The published code draws from 21 columns for k = 20: the image itself is among its own candidates.
 
@@ -52,8 +81,9 @@ def encoder_neighbors(path: str, data: "ImageData", k: int) -> Tensor:
         UslError: k below 1, or a checkpoint that is missing, damaged or of images of another shape.
     """
     # These look at images through the data modules.
-    from usl_lightning.selection.features import image_features
+    from usl_lightning.selection.features import features_about, image_features
     from usl_lightning.selection.geometry import unit_rows
+    from usl_lightning.selection.kept import kept_or_made
     from usl_lightning.selection.neighbors import nearest_neighbors
 
     if k < 1:
@@ -62,7 +92,12 @@ def encoder_neighbors(path: str, data: "ImageData", k: int) -> Tensor:
     trained, given = (f"{s.channels}×{s.height}×{s.width}" for s in (encoder.image, data.train_source))
     if trained != given:
         raise UslError(f"data.neighbors_from: {path} was trained on {trained} images, these are {given}")
-    features = unit_rows(image_features(encoder, data))
-    found = nearest_neighbors(features, min(k + 1, len(features)))
-    log.info("neighbours: %d of each image, recall %.3f", found.indices.shape[1] - 1, found.measured_recall)
-    return found.indices.cpu()
+
+    def search(_: Path) -> Tensor:
+        features = unit_rows(image_features(encoder, data))
+        found = nearest_neighbors(features, min(k + 1, len(features)))
+        log.info("neighbours: %d of each image, recall %.3f", found.indices.shape[1] - 1, found.measured_recall)
+        return found.indices
+
+    about = {**features_about(encoder, data), "format": "usl-neighbors", "k": k}
+    return kept_or_made("neighbors", about, data, search).cpu()

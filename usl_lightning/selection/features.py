@@ -1,12 +1,10 @@
 """Features of every image of a data set: computed once and kept on disk, or read from a file."""
 
 import hashlib
-import json
 import logging
 import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +16,14 @@ from tqdm import tqdm
 
 from usl_lightning import __version__
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.data.folders import cache_folder
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import process_range
 from usl_lightning.data.sources import ImageSource
-from usl_lightning.distributed import gather, gather_uneven, world_size
+from usl_lightning.distributed import gather_uneven, world_size
 from usl_lightning.errors import UslError
-from usl_lightning.files import atomic_path
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.selection.geometry import check_features
+from usl_lightning.selection.kept import check_dataset, kept_or_made, process_device, process_rank
 
 log = logging.getLogger(__name__)
 
@@ -49,24 +46,33 @@ def image_features(encoder: Encoder, datamodule: ImageData, *, cache: str | Path
 
     Memory: the features, and twice that on the device while several processes exchange them.
     """
-    about = _about(encoder, datamodule)
-    folder = cache_folder() if cache is None else Path(cache).expanduser()
-    path = folder / f"features-{hashlib.sha256(about.encode()).hexdigest()[:20]}.npz"
-    device = _device(datamodule)
-    with torch.inference_mode(False), torch.no_grad(), _one_run_at_a_time(path, datamodule):
-        kept = _read_kept(path, about)
-        if bool(gather(torch.tensor([kept is not None], device=device)).all()) and kept is not None:
-            log.info("features: taken from %s", path)
-            return kept.to(device)
-        features = gather_uneven(_extract(encoder, datamodule, path.with_suffix(".parts")).to(device))
-        if _rank(datamodule) == 0:
-            shutil.rmtree(path.with_suffix(".parts"), ignore_errors=True)
-        check_features(features)
-        if _rank(datamodule) == 0:
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                np.savez(file, features=features.cpu().numpy(), about=np.array(about))
-            log.info("features: kept in %s", path)
-    return features
+
+    def extract(path: Path) -> Tensor:
+        parts = path.with_suffix(".parts")
+        features = gather_uneven(_extract(encoder, datamodule, parts).to(process_device(datamodule)))
+        if process_rank(datamodule) == 0:
+            shutil.rmtree(parts, ignore_errors=True)
+        return check_features(features)
+
+    return kept_or_made("features", features_about(encoder, datamodule), datamodule, extract, cache=cache)
+
+
+def features_about(encoder: Encoder, datamodule: ImageData) -> dict[str, Any]:
+    """All that `image_features` depend on; JSON can hold it."""
+    source, trainer = datamodule.train_source, datamodule.trainer
+    digest = hashlib.sha256()
+    for name, value in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return {
+        "format": "usl-features",
+        "version": __version__,
+        "backbone": encoder.backbone,
+        "weights": digest.hexdigest(),
+        "dataset": source.fingerprint,
+        "images": [len(source), source.channels, source.height, source.width],
+        "precision": "32-true" if trainer is None else str(trainer.precision),
+    }
 
 
 def read_features(path: str | Path, source: ImageSource) -> Tensor:
@@ -74,15 +80,18 @@ def read_features(path: str | Path, source: ImageSource) -> Tensor:
 
     Args:
         path: `.npy` with a matrix [n, d]; or `.npz` with `features` [n, d] and perhaps `ids` [n]: which image each
-            row is of, as positions in the data set or, for image folders, as paths.
+            row is of, as positions in the data set or, for image folders, as paths. A file that `image_features`
+            kept says which images it is of.
         source: the images.
 
     Raises:
-        UslError: the file cannot be read, has not one row for each image, names images that the data set does not
-            have, or holds NaN or infinite values (names the rows).
+        UslError: the file cannot be read, has not one row for each image, is of other images or names images
+            that the data set does not have, or holds NaN or infinite values (names the rows).
     """
     where = f"model.features: {path}"
-    rows, ids = _load(Path(path), where)
+    arrays = _load(Path(path), where)
+    rows, ids = arrays["features"], arrays.get("ids")
+    check_dataset(arrays.get("about"), source.fingerprint, "features", where)
     if len(rows) != len(source):
         raise UslError(
             f"{where}: {len(rows)} rows for the {len(source)} images of {source.name}/{source.split}; expected one "
@@ -143,12 +152,12 @@ def _with_statistics(image: ImageSpec, mean: tuple[float, ...], std: tuple[float
 def _extract(encoder: Encoder, datamodule: ImageData, folder: Path) -> Tensor:
     """This process's share, float32 [share, d]: rows are appended to a file, so that a killed run is continued."""
     n, width = len(datamodule.train_source), encoder.feature_dim
-    share = process_range(n, _rank(datamodule), world_size())
+    share = process_range(n, process_rank(datamodule), world_size())
     batch_bytes = 4 * width * datamodule.eval_batch_size
     _check_space(folder, 8 * width * n)
     path = folder / f"{share.start}-{share.stop}.f32"
     training = encoder.training
-    encoder.to(_device(datamodule)).eval()
+    encoder.to(process_device(datamodule)).eval()
     try:
         with open(path, "ab") as file:
             first = file.tell() // batch_bytes
@@ -170,14 +179,6 @@ def _extract(encoder: Encoder, datamodule: ImageData, folder: Path) -> Tensor:
     return torch.from_numpy(rows)
 
 
-def _device(datamodule: ImageData) -> torch.device:
-    return torch.device("cpu") if datamodule.trainer is None else datamodule.trainer.strategy.root_device
-
-
-def _rank(datamodule: ImageData) -> int:
-    return 0 if datamodule.trainer is None else datamodule.trainer.global_rank
-
-
 def _precision(datamodule: ImageData) -> AbstractContextManager[Any]:
     """Autocast, as the trainer has it for its own steps."""
     return nullcontext() if datamodule.trainer is None else datamodule.trainer.precision_plugin.forward_context()
@@ -196,73 +197,11 @@ def _check_space(folder: Path, needed: int) -> None:
         )
 
 
-# the kept file -------------------------------------------------------------------------------------------
-
-
-def _about(encoder: Encoder, datamodule: ImageData) -> str:
-    """All that the features depend on, as JSON."""
-    source, trainer = datamodule.train_source, datamodule.trainer
-    digest = hashlib.sha256()
-    for name, value in sorted(encoder.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    fields = {
-        "format": "usl-features",
-        "version": __version__,
-        "backbone": encoder.backbone,
-        "weights": digest.hexdigest(),
-        "dataset": source.fingerprint,
-        "images": [len(source), source.channels, source.height, source.width],
-        "precision": "32-true" if trainer is None else str(trainer.precision),
-    }
-    return json.dumps(fields)
-
-
-def _read_kept(path: Path, about: str) -> Tensor | None:
-    """The kept features, or None if there are none or they are not whole."""
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["about"]) == about:
-                return torch.from_numpy(kept["features"])
-        reason = "made from something else"
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        reason = f"damaged ({type(error).__name__})"
-    log.warning("%s: %s; the features are computed again", path, reason)
-    return None
-
-
-@contextmanager
-def _one_run_at_a_time(path: Path, datamodule: ImageData) -> Iterator[None]:
-    """The first process holds a lock, the others wait until it has it: runs side by side do not mix their parts."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "wb")  # noqa: SIM115 - closed below
-    except OSError as error:
-        raise UslError(f"{path.parent}: cannot be written ({error.strerror}); give another --model.cache") from error
-    with lock:
-        if _rank(datamodule) == 0:
-            _lock(lock.fileno())
-        gather(torch.zeros(1, device=_device(datamodule)))
-        yield
-
-
-def _lock(descriptor: int) -> None:
-    """Wait for the lock; where the file system or the platform has none, go on without."""
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except (ImportError, OSError):
-        log.info("features: this file system has no locks; do not run two selections at once")
-
-
 # files of features ---------------------------------------------------------------------------------------
 
 
-def _load(path: Path, where: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """(features, ids) as they are in the file."""
+def _load(path: Path, where: str) -> dict[str, NDArray[Any]]:
+    """The arrays of the file: `features`, and what it has of others."""
     if path.suffix not in (".npy", ".npz"):
         raise UslError(f"{where}: expected a .npy or .npz file")
     try:
@@ -279,7 +218,7 @@ def _load(path: Path, where: str) -> tuple[NDArray[Any], NDArray[Any] | None]:
             f"{where}: holds {features.dtype} {list(features.shape)}; expected floating-point numbers "
             "[images, dimensions]"
         )
-    return features, arrays.get("ids")
+    return arrays
 
 
 def _rows_of_images(ids: NDArray[Any], source: ImageSource, where: str) -> Tensor:

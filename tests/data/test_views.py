@@ -39,6 +39,7 @@ VIEWS: dict[str, Callable[[], Recipe]] = {
     "strong": FixMatchStrong,
     "strong fixmatch": lambda: FixMatchStrong("fixmatch"),
     "strong torchssl": lambda: FixMatchStrong("torchssl"),
+    "strong comatch": lambda: FixMatchStrong("comatch"),
     "simclr": SimCLRView,
     "simclr with blur": lambda: SimCLRView(strength=1.0, blur=0.5),
     "simclr larger": lambda: SimCLRView(size=40),
@@ -200,13 +201,14 @@ def pil_operation(name: str, image: Image.Image, s: float, g: float, dialect: st
         "sharpness": ImageEnhance.Sharpness,
     }
     if name in enhance:
-        return enhance[name](image).enhance(0.05 + 0.9 * s)
+        return enhance[name](image).enhance(1.9 if dialect == "comatch" else 0.05 + 0.9 * s)
     whole = int if dialect == "fixmatch" else float
+    bits = 4 if dialect == "comatch" else 4 + int(s * (5 if dialect == "default" else 4))
     return {
         "identity": lambda: image,
         "autocontrast": lambda: ImageOps.autocontrast(image),
         "equalize": lambda: ImageOps.equalize(image),
-        "posterize": lambda: ImageOps.posterize(image, 4 + int(s * (5 if dialect == "default" else 4))),
+        "posterize": lambda: ImageOps.posterize(image, bits),
         "solarize": lambda: ImageOps.solarize(image, 256 - int(256 * s) if dialect == "fixmatch" else 256 * s),
         "rotate": lambda: image.rotate(30 * g),
         "shear_x": lambda: moved(1, 0.3 * g, 0, 0, 1, 0),
@@ -217,7 +219,9 @@ def pil_operation(name: str, image: Image.Image, s: float, g: float, dialect: st
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize(("dialect", "num_ops"), [("default", 2), ("fixmatch", 2), ("torchssl", 3), ("default", 5)])
+@pytest.mark.parametrize(
+    ("dialect", "num_ops"), [("default", 2), ("fixmatch", 2), ("torchssl", 3), ("comatch", 2), ("default", 5)]
+)
 def test_randaugment_equals_pillow_one_operation_after_another(dialect: Dialect, num_ops: int, channels: int) -> None:
     images = images_with(channels, 64).repeat(6, 1, 1, 1)
     step, key = RandAugment(num_ops, 0.5 if dialect == "fixmatch" else 1.0, dialect), keys(len(images))
@@ -329,6 +333,20 @@ def test_randaugment_draws_operations_and_magnitudes_evenly(dialect: Dialect) ->
     if dialect != "fixmatch":
         assert uniform_over(bits, 5 if dialect == "default" else 4) > LIKELY
     assert (min(bits), max(bits)) == (4, 8 if dialect == "default" else 7)
+
+
+def test_comatchs_first_view_is_always_the_strongest() -> None:
+    view = FixMatchStrong("comatch")
+    _, augment, cutout = view.steps
+    unsigned, signed = augment.magnitudes(keys(MANY))
+    assert (unsigned == 1).all()
+    assert uniform_over(signed.flatten().tolist(), 2) > LIKELY
+    factor, bits, threshold = augment.value_parameters(unsigned[:, 0])
+    assert factor.tolist() == [pytest.approx(1.9)] * MANY
+    assert (set(bits.tolist()), set(threshold.tolist())) == ({4}, {256})
+    right = augment.matrix(torch.tensor([POOL.index("translate_x")] * MANY), signed[:, 0], 32, 32)[:, 2]
+    assert set(right.abs().tolist()) == {10}
+    assert (augment.num_ops, augment.p, cutout.size, cutout.fill) == (2, 0.5, 0.5, (128.0,))
 
 
 def test_randaugment_applies_each_operation_with_its_probability() -> None:

@@ -11,7 +11,7 @@ from usl_lightning.data.keys import Key
 from usl_lightning.data.pixels import on_samples, switch
 from usl_lightning.data.steps import Step
 
-Dialect = Literal["default", "fixmatch", "torchssl"]
+Dialect = Literal["default", "fixmatch", "torchssl", "comatch"]
 
 # FixMatch's pool (Sohn et al., 2020, Table 12), those that move pixels last.
 POOL = (
@@ -57,6 +57,8 @@ class RandAugment(Step):
         fixmatch: a level of 1 to 9 tenths of the range with a random sign, as in the PyTorch code most papers
             ran; posterize 4 to 7 bits, solarize 256 − level·25.6, translation truncated to whole pixels.
         torchssl: uniform over the ranges; posterize truncated, so 4 to 7 bits.
+        comatch: always the largest magnitude, with a random sign, as in CoMatch's code: factors of 1.9, posterize 4
+            bits, solarize at 256, which changes nothing. (That code interpolates moves and uncovers grey.)
 
     Consecutive operations that move pixels read them once. Their uncovered parts are black. On one channel
     `color` does nothing.
@@ -96,6 +98,9 @@ class RandAugment(Step):
             level = (key.fold("level").integers(self.num_ops, 9) + 1).double() / 10
             sign = key.fold("sign").integers(self.num_ops, 2) * 2 - 1
             return level, level * sign
+        if self.dialect == "comatch":
+            sign = key.fold("sign").integers(self.num_ops, 2) * 2 - 1
+            return torch.ones_like(sign, dtype=torch.float64), sign.double()
         unsigned = key.fold("level").uniform(self.num_ops).double()
         return unsigned, 2 * unsigned - 1
 
@@ -116,10 +121,11 @@ class RandAugment(Step):
 
     def value_parameters(self, magnitude: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """factor, bits and threshold of the operations on values, [b] each, of magnitudes in [0, 1]."""
-        factor = 0.05 + 0.9 * magnitude
-        bits = 4 + (magnitude * (5 if self.dialect == "default" else 4)).floor()
+        comatch = self.dialect == "comatch"
+        factor = 0.1 + 1.8 * magnitude if comatch else 0.05 + 0.9 * magnitude
+        bits = 4 * magnitude if comatch else 4 + magnitude * (5 if self.dialect == "default" else 4)
         threshold = 256 - (256 * magnitude).floor() if self.dialect == "fixmatch" else 256 * magnitude
-        return factor.to(torch.float32), bits.long(), threshold.to(torch.float32)
+        return factor.to(torch.float32), bits.floor().long(), threshold.to(torch.float32)
 
     def matrix(self, operation: Tensor, magnitude: Tensor, height: int, width: int) -> Tensor:
         """The moves as matrices, float64 [b, 6], of magnitudes in [−1, 1]; identity for the other operations."""

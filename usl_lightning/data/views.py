@@ -91,8 +91,9 @@ class FixMatchStrong(Recipe):
         default: 2 operations, each applied; Cutout of half the side.
         fixmatch: 2 operations, each applied with probability 1/2; Cutout of half the side.
         torchssl: 3 operations, each applied; Cutout of a side uniform in 0 to half.
+        comatch: as `fixmatch`, with the largest magnitudes always, moves by 10 of 32 pixels: CoMatch's first view.
 
-    Cutout paints grey as the published codes do: (127, 127, 127), in `torchssl` (125, 123, 114).
+    Cutout paints grey as the published codes do: (127, 127, 127), in `torchssl` (125, 123, 114), in `comatch` 128.
 
     Args:
         dialect: which of the published variants.
@@ -104,12 +105,17 @@ class FixMatchStrong(Recipe):
     def __init__(
         self, dialect: Dialect = "default", flip: bool = True, translate: float = 0.125, cutout: float = 0.5
     ) -> None:
-        torchssl = dialect == "torchssl"
+        num_ops, p, max_translate, fill = {
+            "default": (2, 1.0, 0.3, (127.0,)),
+            "fixmatch": (2, 0.5, 0.3, (127.0,)),
+            "torchssl": (3, 1.0, 0.3, (125.0, 123.0, 114.0)),
+            "comatch": (2, 0.5, 10 / 32, (128.0,)),
+        }[dialect]
         super().__init__(
             [
                 FlipTranslate(flip, translate),
-                RandAugment(3 if torchssl else 2, 0.5 if dialect == "fixmatch" else 1.0, dialect),
-                Cutout(cutout, random_size=torchssl, fill=(125.0, 123.0, 114.0) if torchssl else (127.0,)),
+                RandAugment(num_ops, p, dialect, max_translate=max_translate),
+                Cutout(cutout, random_size=dialect == "torchssl", fill=fill),
             ]
         )
 
@@ -220,7 +226,7 @@ class USLTView(Recipe):
 class CoMatchStrong(Recipe):
     """CoMatch's second strong view (Li et al., 2021, §4.1): crop, mirror, jitter, grey; no blur.
 
-    Its first strong view, the one with the classification loss, is `FixMatchStrong`.
+    Its first strong view, the one with the classification loss, is `FixMatchStrong` in the dialect `comatch`.
 
     Args:
         size: side of the result; None keeps the images' size.

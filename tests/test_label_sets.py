@@ -53,6 +53,15 @@ def test_conversion_and_back(name: str) -> None:
     assert json.loads(Path("plain.json").read_text()) == [5, 3, 9]
 
 
+@pytest.mark.parametrize(("name", "said"), [
+    ("c.csv", "c.csv: 3 images; .csv has no room for their 2 labels, .json keeps them\n"),
+    ("c.json", "c.json: 3 images, 2 with a label\n"),
+])  # fmt: skip
+def test_labels_that_are_not_kept_are_told(name: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    combine(["convert", "a.json", "--out", name])
+    assert capsys.readouterr().out == said
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -65,6 +74,14 @@ def test_conversion_and_back(name: str) -> None:
         (["union", "a.json", "b.json", "--out", "a.json"], "a.json: exists already; choose another --out"),
         (["union", "a.json", "x.json", "--out", "c.json"], "x.json: label index cannot be read"),
         (["union", "a.json", "b.json", "--out", "c.txt"], "c.txt: a label index is a .json, .npy or .csv file"),
+        (
+            ["union", "a.json", "far.json", "--out", "c.json"],
+            "far.json: entry 1: index 100 is out of range, digits/train",
+        ),
+        (
+            ["union", "far.json", "a.json", "--out", "c.json"],
+            "far.json: entry 1: index 100 is out of range, digits/train",
+        ),
         (["union", "a.json", "other.json", "--out", "c.json"], "a.json was chosen from digits/train"),
         (["union", "a.json", "says1.json", "--out", "c.json"], "entry 0: image 5 has label 1, but 0 in the first"),
     ],
@@ -72,6 +89,7 @@ def test_conversion_and_back(name: str) -> None:
 def test_mistakes(words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
     write("other.json", [1], [0], dataset={**DATASET, "fingerprint": "sha256:" + "1" * 64})
     write("says1.json", [5], [1])
+    Path("far.json").write_text("[3, 100]")
     before = Path("a.json").read_text()
     with pytest.raises(SystemExit) as stop:
         main(["labels", *words])

@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     """Read label indices (`.json`, `.npy`, `.csv`) and write one, in the format of its suffix.
 
     `union`: the entries of A, then those of B that are new; a label beats no label. `difference`: the entries of A
-    that are not in B. `convert`: A.
+    that are not in B. `convert`: A. Only `.json` keeps labels.
 
     Args:
         arguments: what follows `usl labels`.
@@ -35,7 +35,11 @@ def main(arguments: Sequence[str]) -> None:
     else:
         result = indices[0]
     result.write(out)
-    print(f"{out}: {len(result)} images, {len(result) - result.unlabelled} with a label")
+    labelled = len(result) - result.unlabelled
+    if out.suffix.lower() != ".json" and labelled:
+        print(f"{out}: {len(result)} images; {out.suffix} has no room for their {labelled} labels, .json keeps them")
+    else:
+        print(f"{out}: {len(result)} images, {labelled} with a label")
 
 
 def _parse(words: list[str]) -> tuple[str, list[str], Path]:

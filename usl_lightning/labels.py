@@ -170,10 +170,15 @@ class LabelIndex:
         """The entries of this index, then those of `other` that are new; a label beats no label.
 
         Raises:
-            UslError: the two are of different data sets or classes, or disagree on a label.
+            UslError: the two are of different data sets or classes, disagree on a label, or one has an index outside
+                the other's data set; the line names its file.
         """
         self._check_same(other)
         theirs = other.path or "the other label index"
+        dataset = self.dataset or other.dataset
+        for part in (self, other):
+            if dataset is not None:
+                part.check(dataset)
         label_of = dict(zip(self.indices, self.labels, strict=True))
         file_of = dict(zip(self.indices, self.files or (), strict=False))
         for i, (index, label) in enumerate(zip(other.indices, other.labels, strict=True)):
@@ -185,7 +190,7 @@ class LabelIndex:
                 file_of.setdefault(index, other.files[i])
         complete = len(file_of) == len(label_of)
         return LabelIndex(
-            self.dataset or other.dataset,
+            dataset,
             {"name": "union", "of": [self.method, other.method]},
             tuple(label_of),
             tuple(label_of.values()),

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import pytorch_lightning
 import torch
-import torch.nn.functional as F
 
 from usl_lightning.data.keys import derive_seed
 from usl_lightning.data.modules import ImageData
@@ -52,7 +51,7 @@ class Selection(NamedTuple):
 
     Attributes:
         indices: int64 [budget] on the CPU, distinct positions in the data set: the kept ones, then in order of choice.
-        evidence: [n, …], what the choice was made from; for most selectors features [n, d].
+        evidence: features [n, d] that the choice was made from; for random and stratified those for the report.
         kept: the images that were to be kept, if any; the first of `indices`.
     """
 
@@ -83,6 +82,5 @@ class Trainer(pytorch_lightning.Trainer):
         evidence = evidence.to(self.strategy.root_device)
         chosen = model.choose(evidence, datamodule.seed).to(evidence.device)
         if kept is not None:
-            points = F.normalize(evidence.float(), dim=1) if evidence.ndim == 2 else evidence[:, None]
-            chosen = keep_first(torch.tensor(kept.indices, device=chosen.device), chosen, points)
-        return Selection(self.strategy.broadcast(chosen).cpu(), evidence, kept)
+            chosen = keep_first(torch.tensor(kept.indices, device=chosen.device), chosen, model.points(evidence))
+        return Selection(self.strategy.broadcast(chosen.cpu()), evidence, kept)

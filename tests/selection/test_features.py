@@ -242,6 +242,7 @@ def test_features_of_other_images_are_refused(tmp_path: Path) -> None:
         ("a.npy", ROWS.astype(int), "holds int64 [4, 3]; expected floating-point numbers [images, dimensions]"),
         ("a.npy", ROWS[0], "holds float32 [3]"),
         ("a.npy", np.where(ROWS == 5, np.nan, ROWS), "NaN or infinite values in row 1"),
+        ("a.npy", np.where(ROWS < 7, 0, ROWS), "all zeros in rows 0, 1; such an image has no direction"),
         ("a.npz", {"x": ROWS, "y": ROWS}, "holds x, y; expected an array named 'features'"),
         ("a.npz", {"features": ROWS, "ids": np.array([0, 1, 2, 2])}, "ids name no row for 1 of 4 images, 3 among"),
         ("a.npz", {"features": ROWS, "ids": np.array([0, 1, 2])}, "ids name no row for 4 of 4 images, 0 among"),
@@ -317,10 +318,9 @@ def test_random_weights_are_always_the_same_and_disturb_nothing() -> None:
     [
         ("resnet81", "model.backbone: unknown 'resnet81' (did you mean "),
         ("small_w16", "model.pretrained: 'small_w16' has no published weights"),
-        (
-            "vit_tiny_patch16_224",
-            "'vit_tiny_patch16_224' takes 224×224 images, these are 32×32; give --data",
-        ),
+        ("vit_tiny_patch16_224", "'vit_tiny_patch16_224' is made for images of 224×224 pixels, these have 32×32"),
+        ("resnet18.a1_in2k", "timm has no weights 'resnet18.a1_in2k' (did you mean "),
+        ("botnet50ts_256", "model.pretrained: 'botnet50ts_256' has no published weights"),
     ],
 )
 def test_networks_that_do_not_fit(backbone: str, part: str) -> None:

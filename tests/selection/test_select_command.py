@@ -62,8 +62,7 @@ def digits() -> ImageData:
 
 
 def made(name: str, budget: int, data: ImageData, **more: Any) -> Selector:
-    if SELECTORS[name].needs_network is not False:
-        more["features"] = "pixels.npy"
+    more["features"] = "pixels.npy"
     if name == "stratified":
         more["allow_oracle"] = True
     return SELECTORS[name](image=data.spec, budget=budget, **more)
@@ -102,6 +101,25 @@ def test_each_picks_and_keeps_and_sees_no_label(name: str) -> None:
     if name != "stratified":
         data.train_source.labels = torch.roll(data.train_source.labels, 1)
         assert select(made(name, 12, data), data).indices.tolist() == chosen
+
+
+@pytest.mark.parametrize("name", ["random", "stratified"])
+def test_features_are_for_the_report_alone(name: str) -> None:
+    data, allowed = digits(), {"allow_oracle": True} if name == "stratified" else {}
+    Path("keep.json").write_text("[1436, 0]")
+    for kept in (None, "keep.json"):
+        without = select(SELECTORS[name](image=data.spec, budget=12, keep_from=kept, **allowed), data)
+        given = select(made(name, 12, data, keep_from=kept), data)
+        assert torch.equal(given.indices, without.indices)
+        assert (without.evidence.shape, given.evidence.shape) == ((N, 0), (N, 64))
+    index = chosen_index(data.train_source, given.indices, {}, None)
+    assert "propagated_accuracy" in chosen_quality(index, data.train_source, given.evidence)
+    assert "propagated_accuracy" not in chosen_quality(index, data.train_source, without.evidence)
+    write_checkpoint("some.ckpt", online="encoder.")
+    model = SELECTORS[name](image=data.spec, budget=12, init_from="some.ckpt", keep_from="keep.json", **allowed)
+    selection = select(model, data)
+    assert torch.equal(selection.indices, without.indices)
+    assert selection.evidence.shape[1] > 0
 
 
 def write_checkpoint(path: str, **prefixes: str) -> dict[str, Encoder]:

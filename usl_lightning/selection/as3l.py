@@ -11,7 +11,7 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import derive_seed, permutation
 from usl_lightning.errors import UslError
 from usl_lightning.selection.base import Selector
-from usl_lightning.selection.geometry import check_budget, exact_arithmetic, unit_rows
+from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, unit_rows
 from usl_lightning.selection.kmeans import kmeans
 from usl_lightning.selection.picks import best_of_each, fill_to_budget
 
@@ -46,14 +46,21 @@ def select_as3l(
 
     Raises:
         UslError: a parameter out of range, features not finite or with rows of zeros.
+
+    Memory beyond the input: three times the features in float32 (unit rows, their mean centres, and k-means' copy
+    or the tuned features), however many clusterings; and C labels a point.
     """
     check_budget(budget, len(features))
     if clusterings < 1 or epochs < 0:
         raise UslError(f"clusterings={clusterings}, epochs={epochs}: expected at least 1 and 0")
     x = unit_rows(features)
-    runs = [kmeans(x, budget, seed=_seed(seed, "before", c), iterations=iterations) for c in range(clusterings)]
-    centres = torch.stack([centroids[labels] for labels, centroids in runs]).mean(0)
+    centres = torch.zeros_like(x)
+    for c in range(clusterings):
+        labels, centroids = kmeans(x, budget, seed=_seed(seed, "before", c), iterations=iterations)
+        for rows in chunks(len(x), x.nbytes // len(x), x.device):
+            centres[rows] += centroids[labels[rows]] / clusterings
     tuned = finetuned_features(x, centres, epochs=epochs, seed=seed)
+    del x, centres
     after = [kmeans(tuned, budget, seed=_seed(seed, "after", c), iterations=iterations)[0] for c in range(clusterings)]
     return _medians(tuned, torch.stack(after, 1), budget)
 

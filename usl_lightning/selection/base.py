@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
@@ -65,6 +66,11 @@ class Selector(LightningModule):
         self.features, self.cache = features, cache
 
     @property
+    def has_features(self) -> bool:
+        """Whether a source of features is given."""
+        return self.features is not None or self.init_from is not None or self.backbone is not None
+
+    @property
     def needs_network(self) -> bool:
         """False if what the choice is made from is there already."""
         return self.features is None
@@ -92,6 +98,10 @@ class Selector(LightningModule):
         if self.features is not None:
             return read_features(self.features, data.train_source)
         return image_features(self.encoder, data, cache=self.cache)
+
+    def points(self, evidence: Tensor) -> Tensor:
+        """What tells which pick is nearest to a kept image and gives its place to it: rows [n, …] to compare."""
+        return F.normalize(evidence.float(), dim=1)
 
     @abstractmethod
     def choose(self, features: Tensor, seed: int) -> Tensor:

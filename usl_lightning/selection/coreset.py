@@ -12,7 +12,8 @@ def select_coreset(features: Tensor, budget: int, *, seed: int = 0) -> Tensor:
     """From a random first point, again and again the point farthest from all chosen ones (Euclidean).
 
     The largest distance from any point to the chosen ones is at most twice the least possible. The paper
-    starts from labelled points; there are none here, hence the random one.
+    starts from labelled points; there are none here, hence the random one. Images that are kept (`--keep`) take
+    the places of the picks nearest to them, as with every selector; the choice does not start from them.
 
     Args:
         features: [n, d], any float dtype, CPU or CUDA; L2-normalised here.

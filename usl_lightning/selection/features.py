@@ -22,7 +22,7 @@ from usl_lightning.data.sources import ImageSource
 from usl_lightning.distributed import gather_uneven, world_size
 from usl_lightning.errors import UslError
 from usl_lightning.models.encoder import Encoder
-from usl_lightning.selection.geometry import check_features
+from usl_lightning.selection.geometry import check_directions, check_features
 from usl_lightning.selection.kept import check_dataset, kept_or_made, process_device, process_rank
 
 log = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def read_features(path: str | Path, source: ImageSource) -> Tensor:
 
     Raises:
         UslError: the file cannot be read, has not one row for each image, is of other images or names images
-            that the data set does not have, or holds NaN or infinite values (names the rows).
+            that the data set does not have, or holds NaN, infinite values or a row of zeros (names the rows).
     """
     where = f"model.features: {path}"
     arrays = _load(Path(path), where)
@@ -98,6 +98,7 @@ def read_features(path: str | Path, source: ImageSource) -> Tensor:
             "row for each image"
         )
     features = check_features(torch.from_numpy(rows.astype(np.promote_types(rows.dtype, np.float32))), where)
+    check_directions(features, where)
     return features if ids is None else features[_rows_of_images(ids, source, where)]
 
 
@@ -116,34 +117,7 @@ def published_encoder(backbone: str, image: ImageSpec, *, pretrained: bool = Tru
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return Encoder(backbone, image).eval()
-    import timm
-
-    config = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
-    if config is not None:
-        expected = tuple(config.input_size[1:])
-        if config.fixed_input_size and expected != (image.height, image.width):
-            raise UslError(
-                f"model.backbone: '{backbone}' takes {expected[0]}×{expected[1]} images, these are "
-                f"{image.height}×{image.width}; give --data.image_size {expected[0]} or another network"
-            )
-        image = _with_statistics(image, config.mean, config.std)
-    try:
-        return Encoder(backbone, image, pretrained=True).eval()
-    except UslError:
-        raise
-    except Exception as error:  # no connection, a full disk, no such weights: as many kinds as there are hubs
-        reason = " ".join(str(error).split())[:120]
-        raise UslError(
-            f"model.backbone: the published weights of '{backbone}' cannot be loaded ({type(error).__name__}: "
-            f"{reason}); put them into timm's cache, or use --model.init_from or --model.features"
-        ) from error
-
-
-def _with_statistics(image: ImageSpec, mean: tuple[float, ...], std: tuple[float, ...]) -> ImageSpec:
-    """The images with other statistics; for one channel their mean, as timm adds up the first layer's weights."""
-    if image.channels == 1:
-        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
-    return ImageSpec(image.channels, image.height, image.width, mean, std, image.classes, image.count)
+    return Encoder(backbone, image, pretrained=True).eval()
 
 
 # a pass over the images ----------------------------------------------------------------------------------

@@ -50,14 +50,19 @@ def unit_rows(features: Tensor, name: str = "features") -> Tensor:
         UslError: as `check_features`, or rows of zeros, which have no direction.
     """
     features = check_features(features, name)
+    check_directions(features, name)
     norms = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
-    if not norms.all():
-        zeros = torch.nonzero(norms == 0)[:, 0]
-        raise UslError(f"{name}: all zeros in {_rows(zeros)}; such an image has no direction to compare")
     out = torch.empty_like(features)
     for rows in chunks(len(features), 16 * features.shape[1]):
         out[rows] = (features[rows].double() / norms[rows, None]).to(out.dtype)
     return out
+
+
+def check_directions(features: Tensor, name: str = "features") -> None:
+    """Raise UslError if rows of features [n, d] are all zeros; the message names at most five."""
+    zeros = torch.nonzero(~features.any(1))[:, 0]
+    if len(zeros):
+        raise UslError(f"{name}: all zeros in {_rows(zeros)}; such an image has no direction to compare")
 
 
 def chunks(n: int, bytes_per_row: int, device: torch.device | None = None) -> Iterator[slice]:

@@ -46,8 +46,8 @@ def chosen_quality(index: LabelIndex, source: ImageSource, features: Tensor) -> 
     Args:
         index: the chosen images.
         source: the images they were chosen from.
-        features: what they were chosen by; anything but features [n, d], none of them all zeros, leaves out the
-            figures that need distances between directions.
+        features: [n, d] of all images; with d = 0, or a row of zeros, which has no direction, the figures that
+            need distances are left out.
 
     Returns:
         The figures that can be told; none if a chosen image has no label.
@@ -56,8 +56,7 @@ def chosen_quality(index: LabelIndex, source: ImageSource, features: Tensor) -> 
         return {}
     chosen, labels = torch.tensor(index.indices), source.labels.clone()
     labels[chosen] = torch.tensor(index.labels)
-    matrix = features.ndim == 2 and features.shape[1] > 0
-    shown = features if matrix and bool(features.any(1).all()) else None
+    shown = features if bool(features.any(1).all()) else None
     quality = label_quality(labels, chosen, shown, num_classes=len(index.classes))
     return {name: value for name, value in quality.items() if value is not None}
 

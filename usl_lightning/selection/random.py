@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.modules import ImageData
 from usl_lightning.selection.base import Selector
@@ -33,22 +32,20 @@ def select_random(features_or_n: Tensor | int, budget: int, *, seed: int = 0) ->
 
 
 class Random(Selector):
-    """Random selection as one stage; computes no features.
+    """Random selection as one stage. Features may be given; they are for the report of the choice alone."""
 
-    Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
-        keep_from: label index (short: --keep) whose images come first, with their labels.
-    """
-
-    needs_network = False
-
-    def __init__(self, image: ImageSpec, budget: int, keep_from: str | None = None) -> None:
-        super().__init__(image=image, budget=budget, keep_from=keep_from)
+    @property
+    def needs_network(self) -> bool:
+        """False unless a network is given whose features are to be in the report."""
+        return self.has_features and self.features is None
 
     def evidence(self, data: ImageData) -> Tensor:
-        """Nothing, [n, 0]."""
-        return torch.empty(len(data.train_source), 0)
+        """Features [n, d] for the report, or nothing, [n, 0]."""
+        return super().evidence(data) if self.has_features else torch.empty(len(data.train_source), 0)
+
+    def points(self, evidence: Tensor) -> Tensor:
+        """Nothing, [n, 0]: kept images take the places of the first picks."""
+        return evidence[:, :0]
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_random`."""

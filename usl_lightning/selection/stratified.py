@@ -1,5 +1,7 @@
 """Stratified selection: the same number from every class. It reads all labels, so it is an oracle, not a method."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -49,17 +51,22 @@ class Stratified(Selector):
         image: of the images; the command line takes it from the data.
         budget: number of images to pick, with those that are kept.
         allow_oracle: read the labels of all images (short: --allow-oracle); nothing is chosen without it.
-        keep_from: label index (short: --keep) whose images come first, with their labels.
+        source: features, which are for the report of the choice alone, and what to keep: see `Selector`.
     """
 
-    needs_network = False
-
-    def __init__(self, image: ImageSpec, budget: int, allow_oracle: bool = False, keep_from: str | None = None) -> None:
-        super().__init__(image=image, budget=budget, keep_from=keep_from)
+    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
+    def __init__(self, image: ImageSpec, budget: int, allow_oracle: bool = False, **source: Any) -> None:
+        super().__init__(image=image, budget=budget, **source)
         self.allow_oracle = allow_oracle
+        self._labels = torch.empty(0, dtype=torch.int64)
+
+    @property
+    def needs_network(self) -> bool:
+        """False unless a network is given whose features are to be in the report."""
+        return self.has_features and self.features is None
 
     def evidence(self, data: ImageData) -> Tensor:
-        """The labels, int64 [n].
+        """Features [n, d] for the report, or nothing, [n, 0]; the labels are read here, to choose by.
 
         Raises:
             UslError: it is not allowed to read them, or there are none.
@@ -72,8 +79,13 @@ class Stratified(Selector):
         labels = data.train_source.labels
         if not bool((labels >= 0).any()):
             raise UslError(f"data.dataset: no image of {data.train_source.name} has a label; expected labels to read")
-        return labels
+        self._labels = labels
+        return super().evidence(data) if self.has_features else torch.empty(len(labels), 0)
+
+    def points(self, evidence: Tensor) -> Tensor:
+        """The labels, [n, 1]: a kept image takes the place of a pick of its class."""
+        return self._labels[:, None].to(evidence.device)
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
-        """See `select_stratified`; its evidence is the labels."""
-        return select_stratified(features, self.budget, seed=seed)
+        """See `select_stratified`."""
+        return select_stratified(self._labels, self.budget, seed=seed)

@@ -13,7 +13,7 @@ from usl_lightning.selection.kmeans import kmeans
 from usl_lightning.selection.neighbors import knn
 
 SMALL_CLUSTER = 5
-"""Clusters of this size or less are used last, as in the published code."""
+"""Clusters of this size or less are used last; the published code never uses them, and may run out of others."""
 
 
 def select_typiclust(
@@ -28,9 +28,9 @@ def select_typiclust(
 ) -> Tensor:
     """TPC_RP (section 3.2): k-means into min(budget, 500) clusters; the most typical point of each in turn.
 
-    Clusters take turns, the largest first; those of 5 points or fewer have theirs when the others are used
-    up. Typicality is 1/(mean distance to the k nearest of the cluster's points not chosen yet), with k at
-    most half their number.
+    Clusters take turns, the largest first; those of 5 points or fewer have theirs when the others are used up, so
+    that any budget is met (the published code leaves them out). Typicality is 1/(mean distance to the k nearest of
+    the cluster's points not chosen yet), with k at most half their number.
 
     Args:
         features: [n, d], any float dtype, CPU or CUDA; L2-normalised here.

@@ -30,6 +30,9 @@ def select_uslt(
 ) -> Tensor:
     """The `budget` images worth labelling: one of each cluster of the first head.
 
+    On ImageNet the paper then gives an image's label to the 20 densest of its cluster as pseudo-labels (appendix
+    6.12), which take labels that are not there yet when images are chosen: that step is left to training.
+
     Args:
         features: [n, d] of the encoder that was trained with the heads, CPU or CUDA.
         heads: the trained heads, on the same device.

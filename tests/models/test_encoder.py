@@ -1,15 +1,18 @@
 """Encoders: normalisation travels with the weights; loading is all or nothing."""
 
 import copy
+import dataclasses
 import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 
 from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.views import Weak
 from usl_lightning.errors import UslError
 from usl_lightning.models.encoder import (
     ENTRY,
@@ -20,6 +23,8 @@ from usl_lightning.models.encoder import (
     read_checkpoint,
 )
 from usl_lightning.models.heads import Classifier
+from usl_lightning.optim import Optimization
+from usl_lightning.pretrain.simclr import SimCLR
 
 GREY = ImageSpec(1, 8, 8, (0.3,), (0.2,), ("a", "b", "c"))
 COLOUR = ImageSpec(3, 8, 8, (0.3, 0.4, 0.5), (0.2, 0.3, 0.1))
@@ -48,6 +53,37 @@ def test_normalises_by_its_own_statistics() -> None:
     torch.testing.assert_close(model(images), expected)
     torch.testing.assert_close(model(images.float() / 255), expected)
     assert {"mean", "std"} <= model.state_dict().keys()
+
+
+def test_published_weights_are_fed_as_they_were_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In training, and by whoever loads the checkpoint: with the statistics of the weights, not of the data."""
+    net = timm.create_model("test_resnet", num_classes=0)
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    config = dataclasses.replace(
+        timm.get_pretrained_cfg("test_resnet"),
+        file=str(tmp_path / "weights.pth"), num_classes=0, mean=(0.2, 0.4, 0.6), std=(0.1, 0.2, 0.3),
+    )  # fmt: skip
+    monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, "test_resnet", config)
+    image = ImageSpec(3, 32, 32, (0.1,) * 3, (0.2,) * 3, ("a", "b"))
+    model = SimCLR(image, Weak(), Optimization(), "test_resnet", pretrained=True)
+    model.encoder.eval()
+    assert image.mean == (0.1,) * 3, "the caller's is left as it was"
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.2, 0.4, 0.6), (0.1, 0.2, 0.3)))
+    with torch.no_grad():
+        expected = net.eval()((images / 255 - mean) / std)
+        torch.testing.assert_close(model.encoder(images), expected, rtol=1e-4, atol=1e-5)
+        again = load_encoder(save(tmp_path / "a.ckpt", model.encoder))
+        torch.testing.assert_close(again(images), expected, rtol=1e-4, atol=1e-5)
+    assert (again.image.mean, again.image.classes) == ((0.2, 0.4, 0.6), ("a", "b"))
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_weights_that_do_not_exist_are_refused_in_a_line(pretrained: bool) -> None:
+    with pytest.raises(
+        UslError, match=r"^model\.backbone: timm has no weights 'resnet18\.nonsense'.*resnet18\.a1_in1k"
+    ):
+        Encoder("resnet18.nonsense", ImageSpec(3, 64, 64, (0.1,) * 3, (0.2,) * 3), pretrained=pretrained)
 
 
 @pytest.mark.parametrize("backbone", ["small_w16", "wrn_28_2", "resnet18_cifar"])

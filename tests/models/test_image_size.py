@@ -43,6 +43,14 @@ def test_a_network_for_one_size_says_which() -> None:
     Encoder("vit_tiny_patch16_224", spec(224, 224))
 
 
+@pytest.mark.parametrize(("height", "width"), [(62, 224), (224, 62)])
+def test_images_too_small_for_alexnet_are_refused_before_the_first_step(height: int, width: int) -> None:
+    with pytest.raises(
+        UslError, match=rf"'alexnet_small' needs .* 63 pixels a side or more, these have {height}×{width}"
+    ):
+        Encoder("alexnet_small", spec(height, width))
+
+
 def test_all_ours_take_the_images_they_are_for() -> None:
     small = [name for name in OURS if name.startswith(("small", "wrn_28_2", "resnet18"))]
     assert len(small) >= 7

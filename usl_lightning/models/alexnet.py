@@ -42,7 +42,7 @@ class AlexNet(nn.Module):
             nn.MaxPool2d(3, 2),
             nn.AdaptiveAvgPool2d(6),
         )
-        self.feature_dim = e * 6 * 6
+        self.feature_dim, self.smallest_side = e * 6 * 6, SMALLEST
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -51,7 +51,7 @@ class AlexNet(nn.Module):
         """[b, channels, h, w] -> features [b, 9216].
 
         Raises:
-            UslError: images of less than 63 pixels a side.
+            UslError: images of less than 63 pixels a side, as a view may make them.
         """
         if min(x.shape[-2:]) < SMALLEST:
             raise UslError(

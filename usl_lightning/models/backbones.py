@@ -1,10 +1,12 @@
 """Backbones by name: ours, the CIFAR variants of ResNet, and any model of timm."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from torch import nn
 
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError, did_you_mean
 from usl_lightning.models.alexnet import AlexNet
 from usl_lightning.models.small import SmallNet
@@ -49,14 +51,60 @@ def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tu
         pretrained: load timm's weights (needs them in timm's cache, or a network connection).
 
     Raises:
-        UslError: an unknown name, or `pretrained` for a network without published weights.
+        UslError: an unknown name, or `pretrained` for a network whose published weights do not exist or cannot be
+            loaded.
     """
+    if pretrained:
+        _published(name)
     if name in OURS:
-        if pretrained:
-            raise UslError(f"model.pretrained: '{name}' has no published weights; use a timm model or model.init_from")
         net = OURS[name](channels)
         dim = net.feature_dim if hasattr(net, "feature_dim") else net.num_features
         return net, int(dim)  # type: ignore[arg-type]
+    import timm
+
+    _config(name)
+    try:
+        net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels)
+    except Exception as error:  # no connection, a full disk, a damaged file: as many kinds as there are hubs
+        if not pretrained:
+            raise
+        reason = " ".join(str(error).split())[:120]
+        raise UslError(
+            f"model.backbone: the published weights of '{name}' cannot be loaded ({type(error).__name__}: {reason}); "
+            "put them into timm's cache, or start from a checkpoint with --model.init_from"
+        ) from error
+    # Some networks (MobileNet v3) end in a wider layer than their last maps.
+    return net, int(getattr(net, "head_hidden_size", net.num_features))  # type: ignore[arg-type]
+
+
+def published_image(name: str, image: ImageSpec) -> ImageSpec:
+    """The images with the statistics that a network's published weights were trained with.
+
+    For one channel they are the mean of the three: timm adds up the first layer's weights, so that the network sees
+    three equal channels.
+
+    Raises:
+        UslError: an unknown name, a network without published weights, or one for images of another size.
+    """
+    config = _published(name)
+    if config.fixed_input_size:
+        _check_made_for(name, config.input_size[1:], image.height, image.width)
+    mean, std = tuple(config.mean), tuple(config.std)
+    if image.channels == 1:
+        mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
+    return ImageSpec(image.channels, image.height, image.width, mean, std, image.classes, image.count)
+
+
+def _published(name: str) -> Any:
+    """timm's description of a network that has published weights."""
+    config = None if name in OURS else _config(name)
+    if config is None or not config.has_weights:
+        raise UslError(f"model.pretrained: '{name}' has no published weights; use a timm model or model.init_from")
+    return config
+
+
+def _config(name: str) -> Any:
+    """timm's description of a network and its weights; None if there is none."""
     import timm
 
     if not timm.is_model(name):
@@ -65,17 +113,30 @@ def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tu
             f"model.backbone: unknown '{name}'{did_you_mean(name, known)}; "
             f"expected one of {', '.join(OURS)} or a model of timm"
         )
-    net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels)
-    # Some networks (MobileNet v3) end in a wider layer than their last maps.
-    return net, int(getattr(net, "head_hidden_size", net.num_features))  # type: ignore[arg-type]
+    try:
+        return timm.get_pretrained_cfg(name)
+    except RuntimeError:
+        architecture = name.partition(".")[0]
+        known = timm.list_pretrained(f"{architecture}.*")
+        raise UslError(
+            f"model.backbone: timm has no weights '{name}'{did_you_mean(name, known)}; "
+            f"expected one of {', '.join([architecture, *known])}"
+        ) from None
 
 
 def check_image_size(net: nn.Module, name: str, height: int, width: int) -> None:
     """Refuse images that a network made by `create_backbone` cannot look at properly.
 
     Raises:
-        UslError: a side is shorter than one step of the network's last map, or the network is made for another size.
+        UslError: a side is shorter than one step of the network's last map or than the network can take, or the
+            network is made for another size.
     """
+    smallest = int(getattr(net, "smallest_side", 1))  # type: ignore[arg-type]
+    if min(height, width) < smallest:
+        raise UslError(
+            f"model.backbone: '{name}' needs images of {smallest} pixels a side or more, these have {height}×{width}; "
+            "enlarge them with --data.image_size 224"
+        )
     info = getattr(net, "feature_info", None)
     stride = int(getattr(net, "output_stride", info[-1]["reduction"] if info else 1))  # type: ignore[index]
     if min(height, width) < stride:
@@ -85,7 +146,12 @@ def check_image_size(net: nn.Module, name: str, height: int, width: int) -> None
         )
     patches = getattr(net, "patch_embed", None)
     size = tuple(getattr(patches, "img_size", None) or ()) if getattr(patches, "strict_img_size", False) else ()
-    if size and size != (height, width):
+    if size:
+        _check_made_for(name, size, height, width)
+
+
+def _check_made_for(name: str, size: Sequence[int], height: int, width: int) -> None:
+    if tuple(size) != (height, width):
         raise UslError(
             f"model.backbone: '{name}' is made for images of {size[0]}×{size[1]} pixels, these have {height}×{width}; "
             f"resize them with --data.image_size {size[0]}"

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError
-from usl_lightning.models.backbones import check_image_size, create_backbone
+from usl_lightning.models.backbones import check_image_size, create_backbone, published_image
 
 ENTRY = "encoder"
 """Key of a checkpoint under which `encoder_entry` is stored."""
@@ -21,13 +21,14 @@ class Encoder(nn.Module):
     Args:
         backbone: see `create_backbone`.
         image: channels, size and pixel statistics; the statistics become buffers, stored with the weights.
-        pretrained: start from published weights.
+        pretrained: start from published weights; images are then normalised as those were trained.
 
     Raises:
-        UslError: no such backbone, or not for images of this size.
+        UslError: no such backbone or weights, or not for images of this size.
 
     Attributes:
         feature_dim: d of the features [b, d].
+        image: what it knows of its images, with the statistics that it uses.
     """
 
     mean: Tensor
@@ -35,6 +36,8 @@ class Encoder(nn.Module):
 
     def __init__(self, backbone: str, image: ImageSpec, *, pretrained: bool = False) -> None:
         super().__init__()
+        if pretrained:
+            image = published_image(backbone, image)
         net, self.feature_dim = create_backbone(backbone, image.channels, pretrained=pretrained)
         check_image_size(net, backbone, image.height, image.width)
         self.net = net.to(memory_format=torch.channels_last)

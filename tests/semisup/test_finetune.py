@@ -99,6 +99,17 @@ def test_linear_means_frozen(tmp_path: Path, kept: int, monkeypatch: pytest.Monk
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_norms_that_are_replaced_stay_frozen(tmp_path: Path) -> None:
+    """As Lightning does on several GPUs, after the model is made."""
+    stage_1(tmp_path / "a.ckpt")
+    model = finetune(tmp_path / "a.ckpt", projection_layers_kept=1, tuned="linear")
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model).train()
+    norms = [m for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) > 2
+    assert all(isinstance(norm, nn.SyncBatchNorm) and not norm.training for norm in norms)
+    assert not any(parameter.requires_grad for norm in norms for parameter in norm.parameters())
+
+
 def test_a_linear_run_changes_the_last_layer_alone(tmp_path: Path) -> None:
     earlier = stage_1(tmp_path / "a.ckpt")
     checkpoint = train(lambda _: finetune(tmp_path / "a.ckpt", tuned="linear"), labelled, tmp_path / "run", 9)

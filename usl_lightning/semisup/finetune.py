@@ -100,32 +100,40 @@ class FineTune(SemiSupervisedModule):
         super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
         self.view, self.tuned, self.pretrained = view, tuned, pretrained
         encoder = self.model.encoder
-        head = classifier_head(
+        self.model.head = classifier_head(
             encoder.feature_dim, hidden_dim, image.num_classes, layers=projection_layers_kept, norm=projection_norm
         )
-        self.model.head = head
-        # A list, not a part of the model: the same weights must not be stored twice.
-        self._projection = [head[:-1]] if isinstance(head, nn.Sequential) else []
-        self._frozen = [encoder, *self._projection] if tuned == "linear" else []
-        for part in self._frozen:
-            part.requires_grad_(False)
+        if tuned == "linear":
+            for part in self._before_last():
+                part.requires_grad_(False)
         self.ema = EMA(self.model, ema_decay)
         self.train()
 
     def train(self, mode: bool = True) -> "FineTune":
         """Training mode for all but what is frozen."""
         super().train(mode)
-        for part in self._frozen:
-            part.eval()
+        if self.tuned == "linear":
+            for part in self._before_last():
+                part.eval()
         return self
+
+    def _projection(self) -> nn.Sequential | None:
+        """The layers kept of the projection head, if any; asked anew each time, as norms may be replaced in between."""
+        head = self.model.head
+        return head[:-1] if isinstance(head, nn.Sequential) else None
+
+    def _before_last(self) -> list[nn.Module]:
+        """All but the last layer."""
+        projection = self._projection()
+        return [self.model.encoder] if projection is None else [self.model.encoder, projection]
 
     def setup(self, stage: str) -> None:
         """Start from an earlier encoder and projection head; a checkpoint being resumed is loaded later and wins."""
-        if stage == "fit" and self.init_from is None and (self._projection or not self.pretrained):
+        projection = self._projection()
+        if stage == "fit" and self.init_from is None and (projection is not None or not self.pretrained):
             raise UslError("model.init_from: expected a checkpoint of stage 1 to fine-tune; `usl fit` writes one")
-        if stage == "fit" and self.init_from is not None:
-            for projection in self._projection:
-                init_projection(projection, self.init_from)
+        if stage == "fit" and self.init_from is not None and projection is not None:
+            init_projection(projection, self.init_from)
         super().setup(stage)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -22,7 +22,18 @@ from usl_lightning.precision import full_precision
 GUESS_MOMENTUM = 0.99
 """Of the moving histogram of pseudo-labels: it tells of about the last 100 steps."""
 
-_LOGGED_CLASSES = 20  # a histogram of more would fill the logs; its balance is always there
+LOGGED_CLASSES = 20
+"""Of more classes the logs have quantiles: values one by one would fill them."""
+
+
+def class_values(name: str, values: Tensor) -> dict[str, Tensor]:
+    """Values [classes] as scalars: `name_0`, `name_1`, …; of more than 20, `name_min`, `name_median`, `name_max`.
+
+    The median of an even number of values is the lower of the two in the middle.
+    """
+    if len(values) <= LOGGED_CLASSES:
+        return {f"{name}_{i}": value for i, value in enumerate(values.unbind())}
+    return {f"{name}_min": values.min(), f"{name}_median": values.median(), f"{name}_max": values.max()}
 
 
 def guess_statistics(share: Tensor) -> dict[str, Tensor]:
@@ -33,8 +44,7 @@ def guess_statistics(share: Tensor) -> dict[str, Tensor]:
     """
     histogram = share / share.sum().clamp_min(torch.finfo(share.dtype).tiny)
     entropy = torch.special.entr(histogram).sum() / math.log(len(share))
-    logged = histogram.unbind() if len(share) <= _LOGGED_CLASSES else ()
-    return {"guess_balance": entropy, **{f"guesses_{i}": value for i, value in enumerate(logged)}}
+    return {"guess_balance": entropy, **class_values("guesses", histogram)}
 
 
 class SemiSupervisedModule(LightningModule):
@@ -131,8 +141,9 @@ class SemiSupervisedModule(LightningModule):
     def log_guesses(self, predictions: Tensor, mask: Tensor) -> None:
         """Log which share of the unlabelled images teaches (`mask_rate`), and as what; called in a training step.
 
-        At the steps that are logged follow the classes' shares of late, as `guesses_0`, `guesses_1`, … (up to 20
-        classes), and `guess_balance`: the entropy of the shares, 1 if all classes are guessed alike, 0 if only one is.
+        At the steps that are logged follow the classes' shares of late, as `guesses_0`, `guesses_1`, … (see
+        `class_values`), and `guess_balance`: the entropy of the shares, 1 if all classes are guessed alike, 0 if only
+        one is.
 
         Args:
             predictions: [n, classes], logits or probabilities whose largest is the pseudo-label.
@@ -146,20 +157,19 @@ class SemiSupervisedModule(LightningModule):
         self._guesses = True
 
     def log_classes(self, name: str, values: Tensor) -> None:
-        """Log a value of each class as `name_0`, `name_1`, … at the steps that are logged, if there are up to 20.
+        """Log a value of each class as `name_0`, `name_1`, … (see `class_values`) at the steps that are logged.
 
         Args:
             values: [classes], the same on every process.
         """
-        if len(values) <= _LOGGED_CLASSES:
-            self._of_classes[name] = values.detach()
+        self._of_classes[name] = values.detach()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log what there is of each class, the moving histogram of pseudo-labels too, at the steps that are logged."""
         if self.trainer.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return
         for name, values in self._of_classes.items():
-            self.log_dict({f"{name}_{i}": value for i, value in enumerate(values.unbind())})
+            self.log_dict(class_values(name, values))
         if self._guesses:
             self.log_dict(guess_statistics(self.guess_share))
 

@@ -69,9 +69,10 @@ def test_labels_of_thousands_are_those_of_plain_sinkhorn(make: Any, k: int, powe
     assert agreement(sinkhorn_labels(logits, power=power, tolerance=0.1), theirs) >= 0.999
 
 
-@pytest.mark.parametrize(("k", "make"), [(10, network_logits), (30, random_logits)])
-def test_every_label_is_used_equally_often(k: int, make: Any) -> None:
-    n = 6000
+@pytest.mark.parametrize(
+    ("n", "k", "make"), [(6000, 10, network_logits), (6000, 30, random_logits), (50_000, 100, network_logits)]
+)
+def test_every_label_is_used_equally_often(n: int, k: int, make: Any) -> None:
     logits = make(n, k)
     greedy = torch.bincount(logits.argmax(1), minlength=k)
     assert make is random_logits or float(greedy.max()) > 1.5 * n / k, "without balance it is far off"

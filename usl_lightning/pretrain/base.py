@@ -72,6 +72,8 @@ class PretrainModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Start from an earlier encoder; a checkpoint being resumed is loaded after this and wins.
 
+        Warns of batches larger than the data set.
+
         Raises:
             UslError: a process would have a single image, or the checkpoint does not fit.
         """
@@ -82,6 +84,11 @@ class PretrainModule(LightningModule):
             raise UslError(
                 f"data.batch_size: {batch_size} leaves each process a single image, with nothing to compare it to; "
                 f"use {2 * processes} or more"
+            )
+        if batch_size > self.encoder.image.count > 0 and self.trainer.is_global_zero:
+            log.warning(
+                f"data.batch_size: {batch_size} places for {self.encoder.image.count} images: some are in a batch "
+                "twice, and a contrastive loss takes the two for different images; use a smaller batch"
             )
         if self.init_from is not None:
             init_encoder(self.encoder, self.init_from)

@@ -194,10 +194,13 @@ class SeLa(PretrainModule):
 
     @torch.no_grad()
     def _reassign(self) -> None:
-        """Balance the predictions of every head for all images; each process those of its share (Eq. 6 to 8)."""
+        """Balance the predictions of every head for all images; each process those of its share (Eq. 6 to 8).
+
+        The encoder runs in the trainer's precision, the heads in float32: logits of 8 bits, times λ, blur the labels.
+        """
         features, classes = self._predict()
         heads = zip(*(torch.split(part, self.clusters) for part in self.head.parameters()), strict=True)
-        with torch.autocast(features.device.type, enabled=False):  # 8 bits times λ would blur the labels
+        with torch.autocast(features.device.type, enabled=False):
             for own, (weight, bias) in zip(self.labels, heads, strict=True):
                 labels = balanced_labels(
                     features,

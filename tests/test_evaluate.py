@@ -35,6 +35,7 @@ def test_everything_is_measured_on_all_images(run_dir: Path, command: str, capsy
     assert (report["method"], report["dataset"]) == ("SimCLR", "digits")
     result = json.loads((run_dir / "result.json").read_text())
     assert report["metrics"]["knn_accuracy"] == pytest.approx(result["knn_accuracy"])
+    assert result["knn_k"] == 20
     names = ("knn_accuracy", "probe_accuracy", "probe_1000_accuracy", "nmi", "ari", "feature_std", "uniformity")
     assert report["metrics"].keys() == set(names)
     for name in names:

@@ -238,7 +238,9 @@ def _test(cli: StageCLI, trainer: Trainer, checkpoint: Path) -> dict[str, Any]:
         return _evaluate_features(cli, trainer, checkpoint)
     command, data = f"usl {cli.stage.command}", cli.datamodule
     if not data.has_test:
-        raise UslError(f"{command}: {data.dataset} has no test images here to measure on; `usl predict` tells of others")
+        raise UslError(
+            f"{command}: {data.dataset} has no test images here to measure on; `usl predict` tells of others"
+        )
     metrics = _measure(cli, trainer, checkpoint, show=True)
     if isinstance(cli.model, SemiSupervisedModule) and not cli.model.scores:
         raise UslError(f"{command}: no test image of {data.dataset} has a label to measure by; expected some that do")
@@ -267,7 +269,9 @@ def _measure(cli: StageCLI, trainer: Trainer, checkpoint: Path | None = None, *,
     if not cli.datamodule.has_test:
         return {}
     trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint, verbose=False)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    metrics: dict[str, Any] = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if "knn_accuracy" in metrics:
+        metrics["knn_k"] = cli.model.knn_k
     if isinstance(cli.model, SemiSupervisedModule) and cli.model.scores and trainer.is_global_zero:
         _tell_scores(cli, checkpoint or StageFolder(cli.stage.run_dir).last_checkpoint, show=show)
     return metrics

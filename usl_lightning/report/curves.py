@@ -121,7 +121,7 @@ def _draw_curve(draw: "ImageDraw.ImageDraw", curve: Curve, colour: str, place: A
     band = [place(x, most) for x, _, _, most in curve.points]
     band += [place(x, least) for x, _, least, _ in reversed(curve.points)]
     if len(line) > 1:
-        draw.polygon(_scaled(band), f"{colour}22")
+        draw.polygon(_scaled(band), f"{colour}14")
         draw.line(_scaled(line), colour, 2 * SCALE, joint="curve")
     for (x, y), (_, _, least, most) in zip(line, curve.points, strict=True):
         top, bottom = place(1.0, most)[1], place(1.0, least)[1]

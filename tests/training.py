@@ -94,12 +94,22 @@ def train(
 
 
 def assert_resumes_exactly(
-    make_model: MakeModel, make_data: MakeData, folder: Path, *, steps: int = 8, stops: tuple[int, ...] = (1, 3, 6)
+    make_model: MakeModel,
+    make_data: MakeData,
+    folder: Path,
+    *,
+    steps: int = 8,
+    stops: tuple[int, ...] = (1, 3, 6),
+    **options: Any,
 ) -> None:
-    """A run stopped and continued at each of `stops` ends, bit for bit, in the state of one that was not."""
-    reference = train(make_model, make_data, folder / "straight", steps)
+    """A run stopped and continued at each of `stops` ends, bit for bit, in the state of one that was not.
+
+    Args:
+        options: of the Trainer.
+    """
+    reference = train(make_model, make_data, folder / "straight", steps, **options)
     for stop in (*stops, None):
-        checkpoint = train(make_model, make_data, folder / "stopped", steps, stop=stop)
+        checkpoint = train(make_model, make_data, folder / "stopped", steps, stop=stop, **options)
         assert checkpoint["global_step"] == (stop or steps)
     parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
     assert differing({k: checkpoint[k] for k in parts}, {k: reference[k] for k in parts}) == []

@@ -1,6 +1,6 @@
 """All selectors on the features of Fashion-MNIST: coverage and propagated accuracy for 10 to 100 labels, five seeds.
 
-    OMP_NUM_THREADS=2 python tests/benchmarks/compare_selectors.py [--checkpoint CKPT | --features FILE.npy] [--steps 400]
+    OMP_NUM_THREADS=2 python tests/benchmarks/compare_selectors.py [--checkpoint CKPT | --features FILE.npy]
 
 Without a checkpoint, SimCLR is trained for a few minutes first. Then `usl compare fashion_mnist_compare.yaml`; what
 is done already of either is not done again. The table and the plot go to tests/benchmarks/results/.

@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tools = tmp_path / "tools"
     (tools / "jobs").mkdir(parents=True)
     fakes = {
-        "sbatch": 'cd "$(dirname "$0")/jobs"; n=$((41 + $(ls | wc -l))); cat > $n.sh; echo "$@" >> ../asked; echo "$n;x"',
+        "sbatch": 'cd "${0%/*}/jobs"; n=$((41 + $(ls | wc -l))); cat > $n.sh; echo "$@" >> ../asked; echo "$n;x"',
         "srun": 'echo "$@" >> "$(dirname "$0")/ran"; shift; exec "$@"',
     }
     for name, body in fakes.items():

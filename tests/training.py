@@ -25,6 +25,7 @@ from usl_lightning.data.modules import ImageData, SemiSupervisedData
 from usl_lightning.data.sources import dataset_id, open_source
 from usl_lightning.labels import LabelIndex
 from usl_lightning.logs import MetricsCSV, Progress
+from usl_lightning.processes import Processes
 from usl_lightning.trainer import KeyedRandomness, Trainer
 
 MakeModel = Callable[[ImageData], LightningModule]
@@ -61,6 +62,19 @@ class Stop(Callback):
             raise StopError
 
 
+class FirstGradient(Callback):
+    """Keeps the gradient of the first step, as the optimizer gets it, in `gradient.pt`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: LightningModule, *_: Any) -> None:
+        """Of the global batch: the processes have averaged theirs."""
+        if trainer.global_step == 0 and trainer.is_global_zero:
+            gradient = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
+            torch.save(gradient, self.folder / "gradient.pt")
+
+
 def train(
     make_model: MakeModel, make_data: MakeData, folder: Path, steps: int, *, stop: int | None = None, **options: Any
 ) -> dict[str, Any]:
@@ -83,6 +97,7 @@ def train(
         enable_model_summary=False, logger=MetricsCSV(folder / "metrics.csv"),
         callbacks=[
             KeyedRandomness(data.seed), StopOnNaN(), Checkpoints(folder / "checkpoints", every_steps=1), Progress(""),
+            Processes(check_every=1), FirstGradient(folder),
             *([] if stop is None else [Stop(stop)]),
         ],
         **options,
@@ -119,10 +134,13 @@ def assert_resumes_exactly(
 
 
 def assert_two_processes_agree(
-    make_model: MakeModel, make_data: MakeData, folder: Path, *, steps: int = 10, tolerance: float = 1e-4
+    make_model: MakeModel, make_data: MakeData, folder: Path, *, steps: int = 30, tolerance: float = 1e-4
 ) -> None:
-    """Two processes (gloo) with the same global batch: the losses and the final state of one, within `tolerance`.
+    """Two processes (gloo) with the same global batch: the losses and the final state of one.
 
+    Each loss and, in norm, each weight and buffer is within `tolerance`, relative; the first loss and its gradient,
+    before errors can grow, within 1e-5.
+    The two hold the same weights and buffers, bit for bit, after every step (`Processes`).
     The network must be free of batch norm, whose statistics on the CPU are those of each process.
     """
     one = train(make_model, make_data, folder / "one", steps)
@@ -141,10 +159,17 @@ def assert_two_processes_agree(
     losses = [[float(v) for _, v in _losses((folder / name / "metrics.csv").read_text())] for name in ("two", "one")]
     assert len(losses[1]) == steps
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
+    ours, theirs = (torch.load(folder / name / "gradient.pt") for name in ("two", "one"))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-5 * float(value.abs().max()), msg=name)
     for name, value in one["state_dict"].items():
-        scale = float(value.abs().max()) if value.numel() else 0.0
-        message = f"{name} differs"
-        torch.testing.assert_close(two["state_dict"][name], value, rtol=tolerance, atol=tolerance * scale, msg=message)
+        own = two["state_dict"][name]
+        if value.is_floating_point():
+            assert float((own - value).norm()) <= tolerance * float(value.norm()) + 1e-7, name
+        else:
+            assert torch.equal(own, value), name
 
 
 def _rank(rank: int, make_model: MakeModel, make_data: MakeData, folder: Path, steps: int, port: int) -> None:

@@ -129,6 +129,10 @@ def test_the_heads_and_the_encoder_come_from_one_checkpoint(tmp_path: Path, monk
     with torch.no_grad():
         features = model.eval().encoder(source.read(torch.arange(len(source))))
     assert chosen.tolist() == select_uslt(features, model.heads, 9).tolist()
+    (tmp_path / "keep.json").write_text("[1436]")
+    keeping = USLT(digits().spec, 9, selector.init_from, keep_from=str(tmp_path / "keep.json"))
+    assert trainer.select(keeping, digits()).indices[0] == 1436
+    assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1, "the second time they are taken from there"
 
 
 def test_a_checkpoint_without_heads_is_refused(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def simclr(monkeypatch: pytest.MonkeyPatch) -> tuple[SimCLR, dict[str, Any]]:
     logged: dict[str, Any] = {}
     monkeypatch.setattr(model, "log", lambda name, value, **_: logged.update({name: float(value)}))
     monkeypatch.setattr(model, "log_dict", lambda values, **_: logged.update(values))
-    monkeypatch.setattr(model, "_trainer", SimpleNamespace(sanity_checking=False))
+    monkeypatch.setattr(model, "_trainer", SimpleNamespace(sanity_checking=False, global_step=0, log_every_n_steps=0))
     return model, logged
 
 

@@ -119,15 +119,18 @@ class PretrainModule(LightningModule):
                 values, each over the images of one process.
             values: scalars by name.
         """
-        step, every = self.trainer.global_step + 1, self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        looks, logs = step % LOOK_EVERY == 0, every > 0 and step % every == 0
-        if views and (looks or logs):
+        looks = bool(views) and self._takes_step(LOOK_EVERY)
+        if looks or (views and self._takes_step(self.trainer.log_every_n_steps)):  # type: ignore[attr-defined]
             values |= {"embedding_std": feature_std(views[0]), "uniformity": uniformity(views[0])}
             if len(views) == 2:
                 values["alignment"] = alignment(*views)
         means = mean_over_processes(**values)
         self.log_dict(means, prog_bar=True)
-        self._uniformity = means["uniformity"] if views and looks else None
+        self._uniformity = means["uniformity"] if looks else None
+
+    def _takes_step(self, every: int) -> bool:
+        """Whether the number of the step being taken, from 1, is a multiple of `every`; never of 0."""
+        return every > 0 and (self.trainer.global_step + 1) % every == 0
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Say so when the embeddings have collapsed, and when they have spread again."""

@@ -18,23 +18,20 @@ from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN
 from usl_lightning.complaints import check_keys, explain
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
-from usl_lightning.data.sources import ImageSource
 from usl_lightning.errors import UslError
 from usl_lightning.evaluation.classification import scores_table, write_scores
 from usl_lightning.evaluation.features import evaluate_features
 from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import content_fields, flatten, identity_fields
 from usl_lightning.interrupt import Interruption
-from usl_lightning.labels import LabelIndex
 from usl_lightning.logs import MetricsCSV, Pace, Progress, show_messages, wandb_logger
 from usl_lightning.models.encoder import compile_encoders, stored_image
 from usl_lightning.precision import check_averages, check_precision
 from usl_lightning.predict import images_to_predict, predict, predictions_csv
 from usl_lightning.pretrain.base import PretrainModule
 from usl_lightning.processes import Processes, lost_peer, set_timeout
-from usl_lightning.report.gallery import chosen_strip
 from usl_lightning.selection.base import Selector
-from usl_lightning.selection.outcome import chosen_index, chosen_quality, print_quality
+from usl_lightning.selection.outcome import chosen_index, chosen_quality, draw_chosen, print_quality
 from usl_lightning.semisup.base import SemiSupervisedModule
 from usl_lightning.stage import RESULTS, StageCommand, StageFolder
 from usl_lightning.trainer import KeyedRandomness, Trainer
@@ -44,10 +41,6 @@ TRAINER_DEFAULTS = {
     "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
     "log_every_n_steps": 50,
 }  # fmt: skip
-
-
-SHOWN = 200
-"""Chosen images in the picture of a selection; their pixels are all in memory at once."""
 
 
 class StageCLI(LightningCLI):
@@ -324,18 +317,9 @@ def _select(cli: StageCLI, trainer: Trainer, begin: Callable[[], None]) -> dict[
     index = chosen_index(source, selection.indices, method, selection.kept)
     metrics = {"budget": len(index), **chosen_quality(index, source, selection.evidence)}
     index.write(folder.labels)
-    _draw_chosen(index, source, folder.picture)
+    draw_chosen(index, source, folder.picture)
     print_quality(metrics)
     return _finish(cli, trainer, metrics)
-
-
-def _draw_chosen(index: LabelIndex, source: ImageSource, path: Path) -> None:
-    """A picture of the chosen images, at most of the first `SHOWN`."""
-    shown = index.indices[:SHOWN]
-    captions = ["?" if label is None else index.classes[label] for label in index.labels[:SHOWN]]
-    chosen_strip(source.read(torch.tensor(shown)), captions, path)
-    if len(shown) < len(index):
-        print(f"{path}: the first {SHOWN} of the {len(index)} chosen images")
 
 
 def _finish(cli: StageCLI, trainer: Trainer, metrics: dict[str, Any]) -> dict[str, Any]:

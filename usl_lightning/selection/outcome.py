@@ -1,6 +1,7 @@
 """What a selection leaves: the label index of the chosen images, and how good they are."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor
 from usl_lightning.data.sources import ImageSource, dataset_id
 from usl_lightning.evaluation.label_quality import label_quality
 from usl_lightning.labels import LabelIndex
+from usl_lightning.report.gallery import chosen_strip
+
+SHOWN = 200
+"""Images in the picture of a selection: their pixels are all in memory at once."""
 
 
 def chosen_index(source: ImageSource, indices: Tensor, method: dict[str, Any], kept: LabelIndex | None) -> LabelIndex:
@@ -59,6 +64,20 @@ def chosen_quality(index: LabelIndex, source: ImageSource, features: Tensor) -> 
     shown = features if bool(features.any(1).all()) else None
     quality = label_quality(labels, chosen, shown, num_classes=len(index.classes))
     return {name: value for name, value in quality.items() if value is not None}
+
+
+def draw_chosen(index: LabelIndex, source: ImageSource, path: Path) -> None:
+    """Write a picture of the chosen images, of the first `SHOWN` at most, which is then said.
+
+    Args:
+        index: the chosen images.
+        source: the images they were chosen from.
+        path: the PNG.
+    """
+    captions = ["?" if label is None else index.classes[label] for label in index.labels[:SHOWN]]
+    chosen_strip(source.read(torch.tensor(index.indices[:SHOWN])), captions, path)
+    if len(index) > SHOWN:
+        print(f"{path}: the first {SHOWN} of the {len(index)} chosen images")
 
 
 def print_quality(metrics: Mapping[str, Any]) -> None:

@@ -88,7 +88,10 @@ def test_nothing_to_measure_on_is_said(run_dir: Path, capsys: pytest.CaptureFixt
     np.savez(tmp_path / "alone.npz", **parts)
     np.savez(tmp_path / "unknown.npz", **parts, test_images=pixels, test_labels=unknown)
     before = (run_dir / "evaluation.json").read_text()
-    for name, expected in (("alone", "has no test images here"), ("unknown", "no test image of arrays has a label")):
+    for name, expected in (
+        ("alone", "has no test split to measure on"),
+        ("unknown", "no test image of arrays has a label"),
+    ):
         for command in ("test", "validate"):
             words = ["--data.dataset", "arrays", "--data.dir", str(tmp_path / f"{name}.npz")]
             line = refused(capsys, command, run_dir, *words)

@@ -232,7 +232,7 @@ def _test(cli: StageCLI, trainer: Trainer, checkpoint: Path) -> dict[str, Any]:
     command, data = f"usl {cli.stage.command}", cli.datamodule
     if not data.has_test:
         raise UslError(
-            f"{command}: {data.dataset} has no test images here to measure on; `usl predict` tells of others"
+            f"{command}: {data.dataset} has no test split to measure on; `usl predict` classifies any images"
         )
     metrics = _measure(cli, trainer, checkpoint, show=True)
     if isinstance(cli.model, SemiSupervisedModule) and not cli.model.scores:

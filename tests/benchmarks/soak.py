@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +59,18 @@ def write_chain(folder: Path, steps: int) -> None:
     (folder / "soak.yaml").write_text(yaml.safe_dump({"stages": stages}))
 
 
-def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
-    """Start the chain, or start it again, in a session of its own."""
+@contextmanager
+def running(folder: Path, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start the chain, or start it again, in a session of its own, of which nothing is left in the end."""
     command = [sys.executable, "-m", "usl_lightning.cli", "run", "soak.yaml", "--name", name]
-    log = open(folder / f"{name}.log", "ab")  # noqa: SIM115 - the process keeps it
-    return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    with open(folder / f"{name}.log", "ab") as log:
+        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def progress(run: Path) -> float:
@@ -105,17 +114,18 @@ def disturbed(folder: Path, name: str, every: float, seed: int, kills: int) -> l
     Returns:
         How it was ended each time.
     """
-    chance, done = random.Random(seed), []
+    chance, done, run = random.Random(seed), [], folder / "runs" / name
     while True:
-        before, process = progress(folder / "runs" / name), start(folder, name)
-        impatient = time.monotonic() + (chance.uniform(0, 15) if chance.random() < 0.2 else 600)
-        while process.poll() is None and progress(folder / "runs" / name) == before and time.monotonic() < impatient:
-            time.sleep(0.02)
-        try:
-            process.wait(chance.uniform(0, every) if len(done) < kills else None)
-        except subprocess.TimeoutExpired:
-            done.append(kill_some_of(process, chance))
-            continue
+        before = progress(run)
+        with running(folder, name) as process:
+            impatient = time.monotonic() + (chance.uniform(0, 15) if chance.random() < 0.2 else 600)
+            while process.poll() is None and progress(run) == before and time.monotonic() < impatient:
+                time.sleep(0.02)
+            try:
+                process.wait(chance.uniform(0, every) if len(done) < kills else None)
+            except subprocess.TimeoutExpired:
+                done.append(kill_some_of(process, chance))
+                continue
         if process.returncode:
             raise SystemExit((folder / f"{name}.log").read_text()[-3000:])
         return done
@@ -135,24 +145,26 @@ def undisturbed(folder: Path, name: str, steps: int) -> dict[str, float]:
 
     The first quarter of a stage is left out: libraries are still being loaded.
     """
-    process, looks = start(folder, name), dict[str, list[tuple[int, float]]]()
-    while process.poll() is None:
-        child = child_of(process)
-        for stage in TRAINED:
-            path = folder / "runs" / name / stage / "metrics.csv"
-            rows = path.read_text().splitlines() if path.exists() and stage not in _finished(folder, name) else []
-            memory = rss_mib(child) if child and len(rows) > 1 else None
-            step = int(rows[-1].split(",")[0]) if memory and rows[-1].count(",") == 2 else 0
-            if memory and step > steps // 4:
-                looks.setdefault(stage, []).append((step, memory))
-        time.sleep(0.1)
+    looks = dict[str, list[tuple[int, float]]]()
+    with running(folder, name) as process:
+        while process.poll() is None:
+            _look(folder / "runs" / name, child_of(process), steps, looks)
+            time.sleep(0.1)
     if process.returncode:
         raise SystemExit((folder / f"{name}.log").read_text()[-3000:])
     return {stage: slope(points) for stage, points in looks.items()}
 
 
-def _finished(folder: Path, name: str) -> list[str]:
-    return [path.parent.name for path in (folder / "runs" / name).glob("*/result.json")]
+def _look(run: Path, stage_process: int | None, steps: int, looks: dict[str, list[tuple[int, float]]]) -> None:
+    """Note step and memory of the stage that is being trained."""
+    memory = rss_mib(stage_process) if stage_process else None
+    for stage in TRAINED:
+        path = run / stage / "metrics.csv"
+        if memory is None or not path.exists() or (run / stage / "result.json").exists():
+            continue
+        cells = path.read_text().splitlines()[-1].split(",")
+        if len(cells) == 3 and cells[0].isdigit() and int(cells[0]) > steps // 4:
+            looks.setdefault(stage, []).append((int(cells[0]), memory))
 
 
 def slope(points: list[tuple[int, float]]) -> float:

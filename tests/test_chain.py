@@ -161,10 +161,15 @@ def test_a_trained_branch_is_tested_again(folder: Path) -> None:
     words = ["test", "--config", "digits_fixmatch.yaml", "--model.backbone", "small_w16"]
     words += ["--data.labels", "runs/chain/select_usl/labels.json", "--run_dir", "runs/chain/train_usl"]
     before = snapshot(folder / "runs/chain")
-    shown = dict(line.split() for line in usl(folder, *words, "--ckpt_path", "last").done().out.splitlines())
+    told = usl(folder, *words, "--ckpt_path", "last").done().out
     result = read(folder / "runs/chain/train_usl/result.json")
-    assert shown == {name: f"{value:.4f}" for name, value in result.items()}
-    assert snapshot(folder / "runs/chain") == before
+    evaluation = read(folder / "runs/chain/train_usl/evaluation.json")
+    for weights, suffix in (("ema", ""), ("online", "_online")):
+        assert evaluation[weights]["accuracy"] == pytest.approx(result[f"test_accuracy{suffix}"])
+    assert "evaluation.json" in told
+    after = snapshot(folder / "runs/chain")
+    assert before.pop("train_usl/evaluation.json") < after.pop("train_usl/evaluation.json")
+    assert after == before
 
 
 def test_dry_run_shows_and_leaves_nothing(folder: Path) -> None:

@@ -194,7 +194,7 @@ def test_two_machines_by_torchrun(folder: Path) -> None:
     usl(folder, "fit", "--config", "digits_simclr.yaml", *words[:-2], "--run_dir", "runs/one").done()
     killed = together(*[lambda: machine(kill(4, rank=1))] * 2)
     assert all(each.code != 0 for each in killed)
-    assert (folder / "runs/two/checkpoints/last.ckpt").resolve().name == "step=00000004.ckpt"
+    assert (folder / "runs/two/checkpoints/last.ckpt").resolve().name == "step=00000004.ckpt", killed
     for each in together(machine, machine):
         each.done()
     one, two = (

@@ -285,7 +285,7 @@ class LabelledData(ImageData):
             self._warn_of_missing_classes()
 
     def _warn_of_missing_classes(self) -> None:
-        labelled = set(self.index.labels)
+        labelled = set(self.index.for_training()[1])
         missing = [name for number, name in enumerate(self.classes) if number not in labelled]
         if missing:
             some = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")

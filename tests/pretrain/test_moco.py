@@ -121,8 +121,8 @@ def moco(
         hidden_dim=16, projection_dim=8, init_from=init_from, knn_k=3,
     )  # fmt: skip
     model._trainer = SimpleNamespace(  # type: ignore[assignment]
-        datamodule=SimpleNamespace(batch_size=size), world_size=processes, is_global_zero=True, accumulate_grad_batches=accumulate,
-        log_every_n_steps=1, global_step=0,
+        datamodule=SimpleNamespace(batch_size=size), world_size=processes, accumulate_grad_batches=accumulate,
+        log_every_n_steps=1, global_step=0, is_global_zero=True,
     )  # fmt: skip
     model.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     return model

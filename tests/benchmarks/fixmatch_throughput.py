@@ -165,10 +165,11 @@ def measure(side: str, steps: int, results: Any) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES), help="compiling takes a minute")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     rows: dict[str, dict[str, float]] = {}
-    for side in SIDES:
+    for side in arguments.sides:
         results = context.Queue()
         process = context.Process(target=measure, args=(side, arguments.steps, results))
         process.start()

@@ -55,8 +55,9 @@ class Outcome:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """One thread, so that tests can run side by side, and the callbacks of `kill.py` importable."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **more}
+    """One thread, so that tests can run side by side; the callbacks of `kill.py` and what pip installed are found."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "PATH": path, **more}
 
 
 def _heed_signals() -> None:

@@ -97,8 +97,7 @@ class Checkpoints(Callback):
         late: int = self.every_steps is None and time.monotonic() - self._saved_time >= 60 * self.every_minutes
         asked = self.interruption.signum or 0
         late, asked = self._agreement.most(step, late, asked, device=pl_module.device)
-        if asked:
-            self._stop, self.interruption.signum = True, asked
+        self._heed(asked)
         self._due = bool(late) or self._stop or (self.every_steps is not None and step % self.every_steps == 0)
         if self._due and not _validates_after(trainer):
             self._save(trainer)
@@ -113,7 +112,9 @@ class Checkpoints(Callback):
         if trainer.global_step != self._saved_step:
             self._save(trainer)
         self.interruption.deferred = False
-        if self._stop or self.interruption.signum is not None:
+        if not self._stop:  # a signal since the last exchange
+            self._heed(*Agreement().most(1, self.interruption.signum or 0, device=pl_module.device))
+        if self._stop:
             self._leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -124,12 +125,16 @@ class Checkpoints(Callback):
         """Say what the run is."""
         checkpoint[IDENTITY] = self.identity
 
+    def _heed(self, asked: int) -> None:
+        """Stop after this step if any process was asked to, by the signal of that number."""
+        if asked:
+            self._stop, self.interruption.signum = True, asked
+
     def _leave(self, trainer: Trainer) -> None:
         """End the run; a launcher ends all processes as soon as one has gone, so first what remains to be done."""
         if trainer.is_global_zero:
             self.interruption.requeue()
-        if self._stop:
-            trainer.strategy.barrier()
+        trainer.strategy.barrier()
         raise KeyboardInterrupt
 
     def _save(self, trainer: Trainer) -> None:

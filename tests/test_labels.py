@@ -71,7 +71,8 @@ def indexes(draw):
     indices = draw(st.lists(st.integers(0, 49), unique=True, max_size=12))
     labels = [draw(st.none() | st.integers(0, 2)) for _ in indices]
     files = draw(st.none() | st.just(tuple(f"{i}/ü.png" for i in indices)))
-    return index(indices, labels, files=files)
+    unsure = tuple(i for i, label in zip(indices, labels, strict=True) if label is None and draw(st.booleans()))
+    return index(indices, labels, files=files, unsure=unsure)
 
 
 @given(indexes())
@@ -116,6 +117,25 @@ def test_for_training(tmp_path):
     path = written(tmp_path, json.dumps(GOOD))
     refused(LabelIndex.read(path).for_training, f"{path}: 1 of 3 images have no label yet")
     refused(index([]).for_training, "no entry")
+
+
+def test_images_that_a_person_was_not_sure_of_are_left_out_of_training(tmp_path):
+    read = LabelIndex.read(written(tmp_path, json.dumps({**GOOD, "unsure": [4]})))
+    assert (read.unsure, read.unlabelled) == ((4,), 0)
+    assert read.for_training() == ([17, 9], [2, 0])
+    refused(
+        index([5, 3], [None, None], unsure=(3,)).for_training, "1 of 2 images have no label yet; give them", "usl l"
+    )
+    refused(index([5, 3], unsure=(3, 5)).for_training, "all 2 images are marked not sure")
+    assert read.union(index([4], [1])).unsure == ()
+    assert read.union(index([8], unsure=(8,))).unsure == (4, 8)
+    assert read.difference(index([4])).unsure == ()
+
+
+@pytest.mark.parametrize("unsure", [[17], [5], [4, 4], ["4"], [None], [4.0]])
+def test_only_images_without_a_label_can_be_unsure(tmp_path, unsure):
+    wrong = written(tmp_path, json.dumps({**GOOD, "unsure": unsure}))
+    refused(lambda: LabelIndex.read(wrong), f"{wrong}: 'unsure' names")
 
 
 def test_labels_of_the_data_set(tmp_path):

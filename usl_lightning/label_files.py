@@ -16,7 +16,7 @@ from usl_lightning.labels import DatasetId, LabelIndex, refuse, short
 
 FORMAT = "usl-label-index"
 VERSION = 1
-_KEYS = ("format", "version", "dataset", "method", "indices", "labels", "classes", "files")
+_KEYS = ("format", "version", "dataset", "method", "indices", "labels", "classes", "files", "unsure")
 
 
 def read(path: Path) -> LabelIndex:
@@ -84,6 +84,7 @@ def _read_json(path: Path, content: bytes) -> LabelIndex:
         _texts(path, value, "classes"),
         None if files is None else tuple(_get(path, value, "files", list)),
         str(path),
+        tuple(_get(path, value, "unsure", list)) if "unsure" in value else (),
     )
 
 
@@ -130,6 +131,8 @@ def _to_json(index: LabelIndex) -> Any:
     }
     if index.files is not None:
         value["files"] = index.files
+    if index.unsure:
+        value["unsure"] = index.unsure
     return value
 
 

@@ -47,6 +47,8 @@ class LabelIndex:
         classes: names in label order; empty if unknown.
         files: for image folders, the path of each index relative to the folder; for `.csv`, `ImageID`.
         path: the file it was read from, for messages.
+        unsure: those of `indices` that a person has looked at and could not name; they have no label, and training
+            leaves them out.
     """
 
     dataset: DatasetId | None
@@ -56,6 +58,7 @@ class LabelIndex:
     classes: tuple[str, ...] = ()
     files: tuple[str, ...] | None = None
     path: str | None = field(default=None, compare=False)
+    unsure: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -67,8 +70,8 @@ class LabelIndex:
 
     @property
     def unlabelled(self) -> int:
-        """How many entries have no label yet."""
-        return sum(label is None for label in self.labels)
+        """How many entries have no label yet, but those that are `unsure`."""
+        return sum(label is None for label in self.labels) - len(self.unsure)
 
     @classmethod
     def read(cls, path: str | Path) -> "LabelIndex":
@@ -99,7 +102,7 @@ class LabelIndex:
 
         Args:
             dataset: the data set it is to be used with.
-            classes: that data set's class names; empty: not known, not checked.
+            classes: that data set's class names; empty: not known, not checked. People who label may add some.
             files: that data set's files, if it is an image folder.
 
         Raises:
@@ -117,14 +120,15 @@ class LabelIndex:
         for i, index in enumerate(self.indices):
             if index >= dataset.size:
                 refuse(where, i, f"index {index} is out of range, {dataset} ends before it")
-        if classes and self.classes and tuple(classes) != self.classes:
+        if classes and self.classes and tuple(classes) != self.classes[: len(classes)]:
             raise UslError(
                 f"{where}: its {len(self.classes)} classes ({_some(self.classes)}) are not the data set's"
                 f" {len(classes)} ({_some(classes)}); label it again with these"
             )
+        known = max(len(classes), len(self.classes))
         for i, label in enumerate(self.labels):
-            if classes and label is not None and label >= len(classes):
-                refuse(where, i, f"label {label} is out of range, {dataset} has {len(classes)} classes")
+            if classes and label is not None and label >= known:
+                refuse(where, i, f"label {label} is out of range, {dataset} has {known} classes")
         if files is not None and self.files is not None:
             _check_files(where, self, files)
 
@@ -149,22 +153,23 @@ class LabelIndex:
         return replace(self, labels=tuple(int(label) for label in labels), classes=tuple(classes))
 
     def for_training(self) -> tuple[list[int], list[int]]:
-        """(indices, labels), every one labelled.
+        """(indices, labels) of the labelled entries: all but those that are `unsure`.
 
         Raises:
-            UslError: the index is empty, or some images have no label yet.
+            UslError: the index is empty, some images have no label yet, or all are `unsure`.
         """
         where = self.path or "label index"
         if not self.indices:
             raise UslError(f"{where}: no entry; select at least one image")
-        labels = [label for label in self.labels if label is not None]
-        if len(labels) < len(self):
-            missing = len(self) - len(labels)
+        if self.unlabelled:
             raise UslError(
-                f"{where}: {missing} of {len(self)} images have no label yet; write class numbers into its 'labels' "
-                "and their names into 'classes'"
+                f"{where}: {self.unlabelled} of {len(self)} images have no label yet; give them theirs with "
+                f"usl label {where}"
             )
-        return list(self.indices), labels
+        known = [(index, label) for index, label in zip(self.indices, self.labels, strict=True) if label is not None]
+        if not known:
+            raise UslError(f"{where}: all {len(self)} images are marked not sure; expected at least one label")
+        return [index for index, _ in known], [label for _, label in known]
 
     def union(self, other: "LabelIndex") -> "LabelIndex":
         """The entries of this index, then those of `other` that are new; a label beats no label.
@@ -176,6 +181,7 @@ class LabelIndex:
         self._check_same(other)
         theirs = other.path or "the other label index"
         dataset = self.dataset or other.dataset
+        unsure = {*self.unsure, *other.unsure}
         for part in (self, other):
             if dataset is not None:
                 part.check(dataset)
@@ -196,6 +202,7 @@ class LabelIndex:
             tuple(label_of.values()),
             self.classes or other.classes,
             tuple(file_of[index] for index in label_of) if complete else None,
+            unsure=tuple(index for index, label in label_of.items() if label is None and index in unsure),
         )
 
     def difference(self, other: "LabelIndex") -> "LabelIndex":
@@ -214,6 +221,7 @@ class LabelIndex:
             tuple(self.labels[i] for i in keep),
             self.classes,
             None if self.files is None else tuple(self.files[i] for i in keep),
+            unsure=tuple(index for index in self.unsure if index not in taken),
         )
 
     def _check_same(self, other: "LabelIndex") -> None:
@@ -256,6 +264,11 @@ def _validate(index: LabelIndex, where: str) -> None:
             refuse(where, i, f"label {short(label)} is neither null nor a whole number, 0 or more")
         if label is not None and index.classes and label >= len(index.classes):
             refuse(where, i, f"label {label} is out of range, there are {len(index.classes)} classes")
+    open_entries = {value for value, label in zip(index.indices, index.labels, strict=True) if label is None}
+    for value in index.unsure:
+        if not _is_count(value) or value not in open_entries:
+            raise UslError(f"{where}: 'unsure' names {short(value)}, expected each of 'indices' without a label once")
+        open_entries.discard(value)
     for i, file in enumerate(index.files or ()):
         if not _is_inside(file):
             refuse(where, i, f"file {short(file)} is not a path inside the image folder (relative, with /)")

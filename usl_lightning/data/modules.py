@@ -53,6 +53,8 @@ class ImageData(LightningDataModule):
         channels: 1 or 3; default: as they are.
         labels_file: CSV of labels (file,label) for a folder.
         class_list: file with the class names to keep (ImageNet-100).
+        classes: for a folder whose sub-folders are no classes, the names that people will label by, or []: no image
+            has a label then.
         on_error: `fail` on an unreadable image, or `skip` it.
         cache: folder for a decoded copy of the images, built once.
         download: fetch the data set if it is missing.
@@ -73,6 +75,7 @@ class ImageData(LightningDataModule):
         channels: int | None = None,
         labels_file: str | None = None,
         class_list: str | None = None,
+        classes: list[str] | None = None,
         on_error: Literal["fail", "skip"] = "fail",
         cache: str | None = None,
         download: bool = False,
@@ -92,6 +95,7 @@ class ImageData(LightningDataModule):
             channels=channels,
             labels_file=labels_file,
             class_list=class_list,
+            classes=classes,
             on_error=on_error,
             cache=cache,
             download=download,
@@ -346,7 +350,7 @@ class SemiSupervisedData(LabelledData):
     def train_dataloader(self) -> StepLoader[Any]:
         """Endless `SemiBatch`es that start where the trainer stands."""
         draw_labelled = self._draw_labelled()
-        unlabelled = self._unlabelled(torch.tensor(self.index.indices))
+        unlabelled = self._unlabelled(torch.tensor(self.index.for_training()[0]))
         draw_unlabelled = self._draw("unlabelled", self.batch_size * self.unlabelled_ratio, unlabelled)
         return self._steps(partial(both, draw_labelled, draw_unlabelled))
 

@@ -27,12 +27,12 @@ def chosen_index(source: ImageSource, indices: Tensor, method: dict[str, Any], k
     """
     positions = indices.tolist()
     labels = [None if label < 0 else int(label) for label in source.labels[indices].tolist()]
-    classes = source.classes
+    classes, unsure = source.classes, set[int]()
     if kept is not None:
         labels[: len(kept)] = [
             own if own is not None else known for own, known in zip(kept.labels, labels, strict=False)
         ]
-        classes = classes or kept.classes
+        classes, unsure = classes or kept.classes, set(kept.unsure)
     return LabelIndex(
         dataset=dataset_id(source),
         method=method,
@@ -40,6 +40,7 @@ def chosen_index(source: ImageSource, indices: Tensor, method: dict[str, Any], k
         labels=tuple(labels),
         classes=classes,
         files=None if source.files is None else tuple(source.files[i] for i in positions),
+        unsure=tuple(i for i, label in zip(positions, labels, strict=True) if label is None and i in unsure),
     )
 
 
@@ -57,7 +58,7 @@ def chosen_quality(index: LabelIndex, source: ImageSource, features: Tensor) -> 
     Returns:
         The figures that can be told; none if a chosen image has no label.
     """
-    if not index.classes or index.unlabelled:
+    if not index.classes or None in index.labels:
         return {}
     chosen, labels = torch.tensor(index.indices), source.labels.clone()
     labels[chosen] = torch.tensor(index.labels)

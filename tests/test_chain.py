@@ -242,7 +242,7 @@ def test_two_chains_in_one_folder(tmp_path: Path) -> None:
         for words in ([], ["--redo", "pretrain"]):
             line = usl(tmp_path, "run", "chain.yaml", *words).mistake
             assert "runs/chain: another run is using this folder" in line
-        assert sorted(path.name for path in (tmp_path / "runs/chain").iterdir()) == [".lock", "pretrain"]
+        assert sorted(path.name for path in (tmp_path / "runs/chain").iterdir()) == [".lock", "pretrain", "run.json"]
     finally:
         os.killpg(first.pid, signal.SIGKILL)
         first.wait()

@@ -16,6 +16,7 @@ from usl_lightning.configs import find_config
 from usl_lightning.errors import UslError, did_you_mean
 from usl_lightning.files import write_json
 from usl_lightning.labels import LabelIndex
+from usl_lightning.plan import Plan
 from usl_lightning.stage import StageCommand, StageFolder, options
 
 SHARED_GROUPS = ("data", "trainer", "checkpoint", "processes")
@@ -218,7 +219,8 @@ def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> bool:
     print(f"{place}: {'resuming' if command.ckpt_path else stage.command} {stage.config.name}", flush=True)
     if redo:
         _set_aside(folder)
-    _launch(command, stage, run.launcher)
+    with Plan.of(run.typed, run.seed, run.chain.stages).written(run.out / run.name, folder):
+        _launch(command, stage, run.launcher)
     return True
 
 

@@ -16,6 +16,7 @@ from usl_lightning.errors import UslError
 from usl_lightning.files import write_json
 from usl_lightning.identity import differences, digest, flatten, stage_identity
 from usl_lightning.labels import LabelIndex
+from usl_lightning.machine import this_machine
 
 COMMANDS = ("fit", "validate", "test", "predict", "select")
 RESULTS = ("fit", "select")
@@ -183,7 +184,8 @@ class StageFolder:
     """`runs/<run>/<stage>/`: what a stage leaves behind.
 
     `config.yaml` (everything resolved), `stage.json` (identity and status), `checkpoints/`, `metrics.csv`,
-    `result.json`, for a selection `labels.json` and `chosen.png`, and in `outputs/` what else its method hands on.
+    `result.json`, for a selection `labels.json`, `chosen.png` and `overview.npz`, and in `outputs/` what else its
+    method hands on.
     """
 
     def __init__(self, path: Path) -> None:
@@ -193,6 +195,7 @@ class StageFolder:
         self.labels = path / "labels.json"
         self.result = path / "result.json"
         self.picture = path / "chosen.png"
+        self.overview = path / "overview.npz"
         self.files = path / "outputs"
 
     def record(self) -> dict[str, Any] | None:
@@ -282,4 +285,5 @@ class StageFolder:
 
     def _write(self, identity: Mapping[str, Any], status: str, **more: Any) -> None:
         record = {"status": status, "identity_hash": digest(identity), "identity": dict(identity), **more}
+        record["machine"] = this_machine()
         write_json(self.record_path, record)

@@ -1,0 +1,45 @@
+"""What a stage ran on, for its record: told without importing anything heavy that is not there already."""
+
+import os
+import platform
+import sys
+from importlib import metadata
+
+PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "faiss-cpu", "faiss-gpu", "scikit-learn", "numpy")
+"""Packages whose versions are noted, those that are installed."""
+
+
+def this_machine() -> dict[str, str]:
+    """Name -> value: `python`, `platform`, `processor`, `gpu` (if torch is imported and sees one), and `packages`."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": f"{_processor()}, {cores} cores",
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        found["gpu"] = ", ".join(names)
+    return found | {"packages": ", ".join(f"{name} {version}" for name, version in _versions().items())}
+
+
+def _processor() -> str:
+    """The name the kernel gives the processor, else its architecture."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            named = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+            return next(named, platform.machine())
+    except OSError:
+        return platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    """Package -> version, of those of `PACKAGES` that are installed."""
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

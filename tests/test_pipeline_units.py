@@ -152,7 +152,8 @@ def test_a_chain_is_read() -> None:
         (changed(name=".."), "stage name '..' must be"),
         (changed(command="test"), "command 'test'; expected fit or select"),
         (changed(config="stag.yaml"), "stag.yaml: no such configuration"),
-        (changed(set=[1]), "set: expected a mapping"),
+        (changed(set=[1]), "stage train: set: expected a mapping"),
+        ({**CHAIN, "set": [1]}, "chain.yaml: set: expected a mapping"),
         (
             changed(set={"data.labels": "${chose.labels}"}),
             "takes from 'chose', which is no earlier stage (did you mean",
@@ -173,6 +174,13 @@ def test_a_wrong_chain_is_refused_with_file_and_key(
 def test_any_stage_can_be_referred_to() -> None:
     stages = [{**CHAIN["stages"][0], "name": "pre-train_1"}, {**CHAIN["stages"][1], "set": {"a": "${pre-train_1.x}"}}]
     assert Chain.read(write({"stages": stages})).stages[1].needs() == ["pre-train_1"]
+
+
+def test_what_a_chain_sets_is_set_for_every_stage_unless_it_has_its_own() -> None:
+    stages = [{**CHAIN["stages"][0], "set": {"data.dir": "mine"}}, CHAIN["stages"][1]]
+    chain = Chain.read(write({"set": {"data.dir": "photos", "data.channels": 1}, "stages": stages}))
+    assert chain.stages[0].set == {"data.dir": "mine", "data.channels": 1}
+    assert chain.stages[1].set == {"data.dir": "photos", "data.channels": 1, **CHAIN["stages"][1].get("set", {})}
 
 
 def test_a_chain_finds_configurations_beside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

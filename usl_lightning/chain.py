@@ -11,7 +11,7 @@ from usl_lightning.errors import UslError, did_you_mean
 from usl_lightning.stage import RESULTS
 
 REFERENCE = re.compile(r"\$\{([\w-]+)\.(\w+)\}")
-CHAIN_KEYS = ("seed", "stages")
+CHAIN_KEYS = ("seed", "set", "stages")
 STAGE_KEYS = ("name", "command", "config", "set")
 
 
@@ -38,7 +38,7 @@ class Stage:
 
 @dataclass
 class Chain:
-    """A file of stages and the folder they run in."""
+    """A file of stages and the folder they run in; what it sets outside of them, it sets for all of them."""
 
     name: str
     seed: int
@@ -57,20 +57,30 @@ class Chain:
             raise UslError(f"{path}: not a chain, it has no 'stages:'; {how}")
         for key in content:
             if key not in CHAIN_KEYS:
-                raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, CHAIN_KEYS)}; expected seed, stages")
+                known = ", ".join(CHAIN_KEYS)
+                raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, CHAIN_KEYS)}; expected {known}")
         entries = content.get("stages")
         if not isinstance(entries, list) or not entries:
             raise UslError(f"{path}: stages: expected a list of name, command, config, set")
+        shared = _overrides(content, str(path))
         stages: list[Stage] = []
         for number, entry in enumerate(entries):
-            stages.append(_read_stage(path, number, entry, [stage.name for stage in stages]))
+            stages.append(_read_stage(path, number, entry, shared, [stage.name for stage in stages]))
         seed = content.get("seed", 0)
         if not isinstance(seed, int):
             raise UslError(f"{path}: seed: expected a whole number, found {seed!r}")
         return cls(path.stem, seed, stages)
 
 
-def _read_stage(path: Path, number: int, entry: Any, earlier: list[str]) -> Stage:
+def _overrides(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What stands under `set` of a chain or a stage."""
+    overrides = entry.get("set") or {}
+    if not isinstance(overrides, Mapping):
+        raise UslError(f"{where}: set: expected a mapping of keys to values")
+    return dict(overrides)
+
+
+def _read_stage(path: Path, number: int, entry: Any, shared: Mapping[str, Any], earlier: list[str]) -> Stage:
     if not isinstance(entry, Mapping):
         raise UslError(f"{path}: stage {number + 1}: expected name, command, config, set; found {entry!r}")
     name = str(entry.get("name", f"#{number + 1}"))
@@ -84,10 +94,8 @@ def _read_stage(path: Path, number: int, entry: Any, earlier: list[str]) -> Stag
         raise UslError(f"{path}: stage name '{name}' must be unique and of letters, digits, _ and -")
     if entry["command"] not in RESULTS:
         raise UslError(f"{path}: stage {name}: command '{entry['command']}'; expected {' or '.join(RESULTS)}")
-    overrides = entry.get("set") or {}
-    if not isinstance(overrides, Mapping):
-        raise UslError(f"{path}: stage {name}: set: expected a mapping of keys to values")
-    stage = Stage(name, entry["command"], find_config(entry["config"], beside=path.parent), dict(overrides))
+    overrides = {**shared, **_overrides(entry, f"{path}: stage {name}")}
+    stage = Stage(name, entry["command"], find_config(entry["config"], beside=path.parent), overrides)
     for needed in stage.needs():
         if needed not in earlier:
             raise UslError(

@@ -551,3 +551,16 @@ def test_data_signature_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+def test_named_classes_take_the_place_of_the_folders(tmp_path):
+    root = tree(tmp_path / "photos", "may/1.png", "may/2.png", "june/3.png", "4.png")
+    source = open_source("folder", "train", dir=root, classes=["cat", "golden retriever"])
+    assert source.classes == ("cat", "golden retriever")
+    assert source.labels.tolist() == [-1] * 4
+    assert source.fingerprint == open_source("folder", "train", dir=root).fingerprint
+    assert open_source("folder", "train", dir=root, classes=[]).classes == ()
+    with pytest.raises(UslError, match=r"--data\.classes is for images without labels"):
+        open_source("folder", "train", dir=root, classes=["cat"], class_list="list.txt")
+    with pytest.raises(UslError, match=r"--data\.classes is for image folders"):
+        open_source("digits", "train", classes=["cat"])

@@ -137,11 +137,13 @@ def open_folder(
     labels_file: str | None,
     class_list: str | None,
     on_error: Literal["fail", "skip"],
+    classes: Sequence[str] | None = None,
 ) -> FolderSource:
     """Open one split of a set of image files; the arguments are those of `open_source`.
 
     The class of an image is its first-level folder; files beside those folders have none. Classes are
     numbered in code point order of the training split's folders, or as `class_list` or `labels_file` say.
+    With `classes`, folders say nothing: no image has a label.
 
     Raises:
         UslError: see `open_source`.
@@ -152,20 +154,27 @@ def open_folder(
             f"{name}: no split '{split}' in {places['train'].parent if len(places) > 1 else places['train']};"
             f" there is {', '.join(places)} (a folder 'test' or 'val' beside 'train' would be the test split)"
         )
+    if classes is not None and (labels_file or class_list):
+        said = "leave out --data.labels_file and --data.class_list"
+        raise UslError(f"--data.classes is for images without labels; {said}")
+            "--data.classes is for images without labels; leave out --data.labels_file and --data.class_list"
+        )
     root = places[split]
-    wanted = None if labels_file else folders.class_names(name, places["train"], class_list)
+    wanted = None if labels_file or classes is not None else folders.class_names(name, places["train"], class_list)
     listing = folders.scan(root, wanted)
     listing, skipped = _check_readable(listing, on_error)
     if labels_file is not None:
         prefix = f"{root.name}/" if len(places) > 1 else ""
-        labels, classes = _labels_of_csv(Path(labels_file), class_list, listing.files, prefix, tuple(places))
+        labels, names = _labels_of_csv(Path(labels_file), class_list, listing.files, prefix, tuple(places))
+    elif classes is not None:
+        labels, names = [-1] * len(listing.files), tuple(classes)
     else:
-        classes = wanted or _class_folders(places["train"], listing, split)
-        labels = _labels_of_folders(listing, classes, places["train"])
+        names = wanted or _class_folders(places["train"], listing, split)
+        labels = _labels_of_folders(listing, names, places["train"])
     return FolderSource(
         listing,
         torch.tensor(labels, dtype=torch.int64),
-        classes,
+        names,
         name=name,
         split=split,
         image_size=image_size,

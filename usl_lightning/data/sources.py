@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -160,6 +160,7 @@ def open_source(
     on_error: Literal["fail", "skip"] = "fail",
     cache: str | None = None,
     download: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> ImageSource:
     """Open one split of a data set.
 
@@ -176,6 +177,8 @@ def open_source(
         on_error: for folders, what to do with an unreadable image: stop, or leave it out and list it.
         cache: for folders, where to keep the decoded images.
         download: fetch what is missing, where a public address is known.
+        classes: for folders whose sub-folders are no classes, the names that people will label by, perhaps none; no
+            image has a label then.
 
     Raises:
         UslError: unknown name or split, missing or damaged data, an option the set does not have.
@@ -195,9 +198,11 @@ def open_source(
             labels_file=labels_file,
             class_list=class_list,
             on_error=on_error,
+            classes=classes,
         )
         return source if cache is None else CachedSource(source, cache)
-    for option, value in (("labels_file", labels_file), ("class_list", class_list), ("cache", cache)):
+    unused = {"labels_file": labels_file, "class_list": class_list, "cache": cache, "classes": classes}
+    for option, value in unused.items():
         if value is not None:
             raise UslError(f"--data.{option} is for image folders; data set {name} does not use it")
     return _open_arrays(name, split, dir, image_size, channels, download)

@@ -14,7 +14,9 @@ from usl_lightning.errors import UslError
 from usl_lightning.report.pictures import view_grid
 from usl_lightning.stage import StageCommand
 
-SOURCE_OPTIONS = ("dir", "image_size", "channels", "labels_file", "class_list", "on_error", "cache", "download")
+SOURCE_OPTIONS = (
+    "dir", "image_size", "channels", "labels_file", "class_list", "classes", "on_error", "cache", "download",
+)  # fmt: skip
 
 
 def draw_views(stage: StageCommand, out: Path, *, images: int = 8, draws: int = 4) -> None:

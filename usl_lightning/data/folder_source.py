@@ -155,8 +155,7 @@ def open_folder(
             f" there is {', '.join(places)} (a folder 'test' or 'val' beside 'train' would be the test split)"
         )
     if classes is not None and (labels_file or class_list):
-        said = "leave out --data.labels_file and --data.class_list"
-        raise UslError(f"--data.classes is for images without labels; {said}")
+        raise UslError(
             "--data.classes is for images without labels; leave out --data.labels_file and --data.class_list"
         )
     root = places[split]

@@ -32,6 +32,7 @@ from usl_lightning.pretrain.base import PretrainModule
 from usl_lightning.processes import Processes, lost_peer, set_timeout
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.outcome import chosen_index, chosen_quality, draw_chosen, print_quality
+from usl_lightning.selection.overview import NEIGHBORS, make_overview
 from usl_lightning.semisup.base import SemiSupervisedModule
 from usl_lightning.stage import RESULTS, StageCommand, StageFolder
 from usl_lightning.trainer import KeyedRandomness, Trainer
@@ -318,6 +319,9 @@ def _select(cli: StageCLI, trainer: Trainer, begin: Callable[[], None]) -> dict[
     metrics = {"budget": len(index), **chosen_quality(index, source, selection.evidence)}
     index.write(folder.labels)
     draw_chosen(index, source, folder.picture)
+    overview = make_overview(selection.evidence, selection.indices, k=parameters.get("k") or NEIGHBORS, seed=data.seed)
+    if overview is not None:
+        overview.write(folder.overview)
     print_quality(metrics)
     return _finish(cli, trainer, metrics)
 

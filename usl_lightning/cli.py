@@ -12,6 +12,8 @@ from usl_lightning.errors import UslError, did_you_mean
 HELP = """\
 usl: learn features without labels, pick the images worth labelling, train from those few labels and the rest.
 
+  usl init FOLDER               look at a folder of images and write a chain that suits it and this machine: FOLDER.yaml
+      --budget N  --classes N|cat,dog,…  --minutes M  --output FILE.yaml  --force
   usl run CHAIN.yaml            run a chain of stages; finished ones are skipped, an interrupted one resumes
       --name NAME  --seed N  --out runs  --redo STAGE  --dry-run
       --slurm [submit]          print (or submit) a SLURM job for each stage; --slurm-header FILE: what they ask for
@@ -42,7 +44,8 @@ usl: learn features without labels, pick the images worth labelling, train from 
 """
 
 COMMANDS = (
-    "run", "fit", "validate", "test", "predict", "select", "compare", "labels", "export", "views", "configs", "doctor",
+    "init", "run", "fit", "validate", "test", "predict", "select", "compare", "labels", "export", "views", "configs",
+    "doctor",
 )  # fmt: skip
 
 
@@ -83,8 +86,12 @@ def _dispatch(words: list[str]) -> None:
         print(f"usl-lightning {__version__}")
     elif words[0] == "configs":
         _print_configs()
-    elif words[0] in ("run", "compare", "doctor") and ("--help" in words or "-h" in words):
+    elif words[0] in ("init", "run", "compare", "doctor") and ("--help" in words or "-h" in words):
         print(HELP, end="")
+    elif words[0] == "init":
+        from usl_lightning.init.command import main as write_chain
+
+        write_chain(words[1:])
     elif words[0] == "run":
         from usl_lightning.pipeline import main as run_chain
 

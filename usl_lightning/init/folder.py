@@ -1,0 +1,231 @@
+"""What a folder holds: images and their kinds, copies, files that cannot be read, files that are no images."""
+
+import hashlib
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from usl_lightning.data import folders
+from usl_lightning.data.decode import UnreadableImageError, decode, probe
+from usl_lightning.data.threads import map_in_order
+from usl_lightning.errors import UslError
+from usl_lightning.progress import progress
+
+LOOKED_AT = 20_000
+"""Files of a split that are opened, evenly spaced if there are more."""
+
+
+@dataclass(frozen=True)
+class Looked:
+    """One image file.
+
+    Attributes:
+        file: `train/cat/1.png`, relative to the folder that was named.
+        height, width: in pixels; 0 if it cannot be read.
+        grey: whether it has one channel.
+        digest: of its bytes.
+        problem: why it cannot be read; empty if it can.
+    """
+
+    file: str
+    height: int = 0
+    width: int = 0
+    grey: bool = False
+    digest: bytes = b""
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The images of one split.
+
+    Attributes:
+        name: `train` or `test`.
+        count: image files, those that cannot be read among them.
+        looked: those that were opened.
+        class_counts: images of each class folder, by name; images beside class folders are in none.
+    """
+
+    name: str
+    count: int
+    looked: tuple[Looked, ...]
+    class_counts: dict[str, int]
+
+    @property
+    def readable(self) -> list[Looked]:
+        """The opened files that can be read."""
+        return [one for one in self.looked if not one.problem]
+
+    @property
+    def unreadable(self) -> list[Looked]:
+        """The opened files that cannot."""
+        return [one for one in self.looked if one.problem]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A folder of images.
+
+    Attributes:
+        folder: as it was named.
+        data: the folder to take images from: that, or the only folder in it.
+        train: the images to learn and select from.
+        test: the images to measure on; None if no folder is called `test` or `val` beside `train`.
+        others: how many files of other types are ignored, by suffix.
+        decoding: seconds of one core to read and decode an image.
+    """
+
+    folder: Path
+    data: Path
+    train: Split
+    test: Split | None
+    others: dict[str, int]
+    decoding: float
+
+    @property
+    def channels(self) -> int:
+        """1 if every readable image is grey, else 3."""
+        return 1 if all(one.grey for one in self.train.readable) else 3
+
+    @property
+    def sizes(self) -> Counter[tuple[int, int]]:
+        """How many images have each (height, width)."""
+        return Counter((one.height, one.width) for split in self._splits for one in split.readable)
+
+    @property
+    def side(self) -> int:
+        """The median of the shorter sides in pixels."""
+        sides = sorted(min(one.height, one.width) for one in self.train.readable)
+        return sides[len(sides) // 2]
+
+    @property
+    def copies(self) -> list[list[str]]:
+        """Groups of files of the training images with the same bytes, each of two or more."""
+        return _groups(self.train.readable)
+
+    @property
+    def leaked(self) -> list[list[str]]:
+        """Groups of files with the same bytes that are in both splits."""
+        if self.test is None:
+            return []
+        both = {one.digest for one in self.train.readable} & {one.digest for one in self.test.readable}
+        return _groups([one for split in self._splits for one in split.readable if one.digest in both])
+
+    @property
+    def unreadable(self) -> list[Looked]:
+        """Files of all splits that cannot be read."""
+        return [one for split in self._splits for one in split.unreadable]
+
+    @property
+    def _splits(self) -> list[Split]:
+        return [self.train] if self.test is None else [self.train, self.test]
+
+
+def inspect_folder(folder: Path, *, looked_at: int = LOOKED_AT) -> Inspection:
+    """Look at all images of a folder, or at evenly spaced ones if there are very many.
+
+    Args:
+        folder: the folder; where it holds nothing but one folder, that is meant.
+        looked_at: files of a split that are opened at most.
+
+    Raises:
+        UslError: no such folder, no image in it, or none that can be read.
+    """
+    if not folder.is_dir():
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise UslError(f"usl init: {folder}: {what}; expected the folder of your images")
+    others = _others(folder)
+    data = _only_folder(folder)
+    places = folders.split_folders("folder", str(data))
+    start, looks = time.perf_counter(), 0
+    splits = {}
+    for name, root in places.items():
+        if name == "val" and "test" in places:
+            continue
+        splits[name] = _look_at(name, root, folder, others, looked_at)
+        looks += len(splits[name].looked)
+    train = splits["train"]
+    if not train.readable:
+        raise UslError(
+            f"usl init: {folder}: none of its {len(train.looked)} images can be read; first: {train.looked[0].problem}"
+        )
+    seconds = (time.perf_counter() - start) * (os.cpu_count() or 1) / looks
+    return Inspection(folder, data, train, splits.get("test"), others, seconds)
+
+
+def _only_folder(folder: Path) -> Path:
+    """The folder, or the only one in it as long as there is nothing else that counts."""
+    while True:
+        inside = [e for e in os.scandir(folder) if not e.name.startswith(".")]
+        below = [e for e in inside if e.is_dir()]
+        if len(below) != 1 or any(_is_image(e.name) for e in inside if not e.is_dir()):
+            return folder
+        folder = folder / below[0].name
+
+
+def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: int) -> Split:
+    try:
+        listing = folders.scan(root, trust_index=False)
+    except UslError as error:
+        if "no image in it" in str(error):
+            there = f"; it has {told(others)}" if others else ""
+            kinds = ", ".join(folders.SUFFIXES)
+            raise UslError(f"usl init: {root}: no image in it{there}; expected files that end in {kinds}") from error
+        raise
+    count = len(listing.files)
+    picked = listing.files if count <= most else [listing.files[i * count // most] for i in range(most)]
+    looked = map_in_order(lambda file: _look(root / file, os.path.relpath(root / file, folder)), picked)
+    with progress(f"looking at {name} images", len(picked), "img") as bar:
+        found = []
+        for one in looked:
+            found.append(one)
+            bar.update()
+    counts = dict.fromkeys(listing.class_folders(), 0)
+    for file in listing.files:
+        first, slash, _ = file.partition("/")
+        if slash:
+            counts[first] += 1
+    return Split(name, count, tuple(found), counts)
+
+
+def _look(path: Path, name: str) -> Looked:
+    try:
+        content = path.read_bytes()
+        header = probe(content, name)
+        decode(content, name, 3, 16)
+    except UnreadableImageError as error:
+        return Looked(name, problem=str(error))
+    except OSError as error:
+        return Looked(name, problem=f"{name}: cannot be read ({error.strerror})")
+    return Looked(name, header.height, header.width, header.grey, hashlib.sha256(content).digest())
+
+
+def _groups(looked: Sequence[Looked]) -> list[list[str]]:
+    by_digest: dict[bytes, list[str]] = {}
+    for one in looked:
+        by_digest.setdefault(one.digest, []).append(one.file)
+    return [files for files in by_digest.values() if len(files) > 1]
+
+
+def _others(folder: Path) -> dict[str, int]:
+    """How many files are no images, by suffix, the most frequent first; hidden ones do not count."""
+    return dict(Counter(PurePath(name).suffix.lower() or name for name in _walk(folder)).most_common())
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    for _, below, files in os.walk(folder):
+        below[:] = [name for name in below if not name.startswith(".")]
+        yield from (name for name in files if not name.startswith(".") and not _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(folders.SUFFIXES)
+
+
+def told(counts: dict[str, int], most: int = 4) -> str:
+    """`3 .txt, 1 .csv, …`"""
+    shown = [f"{count} {name}" for name, count in list(counts.items())[:most]]
+    return ", ".join(shown + ["…"] * (len(counts) > most))

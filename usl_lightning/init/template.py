@@ -1,0 +1,220 @@
+"""The chain file that `usl init` writes, and the screen it shows."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from usl_lightning.data.folders import cache_folder
+from usl_lightning.data.modules import RESIDENT_FILES
+from usl_lightning.init.folder import Inspection, told
+from usl_lightning.init.plan import START, Plan, labels_known, readable
+
+EXAMPLES = 2
+"""Files that are named of each kind of trouble."""
+
+
+# the file ------------------------------------------------------------------------------------------------
+
+
+def chain_text(plan: Plan, path: Path) -> str:
+    """The chain as YAML, with what it does and may be changed as comments.
+
+    Args:
+        plan: what it is to do.
+        path: where it will be, for the commands in it.
+    """
+    return "\n".join([*_header(plan, path), *_shared(plan), "stages:", *_pretrain(plan), *_branches(plan), ""])
+
+
+def _header(plan: Plan, path: Path) -> Iterator[str]:
+    known = labels_known(plan.found, plan.classes)
+    labels = "with known labels" if known else "to be labelled by you"
+    yield f"# Chain on {_line(path.stem)}: {_images(plan)}; {plan.budget} are picked, {labels}."
+    yield "#"
+    yield f"#   usl run {_line(path.name)}"
+    yield "#"
+    if not known:
+        yield f"# It learns features, picks {plan.budget} images, stops until they are labelled, and then goes on."
+        yield "#"
+    speed = f"{plan.network.backbone} was timed at {plan.network.views_per_second:,.0f} views a second"
+    yield f"# Written by `usl init` on {plan.machine}, where {speed}: {_minutes(plan.total)} in all."
+    yield "# Whatever a stage has may be set here; `usl fit --config folder_simclr.yaml --help` lists it."
+    yield "# --wandb logs to Weights & Biases too (--wandb offline without a network); and to TensorBoard:"
+    yield "# --trainer.logger TensorBoardLogger --trainer.logger.save_dir runs/tensorboard"
+
+
+def _shared(plan: Plan) -> Iterator[str]:
+    found, network = plan.found, plan.network
+    yield "seed: 0"
+    yield "set:  # of all stages"
+    yield f"  data.dir: {_value(str(found.data.resolve()))}"
+    if network.image_size is not None:
+        yield f"  data.image_size: {network.image_size}  # pixels a side, of the largest centred square"
+    yield f"  data.channels: {found.channels}"
+    if found.unreadable:
+        yield "  data.on_error: skip  # leave out files that cannot be read"
+    if plan.classes is not None:
+        yield f"  data.classes: {_value(list(plan.classes))}  # names to label by; sub-folders are no classes"
+    if found.train.count > RESIDENT_FILES:
+        yield f"  data.cache: {_value(str(cache_folder() / 'images'))}  # keeps the decoded images"
+
+
+def _pretrain(plan: Plan) -> Iterator[str]:
+    yield from _stage("pretrain", "fit", "folder_simclr.yaml", f"SimCLR, {_minutes(plan.seconds['pretrain'])}")
+    yield f"      model.backbone: {plan.network.backbone}  # the same in all stages that have one"
+    yield "      model.view:"
+    yield f"        class_path: {plan.view['class_path']}"
+    yield f"        init_args: {_value(plan.view['init_args'])}  # flip: false for letters and digits"
+    yield f"      model.optimizer.warmup_steps: {min(100, plan.pretrain_steps // 10)}"
+    yield f"      data.batch_size: {plan.batch_size}"
+    yield f"      trainer.max_steps: {plan.pretrain_steps}  # {plan.epochs:.3g} epochs"
+    yield f"      trainer.precision: {plan.network.precision}"
+
+
+def _branches(plan: Plan) -> Iterator[str]:
+    several = len(plan.selections) > 1
+    for selection in plan.selections:
+        name = f"select_{selection}" if several else "select"
+        yield from _stage(name, "select", f"folder_{selection}.yaml", _minutes(plan.seconds[selection]))
+        if selection == "usl":
+            yield "      model.init_from: ${pretrain.checkpoint}"
+            yield f"      model.preset: {'cifar10' if plan.budget <= 100 else 'cifar100'}"
+        yield f"      model.budget: {plan.budget}"
+    for selection in plan.selections:
+        name = f"train_{selection}" if several else "train"
+        yield from _stage(name, "fit", "folder_fixmatch.yaml", f"FixMatch, {_minutes(plan.seconds['train'])}")
+        yield f"      model.backbone: {plan.network.backbone}"
+        yield "      model.init_from: ${pretrain.checkpoint}"
+        yield f"      model.ema_decay: {0.999 if plan.train_steps >= 5_000 else 0.99}"
+        yield f"      data.labels: ${{select{f'_{selection}' if several else ''}.labels}}"
+        yield f"      data.batch_size: {plan.labelled_batch}  # labelled images of a step; 7 unlabelled ones for each"
+        yield f"      trainer.max_steps: {plan.train_steps}"
+        yield f"      trainer.precision: {plan.network.precision}"
+
+
+def _stage(name: str, command: str, config: str, about: str) -> Iterator[str]:
+    yield f"  - name: {name}  # {about}"
+    yield f"    command: {command}"
+    yield f"    config: {config}"
+    yield "    set:"
+
+
+def _value(value: Any) -> str:
+    """A value as YAML in one line: JSON is."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _line(text: str) -> str:
+    """A name that may hold anything, in a comment."""
+    return " ".join(text.split())
+
+
+# the screen ----------------------------------------------------------------------------------------------
+
+
+def screen(plan: Plan, path: Path) -> str:
+    """What was found and what is planned, for people.
+
+    Args:
+        plan: what the chain is to do.
+        path: where it was written.
+    """
+    here = Path.cwd()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    known = labels_known(plan.found, plan.classes)
+    stop = "" if known else f"It stops for {plan.budget} images to be labelled, and then goes on."
+    ending = [f"{_line(str(shown))} is written. Next: usl run {_line(str(shown))}", *([stop] if stop else [])]
+    return "\n".join([*_findings(plan), "", *_estimates(plan), "", *ending])
+
+
+def _findings(plan: Plan) -> Iterator[str]:
+    found = plan.found
+    yield f"{_line(str(found.data))}: {_images(plan)}"
+    if len(found.train.looked) < found.train.count:
+        yield _row("looked at", f"{len(found.train.looked):,} evenly spaced ones of {found.train.count:,}")
+    yield _row("sizes", _sizes(found))
+    yield _row("labels", _labels(plan))
+    if found.test is not None:
+        yield _row("test", f"{found.test.count:,} images beside them to measure on")
+    copies = sum(len(group) - 1 for group in found.copies)
+    yield _row("copies", f"{copies:,} files repeat others: {_example(found.copies)}" if copies else "none")
+    if found.leaked:
+        yield _row("leaks", f"{len(found.leaked):,} images are both in train and in test: {_example(found.leaked)}")
+    bad = [one.problem for one in found.unreadable]
+    left_out = f"{len(bad):,} files are left out: {'; '.join(bad[:EXAMPLES])}{'; …' * (len(bad) > EXAMPLES)}"
+    yield _row("unreadable", left_out if bad else "none")
+    if found.others:
+        yield _row("ignored", f"{told(found.others)}: no image files")
+
+
+def _estimates(plan: Plan) -> Iterator[str]:
+    network, seconds = plan.network, plan.seconds
+    size = f"{network.width}×{network.height}"
+    yield f"on {plan.machine}: {network.backbone}, {size} pixels, {network.precision}"
+    yield _row("timed", f"{network.views_per_second:,.0f} views a second; the rest is from a table")
+    steps = f"{plan.pretrain_steps:,} steps of {plan.batch_size} images, {plan.epochs:.3g} epochs"
+    yield _row("pretrain", f"{_minutes(seconds['pretrain']):13} SimCLR, {steps}")
+    for name in plan.selections:
+        yield _row("select", f"{_minutes(seconds[name]):13} {name}, {plan.budget} of {readable(plan.found):,}")
+    branches = len(plan.selections)
+    times = f"{branches} times " if branches > 1 else ""
+    yield _row("train", f"{_minutes(seconds['train']):13} {times}FixMatch, {plan.train_steps:,} steps")
+    yield _row("in all", _minutes(plan.total) + _advice(plan))
+
+
+def _advice(plan: Plan) -> str:
+    if plan.total > 1.1 * 60 * plan.minutes + START:
+        return f" (more than the {plan.minutes:g} asked for: less would learn nothing)"
+    if plan.epochs < 20:
+        return f" (few epochs: better features come of more time, --minutes {20 / plan.epochs * plan.minutes:.0f})"
+    return ""
+
+
+def _images(plan: Plan) -> str:
+    found = plan.found
+    kind = "grey" if found.channels == 1 else "colour"
+    return f"{readable(found):,} {kind} images"
+
+
+def _sizes(found: Inspection) -> str:
+    common = found.sizes.most_common(3)
+    if len(found.sizes) == 1:
+        return f"{common[0][0][1]}×{common[0][0][0]} pixels, all"
+    shown = ", ".join(f"{width}×{height} ({count:,})" for (height, width), count in common)
+    more = f", … {len(found.sizes):,} sizes" if len(found.sizes) > len(common) else ""
+    return f"{shown}{more}; shorter side {found.side} in the middle"
+
+
+def _labels(plan: Plan) -> str:
+    counts = plan.found.train.class_counts
+    if plan.classes is not None:
+        folders = f"; the {len(counts)} sub-folders are not taken for classes" if counts else ""
+        named = f"none yet; classes to label by: {_some(list(plan.classes))}" if plan.classes else "none yet"
+        return named + folders
+    if not counts:
+        return "none yet: no class folders"
+    known = sum(counts.values())
+    spread = f"{min(counts.values()):,} to {max(counts.values()):,} images each"
+    text = f"{len(counts)} class folders ({_some(list(counts))}), {spread}"
+    if known < plan.found.train.count:
+        text += f"; {plan.found.train.count - known:,} images beside them have no label"
+    return f"{text}; if they are no classes: --classes NAMES"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + ", …" * (len(names) > 4)
+
+
+def _example(groups: list[list[str]]) -> str:
+    return ", ".join(f"{group[1]} = {group[0]}" for group in groups[:EXAMPLES]) + ", …" * (len(groups) > EXAMPLES)
+
+
+def _row(name: str, text: str) -> str:
+    return f"  {name:11} {text}"
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(10, round(seconds, -1)):.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5_400 else f"about {seconds / 3600:.1f} h"

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import os
 import pickle
 import tarfile
@@ -527,10 +528,14 @@ def test_an_address_that_does_not_answer(tmp_path):
     assert not list((tmp_path / "data").iterdir())
 
 
-def test_an_archive_may_not_write_outside(tmp_path):
+@pytest.mark.parametrize("name", ["../outside", "a/../../outside", "{}/outside", "link"])
+def test_an_archive_may_not_write_outside(tmp_path, name):
     with tarfile.open(tmp_path / "x.tar.gz", "w:gz") as tar:
         (tmp_path / "f").write_text("f")
-        tar.add(tmp_path / "f", "../outside")
+        (tmp_path / "link").symlink_to(tmp_path)
+        member = tar.gettarinfo(tmp_path / ("link" if name == "link" else "f"))
+        member.name = name.format(tmp_path)
+        tar.addfile(member, None if name == "link" else io.BytesIO(b"f"))
     item = Download((tmp_path / "x.tar.gz").as_uri(), hashlib.md5((tmp_path / "x.tar.gz").read_bytes()).hexdigest())
     with pytest.raises(UslError, match="cannot be unpacked"):
         fetch(item, tmp_path / "data")

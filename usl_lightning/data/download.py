@@ -73,9 +73,19 @@ def _unpack(archive: Path, folder: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as temporary:
             with tarfile.open(archive) as tar:
-                tar.extractall(temporary, filter="data")  # refuses absolute paths, "..", links out, devices
+                tar.extractall(temporary, _harmless(tar, Path(temporary)))
             for path in Path(temporary).iterdir():
                 if not (folder / path.name).exists():
                     path.rename(folder / path.name)
     except (tarfile.TarError, OSError) as error:
         raise UslError(f"{archive}: cannot be unpacked ({error}); is the disk full?") from error
+
+
+def _harmless(tar: tarfile.TarFile, folder: Path) -> list[tarfile.TarInfo]:
+    """All that an archive holds, if that is files and folders that stay in `folder`; Python 3.11.4 has a filter."""
+    members = tar.getmembers()
+    for member in members:
+        inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
+        if not inside or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"'{member.name}' in it is no file or folder that stays where it is unpacked")
+    return members

@@ -240,6 +240,19 @@ def test_later_files_beat_earlier_ones() -> None:
     assert stage.flat()["model.knn_k"] == 5
 
 
+def test_a_class_replaced_by_an_override_takes_its_arguments_with_it() -> None:
+    Path("mine.yaml").write_text(MINE.replace("{flip: false}", "{strength: 0.7, flip: false}"))
+    view = {"class_path": "usl_lightning.data.views.SmallGreyView", "init_args": {"degrees": 3.0}}
+    stage = StageCommand.parse("fit", ["--config", "mine.yaml", f"--model.view={json.dumps(view)}"])
+    found = StageCLI(stage, build=False).resolved()["model"]["init_args"]["view"]
+    assert found["class_path"] == view["class_path"]
+    assert found["init_args"]["degrees"] == 3
+    assert "strength" not in found["init_args"]
+    stage.overrides["model.knn_kk"] = "3"
+    with pytest.raises(UslError, match="knn_kk"):
+        StageCLI(stage, build=False).resolved()
+
+
 def test_the_seed_reaches_the_data() -> None:
     stage = StageCommand.parse("fit", ["--config", SIMCLR, "--seed_everything", "11"])
     assert StageCLI(stage).datamodule.seed == 11

@@ -100,6 +100,11 @@ class StageCommand:
         flat: dict[str, Any] = {"seed_everything": 0}
         for path in self.configs:
             flat.update(flatten(load_yaml(path)))
+        return flat | self.flat_overrides()
+
+    def flat_overrides(self) -> dict[str, Any]:
+        """The overrides alone, in the same way."""
+        flat: dict[str, Any] = {}
         for key, text in self.overrides.items():
             value = _typed(key, text)
             name = key.replace(".init_args", "")

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= $(shell nproc)
 
-.PHONY: quickstart test lint format bench notebooks clean
+.PHONY: quickstart test lint format bench docs notebooks clean
 
 quickstart: $(VENV)/.installed  ## pretrain, select 10 images, train from their labels: digits, about two minutes
 	$(BIN)/usl run digits_quickstart.yaml
@@ -24,8 +24,11 @@ format: $(VENV)/.dev  ## rewrite the code in the project's style
 bench: $(VENV)/.dev  ## every benchmark; writes tests/benchmarks/results/
 	set -e; for file in views fixmatch_throughput folder selection_speed sinkhorn "chain digits_quickstart"; do set -- $$file; $(BIN)/python tests/benchmarks/$$1.py $$2; done
 
-notebooks: $(VENV)/.dev  ## run the notebooks, if there are any
-	for file in notebooks/*.ipynb; do [ -e $$file ] && $(BIN)/python -m jupyter nbconvert --execute --inplace $$file; done; true
+docs: $(VENV)/.dev  ## the site, into build/docs; any warning fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+notebooks: $(VENV)/.dev  ## run the notebooks and keep their outputs in them
+	$(BIN)/python notebooks/execute.py notebooks/*.ipynb
 
 clean:  ## what the other verbs made; runs/ is kept
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

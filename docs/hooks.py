@@ -14,12 +14,15 @@ from mkdocs.exceptions import PluginError
 
 ROOT = Path(__file__).parent.parent
 MATH = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.S)
-QUOTE = re.compile(r"^@@ (\S+\.py) (\S+)$", re.M)
+QUOTE = re.compile(r"^@@ (\S+\.py) (\S+)( brief)?$", re.M)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Put the source of what a line `@@ path/to/file.py Class.method` names in its place."""
-    return QUOTE.sub(lambda match: f"```python\n{source_of(match[1], match[2])}\n```", markdown)
+    """Put the source of what a line `@@ path/to/file.py Class.method` names in its place.
+
+    With ` brief` at its end, docstrings are cut to their first lines.
+    """
+    return QUOTE.sub(lambda match: f"```python\n{source_of(match[1], match[2], brief=bool(match[3]))}\n```", markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -27,12 +30,13 @@ def on_page_content(content: str, **_: Any) -> str:
     return MATH.sub(lambda match: _mathml(match[2], block=match[1] == "div"), content)
 
 
-def source_of(file: str, name: str) -> str:
+def source_of(file: str, name: str, *, brief: bool = False) -> str:
     """The lines of a function, a class or a method, without its indentation.
 
     Args:
         file: path from the root of the repository.
         name: `function`, `Class` or `Class.method`; `Class.` is the head of a class: docstring and `__init__`.
+        brief: only the first line of its docstring.
 
     Raises:
         PluginError: there is nothing of that name.
@@ -49,6 +53,10 @@ def source_of(file: str, name: str) -> str:
     if name.endswith("."):
         last = next(item.end_lineno for item in body if isinstance(item, ast.FunctionDef) and item.name == "__init__")
     lines = text.splitlines()[first - 1 : last]
+    docstring = body[0]
+    if brief and isinstance(docstring, ast.Expr) and docstring.end_lineno and docstring.end_lineno > docstring.lineno:
+        lines[docstring.lineno - first] += '"""'
+        del lines[docstring.lineno - first + 1 : docstring.end_lineno - first + 1]
     indent = len(lines[0]) - len(lines[0].lstrip())
     return "\n".join(line[indent:] for line in lines)
 

@@ -31,9 +31,10 @@ class Stage:
     config: Path
     set: dict[str, Any] = field(default_factory=dict)
 
-    def needs(self) -> list[str]:
-        """Names of the stages it takes something from."""
-        return [match[1] for value in self.set.values() for match in REFERENCE.finditer(str(value))]
+    def needs(self, output: str | None = None) -> list[str]:
+        """Names of the stages it takes something from, or this output alone."""
+        found = [match for value in self.set.values() for match in REFERENCE.finditer(str(value))]
+        return [match[1] for match in found if output in (None, match[2])]
 
 
 @dataclass

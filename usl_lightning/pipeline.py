@@ -5,19 +5,19 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from usl_lightning import slurm
 from usl_lightning.chain import REFERENCE, Chain, Stage
 from usl_lightning.configs import find_config
 from usl_lightning.errors import UslError, did_you_mean
 from usl_lightning.files import write_json
-from usl_lightning.labels import LabelIndex
 from usl_lightning.plan import Plan
 from usl_lightning.stage import StageCommand, StageFolder, options
+from usl_lightning.summary import draw_summary, summarise, table
+from usl_lightning.waiting import WAITING, Waiting
 
 SHARED_GROUPS = ("data", "trainer", "checkpoint", "processes")
 """`usl run CHAIN --data.dir X` gives a parameter of these groups to every stage."""
@@ -94,6 +94,14 @@ class RunOptions:
         """Where a stage of this run lives."""
         return StageFolder(self.out / self.name / stage)
 
+    def resolve(self, text: str) -> str:
+        """A text with the path of what a stage left in place of each `${stage.output}`.
+
+        Raises:
+            UslError: a stage has not left it.
+        """
+        return REFERENCE.sub(lambda match: _output(self, match[1], match[2]), text)
+
 
 def _bad_option(key: str, value: str, stages: list[str]) -> str:
     one = f"one of the stages {', '.join(stages)}"
@@ -107,7 +115,7 @@ def _bad_option(key: str, value: str, stages: list[str]) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run a chain and print its table.
+    """Run a chain and print its table; exits with 3 if it waits for a person to label images.
 
     Raises:
         UslError: a mistake in the chain or its options, a changed stage, or a stage that failed.
@@ -125,21 +133,22 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _queue(run: RunOptions) -> None:
-    """Print or submit a job for each stage that is not complete."""
+    """Print or submit a job for each stage that is not complete, and does not wait for labels."""
     if run.redo or run.only:
         raise UslError("usl run: --slurm takes whole chains; to repeat a stage give the run another --name")
     _refuse_changes(run, set())
     header = slurm.HEADER if run.slurm_header is None else slurm.read_header(run.slurm_header)
     folder = run.out / run.name
-    jobs = []
+    jobs, waiting = [], Waiting(run.chain.stages)
     for stage in run.chain.stages:
-        if not run.folder(stage.name).complete:
+        if not run.folder(stage.name).complete and not waiting.holds(stage, _label_files(run, stage)):
             needs = [name for name in stage.needs() if not run.folder(name).complete]
             jobs.append(slurm.job(run.name, stage.name, needs, folder, run.typed, header))
     if run.slurm == "submit" and not run.dry_run:
         slurm.submit(jobs, folder)
     else:
         slurm.show(jobs)
+    _stop_if(waiting)
 
 
 def _conclude(run: RunOptions, ran: bool) -> None:
@@ -149,21 +158,40 @@ def _conclude(run: RunOptions, ran: bool) -> None:
     summary = summarise(run)
     if ran or not (run.out / run.name / "summary.json").exists():
         write_json(run.out / run.name / "summary.json", summary)
-        _draw_summary(run, summary)
+        draw_summary(run, summary)
     print(table(summary))
 
 
 def _run_stages(run: RunOptions) -> bool:
-    """Run what is to be run; tells whether anything was."""
+    """Run what is to be run; tells whether anything was. Exits with 3 if the rest waits for labels."""
     redo = _with_dependants(run.chain.stages, run.redo)
     _refuse_changes(run, redo)
-    ran = False
+    ran, waiting = False, Waiting(run.chain.stages)
     for number, stage in enumerate(run.chain.stages, 1):
         place = f"[{number}/{len(run.chain.stages)}] {stage.name}"
         if run.only not in (None, stage.name):
             continue
+        if not (run.dry_run and stage.name in redo) and waiting.holds(stage, _label_files(run, stage)):
+            continue
         ran |= _run_one(run, stage, place, redo=stage.name in redo)
+    if not run.dry_run:
+        _stop_if(waiting)
+    elif waiting.files:
+        print("\n".join(waiting.lines()))
     return ran
+
+
+def _label_files(run: RunOptions, stage: Stage) -> list[Path]:
+    """The label files that a stage takes from earlier ones, as far as they are there."""
+    folders = [run.folder(name) for name in stage.needs("labels")]
+    return [folder.labels for folder in folders if folder.complete and folder.labels.exists()]
+
+
+def _stop_if(waiting: Waiting) -> None:
+    """End the command if some stage waits for labels."""
+    if waiting.files:
+        print("\n".join(waiting.lines()), flush=True)
+        sys.exit(WAITING)
 
 
 def _with_dependants(stages: list[Stage], redo: list[str]) -> set[str]:
@@ -228,7 +256,7 @@ def _command(run: RunOptions, stage: Stage, folder: StageFolder) -> StageCommand
     overrides = {"seed_everything": str(run.seed)}
     for key, value in stage.set.items():
         text = value if isinstance(value, str) else json.dumps(value)
-        overrides[key] = REFERENCE.sub(lambda match: _output(run, match[1], match[2]), text)
+        overrides[key] = run.resolve(text)
     return StageCommand(stage.command, [stage.config], overrides, folder.path, wandb=run.wandb)
 
 
@@ -273,76 +301,3 @@ def _launch(command: StageCommand, stage: Stage, launcher: Sequence[str]) -> Non
     if code:
         reason = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
         raise UslError(f"stage {stage.name} {reason}; the same command continues it")
-
-
-def summarise(run: RunOptions) -> dict[str, Any]:
-    """What `summary.json` holds; see the documentation of the chain's files."""
-    stages, results = [], []
-    for stage in run.chain.stages:
-        folder = run.folder(stage.name)
-        record = folder.record() or {}
-        metrics = record.get("metrics", {})
-        stages.append(
-            {
-                "name": stage.name,
-                "command": stage.command,
-                "seconds": record.get("seconds"),
-                "metrics": metrics,
-                "outputs": record.get("outputs", {}),
-            }
-        )
-        if stage.command == "fit" and "data.labels" in stage.set:
-            results.append(_branch(run, stage, record))
-    return {
-        "run": run.name,
-        "seed": run.seed,
-        "seconds": round(sum(stage["seconds"] or 0 for stage in stages), 1),
-        "stages": stages,
-        "results": results,
-    }
-
-
-def _branch(run: RunOptions, stage: Stage, record: Mapping[str, Any]) -> dict[str, Any]:
-    """One entry of `results`: a classifier, and the selection it was trained on."""
-    path = REFERENCE.sub(lambda match: _output(run, match[1], match[2]), str(stage.set["data.labels"]))
-    index = LabelIndex.read(path)
-    counts = [index.labels.count(label) for label in range(len(index.classes))]
-    method = str(record.get("identity", {}).get("model.class_path", "")).rpartition(".")[2].lower()
-    return {
-        "selection": index.method.get("name", Path(path).stem), "method": method, "budget": len(index),
-        "classes_covered": sum(count > 0 for count in counts), "class_counts": counts,
-        "test_accuracy": record.get("metrics", {}).get("test_accuracy"), "labels": path,
-        "seconds": record.get("seconds"),
-    }  # fmt: skip
-
-
-def _draw_summary(run: RunOptions, summary: Mapping[str, Any]) -> None:
-    """Write `summary.png`, if every branch's selection left its picture."""
-    strips = [Path(result["labels"]).with_name("chosen.png") for result in summary["results"]]
-    if strips and all(strip.exists() for strip in strips):
-        from usl_lightning.report.gallery import summary_picture
-
-        summary_picture(summary["results"], strips, run.out / run.name / "summary.png")
-
-
-def table(summary: Mapping[str, Any]) -> str:
-    """The results as text."""
-    rows = [("selection", "labels", "classes covered", "method", "test accuracy", "seconds")]
-    for result in summary["results"]:
-        counts = result["class_counts"]  # empty if the label file names no classes
-        covered = f"{result['classes_covered']} of {len(counts)}" if counts else "-"
-        accuracy = result["test_accuracy"]
-        rows.append(
-            (
-                result["selection"],
-                str(result["budget"]),
-                covered,
-                result["method"],
-                "-" if accuracy is None else f"{accuracy:.3f}",
-                str(result["seconds"]),
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)

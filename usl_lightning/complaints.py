@@ -6,7 +6,8 @@ import inspect
 import pkgutil
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from usl_lightning.configs import load_yaml
@@ -159,6 +160,24 @@ def _plain(expected: str) -> str:
     words = re.sub(r"<class '(\w+)'>", r"\1", expected).replace("typing.", "")
     choices = re.fullmatch(r"Literal\[(.+)\]", words)
     return f"one of {choices[1]}" if choices else words
+
+
+@contextmanager
+def naming_missing_packages(stage: StageCommand) -> Iterator[None]:
+    """Make one line of a class that cannot be built because a package that it needs is not installed.
+
+    Raises:
+        UslError: says which.
+    """
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ImportError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise UslError(f"{stage.configs[-1]}: {str(cause).splitlines()[0]}") from error
 
 
 def check_keys(stage: StageCommand, resolved: Mapping[str, Any]) -> None:

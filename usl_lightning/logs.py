@@ -1,16 +1,11 @@
 """What a run writes down while it goes, and what it shows."""
 
 import logging
-import netrc
-import os
 import sys
 import time
-import urllib.error
-import urllib.request
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
@@ -23,9 +18,6 @@ from usl_lightning.files import write_text
 from usl_lightning.launch import is_main_process
 
 HEADER = "step,name,value\n"
-
-FAREWELL = 60.0
-"""Seconds that a finished run waits for W&B to take what is not sent yet; it is kept in the run's folder."""
 
 
 class _Said(logging.Handler):
@@ -230,76 +222,3 @@ def _rewind(trainer: Trainer) -> None:
 def _shown(trainer: Trainer) -> str:
     metrics = {name: value for name, value in trainer.logged_metrics.items() if name != "epoch"}
     return " ".join(f"{name}={float(value):.3g}" for name, value in list(metrics.items())[:6])
-
-
-def _logged_in() -> bool:
-    """Whether wandb would find a key, or is told to need none; asked without the network."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
-        return True
-    host = urlparse(_server()).hostname
-    try:
-        return netrc.netrc().authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _server() -> str:
-    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-
-
-def _reachable() -> bool:
-    """Whether the server answers at all, through whatever proxy the environment names."""
-    try:
-        urllib.request.urlopen(_server(), timeout=10).close()
-    except urllib.error.HTTPError:
-        pass  # it does
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def wandb_logger(mode: str, run_dir: Path, config: dict[str, Any]) -> Logger:
-    """A Weights & Biases logger: a chain's stages share a group, the stage is the job type, a resume goes on.
-
-    If the server does not answer, the run is logged offline: no run fails because its diary cannot be sent.
-
-    Args:
-        mode: `online` or `offline`.
-        run_dir: `runs/<run>/<stage>`; names the group, the job type and, with them, the run.
-        config: everything resolved.
-
-    Raises:
-        UslError: online without being logged in.
-    """
-    import wandb
-    from pytorch_lightning.loggers import WandbLogger
-
-    os.environ.setdefault("WANDB_SILENT", "true")
-    if mode == "offline":
-        os.environ["WANDB_MODE"] = "offline"
-    elif not _logged_in():
-        raise UslError("--wandb: not logged in; run `wandb login` or set WANDB_API_KEY, or use --wandb offline")
-    elif is_main_process() and not _reachable():
-        mode, os.environ["WANDB_MODE"] = "offline", "offline"
-        print(
-            f"usl: {_server()} cannot be reached: logged offline; `wandb sync` sends {run_dir}/wandb", file=sys.stderr
-        )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    run_id = run_dir / ".wandb_id"
-    if not run_id.exists():
-        import uuid
-
-        run_id.write_text(uuid.uuid4().hex[:12])
-    stage, group = run_dir.name, run_dir.resolve().parent.name
-    return WandbLogger(
-        project="usl-lightning",
-        name=f"{group}/{stage}",
-        group=group,
-        job_type=stage,
-        save_dir=str(run_dir),
-        id=run_id.read_text(),
-        resume="allow",
-        config=config,
-        offline=mode == "offline",
-        settings=wandb.Settings(finish_timeout=FAREWELL),
-    )

@@ -12,10 +12,11 @@ from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 
 from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN, check_resume, newest_whole
-from usl_lightning.complaints import check_keys, explain
+from usl_lightning.complaints import check_keys, explain, naming_missing_packages
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.errors import UslError
@@ -24,7 +25,7 @@ from usl_lightning.evaluation.features import evaluate_features
 from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import content_fields, flatten, identity_fields
 from usl_lightning.interrupt import Interruption
-from usl_lightning.logs import MetricsCSV, Pace, Progress, show_messages, wandb_logger
+from usl_lightning.logs import MetricsCSV, Pace, Progress, show_messages
 from usl_lightning.models.encoder import compile_encoders, stored_image
 from usl_lightning.precision import check_averages, check_precision
 from usl_lightning.predict import images_to_predict, predict, predictions_csv
@@ -36,6 +37,7 @@ from usl_lightning.selection.overview import NEIGHBORS, make_overview
 from usl_lightning.semisup.base import SemiSupervisedModule
 from usl_lightning.stage import RESULTS, StageCommand, StageFolder
 from usl_lightning.trainer import KeyedRandomness, Trainer
+from usl_lightning.wandb_run import finish_wandb, keep_run_id, log_selection, wandb_logger
 
 TRAINER_DEFAULTS = {
     "max_epochs": -1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
@@ -55,6 +57,7 @@ class StageCLI(LightningCLI):
     def __init__(self, stage: StageCommand, build: bool = True) -> None:
         self.stage, self._build = stage, build
         self._image: ImageSpec | None = None
+        self.wandb: WandbLogger | None = None
         arguments = [*(f"--config={path}" for path in stage.configs), *stage.override_arguments()]
         super().__init__(
             trainer_class=Trainer,
@@ -88,7 +91,8 @@ class StageCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build the data and the model, unless only the configuration is wanted."""
         if self._build:
-            super().instantiate_classes()
+            with naming_missing_packages(self.stage):
+                super().instantiate_classes()
 
     def build(self, image: ImageSpec) -> None:
         """Build the data, and a model for the images of a checkpoint: the data may be others, or have no labels."""
@@ -125,8 +129,9 @@ class StageCLI(LightningCLI):
             Pace(stage.run_dir / "speed.csv"),
         ]
         loggers: list[Logger] = [MetricsCSV(stage.run_dir / "metrics.csv")] if stage.command == "fit" else []
-        if stage.wandb and stage.command == "fit":
-            loggers.append(wandb_logger(stage.wandb, stage.run_dir, flatten(config)))
+        if stage.wandb and stage.command in RESULTS:
+            self.wandb = wandb_logger(stage.wandb, stage.run_dir, flatten(config))
+            loggers += [self.wandb] if stage.command == "fit" else []
         own = dict(self.config_init.trainer)
         if own.get("logger") not in (None, False, True):
             loggers += own["logger"] if isinstance(own["logger"], list) else [own["logger"]]
@@ -180,6 +185,8 @@ def run(stage: StageCommand, interruption: Interruption, on_ready: Callable[[], 
             on_ready()
         if trainer.is_global_zero:
             write_text(stage.run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            if cli.wandb is not None:
+                keep_run_id(cli.wandb, stage.run_dir)
 
     try:
         if stage.command == "fit":
@@ -319,6 +326,8 @@ def _select(cli: StageCLI, trainer: Trainer, begin: Callable[[], None]) -> dict[
     metrics = {"budget": len(index), **chosen_quality(index, source, selection.evidence)}
     index.write(folder.labels)
     draw_chosen(index, source, folder.picture)
+    if cli.wandb is not None:
+        log_selection(cli.wandb, index, source, folder.picture)
     overview = make_overview(selection.evidence, selection.indices, k=parameters.get("k") or NEIGHBORS, seed=data.seed)
     if overview is not None:
         overview.write(folder.overview)
@@ -336,6 +345,9 @@ def _finish(cli: StageCLI, trainer: Trainer, metrics: dict[str, Any]) -> dict[st
         write_json(folder.result, metrics)
         numbers = {name: value for name, value in metrics.items() if not isinstance(value, list)}
         shown = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())
+        if cli.wandb is not None:
+            labels = folder.labels if cli.stage.command == "select" else getattr(cli.datamodule, "labels", None)
+            finish_wandb(cli.wandb, metrics, labels and Path(labels))
         print(f"{cli.stage.run_dir}: done{': ' + shown if shown else ''}", flush=True)
     return metrics
 

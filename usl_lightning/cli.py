@@ -28,6 +28,8 @@ usl: learn features without labels, pick the images worth labelling, train from 
       --wandb [offline]         log to Weights & Biases too
   usl compare CONFIG.yaml       selectors on the same features, for many budgets and seeds: a table and a plot
       --features.init_from CKPT  --data.KEY VALUE  --budgets LIST  --seeds LIST  --out DIR
+  usl report RUN_DIR            one HTML page of a run, finished or not: what was chosen, how good, curves
+      --out FILE.html
   usl labels union|difference A B --out C    combine two label indices; `convert A --out C`: another format
   usl test --config FILE --ckpt_path last      how good a checkpoint is; validate is the same
   usl predict --config FILE --ckpt_path last   a CSV of every image's class: of those trained on, or
@@ -44,8 +46,8 @@ usl: learn features without labels, pick the images worth labelling, train from 
 """
 
 COMMANDS = (
-    "init", "run", "fit", "validate", "test", "predict", "select", "compare", "labels", "export", "views", "configs",
-    "doctor",
+    "init", "run", "fit", "validate", "test", "predict", "select", "compare", "report", "labels", "export", "views",
+    "configs", "doctor",
 )  # fmt: skip
 
 
@@ -86,7 +88,7 @@ def _dispatch(words: list[str]) -> None:
         print(f"usl-lightning {__version__}")
     elif words[0] == "configs":
         _print_configs()
-    elif words[0] in ("init", "run", "compare", "doctor") and ("--help" in words or "-h" in words):
+    elif words[0] in ("init", "run", "compare", "report", "doctor") and ("--help" in words or "-h" in words):
         print(HELP, end="")
     elif words[0] == "init":
         from usl_lightning.init.command import main as write_chain
@@ -100,6 +102,10 @@ def _dispatch(words: list[str]) -> None:
         from usl_lightning.selection.compare import main as compare_selectors
 
         compare_selectors(words[1:])
+    elif words[0] == "report":
+        from usl_lightning.report.page import main as write_report
+
+        write_report(words[1:])
     elif words[0] == "labels":
         from usl_lightning.label_sets import main as combine_labels
 

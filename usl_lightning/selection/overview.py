@@ -70,13 +70,19 @@ class Overview:
         """
         try:
             with np.load(path, allow_pickle=False) as kept:
-                arrays = {name: kept[name] for name in cls.__dataclass_fields__}
+                return cls(
+                    images=kept["images"],
+                    chosen=int(kept["chosen"]),
+                    total=int(kept["total"]),
+                    neighbors=int(kept["neighbors"]),
+                    density=kept["density"],
+                    nearest=kept["nearest"],
+                    features=kept["features"],
+                )
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UslError(f"{path}: damaged ({error}); delete it, the report does without") from error
-        numbers = {name: int(arrays.pop(name)) for name in ("chosen", "total", "neighbors")}
-        return cls(**arrays, **numbers)
 
 
 def make_overview(features: Tensor, indices: Tensor, *, k: int = NEIGHBORS, seed: int = 0) -> Overview | None:

@@ -1,0 +1,130 @@
+"""`usl report RUN_DIR`: one HTML file that shows what a run did. It loads nothing from anywhere."""
+
+import time
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+from usl_lightning import __version__
+from usl_lightning.errors import UslError, did_you_mean
+from usl_lightning.files import write_text
+from usl_lightning.machine import this_machine
+from usl_lightning.report.markup import Html, Names, render, tag
+from usl_lightning.report.run import RunReport, read_run
+from usl_lightning.stage import options
+
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+"""What a browser may load for the page: nothing but what is in it."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """`usl report RUN_DIR [--out FILE.html]`: write the page and say where it is.
+
+    Args:
+        arguments: the words after `usl report`.
+
+    Raises:
+        UslError: no run folder, an option that means nothing, or a damaged file in the folder.
+    """
+    folder, out = _parse(arguments)
+    path = write_report(folder, out)
+    print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+
+
+def _parse(arguments: Sequence[str]) -> tuple[Path, Path | None]:
+    words = list(arguments)
+    folder = words.pop(0) if words and not words[0].startswith("-") else None
+    if folder is None and len(words) > 1 and not words[-1].startswith("-") and words[-2] != "--out":
+        folder = words.pop()
+    given = dict(options(words))
+    for key, value in given.items():
+        if key != "out" or value == "true":
+            raise UslError(
+                f"usl report: --{key}: its value is missing"
+                if key == "out"
+                else f"usl report: unknown option --{key}{did_you_mean(key, ('out',))}; expected --out FILE.html"
+            )
+    if folder is None:
+        raise UslError("usl report: expected the folder of a run, e.g. usl report runs/digits_quickstart")
+    return Path(folder), Path(given["out"]) if "out" in given else None
+
+
+def write_report(folder: Path, out: Path | None = None) -> Path:
+    """Write the page of a run, atomically.
+
+    Args:
+        folder: of a chain (`runs/NAME`) or of one of its stages; it may be unfinished.
+        out: the file; None: `report.html` in the folder.
+
+    Returns:
+        The file.
+
+    Raises:
+        UslError: it is no run folder, nothing has begun, or a file in it is damaged.
+    """
+    path = folder / "report.html" if out is None else out
+    run = read_run(folder)
+    if path.is_dir():
+        raise UslError(f"usl report: --out {path}: a folder; expected the name of a file")
+    write_text(path, page(run))
+    return path
+
+
+def page(run: RunReport) -> Html:
+    """The page of a run.
+
+    Args:
+        run: what was read of its folder.
+    """
+    from usl_lightning.report import chosen, results, training
+
+    names = Names()
+    choices = chosen.read_choices(run)
+    parts: dict[str, Html | None] = {
+        "Not finished": results.unfinished(run),
+        "Results": results.results(run),
+        "Chosen images": chosen.galleries(choices) if choices else None,
+        "Classes": chosen.classes(choices),
+        "Map": chosen.maps(choices, names),
+        "Figures": results.stage_figures(run),
+        "Curves": training.learning_curves(run, names),
+        "Confusions": training.confusions(run),
+        "Time": results.times(run),
+        "Commands": results.commands(run),
+        "Machine": results.machine(run, this_machine()),
+    }
+    return document(run.name, results.headline(run), {name: part for name, part in parts.items() if part})
+
+
+def document(title: str, lead: str, parts: dict[str, Html]) -> Html:
+    """A whole page.
+
+    Args:
+        title: of the page.
+        lead: the sentence below it.
+        parts: name in the contents -> section, whose id is the first there is in it.
+    """
+    style = resources.files("usl_lightning.report").joinpath("page.css").read_text(encoding="utf-8")
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{title}: report of a run"),
+        tag("style", Html(style)),
+    )
+    links = [tag("li", tag("a", name, href=f"#{_identity(part)}")) for name, part in parts.items()]
+    body = tag(
+        "body",
+        tag("a", "Skip to the results", href="#content", class_="skip"),
+        tag("header", tag("h1", title), tag("p", lead, class_="lead")),
+        tag("nav", tag("ul", links), aria_label="Contents"),
+        tag("main", *parts.values(), id="content", tabindex="-1"),
+        tag("footer", tag("p", f"Made by usl-lightning {__version__} on {time.strftime('%Y-%m-%d %H:%M')}.")),
+    )
+    return render(Html("<!DOCTYPE html>\n"), tag("html", head, "\n", body, lang="en"), "\n")
+
+
+def _identity(part: Html) -> str:
+    return part.partition('id="')[2].partition('"')[0]

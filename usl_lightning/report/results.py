@@ -1,0 +1,229 @@
+"""Sections of a report that say how it went: results, figures of each stage, times, commands, machine."""
+
+import shlex
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from usl_lightning.labels import LabelIndex
+from usl_lightning.report.markup import Child, Html, code, section, table, tag
+from usl_lightning.report.run import RunReport, StageReport, read_curves
+from usl_lightning.report.svg import figure, is_number
+
+NONE = "–"
+
+
+def results(run: RunReport) -> Html | None:
+    """The headline: what each classifier gets right, and from which labels. None if the run trains no classifier."""
+    trained = [(stage, run.labels_of(stage)) for stage in run.stages if stage.config.get("data.labels")]
+    if not trained:
+        return None
+    header = (
+        "Labels chosen by", "Labels", "Classes covered", "Trained by", "Test accuracy", "Calibration error", "Time",
+    )  # fmt: skip
+    rows = [
+        (
+            chosen_by(run, stage, index), NONE if index is None else f"{len(index):,}", _covered(index), stage.model,
+            accuracy(stage), _calibration(stage), duration(stage.seconds),
+        )
+        for stage, index in trained
+    ]  # fmt: skip
+    tiles = [_tile(run, stage, index) for stage, index in trained if is_number(stage.metrics.get("test_accuracy"))]
+    note = (
+        "Accuracy is that of the moving average of the weights (EMA) after the last step, on images that nothing was "
+        "chosen or trained by. The calibration error (ECE, Guo et al., 2017) is the mean gap between how sure the "
+        "classifier is and how often it is right; 0% is best."
+    )
+    shown = tag("ul", tiles, class_="tiles") if tiles else None
+    return section("results", "Results", shown, table("Classifiers", header, rows), tag("p", note, class_="note"))
+
+
+def headline(run: RunReport) -> str:
+    """The run in a sentence."""
+    best = [s for s in run.stages if is_number(s.metrics.get("test_accuracy")) and s.config.get("data.labels")]
+    if not best:
+        done = sum(stage.complete for stage in run.stages)
+        return f"{done} of {len(run.stages)} stages complete." if len(run.stages) > 1 else f"{run.stages[0].model}."
+    said = []
+    for stage in sorted(best, key=lambda s: -float(s.metrics["test_accuracy"])):
+        index = run.labels_of(stage)
+        count = "its" if index is None else f"{len(index):,}"
+        said.append(f"{accuracy(stage)} with {count} labels chosen by {chosen_by(run, stage, index)} ({stage.model})")
+    return f"Test accuracy: {'; '.join(said)}."
+
+
+def chosen_by(run: RunReport, stage: StageReport, index: LabelIndex | None) -> str:
+    """Who chose the labels of a classifier: the selector's name, or what the label index says."""
+    path = str(stage.config.get("data.labels", ""))
+    for each in run.selections:
+        if path.endswith(f"{each.name}/{each.folder.labels.name}"):
+            return each.model
+    return path.rpartition("/")[2] if index is None else str(index.method.get("name", path.rpartition("/")[2]))
+
+
+def accuracy(stage: StageReport) -> str:
+    """The test accuracy of a classifier, or why there is none."""
+    value = stage.metrics.get("test_accuracy")
+    if is_number(value):
+        return figure(float(value), percent=True)
+    return NONE if stage.complete else stage.state
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds for people."""
+    if seconds is None:
+        return NONE
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _covered(index: LabelIndex | None) -> str:
+    if index is None or not index.classes or index.unlabelled:
+        return NONE
+    return f"{len(set(index.labels))} of {len(index.classes)}"
+
+
+def _calibration(stage: StageReport) -> str:
+    value = stage.metrics.get("test_calibration_error")
+    return figure(float(value), percent=True) if is_number(value) else NONE
+
+
+def _tile(run: RunReport, stage: StageReport, index: LabelIndex | None) -> Html:
+    value = float(stage.metrics["test_accuracy"])
+    count = "" if index is None else f"{len(index):,} labels chosen by "
+    return tag(
+        "li", tag("strong", figure(value, percent=True)), tag("span", f"{count}{chosen_by(run, stage, index)}"),
+        tag("span", stage.model, class_="muted"), style=f"--v:{value:.4f}",
+    )  # fmt: skip
+
+
+def unfinished(run: RunReport) -> Html | None:
+    """What is missing, and the command that goes on. None if nothing is."""
+    if not run.missing:
+        return None
+    items = [tag("li", tag("strong", stage.name), f": {_progress(stage)}") for stage in run.missing]
+    waiting = run.waiting()
+    how: list[Child] = []
+    if waiting is not None and waiting.chosen is not None:
+        how += [tag("p", f"{waiting.chosen.unlabelled} chosen images have no label yet. Give them theirs:")]
+        how += [code(f"usl label {shlex.quote(str(waiting.folder.labels))}")]
+    if run.command is not None:
+        how += [tag("p", "Then this goes on:" if how else "This goes on where it stopped:"), code(run.command)]
+    elif len(run.stages) == 1 and run.stages[0].folder.last_checkpoint.exists():
+        how += [tag("p", "This goes on where it stopped:"), code(_alone(run.stages[0], again=False))]
+    else:
+        how += [tag("p", "The command that made this folder goes on where it stopped.")]
+    return section("unfinished", "Not finished", tag("ul", items), *how)
+
+
+def _progress(stage: StageReport) -> str:
+    total = stage.config.get("trainer.max_steps")
+    reached = max((points[-1][0] for points in stage.curves.values()), default=0)
+    where = f", step {reached:,} of {total:,} or later" if reached and isinstance(total, int) else ""
+    return f"{stage.state}{where}"
+
+
+def stage_figures(run: RunReport) -> Html | None:
+    """Final figures of stages that are no classifiers: what features are worth, how good a choice is."""
+    parts: list[Html] = []
+    for stage in run.stages:
+        if stage.command == "fit" and not stage.config.get("data.labels") and stage.metrics:
+            notes: Mapping[str, Any] = stage.evaluation.get("notes", {})
+            values = {**stage.metrics, **stage.evaluation.get("metrics", {})}
+            rows = [(_words(k), figure(float(v)), notes.get(k, "")) for k, v in values.items() if is_number(v)]
+            parts.append(table(f"{stage.name}: {stage.model}", ("Figure", "Value", "What was measured"), rows))
+    chosen = [stage for stage in run.selections if stage.metrics]
+    names = list(dict.fromkeys(k for s in chosen for k, v in s.metrics.items() if is_number(v)))
+    if names:
+        header = ("Choice", *(f"{stage.model} ({stage.name})" for stage in chosen))
+        rows_of = [(_words(name), *(_value(stage.metrics.get(name)) for stage in chosen)) for name in names]
+        parts.append(table("Chosen images", header, rows_of))
+        parts.append(tag("p", _CHOICE, class_="note"))
+    return section("figures", "Figures of the stages", *parts) if parts else None
+
+
+_CHOICE = (
+    "Balance: 1 if all classes are chosen equally often. Spread: mean distance from a chosen image to the nearest "
+    "other one. Coverage distance: mean distance from any image to the nearest chosen one. Propagated accuracy: how "
+    "often the label of the nearest chosen image fits. Distances are between normalised features. These figures "
+    "read the labels of all images where the data set has them; nothing was chosen by them."
+)
+
+
+def _value(value: Any) -> str:
+    return figure(float(value)) if is_number(value) else NONE
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").capitalize().replace("Knn", "kNN").replace("Nmi", "NMI").replace("Ari", "ARI")
+
+
+def times(run: RunReport) -> Html:
+    """Where the time went."""
+    total = sum(stage.seconds or 0 for stage in run.stages)
+    rows = [(s.name, f"usl {s.command}", s.model, s.state, _bar(s.seconds or 0, total), _speed(s)) for s in run.stages]
+    header = ("Stage", "Command", "Method", "State", "Time", "Images a second")
+    return section("times", "Time", tag("p", f"{duration(total)} in all."), table("Time of each stage", header, rows))
+
+
+def _bar(seconds: float, total: float) -> Html:
+    return tag("td", duration(seconds), class_="bar", style=f"--v:{seconds / total if total else 0:.3f}")
+
+
+def _speed(stage: StageReport) -> str:
+    """The median speed of training, in images of all kinds a second."""
+    points = read_curves(stage.folder.path / "speed.csv").get("images_per_second", [])
+    values = sorted(value for _, value in points)
+    return f"{values[len(values) // 2]:,.0f}" if values else NONE
+
+
+def commands(run: RunReport) -> Html:
+    """What to type to get the same again."""
+    parts: list[Child] = []
+    if run.command is not None:
+        fresh = shlex.join([w for w in shlex.split(run.command) if not w.startswith("--name=")])
+        parts += [tag("p", "The whole run again, in a folder of another name:"), code(f"{fresh} --name=again")]
+    lines = [_alone(stage, again=True) for stage in run.stages if (stage.folder.path / "config.yaml").exists()]
+    if lines:
+        parts += [tag("p", "A stage alone, with every parameter as it was:"), code("\n".join(lines))]
+    return section("commands", "To get the same again", *parts)
+
+
+def _alone(stage: StageReport, *, again: bool) -> str:
+    """The command of one stage, from its resolved configuration."""
+    path = stage.folder.path
+    words = ["usl", stage.command, f"--config={path / 'config.yaml'}"]
+    words += [f"--run_dir=runs/again/{stage.name}"] if again else [f"--run_dir={path}", "--ckpt_path=last"]
+    return shlex.join(words)
+
+
+def machine(run: RunReport, here: Mapping[str, str]) -> Html:
+    """Versions and machine of each stage; one list if all are the same.
+
+    Args:
+        run: the run.
+        here: those of the process that makes the page.
+    """
+    found: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for stage in run.stages:
+        if stage.record is not None:
+            found.setdefault(tuple(_told(stage)), []).append(stage.name)
+    parts: list[Child] = []
+    for facts, names in found.items():
+        parts.append(tag("h3", "All stages" if len(found) == 1 else ", ".join(names)))
+        parts.append(_facts(facts))
+    return section("machine", "Versions and machine", *parts, tag("h3", "This page"), _facts(here.items()))
+
+
+def _told(stage: StageReport) -> Iterator[tuple[str, str]]:
+    record = stage.record or {}
+    yield "usl-lightning", str(record["identity"].get("version", NONE))
+    yield from ((str(name), str(value)) for name, value in record.get("machine", {}).items())
+    precision = stage.config.get("trainer.precision")
+    if precision is not None:
+        yield "precision", str(precision)
+
+
+def _facts(facts: Any) -> Html:
+    return tag("dl", [(tag("dt", name), tag("dd", value)) for name, value in facts])

@@ -1,0 +1,239 @@
+"""A run folder as a report needs it: what is there, and what is missing. Imports nothing heavy."""
+
+import csv
+import fcntl
+import json
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from usl_lightning.configs import load_yaml
+from usl_lightning.errors import UslError, did_you_mean
+from usl_lightning.identity import flatten
+from usl_lightning.labels import LabelIndex
+from usl_lightning.plan import Plan
+from usl_lightning.stage import StageFolder
+
+Curves = dict[str, list[tuple[int, float]]]
+
+
+@dataclass(frozen=True)
+class StageReport:
+    """One stage and what it left so far.
+
+    Attributes:
+        folder: where it is.
+        record: `stage.json`; None if it has not begun.
+        command: `fit` or `select`.
+    """
+
+    folder: StageFolder
+    record: Mapping[str, Any] | None
+    command: str
+
+    @property
+    def name(self) -> str:
+        """That of its folder."""
+        return self.folder.path.resolve().name
+
+    @property
+    def complete(self) -> bool:
+        """It has run to its end."""
+        return self.record is not None and self.record.get("status") == "complete"
+
+    @property
+    def state(self) -> str:
+        """In a word or two: complete, running, interrupted, not begun."""
+        if self.record is None:
+            return "not begun"
+        if self.complete:
+            return "complete"
+        return "running" if held(self.folder.path) else "interrupted"
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Final figures; empty until it is complete."""
+        return (self.record or {}).get("metrics", {})
+
+    @property
+    def seconds(self) -> float | None:
+        """Time spent so far; None if that is not known."""
+        return (self.record or {}).get("seconds")
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """Every parameter as a dotted key; empty if it has not begun."""
+        path = self.folder.path / "config.yaml"
+        return flatten(load_yaml(path)) if path.exists() else {}
+
+    @property
+    def model(self) -> str:
+        """Class name of the method; its command if that is not known."""
+        return str(self.config.get("model.class_path", self.command)).rpartition(".")[2]
+
+    @cached_property
+    def curves(self) -> Curves:
+        """Metric -> (step from 1, value), by step, of `metrics.csv`."""
+        return read_curves(self.folder.path / "metrics.csv")
+
+    @cached_property
+    def evaluation(self) -> Mapping[str, Any]:
+        """`evaluation.json`: what the test images say; empty if there is none."""
+        path = self.folder.path / "evaluation.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise UslError(f"{path}: cannot be read ({error}); `usl test` writes it again") from error
+        return content if isinstance(content, dict) else {}
+
+    @cached_property
+    def chosen(self) -> LabelIndex | None:
+        """What a selection chose."""
+        return LabelIndex.read(self.folder.labels) if self.folder.labels.exists() else None
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """A chain's folder, or that of a single stage.
+
+    Attributes:
+        folder: as it was given.
+        plan: what `usl run` noted of it; None for a single stage, or a run of an earlier version.
+        stages: in order; those of the plan that have not begun among them.
+    """
+
+    folder: Path
+    plan: Plan | None
+    stages: tuple[StageReport, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.folder.resolve().name
+
+    @property
+    def selections(self) -> list[StageReport]:
+        """Stages that have chosen images."""
+        return [stage for stage in self.stages if stage.chosen is not None]
+
+    @property
+    def missing(self) -> list[StageReport]:
+        """Stages that are not complete."""
+        return [stage for stage in self.stages if not stage.complete]
+
+    @property
+    def command(self) -> str | None:
+        """What makes the whole run, or continues it; None if it is not known."""
+        if self.plan is None:
+            return None
+        words = list(self.plan.arguments)
+        if not any(word.startswith("--name=") for word in words) and self.name != Path(words[0]).stem:
+            words.append(f"--name={self.name}")  # the folder was renamed since
+        return f"usl run {shlex.join(words)}"
+
+    def labels_of(self, stage: StageReport) -> LabelIndex | None:
+        """The label index that a classifier is trained from; None if it is not trained from one, or that is lost.
+
+        A run that was moved or copied has its own beside the stage.
+        """
+        given = stage.config.get("data.labels")
+        if not given:
+            return None
+        path = Path(str(given))
+        for place in (stage.folder.path.parent / path.parent.name / path.name, path):
+            if place.exists():
+                return LabelIndex.read(place)
+        return None
+
+    def waiting(self) -> StageReport | None:
+        """The first selection whose images are to be labelled before the run can go on."""
+        if not self.missing or self.plan is None:
+            return None
+        needed = {name for stage in self.plan.stages for name in stage.needs}
+        return next((s for s in self.selections if s.name in needed and s.chosen and s.chosen.unlabelled), None)
+
+
+def read_run(folder: Path) -> RunReport:
+    """Look into a run folder.
+
+    Args:
+        folder: `runs/NAME` of a chain, or of a single stage.
+
+    Raises:
+        UslError: it is no run folder, or nothing in it has begun.
+    """
+    if not folder.is_dir():
+        near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*") if path.is_dir()])
+        raise UslError(f"usl report: {folder}: no such folder{near}; expected that of a run, runs/NAME")
+    alone = _stage(folder)
+    if alone is not None:
+        return RunReport(folder, None, (alone,))
+    plan = Plan.read(folder)
+    begun = [stage for path in folder.iterdir() if (stage := _stage(path)) is not None and not _set_aside(path)]
+    if not begun:
+        reason = "nothing of this run has begun" if plan else "not the folder of a run, it holds no stage"
+        expected = f"`usl run {shlex.join(plan.arguments)}` begins it" if plan else "expected runs/NAME"
+        raise UslError(f"usl report: {folder}: {reason}; {expected}")
+    if plan is None:
+        return RunReport(folder, None, tuple(sorted(begun, key=_first_written)))
+    found = {stage.name: stage for stage in begun}
+    stages = [found.get(s.name) or StageReport(StageFolder(folder / s.name), None, s.command) for s in plan.stages]
+    return RunReport(folder, plan, tuple(stages))
+
+
+def _stage(path: Path) -> StageReport | None:
+    record = StageFolder(path).record() if path.is_dir() else None
+    if record is None:
+        return None
+    if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
+        raise UslError(f"{path / 'stage.json'}: not the record of a stage; was the file edited?")
+    return StageReport(StageFolder(path), record, str(record["identity"].get("command", "fit")))
+
+
+def _set_aside(path: Path) -> bool:
+    """Whether it is what `--redo` put aside."""
+    return re.search(r"\.old\d+$", path.name) is not None
+
+
+def _first_written(stage: StageReport) -> tuple[float, str]:
+    """Sorts stages as they were begun."""
+    path = stage.folder.path / "config.yaml"
+    return (path.stat().st_mtime if path.exists() else 0.0), stage.name
+
+
+def held(folder: Path) -> bool:
+    """Whether a process is at work in the folder of a stage."""
+    try:
+        with open(folder / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def read_curves(path: Path) -> Curves:
+    """Metric -> (step from 1, value) by step, of a file `step,name,value`; what a kill left of a last line is dropped.
+
+    Args:
+        path: of the file; there may be none.
+    """
+    curves: Curves = {}
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.reader(file) if len(row) == 3]
+    except OSError:
+        return {}
+    for step, name, value in rows[1:]:
+        try:
+            curves.setdefault(name, []).append((int(step) + 1, float(value)))
+        except ValueError:
+            continue
+    return {name: sorted(points) for name, points in curves.items() if points}

@@ -51,11 +51,11 @@ class Choice:
         stage, model = self.stage.name, self.stage.model
         return model if stage.lower() in (model.lower(), f"select_{model.lower()}") else f"{model} ({stage})"
 
-    def class_of(self, row: int) -> str | None:
-        """The class of entry `row` of the index; None if it has no label."""
+    def class_of(self, row: int) -> str:
+        """The class of entry `row` of the index, or that it has none."""
         label = self.index.labels[row]
         if label is None:
-            return None
+            return "not sure" if self.index.indices[row] in self.index.unsure else "not labelled"
         return self.index.classes[label] if self.index.classes else str(label)
 
     def file_of(self, row: int) -> str:
@@ -142,12 +142,12 @@ def _explained(choice: Choice, shown: int) -> str:
 
 
 def _chosen(choice: Choice, row: int, picture: Thumbnail) -> Html:
-    name, overview = choice.class_of(row), choice.overview
+    overview = choice.overview
     facts = [f"#{row + 1}"]
     if overview is not None and row < overview.chosen:
         facts += [f"density {overview.density[row]:.3g}", f"group {group_shares(overview)[row]:.1%}"]
-    text = f"Chosen image {row + 1}, {'not labelled' if name is None else f'class {name}'}, {choice.file_of(row)}"
-    return _item(picture, text, name or "not labelled", " · ".join(facts))
+    text = f"Chosen image {row + 1}, class: {choice.class_of(row)}, {choice.file_of(row)}"
+    return _item(picture, text, choice.class_of(row), " · ".join(facts))
 
 
 def _item(picture: Thumbnail, text: str, title: str | None, facts: str) -> Html:
@@ -234,7 +234,7 @@ def _map(choice: Choice, overview: "Overview", names: Names) -> list[Child]:
     labels, known = _labels(choice, overview), choice.index.classes
     colours = spread_colours(len(known))
     shown = [colours[label] if 0 <= label < len(colours) else None for label in labels]
-    captions = [f"#{row + 1}: {choice.class_of(row) or choice.file_of(row)}" for row in range(overview.chosen)]
+    captions = [f"#{row + 1}: {choice.class_of(row)}, {choice.file_of(row)}" for row in range(overview.chosen)]
     words = (
         f"{len(places):,} of {overview.total:,} images as dots, near each other where their features are alike; the "
         f"{overview.chosen:,} chosen ones are numbered in order of choice."
@@ -242,7 +242,7 @@ def _map(choice: Choice, overview: "Overview", names: Names) -> list[Child]:
     title = f"Features that {choice.name} chose from"
     drawing = point_map(Map(title, words, places.tolist(), shown, range(overview.chosen), captions), names)
     by_class = any(colour is not None for colour in shown)
-    note = f"{words} Made by {how}. {'Colours are the true classes, for this page alone.' if by_class else ''}"
+    note = f"{words} Made by {how}. {'Colours are the classes, where they are known.' if by_class else ''}"
     legend = [tag("li", tag("span", class_=f"spot s{i}"), name) for i, name in enumerate(known)] if by_class else []
     key = tag("ul", legend, class_="legend") if legend else None
     return [tag("figure", tag("figcaption", title), drawing, key, class_="map"), tag("p", note, class_="note")]

@@ -76,7 +76,7 @@ def table(caption: str, header: Sequence[Child], rows: Iterable[Sequence[Child]]
         for row in rows
     ]
     content = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", body), class_=class_)
-    return tag("div", content, class_="scroll", role="region", aria_label=caption, tabindex="0")
+    return tag("div", content, class_="scroll", role="group", aria_label=caption, tabindex="0")
 
 
 def cell_of(cell: Child) -> Html:

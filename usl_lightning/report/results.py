@@ -22,8 +22,8 @@ def results(run: RunReport) -> Html | None:
     )  # fmt: skip
     rows = [
         (
-            chosen_by(run, stage, index), NONE if index is None else f"{len(index):,}", _covered(index), stage.model,
-            accuracy(stage), _calibration(stage), duration(stage.seconds),
+            chosen_by(run, stage, index), _labelled(index), _covered(index), stage.model, accuracy(stage),
+            _calibration(stage), duration(stage.seconds),
         )
         for stage, index in trained
     ]  # fmt: skip
@@ -46,7 +46,7 @@ def headline(run: RunReport) -> str:
     said = []
     for stage in sorted(best, key=lambda s: -float(s.metrics["test_accuracy"])):
         index = run.labels_of(stage)
-        count = "its" if index is None else f"{len(index):,}"
+        count = "its" if index is None else _labelled(index)
         said.append(f"{accuracy(stage)} with {count} labels chosen by {chosen_by(run, stage, index)} ({stage.model})")
     return f"Test accuracy: {'; '.join(said)}."
 
@@ -78,10 +78,15 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def _labelled(index: LabelIndex | None) -> str:
+    """How many images teach: all but those that a person was not sure of."""
+    return NONE if index is None else f"{len(index) - len(index.unsure):,}"
+
+
 def _covered(index: LabelIndex | None) -> str:
     if index is None or not index.classes or index.unlabelled:
         return NONE
-    return f"{len(set(index.labels))} of {len(index.classes)}"
+    return f"{len(set(index.labels) - {None})} of {len(index.classes)}"
 
 
 def _calibration(stage: StageReport) -> str:
@@ -91,7 +96,7 @@ def _calibration(stage: StageReport) -> str:
 
 def _tile(run: RunReport, stage: StageReport, index: LabelIndex | None) -> Html:
     value = float(stage.metrics["test_accuracy"])
-    count = "" if index is None else f"{len(index):,} labels chosen by "
+    count = "" if index is None else f"{_labelled(index)} labels chosen by "
     return tag(
         "li", tag("strong", figure(value, percent=True)), tag("span", f"{count}{chosen_by(run, stage, index)}"),
         tag("span", stage.model, class_="muted"), style=f"--v:{value:.4f}",
@@ -103,11 +108,11 @@ def unfinished(run: RunReport) -> Html | None:
     if not run.missing:
         return None
     items = [tag("li", tag("strong", stage.name), f": {_progress(stage)}") for stage in run.missing]
-    waiting = run.waiting()
     how: list[Child] = []
-    if waiting is not None and waiting.chosen is not None:
-        how += [tag("p", f"{waiting.chosen.unlabelled} chosen images have no label yet. Give them theirs:")]
-        how += [code(f"usl label {shlex.quote(str(waiting.folder.labels))}")]
+    if run.waiting:
+        count = sum(stage.chosen.unlabelled for stage in run.waiting if stage.chosen)
+        lines = [shlex.join(["usl", "label", str(stage.folder.labels)]) for stage in run.waiting]
+        how += [tag("p", f"{count:,} chosen images have no label yet. Give them theirs:"), code("\n".join(lines))]
     if run.command is not None:
         how += [tag("p", "Then this goes on:" if how else "This goes on where it stopped:"), code(run.command)]
     elif len(run.stages) == 1 and run.stages[0].folder.last_checkpoint.exists():
@@ -131,14 +136,14 @@ def stage_figures(run: RunReport) -> Html | None:
         if stage.command == "fit" and not stage.config.get("data.labels") and stage.metrics:
             notes: Mapping[str, Any] = stage.evaluation.get("notes", {})
             values = {**stage.metrics, **stage.evaluation.get("metrics", {})}
-            rows = [(_words(k), figure(float(v)), notes.get(k, "")) for k, v in values.items() if is_number(v)]
+            rows = [(_words(k), figure(v), _text(notes.get(k, ""))) for k, v in values.items() if is_number(v)]
             parts.append(table(f"{stage.name}: {stage.model}", ("Figure", "Value", "What was measured"), rows))
     chosen = [stage for stage in run.selections if stage.metrics]
     names = list(dict.fromkeys(k for s in chosen for k, v in s.metrics.items() if is_number(v)))
     if names:
         header = ("Choice", *(f"{stage.model} ({stage.name})" for stage in chosen))
         rows_of = [(_words(name), *(_value(stage.metrics.get(name)) for stage in chosen)) for name in names]
-        parts.append(table("Chosen images", header, rows_of))
+        parts.append(table("How good the chosen images are", header, rows_of))
         parts.append(tag("p", _CHOICE, class_="note"))
     return section("figures", "Figures of the stages", *parts) if parts else None
 
@@ -153,6 +158,11 @@ _CHOICE = (
 
 def _value(value: Any) -> str:
     return figure(float(value)) if is_number(value) else NONE
+
+
+def _text(words: str) -> Html:
+    """A cell whose text may go over several lines."""
+    return tag("td", words, class_="text")
 
 
 def _words(name: str) -> str:

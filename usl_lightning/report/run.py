@@ -77,8 +77,12 @@ class StageReport:
 
     @cached_property
     def curves(self) -> Curves:
-        """Metric -> (step from 1, value), by step, of `metrics.csv`."""
-        return read_curves(self.folder.path / "metrics.csv")
+        """Metric -> (steps taken, value), by step, of `metrics.csv`; final figures belong to the last step."""
+        last = self.config.get("trainer.max_steps")
+        curves = read_curves(self.folder.path / "metrics.csv")
+        if not isinstance(last, int) or last < 1:
+            return curves
+        return {name: [(min(step, last), value) for step, value in points] for name, points in curves.items()}
 
     @cached_property
     def evaluation(self) -> Mapping[str, Any]:
@@ -151,12 +155,13 @@ class RunReport:
                 return LabelIndex.read(place)
         return None
 
-    def waiting(self) -> StageReport | None:
-        """The first selection whose images are to be labelled before the run can go on."""
+    @property
+    def waiting(self) -> list[StageReport]:
+        """Selections whose images are to be labelled before the run can go on."""
         if not self.missing or self.plan is None:
-            return None
+            return []
         needed = {name for stage in self.plan.stages for name in stage.needs}
-        return next((s for s in self.selections if s.name in needed and s.chosen and s.chosen.unlabelled), None)
+        return [s for s in self.selections if s.complete and s.name in needed and s.chosen and s.chosen.unlabelled]
 
 
 def read_run(folder: Path) -> RunReport:

@@ -77,7 +77,9 @@ def _range(series: Mapping[str, Points], percent: bool) -> tuple[float, float]:
     values = [y for points in series.values() for _, y in points]
     low, high = min(values), max(values)
     low = 0.0 if 0 <= low < high / 2 else low
-    return (low, high) if high > low else (low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2)
+    if high > low:
+        return low, high
+    return (0.0, 1.0) if low == 0 else (low - abs(low) / 2, high + abs(high) / 2)
 
 
 def _axes(low: float, high: float, first: float, last: float, bottom: float, percent: bool) -> Html:

@@ -16,6 +16,7 @@ from usl_lightning.data.batch import Batch
 from usl_lightning.errors import UslError
 from usl_lightning.files import write_text
 from usl_lightning.launch import is_main_process
+from usl_lightning.progress import progress
 
 HEADER = "step,name,value\n"
 
@@ -70,6 +71,12 @@ class MetricsCSV(Logger):
         rows = self.path.read_text().splitlines()[1:] if step and self.path.exists() else []
         kept = [row for row in rows if row.count(",") == 2 and int(row.split(",", 1)[0]) < step]
         write_text(self.path, HEADER + "".join(f"{row}\n" for row in kept))
+
+    @rank_zero_only
+    def complete(self, metrics: dict[str, float], step: int) -> None:
+        """Append those of a step's rows that are not there."""
+        text = self.path.read_text() if self.path.exists() else ""
+        self.log_metrics({name: value for name, value in metrics.items() if f"\n{step},{name}," not in text}, step)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
@@ -140,10 +147,10 @@ class Progress(Callback):
         _rewind(trainer)
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A pass over the images has a bar too."""
-        if trainer.is_global_zero:
-            total = sum(int(batches) for batches in trainer.num_predict_batches)
-            self._bar = tqdm(desc=f"{self.label}: features", total=total, unit="batch", leave=False, disable=None)
+        """A pass over the images has a bar too; a selection, one "batch", has bars of its own."""
+        total = sum(int(batches) for batches in trainer.num_predict_batches)
+        if trainer.is_global_zero and total > 1:
+            self._bar = progress(f"{self.label}: images", total, "batch")
 
     def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """One more batch of images is done."""

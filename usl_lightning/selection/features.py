@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from usl_lightning import __version__
 from usl_lightning.data.batch import ImageSpec
@@ -22,6 +21,7 @@ from usl_lightning.data.sources import ImageSource
 from usl_lightning.distributed import gather_uneven, world_size
 from usl_lightning.errors import UslError
 from usl_lightning.models.encoder import Encoder
+from usl_lightning.progress import progress
 from usl_lightning.selection.geometry import check_directions, check_features
 from usl_lightning.selection.kept import check_dataset, kept_or_made, process_device, process_rank
 
@@ -139,12 +139,13 @@ def _extract(encoder: Encoder, datamodule: ImageData, folder: Path) -> Tensor:
             if first:
                 log.info("features: continued after %d of %d images", first * datamodule.eval_batch_size, len(share))
             total = -(-len(share) // datamodule.eval_batch_size)
-            batches = tqdm(datamodule.whole_set(first), "features", total, initial=first, leave=False, disable=None)
-            for batch in batches:
-                with _precision(datamodule):
-                    features = encoder(batch.images)
-                file.write(features.float().cpu().numpy().data)
-                file.flush()
+            with progress("features", total, "batch", done=first) as bar:
+                for batch in datamodule.whole_set(first):
+                    with _precision(datamodule):
+                        features = encoder(batch.images)
+                    file.write(features.float().cpu().numpy().data)
+                    file.flush()
+                    bar.update()
         rows = np.fromfile(path, np.float32).reshape(-1, width)
     except OSError as error:
         raise UslError(f"{path}: cannot be written ({error.strerror}); give another --model.cache") from error

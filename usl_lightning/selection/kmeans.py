@@ -10,6 +10,7 @@ from torch import Tensor
 
 from usl_lightning.data.keys import permutation
 from usl_lightning.errors import UslError
+from usl_lightning.progress import progress
 from usl_lightning.selection.geometry import check_features, chunks, exact_arithmetic
 from usl_lightning.selection.kmeans_bounds import BLOCK_BYTES, GroupBounds
 from usl_lightning.selection.memory import check_memory
@@ -60,7 +61,8 @@ def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) ->
     with exact_arithmetic(x.device):
         mean = x.mean(0)
         x = x - mean  # distances do not change, rounding errors shrink
-        labels, centroids, converged = _lloyd(x, k, seed, iterations)
+        with progress(f"k-means of {k} clusters", iterations, "iteration") as bar:
+            labels, centroids, converged = _lloyd(x, k, seed, iterations, bar.update)
         if converged:
             log.info("k-means: converged after %d iterations", converged)
         else:
@@ -68,8 +70,13 @@ def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) ->
         return labels, (centroids + mean).to(x.dtype)
 
 
-def _lloyd(x: Tensor, k: int, seed: int, iterations: int) -> tuple[Tensor, Tensor, int]:
-    """Labels, centroids and the number of iterations after which no label changed; 0 if some still did."""
+def _lloyd(
+    x: Tensor, k: int, seed: int, iterations: int, tell: Callable[[], object] = lambda: None
+) -> tuple[Tensor, Tensor, int]:
+    """Labels, centroids and the number of iterations after which no label changed; 0 if some still did.
+
+    Each iteration is told; most runs converge before the last.
+    """
     centroids = x[permutation(len(x), seed, "k-means")[:k].to(x.device)].double()
     assign = _assignment(x, centroids, seed)
     labels = assign(centroids)
@@ -82,6 +89,7 @@ def _lloyd(x: Tensor, k: int, seed: int, iterations: int) -> tuple[Tensor, Tenso
         if len(moved) == 0:
             return labels, centroids, iteration
         sums += _sums(x[moved], labels[moved], k) - _sums(x[moved], before[moved], k)
+        tell()
     return labels, centroids, 0
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from usl_lightning.data.keys import derive_seed, permutation
 from usl_lightning.errors import UslError
+from usl_lightning.progress import shown
 from usl_lightning.selection.geometry import check_features, chunks, exact_arithmetic, squared_distances
 from usl_lightning.selection.memory import check_memory
 
@@ -121,7 +122,7 @@ def approximate_knn(
         )  # fmt: skip
         distances = torch.empty(len(x), k)
         indices = torch.empty(len(x), k, dtype=torch.int64)
-        for rows in chunks(len(x), 64 * (k + x.shape[1])):
+        for rows in shown(chunks(len(x), 64 * (k + x.shape[1])), "neighbours", len(x)):
             keys = _listed_search(x, x[rows], k, selves[rows], include_self, search)
             distances[rows], indices[rows] = _decode(keys)
     return Neighbors(distances.to(x.device), indices.to(x.device), measured)
@@ -175,7 +176,7 @@ def _complete_search(x: Tensor, q: Tensor, k: int, selves: Tensor | None, includ
     """Keys [q, k] from all pairs in float64."""
     columns = torch.arange(len(x), device=x.device)
     out = torch.empty(len(q), k, dtype=torch.int64, device=x.device)
-    for rows in chunks(len(q), 48 * len(x), x.device):
+    for rows in shown(chunks(len(q), 48 * len(x), x.device), "neighbours", len(q)):
         keys = _keys(squared_distances(q[rows], x), columns)
         if selves is not None:
             _place_self(keys, columns == selves[rows, None], include_self)
@@ -251,7 +252,7 @@ def _certified_search(x: Tensor, q: Tensor, k: int, selves: Tensor | None, inclu
     open_rows = torch.arange(len(q), device=x.device)
     while len(open_rows) and m < len(x) // 2:
         doubtful = torch.empty(len(open_rows), dtype=torch.bool, device=x.device)
-        for part in chunks(len(open_rows), 64 * m, x.device):
+        for part in shown(chunks(len(open_rows), 64 * m, x.device), "neighbours", len(open_rows)):
             rows = open_rows[part]
             own = None if selves is None else selves[rows]
             rough, candidates = search(q32[rows], m)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError, did_you_mean
+from usl_lightning.progress import progress
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.density import limit_k, limited_density
 from usl_lightning.selection.geometry import (
@@ -186,10 +187,12 @@ def regularized_selection(
     penalty = torch.zeros_like(utility)
     with exact_arithmetic(x.device):
         picks = best_of_each(utility, labels, len(clusters))
-        for _ in range(iterations - 1):
-            closeness = _closeness(x, labels, picks, alpha, horizon, nearest, exclude_same_cluster)
-            penalty = momentum * penalty + (1 - momentum) * closeness
-            picks = best_of_each(utility - weight * penalty, labels, len(clusters))
+        with progress("regularised selection", iterations - 1, "iteration") as bar:
+            for _ in range(iterations - 1):
+                closeness = _closeness(x, labels, picks, alpha, horizon, nearest, exclude_same_cluster)
+                penalty = momentum * penalty + (1 - momentum) * closeness
+                picks = best_of_each(utility - weight * penalty, labels, len(clusters))
+                bar.update()
     return picks if budget is None else fill_to_budget(picks, utility, budget)
 
 

@@ -1,0 +1,74 @@
+"""Bars: on a terminal, of the main process, with the time left; nothing anywhere else."""
+
+import io
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
+
+import pytest
+import torch
+
+from usl_lightning import progress as module
+from usl_lightning.progress import progress, shown
+from usl_lightning.selection.usl import select_usl
+
+
+class Terminal(io.StringIO):
+    """A stderr that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bars are shown from the first moment on."""
+    monkeypatch.setattr(module, "PATIENCE", 0.0)
+
+
+def on_terminal(work: Callable[[], object]) -> str:
+    """What is shown on a terminal."""
+    with redirect_stderr(Terminal()) as terminal:
+        work()
+    return terminal.getvalue()
+
+
+def run() -> None:
+    with progress("counting", 4, "step", done=1) as bar:
+        for _ in range(2):
+            time.sleep(0.12)  # tqdm shows ten states a second
+            bar.update()
+
+
+def test_a_bar_says_what_how_far_and_how_long() -> None:
+    states = on_terminal(run).split("\r")
+    assert any("counting" in state and "3/4" in state and "00:00<00:00" in state for state in states), states
+    assert not states[-1].strip(), "it goes when it is closed"
+
+
+def test_a_short_step_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 60.0)
+    assert not on_terminal(run).strip()
+
+
+def test_other_processes_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert on_terminal(run) == ""
+
+
+def test_no_terminal_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
+    run()
+    select_usl(torch.rand(50, 4), 5)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_slices_are_counted_in_rows() -> None:
+    slices, given = [slice(0, 3), slice(3, 4)], list[slice]()
+    assert "0/4" in on_terminal(lambda: given.extend(shown(slices, "rows", 4)))
+    assert given == slices
+
+
+def test_a_selection_shows_its_steps() -> None:
+    text = on_terminal(lambda: select_usl(torch.rand(200, 4), 5))
+    for step in ("neighbours", "k-means of 5 clusters", "regularised selection"):
+        assert f"{step}:   0%" in text

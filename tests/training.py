@@ -1,22 +1,27 @@
-"""What every method must pass: it resumes exactly, and two processes train as one.
+"""What every method must pass: it resumes exactly, survives any kill, and two processes train as one.
 
 def model(data: ImageData) -> SimCLR: ...      # module level: other processes import it
 
 def test_resume(tmp_path): assert_resumes_exactly(model, digits, tmp_path)
+def test_kills(tmp_path): assert_survives_kills(model, digits, tmp_path)
 def test_processes(tmp_path): assert_two_processes_agree(model, digits, tmp_path)   # norm-free network
 """
 
 import multiprocessing
 import os
+import random
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from kill import Kill
 from pytorch_lightning import Callback, LightningModule
 from runs import differing
 
@@ -27,6 +32,9 @@ from usl_lightning.labels import LabelIndex
 from usl_lightning.logs import MetricsCSV, Progress
 from usl_lightning.processes import Processes
 from usl_lightning.trainer import KeyedRandomness, Trainer
+
+CHILDREN = multiprocessing.get_context("forkserver")
+CHILDREN.set_forkserver_preload(["training"])  # importing Lightning takes longer than what the children do
 
 MakeModel = Callable[[ImageData], LightningModule]
 MakeData = Callable[[], ImageData]
@@ -76,11 +84,20 @@ class FirstGradient(Callback):
 
 
 def train(
-    make_model: MakeModel, make_data: MakeData, folder: Path, steps: int, *, stop: int | None = None, **options: Any
+    make_model: MakeModel,
+    make_data: MakeData,
+    folder: Path,
+    steps: int,
+    *,
+    stop: Callback | None = None,
+    every_steps: int = 1,
+    **options: Any,
 ) -> dict[str, Any]:
-    """Train for `steps` steps, or up to `stop` of them; from the newest checkpoint in `folder` if there is one.
+    """Train for `steps` steps, from the newest checkpoint in `folder` if there is one.
 
     Args:
+        stop: what may end the run before.
+        every_steps: between two checkpoints.
         options: of the Trainer.
 
     Returns:
@@ -96,9 +113,10 @@ def train(
         use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, logger=MetricsCSV(folder / "metrics.csv"),
         callbacks=[
-            KeyedRandomness(data.seed), StopOnNaN(), Checkpoints(folder / "checkpoints", every_steps=1), Progress(""),
+            KeyedRandomness(data.seed), StopOnNaN(), Checkpoints(folder / "checkpoints", every_steps=every_steps),
+            Progress(""),
             Processes(check_every=1), FirstGradient(folder),
-            *([] if stop is None else [Stop(stop)]),
+            *([] if stop is None else [stop]),
         ],
         **options,
     )  # fmt: skip
@@ -124,13 +142,56 @@ def assert_resumes_exactly(
     """
     reference = train(make_model, make_data, folder / "straight", steps, **options)
     for stop in (*stops, None):
-        checkpoint = train(make_model, make_data, folder / "stopped", steps, stop=stop, **options)
+        callback = None if stop is None else Stop(stop)
+        checkpoint = train(make_model, make_data, folder / "stopped", steps, stop=callback, **options)
         assert checkpoint["global_step"] == (stop or steps)
-    parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
-    assert differing({k: checkpoint[k] for k in parts}, {k: reference[k] for k in parts}) == []
+    _assert_same(checkpoint, reference)
     own, other = ((folder / name / "metrics.csv").read_text() for name in ("stopped", "straight"))
     assert len(_losses(own)) == steps
     assert own == other
+
+
+def assert_survives_kills(make_model: MakeModel, make_data: MakeData, folder: Path, **options: Any) -> None:
+    """`kill -9` at five random points, two of them amid a save: the state of a run nobody touched, bit for bit.
+
+    Args:
+        options: of the Trainer.
+    """
+    dice = random.Random(make_model.__module__)
+    points = {dice.choice([2, 4]): "write", dice.choice([6, 8]): "rename"}
+    others = dice.sample([step for step in range(1, 12) if step not in points], 3)
+    points |= dict.fromkeys(others, "batch")
+    run = (make_model, make_data, folder / "killed", 12)
+    for step in sorted(points):
+        assert _ends(_child(*run, stop=Kill(step, points[step]), every_steps=2, **options)) == -signal.SIGKILL, step
+    assert _ends(_child(*run, every_steps=2, **options)) == 0
+    reference = train(make_model, make_data, folder / "straight", 12, every_steps=2, **options)
+    _assert_same(torch.load(folder / "killed" / "checkpoints" / "last.ckpt", weights_only=True), reference)
+    own, other = ((folder / name / "metrics.csv").read_text() for name in ("killed", "straight"))
+    assert len(_losses(own)) == 12
+    assert own == other
+    assert not list((folder / "killed" / "checkpoints").glob(".*")), "something half-written is left"
+
+
+def _assert_same(checkpoint: dict[str, Any], reference: dict[str, Any]) -> None:
+    parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
+    assert differing({k: checkpoint[k] for k in parts}, {k: reference[k] for k in parts}) == []
+
+
+def _child(*arguments: Any, **options: Any) -> BaseProcess:
+    process = CHILDREN.Process(target=_train_alone, args=arguments, kwargs=options)
+    process.start()
+    return process
+
+
+def _train_alone(*arguments: Any, **options: Any) -> None:
+    torch.set_num_threads(1)
+    train(*arguments, **options)
+
+
+def _ends(process: BaseProcess) -> int | None:
+    process.join(300)
+    return process.exitcode
 
 
 def assert_two_processes_agree(
@@ -138,23 +199,20 @@ def assert_two_processes_agree(
 ) -> None:
     """Two processes (gloo) with the same global batch: the losses and the final state of one.
 
+    One of the two is killed on the way, which ends the other; then both go on from the last checkpoint.
     Each loss and, in norm, each weight and buffer is within `tolerance`, relative; the first loss and its gradient,
     before errors can grow, within 1e-5.
     The two hold the same weights and buffers, bit for bit, after every step (`Processes`).
     The network must be free of batch norm, whose statistics on the CPU are those of each process.
     """
     one = train(make_model, make_data, folder / "one", steps)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    arguments = (make_model, make_data, folder / "two", steps, port)
-    ranks = [context.Process(target=_rank, args=(rank, *arguments)) for rank in range(2)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(300)
-        assert process.exitcode == 0
+    arguments = (make_model, make_data, folder / "two", steps)
+    lost = steps // 3
+    survivor, victim = _pair(*arguments, stop=Kill(lost, rank=1))
+    assert victim == -signal.SIGKILL
+    assert survivor not in (0, None)
+    assert (folder / "two" / "checkpoints" / "last.ckpt").resolve().name == f"step={lost:08d}.ckpt"
+    assert _pair(*arguments) == [0, 0]
     two = torch.load(folder / "two" / "checkpoints" / "last.ckpt", weights_only=True)
     losses = [[float(v) for _, v in _losses((folder / name / "metrics.csv").read_text())] for name in ("two", "one")]
     assert len(losses[1]) == steps
@@ -172,13 +230,23 @@ def assert_two_processes_agree(
             assert torch.equal(own, value), name
 
 
-def _rank(rank: int, make_model: MakeModel, make_data: MakeData, folder: Path, steps: int, port: int) -> None:
-    torch.set_num_threads(1)
+def _pair(*arguments: Any, **options: Any) -> list[int | None]:
+    """Exit codes of two processes that train together."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = [CHILDREN.Process(target=_rank, args=(rank, port, arguments, options)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    return [_ends(process) for process in ranks]
+
+
+def _rank(rank: int, port: int, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank),
         "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "test",
     }  # fmt: skip
-    train(make_model, make_data, folder, steps, devices=2, strategy="ddp")
+    _train_alone(*arguments, devices=2, strategy="ddp", **options)
 
 
 def _losses(csv: str) -> list[tuple[str, str]]:

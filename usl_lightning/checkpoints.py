@@ -18,10 +18,14 @@ from usl_lightning.files import atomic_path
 from usl_lightning.identity import differences, names_a_file
 from usl_lightning.interrupt import Interruption
 from usl_lightning.launch import is_main_process
+from usl_lightning.logs import MetricsCSV
 from usl_lightning.models.encoder import read_checkpoint
 
 IDENTITY = "usl_identity"
 """Key of a checkpoint under which the run's identity fields are stored."""
+
+ROW = "usl_row"
+"""Key under which the metrics of its step are, where they were yet to be noted in metrics.csv."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -68,7 +72,12 @@ class Checkpoints(Callback):
         self.interruption = interruption or Interruption()
         self._step, self._saved_step, self._saved_time = -1, -1, 0.0
         self._due, self._stop = False, False
+        self._row: dict[str, float] = {}
         self._agreement = Agreement()
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A kill right after the save may have lost the metrics of its step."""
+        self._row = checkpoint.get(ROW, {})
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step a resumed run starts from is saved already; what a killed run left half written goes."""
@@ -77,6 +86,10 @@ class Checkpoints(Callback):
         self._agreement = Agreement(trainer.global_step)
         self.interruption.deferred = True
         self.interruption.install()
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                logger.complete(self._row, trainer.global_step - 1)
+        self._row = {}
         if trainer.is_global_zero:
             for torn in self.folder.glob(".step=*.tmp"):
                 torn.unlink(missing_ok=True)
@@ -100,7 +113,9 @@ class Checkpoints(Callback):
         self._heed(asked)
         self._due = bool(late) or self._stop or (self.every_steps is not None and step % self.every_steps == 0)
         if self._due and not _validates_after(trainer):
+            self._row = _yet_to_be_noted(trainer)
             self._save(trainer)
+            self._row = {}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A checkpoint due at a step that is validated waits for it: a resume does not validate that step again."""
@@ -123,7 +138,7 @@ class Checkpoints(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say what the run is."""
-        checkpoint[IDENTITY] = self.identity
+        checkpoint[IDENTITY], checkpoint[ROW] = self.identity, self._row
 
     def _heed(self, asked: int) -> None:
         """Stop after this step if any process was asked to, by the signal of that number."""
@@ -190,6 +205,14 @@ def _validates_after(trainer: Trainer) -> bool:
     every: float | None = trainer.val_check_batch
     done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     return trainer.enable_validation and every is not None and done % every == 0
+
+
+def _yet_to_be_noted(trainer: Trainer) -> dict[str, float]:
+    """The metrics that Lightning hands to the loggers once the hooks of this batch are done."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return {}
+    return {name: float(value) for name, value in connector.metrics["log"].items() if isinstance(value, Tensor | float)}
 
 
 def _point(link: Path, target: str) -> None:

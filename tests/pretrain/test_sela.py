@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from runs import usl
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
-from training import assert_resumes_exactly, assert_two_processes_agree, digits, train
+from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, digits, train
 
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
@@ -275,6 +275,11 @@ def test_heads_and_clusters_must_fit(heads: int, clusters: int | list[int]) -> N
 
 def test_a_resume_is_exact(tmp_path: Path) -> None:
     assert_resumes_exactly(with_hidden_layers, digits, tmp_path)
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    assert_survives_kills(with_hidden_layers, digits, tmp_path)
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightly.loss import NTXentLoss
 from torch import Tensor
-from training import assert_resumes_exactly, assert_two_processes_agree, digits
+from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, digits
 
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
@@ -196,6 +196,11 @@ def norm_free(data: ImageData) -> SimCLR:
 
 def test_a_resume_is_exact(tmp_path: Path) -> None:
     assert_resumes_exactly(small, digits, tmp_path)
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    assert_survives_kills(small, digits, tmp_path)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lightly.loss import NegativeCosineSimilarity
 from runs import usl
 from torch import Tensor, nn
-from training import MakeModel, assert_resumes_exactly, assert_two_processes_agree, digits, train
+from training import MakeModel, assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, digits, train
 
 from usl_lightning.configs import find_config, load_yaml
 from usl_lightning.data.batch import Batch, ImageSpec
@@ -222,6 +222,11 @@ def test_without_stop_gradient_the_log_soon_tells_of_a_collapse(
 
 def test_a_resume_is_exact(tmp_path: Path) -> None:
     assert_resumes_exactly(small, digits, tmp_path)
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    assert_survives_kills(small, digits, tmp_path)
 
 
 @pytest.mark.slow

@@ -12,8 +12,10 @@ from real_features import NAMES, real_features
 from torch import Tensor
 
 from usl_lightning.errors import UslError
+from usl_lightning.selection import density
 from usl_lightning.selection.density import density_distance
 from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.selection.neighbors import Neighbors
 from usl_lightning.selection.usl import (
     PRESETS,
     Preset,
@@ -302,3 +304,25 @@ def test_bad_arguments_of_the_pure_function() -> None:
         regularized_selection(x, ones, labels - 1, **PLAIN)
     with pytest.raises(UslError, match="budget 5: expected a number of images from 1 to 4"):
         regularized_selection(x, ones, labels, budget=5, **PLAIN)
+
+
+def test_a_remembered_density_is_of_the_same_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches: list[int] = []
+    search = density.nearest_neighbors
+
+    def counted(features: torch.Tensor, k: int, **options: bool) -> Neighbors:
+        searches.append(k)
+        return search(features, k, **options)
+
+    monkeypatch.setattr(density, "nearest_neighbors", counted)
+    x, y = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
+    questions = [(x, 5, True), (y, 5, True), (x, 4, True), (x, 5, False)]
+    alone = [density.density_distance(points, k, squared=squared) for points, k, squared in questions]
+    assert len(searches) == 4
+    with density.density_remembered():
+        for _ in range(2):
+            for (points, k, squared), expected in zip(questions, alone, strict=True):
+                assert torch.equal(density.density_distance(points.clone(), k, squared=squared), expected)
+        assert len(searches) == 8, "each asked for once more"
+    density.density_distance(x, 5)
+    assert len(searches) == 9, "forgotten"

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from training import assert_resumes_exactly, assert_two_processes_agree, train
+from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, train
 
 from usl_lightning.data.batch import Batch, ImageSpec, PairBatch
 from usl_lightning.data.keys import Key
@@ -258,6 +258,11 @@ def frozen_adam(data: ImageData) -> USLTTraining:
 
 def test_a_resume_is_exact(tmp_path: Path) -> None:
     assert_resumes_exactly(small, neighbor_digits, tmp_path)
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    assert_survives_kills(small, neighbor_digits, tmp_path)
 
 
 def test_a_resume_is_exact_with_moving_clusters(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from training import assert_resumes_exactly, assert_two_processes_agree, few_labels
+from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels
 
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
@@ -364,6 +364,11 @@ def norm_free(data: ImageData) -> CoMatch:
 
 def test_a_resume_is_exact(tmp_path: Path) -> None:
     assert_resumes_exactly(small, few_labels, tmp_path)
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    assert_survives_kills(small, few_labels, tmp_path)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from training import assert_resumes_exactly, assert_two_processes_agree, few_labels, train
+from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels, train
 
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
@@ -253,6 +253,11 @@ def norm_free(data: ImageData) -> FineTune:
 @pytest.mark.parametrize("model", [whole, linear])
 def test_a_resume_is_exact(tmp_path: Path, model: Any) -> None:
     assert_resumes_exactly(model, labelled, tmp_path)
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    assert_survives_kills(whole, labelled, tmp_path)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from training import assert_resumes_exactly, assert_two_processes_agree, few_labels, train
+from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels, train
 
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
@@ -282,6 +282,11 @@ def test_unused_images_are_those_of_the_unlabelled_set(tmp_path: Path) -> None:
 
 def test_a_resume_is_exact(tmp_path: Path) -> None:
     assert_resumes_exactly(small, few_labels, tmp_path)
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    assert_survives_kills(small, few_labels, tmp_path)
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training import assert_resumes_exactly, assert_two_processes_agree, few_labels
+from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels
 
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
@@ -135,6 +135,11 @@ def norm_free(data: ImageData) -> Supervised:
 
 def test_a_resume_is_exact(tmp_path: Path) -> None:
     assert_resumes_exactly(small, labelled, tmp_path)
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    assert_survives_kills(small, labelled, tmp_path)
 
 
 @pytest.mark.slow

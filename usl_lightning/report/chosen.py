@@ -119,7 +119,7 @@ def _gallery(choice: Choice, most: int) -> list[Child]:
         among = f"of {len(overview.images):,} of the {overview.total:,} images" if _is_sample(overview) else "of all"
         parts.append(tag("p", f"The least dense {among}; outliers like these teach little of the rest.", class_="note"))
         shown = [
-            _item(picture, f"Not chosen, image {overview.images[row]}", None, f"density {overview.density[row]:.3g}")
+            _item(picture, f"Not chosen, image {overview.images[row]}", None, [f"density {overview.density[row]:.3g}"])
             for row, picture in zip(contrast, others, strict=True)
         ]
         parts.append(tag("ul", shown, class_="gallery contrast"))
@@ -147,15 +147,15 @@ def _chosen(choice: Choice, row: int, picture: Thumbnail) -> Html:
     if overview is not None and row < overview.chosen:
         facts += [f"density {overview.density[row]:.3g}", f"group {group_shares(overview)[row]:.1%}"]
     text = f"Chosen image {row + 1}, class: {choice.class_of(row)}, {choice.file_of(row)}"
-    return _item(picture, text, choice.class_of(row), " · ".join(facts))
+    return _item(picture, text, choice.class_of(row), facts)
 
 
-def _item(picture: Thumbnail, text: str, title: str | None, facts: str) -> Html:
+def _item(picture: Thumbnail, text: str, title: str | None, facts: Sequence[str]) -> Html:
     image = tag(
         "img", src=picture.uri, alt=text, width=picture.width, height=picture.height,
         class_="tiny" if picture.tiny else None,
     )  # fmt: skip
-    caption = tag("figcaption", None if title is None else tag("strong", title), tag("span", facts))
+    caption = tag("figcaption", None if title is None else tag("strong", title), [tag("span", fact) for fact in facts])
     return tag("li", tag("figure", image, caption))
 
 

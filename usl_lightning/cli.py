@@ -30,6 +30,8 @@ usl: learn features without labels, pick the images worth labelling, train from 
       --features.init_from CKPT  --data.KEY VALUE  --budgets LIST  --seeds LIST  --out DIR
   usl report RUN_DIR            one HTML page of a run, finished or not: what was chosen, how good, curves
       --out FILE.html
+  usl label LABELS.json         name the chosen images in the browser; every answer is saved at once
+      --classes cat,dog  --dir FOLDER  --port N  --no-browser
   usl labels union|difference A B --out C    combine two label indices; `convert A --out C`: another format
   usl test --config FILE --ckpt_path last      how good a checkpoint is; validate is the same
   usl predict --config FILE --ckpt_path last   a CSV of every image's class: of those trained on, or
@@ -46,13 +48,15 @@ usl: learn features without labels, pick the images worth labelling, train from 
 """
 
 COMMANDS = (
-    "init", "run", "fit", "validate", "test", "predict", "select", "compare", "report", "labels", "export", "views",
-    "configs", "doctor",
+    "init", "run", "fit", "validate", "test", "predict", "select", "compare", "report", "label", "labels", "export",
+    "views", "configs", "doctor",
 )  # fmt: skip
+OWN_ARGUMENTS = ("init", "run", "compare", "report", "label", "labels", "doctor")
+"""Commands that are no stage; this page is their help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `usl ARGUMENTS`; exits with 0, 2 on the user's mistakes, 130 when interrupted, 1 if `doctor` finds fault."""
+    """Run `usl ARGUMENTS`; exits with 0, 1 if `doctor` finds fault, 2 on a mistake, 3 to wait for labels, 130 if interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -88,7 +92,7 @@ def _dispatch(words: list[str]) -> None:
         print(f"usl-lightning {__version__}")
     elif words[0] == "configs":
         _print_configs()
-    elif words[0] in ("init", "run", "compare", "report", "doctor") and ("--help" in words or "-h" in words):
+    elif words[0] in OWN_ARGUMENTS and ("--help" in words or "-h" in words):
         print(HELP, end="")
     elif words[0] == "init":
         from usl_lightning.init.command import main as write_chain
@@ -106,6 +110,10 @@ def _dispatch(words: list[str]) -> None:
         from usl_lightning.report.page import main as write_report
 
         write_report(words[1:])
+    elif words[0] == "label":
+        from usl_lightning.labelling.command import main as label
+
+        label(words[1:])
     elif words[0] == "labels":
         from usl_lightning.label_sets import main as combine_labels
 

@@ -1,0 +1,172 @@
+"""The answers of those who label: every one is in the label file before it counts. Imports nothing heavy."""
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from usl_lightning.errors import UslError
+from usl_lightning.labels import LabelIndex
+
+Answer = int | Literal["unsure"] | None
+"""A class number; "unsure", from who has looked and cannot tell; None, no answer yet."""
+
+NOT_SURE = "not sure"
+"""How "unsure" is written in files for other programs; no class can be called so."""
+
+LONGEST_NAME = 80
+
+
+class AnsweredMeanwhileError(UslError):
+    """Somebody else has answered since the image was shown."""
+
+
+class LabelStore:
+    """A label file that several windows, servers and imports can change at once.
+
+    The file is the only state. A change reads it, checks itself against it and replaces it, under a lock that holds
+    between processes too: no answer is lost, and a kill at any moment leaves the file as it was before or after.
+
+    Args:
+        path: a label index in JSON, of a known data set.
+
+    Raises:
+        UslError: the file is missing, damaged, or of a format that cannot hold labels.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock_path = path.with_name(f".{path.name}.lock")
+        self._threads = threading.Lock()
+        if self.read().dataset is None or path.suffix.lower() != ".json":
+            raise UslError(f"{path}: has no room for labels; expected the labels.json that `usl select` wrote")
+
+    def read(self) -> LabelIndex:
+        """The file as it is now."""
+        return LabelIndex.read(self.path)
+
+    @property
+    def version(self) -> str:
+        """A text that is another one after every change."""
+        status = os.stat(self.path)
+        return f"{status.st_ino:x}-{status.st_mtime_ns:x}"
+
+    def answer(self, image: int, answer: Answer, seen: Answer) -> LabelIndex:
+        """Note what one image is.
+
+        Args:
+            image: its position in the data set, one of the index's.
+            answer: what it is.
+            seen: the answer it had when it was shown, so that nobody overwrites what they have not seen.
+
+        Returns:
+            The file's new content.
+
+        Raises:
+            AnsweredMeanwhileError: it has another answer by now, which is kept.
+            UslError: no such image or class, or the file cannot be written.
+        """
+        with self._changing() as index:
+            answers = answers_of(index)
+            if image not in answers:
+                raise UslError(f"image {image} is not one of the {len(index)} to label")
+            now = answers[image]
+            if now not in (seen, answer):
+                raise AnsweredMeanwhileError(f"{name_of(now, index)} was answered in another window")
+            return self._write(with_answers(index, {image: answer}))
+
+    def add_class(self, name: str) -> LabelIndex:
+        """Add a class after those there are; one of that name stays what it is.
+
+        Raises:
+            UslError: the name is empty, too long, taken but for its case, or means something else.
+        """
+        with self._changing() as index:
+            return self._write(with_class(index, name))
+
+    def merge(self, answers: Mapping[int, Answer], classes: tuple[str, ...]) -> LabelIndex:
+        """Note many answers at once; they win over those there are.
+
+        Args:
+            answers: position in the data set -> answer, numbered by `classes`.
+            classes: the file's, and perhaps more.
+
+        Raises:
+            UslError: the classes changed meanwhile, or the file cannot be written.
+        """
+        with self._changing() as index:
+            if index.classes != classes[: len(index.classes)]:
+                raise UslError(f"{self.path}: its classes were changed meanwhile; repeat the command")
+            return self._write(with_answers(replace(index, classes=classes), answers))
+
+    @contextmanager
+    def _changing(self) -> Iterator[LabelIndex]:
+        try:
+            lock = open(self._lock_path, "w")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise UslError(f"{self.path.parent}: cannot be written ({error.strerror})") from error
+        with self._threads, lock:
+            with suppress(OSError):  # a file system without locks: the threads of one server still take turns
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield self.read()
+
+    def _write(self, index: LabelIndex) -> LabelIndex:
+        index.write(self.path)
+        return index
+
+
+def answers_of(index: LabelIndex) -> dict[int, Answer]:
+    """Position in the data set -> answer, in the order of choice."""
+    unsure = set(index.unsure)
+    return {
+        image: "unsure" if image in unsure else label for image, label in zip(index.indices, index.labels, strict=True)
+    }
+
+
+def with_answers(index: LabelIndex, answers: Mapping[int, Answer]) -> LabelIndex:
+    """The index with these answers in place of those it has.
+
+    Args:
+        index: any.
+        answers: position in the data set -> answer.
+
+    Raises:
+        UslError: there is no such class.
+    """
+    for answer in answers.values():
+        if isinstance(answer, int) and not 0 <= answer < len(index.classes):
+            raise UslError(f"there is no class {answer}; expected 0 to {len(index.classes) - 1}")
+    merged = answers_of(index)
+    merged |= {image: answer for image, answer in answers.items() if image in merged}
+    labels = tuple(answer if isinstance(answer, int) else None for answer in merged.values())
+    return replace(index, labels=labels, unsure=tuple(i for i, answer in merged.items() if answer == "unsure"))
+
+
+def with_class(index: LabelIndex, name: str) -> LabelIndex:
+    """The index with one more class, or as it is if it has that one.
+
+    Raises:
+        UslError: see `LabelStore.add_class`.
+    """
+    name = " ".join(name.split())
+    if name in index.classes:
+        return index
+    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+        raise UslError(f"a class needs a name of 1 to {LONGEST_NAME} characters")
+    if name.casefold() == NOT_SURE:
+        raise UslError(f"'{name}' cannot be the name of a class: it is what images without a class are called")
+    for known in index.classes:
+        if known.casefold() == name.casefold():
+            raise UslError(f"'{name}' differs from the class '{known}' by its case only; use that one")
+    return replace(index, classes=(*index.classes, name))
+
+
+def name_of(answer: Answer, index: LabelIndex) -> str:
+    """An answer as people read it."""
+    if answer is None:
+        return "no answer"
+    return NOT_SURE if answer == "unsure" else index.classes[answer]

@@ -1,0 +1,292 @@
+"""The site: it builds without a warning, asks the network for nothing, and its commands and facts are the code's."""
+
+import ast
+import csv
+import importlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections import defaultdict
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from usl_lightning import label_files
+from usl_lightning.checkpoints import IDENTITY
+from usl_lightning.cli import COMMANDS
+from usl_lightning.configs import find_config, shipped
+from usl_lightning.errors import UslError
+from usl_lightning.identity import TRAINER_FIELDS
+from usl_lightning.models.encoder import ENTRY
+from usl_lightning.pipeline import Chain, RunOptions
+from usl_lightning.runner import StageCLI
+from usl_lightning.selection.compare import Comparison, selector_names
+from usl_lightning.selection.comparison import FIGURES
+from usl_lightning.selection.usl import PRESETS
+from usl_lightning.stage import OPTIONS, StageCommand, StageFolder, options
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
+MADE = {"photos.yaml": "folder_quickstart.yaml", "CHAIN.yaml": "digits_quickstart.yaml"}
+"""Chains that the pages let the reader write, and shipped ones like them."""
+
+STAGES = ("fit", "validate", "test", "predict", "select", "export", "views")
+
+
+def commands() -> dict[str, str]:
+    """Every command of a page that can be typed, and the page."""
+    found = {}
+    for page, text in PAGES.items():
+        blocks = [line for block in re.findall(r"```bash[^\n]*\n(.*?)```", text, re.S) for line in block.splitlines()]
+        inline = re.findall(r"`(usl [^`]+)`", text.replace("\n", " "))
+        found |= {line.strip(): page for line in [*blocks, *inline] if line.strip().startswith("usl ")}
+    return {line: page for line, page in found.items() if "…" not in line and _is_whole(line)}
+
+
+def _is_whole(line: str) -> bool:
+    """Not the mere mention of a command or of an option."""
+    command, *rest = line.split()[1:]
+    return "--config" in rest if command in STAGES else bool(rest) or command in ("doctor", "configs")
+
+
+def config_of(name: str) -> str:
+    """A shipped configuration in place of one that only a run or the reader makes."""
+    resolved = re.fullmatch(r"runs/(\w+)/(\w+)/config\.yaml", name)
+    if not resolved:
+        return MADE.get(name, name)
+    chain = MADE.get(f"{resolved[1]}.yaml", resolved[1])
+    stages = {stage.name: stage for stage in Chain.read(find_config(chain)).stages}
+    return stages[resolved[2]].config.name
+
+
+def words_of(line: str) -> list[str]:
+    """The words after `usl`, with configurations that exist."""
+    return [config_of(word) for word in shlex.split(line, comments=True)[1:]]
+
+
+def key_sets() -> dict[tuple[str, str], dict[str, str]]:
+    """(command, configuration) -> every parameter that some page gives to that stage."""
+    found: dict[tuple[str, str], dict[str, str]] = defaultdict(dict)
+    for line in commands():
+        command, *words = words_of(line)
+        if command in STAGES:
+            stage = StageCommand.parse("fit" if command == "views" else command, words)
+            given = {k: v for k, v in stage.overrides.items() if k != "help" and (command, k) != ("views", "out")}
+            found[stage.command, stage.configs[0].name] |= given
+        elif command == "run":
+            for each in RunOptions.parse(words).chain.stages:
+                typed = {k: v if isinstance(v, str) else json.dumps(v) for k, v in each.set.items()}
+                found[each.command, each.config.name] |= typed
+    return found
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site; a warning fails."""
+    folder = tmp_path_factory.mktemp("site")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+class Requests(HTMLParser):
+    """What a browser fetches by itself when it shows a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag in ("script", "img", "iframe", "source", "link"):
+            self.addresses += [str(given[name]) for name in ("src", "href") if given.get(name)]
+
+
+def test_no_page_asks_the_network_for_anything(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert len(pages) >= len(PAGES)
+    for page in pages:
+        parser = Requests()
+        parser.feed(page.read_text(encoding="utf-8"))
+        outside = [address for address in parser.addresses if re.match(r"(https?:)?//", address)]
+        assert parser.addresses
+        assert outside == [], page
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\(\s*['\"]?(https?:)?//|@import", sheet.read_text(encoding="utf-8")), sheet
+
+
+def test_equations_are_mathml(site: Path) -> None:
+    for name, text in PAGES.items():
+        page = (site / name).with_suffix(".html").read_text(encoding="utf-8")
+        prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S)
+        blocks = prose.count("$$") // 2
+        assert page.count('display="block"') == blocks, name
+        assert "arithmatex" not in page, name
+        if name.startswith("methods/") and "index" not in name:
+            assert blocks or name == "methods/supervised.md"
+
+
+def test_quoted_code_is_there(site: Path) -> None:
+    page = (site / "how-to" / "add-a-method.html").read_text(encoding="utf-8")
+    text = re.sub(r"<[^>]+>", "", page)
+    assert "@@" not in text
+    assert "def negative_cosine(p: Tensor, z: Tensor)" in text
+    assert "stop_gradient: bool = True," in text, "the head of the class"
+    assert "usl_lightning.pretrain.simsiam.SimSiam" in text, "the configuration"
+
+
+def test_pages_quote_commands() -> None:
+    names = {shlex.split(line)[1] for line in commands()}
+    assert set(COMMANDS) - {"validate", "views"} <= names
+    assert names <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("line", [line for line in commands() if shlex.split(line)[1] not in (*STAGES, "run")])
+def test_other_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, *words = words_of(line)
+    for word in words:  # files that a command looks for at once
+        if word.endswith((".ckpt", ".json")):
+            (tmp_path / word).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / word).write_text("")
+    monkeypatch.chdir(tmp_path)
+    if command == "compare":
+        assert Comparison.read(find_config(words[0]), dict(options(words[1:]))).selectors
+    elif command == "labels":
+        from usl_lightning.label_sets import _parse
+
+        assert _parse(words)
+    elif command == "report":
+        from usl_lightning.report.page import _parse as parse_report
+
+        assert parse_report(words)
+    elif command == "init":
+        from usl_lightning.init.command import InitOptions
+
+        assert InitOptions.parse(words).folder
+    elif command == "label":
+        from usl_lightning.labelling.command import LabelOptions
+
+        assert LabelOptions.parse(words).labels.suffix == ".json"
+    elif command == "doctor":
+        assert {key for key, _ in options(words)} <= {"data.dir", "out"}
+    else:
+        assert command == "configs", "a command that nothing here checks"
+
+
+@pytest.mark.parametrize(("command", "config"), sorted(key_sets()))
+def test_stages_take_the_parameters_that_pages_give(command: str, config: str) -> None:
+    stage = StageCommand("fit" if command == "export" else command, [find_config(config)])
+    stage.overrides = key_sets()[command, config]
+    StageCLI(stage, build=False).resolved()
+
+
+def test_a_misspelt_parameter_would_be_found() -> None:
+    stage = StageCommand("fit", [find_config("digits_fixmatch.yaml")], {"model.treshold": "0.9"})
+    with pytest.raises(UslError, match="treshold"):
+        StageCLI(stage, build=False).resolved()
+
+
+def test_configurations_that_pages_name_exist() -> None:
+    own = {*MADE, "config.yaml", "FOLDER.yaml", "FILE.yaml"}
+    for page, text in PAGES.items():
+        named = set(re.findall(r"\b(\w+\.yaml)\b", text)) - own
+        assert named <= set(shipped()), page
+
+
+def test_python_of_the_pages_is_valid_and_imports_what_there_is() -> None:
+    blocks = [(page, block) for page, text in PAGES.items() for block in re.findall(r"```python\n(.*?)```", text, re.S)]
+    assert blocks
+    for page, block in blocks:
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                module = importlib.import_module(node.module)
+                assert [name.name for name in node.names if not hasattr(module, name.name)] == [], page
+
+
+def test_every_method_has_a_page() -> None:
+    pages = "\n".join(text for name, text in PAGES.items() if name.startswith("methods/"))
+    for stage in ("pretrain", "semisup"):
+        for path in sorted((ROOT / "usl_lightning" / stage).glob("*.py")):
+            for name in re.findall(r"^class (\w+)\((?:Pretrain|SemiSupervised)Module\):", path.read_text(), re.M):
+                assert f"::: usl_lightning.{stage}.{path.stem}.{name}" in pages
+    for name in selector_names():
+        assert f"usl_lightning.selection.{name}." in pages, name
+
+
+def column(table: str) -> set[str]:
+    """What stands as code in the first column of a Markdown table."""
+    first = [row.split("|")[1] for row in table.splitlines() if row.startswith("|")]
+    return {name for cell in first for name in re.findall(r"`([^`]+)`", cell)}
+
+
+def section(page: str, heading: str) -> str:
+    """The text below a heading, up to the next of its kind."""
+    return PAGES[page].split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+
+
+def test_formats_are_those_of_the_code(tmp_path: Path) -> None:
+    assert column(section("formats.md", "Label index")) == set(label_files._KEYS)
+    folder = StageFolder(tmp_path)
+    folder.begin({"command": "fit"})
+    folder.finish({"command": "fit"}, 1.0, {})
+    assert column(section("formats.md", "stage.json")) == set(json.loads(folder.record_path.read_text()))
+    text = section("formats.md", "stage.json")
+    assert "`max_steps`" in text
+    assert {"max_steps", "precision", "accumulate_grad_batches"} <= set(TRAINER_FIELDS)
+    assert {IDENTITY, ENTRY} <= column(section("formats.md", "Checkpoints"))
+    assert column(section("how-to/compare-selectors.md", "What the figures mean")) == set(FIGURES)
+    assert set(OPTIONS["predict"]) == {"folder", "split", "out"}
+
+
+def test_summary_is_described(tmp_path: Path) -> None:
+    from usl_lightning.summary import summarise
+
+    run = RunOptions.parse(["digits_quickstart.yaml", "--out", str(tmp_path)])
+    for stage in run.chain.stages:
+        stage.set.pop("data.labels", None)
+    named = column(section("formats.md", "summary.json"))
+    assert set(summarise(run)) <= named
+    written = ast.parse((ROOT / "usl_lightning" / "summary.py").read_text())
+    branch = next(node for node in written.body if isinstance(node, ast.FunctionDef) and node.name == "_branch")
+    keys = next(node for node in ast.walk(branch) if isinstance(node, ast.Dict) and len(node.keys) > 3).keys
+    assert {key.value for key in keys if isinstance(key, ast.Constant)} <= named
+
+
+def test_presets_of_usl_are_those_of_the_code() -> None:
+    rows = [row.split("|")[1:-1] for row in section("methods/usl.md", "Presets").splitlines() if row.startswith("| `")]
+    assert len(rows) == len(PRESETS)
+    for name, *cells in rows:
+        preset = PRESETS[re.findall("`(.+)`", name)[0]]
+        k, weight, alpha, momentum, iterations, horizon, nearest, own, kmeans = (cell.strip() for cell in cells)
+        assert (int(k), float(weight), float(alpha), float(momentum)) == (
+            preset.k, preset.weight, preset.alpha, preset.momentum,
+        )  # fmt: skip
+        assert (int(iterations), int(kmeans)) == (preset.iterations, preset.kmeans_iterations)
+        assert (None if horizon == "none" else float(horizon)) == preset.horizon
+        assert (None if nearest == "all" else int(nearest)) == preset.nearest
+        assert (own == "excluded") == preset.exclude_same_cluster
+
+
+def test_figures_are_those_that_were_measured() -> None:
+    results = ROOT / "tests" / "benchmarks" / "results"
+    measured: dict[tuple[str, str], list[float]] = defaultdict(list)
+    with open(results / "selectors_digits_table.csv", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            measured[row["selector"], row["budget"]].append(float(row["propagated_accuracy"]))
+    text = PAGES["how-to/compare-selectors.md"]
+    header, *rows = re.findall(r"^\| (?:labels|random|[^`|]+) \|(?: [\d.]+ \|)+$", text, re.M)
+    budgets = [cell.strip() for cell in header.split("|")[2:-1]]
+    names = list(dict.fromkeys(selector for selector, _ in measured))
+    assert len(rows) == len(names)
+    for name, row in zip(names, rows, strict=True):
+        means = [sum(measured[name, budget]) / len(measured[name, budget]) for budget in budgets]
+        assert [float(cell) for cell in row.split("|")[2:-1]] == pytest.approx(means, abs=0.0051), name
+    chain = json.loads((results / "digits_quickstart.json").read_text())["test_accuracy"]
+    for branch in ("usl", "random"):
+        assert f"{chain[branch]['mean']:.3f}" in PAGES["tutorial.md"], branch
+        assert f"  {chain[branch]['seeds'][0]:.3f}  " in PAGES["tutorial.md"], "the run that is shown is of seed 0"

@@ -33,6 +33,7 @@ usl: learn features without labels, pick the images worth labelling, train from 
   usl label LABELS.json         name the chosen images in the browser; every answer is saved at once
       --classes cat,dog  --dir FOLDER  --port N  --no-browser
   usl labels union|difference A B --out C    combine two label indices; `convert A --out C`: another format
+      export A --out TASKS.json|FILE.csv   for Label Studio or a spreadsheet; import A ANSWERS: what came of it
   usl test --config FILE --ckpt_path last      how good a checkpoint is; validate is the same
   usl predict --config FILE --ckpt_path last   a CSV of every image's class: of those trained on, or
       --split test | --folder DIR  --out FILE.csv
@@ -56,7 +57,7 @@ OWN_ARGUMENTS = ("init", "run", "compare", "report", "label", "labels", "doctor"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run `usl ARGUMENTS`; exits with 0, 1 if `doctor` finds fault, 2 on a mistake, 3 to wait for labels, 130 if interrupted."""
+    """Run `usl ARGUMENTS`; exits with 0, 1 (`doctor` finds fault), 2 (a mistake), 3 (labels missing), 130 (stopped)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]

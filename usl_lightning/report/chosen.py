@@ -82,10 +82,11 @@ def read_choices(run: RunReport) -> list[Choice]:
 
 def _open(stage: StageReport, index: LabelIndex) -> "tuple[ImageSource | None, str]":
     """The images of a selection, if they are still those it chose from."""
+    from usl_lightning.data.sources import dataset_id
+
     try:
         source = open_images(stage.config)
-        if index.dataset is not None and index.dataset.size != len(source):
-            raise UslError(f"{len(source)} images, there were {index.dataset.size} when they were chosen from")
+        index.check(dataset_id(source))
     except UslError as error:
         return None, str(error)
     return source, ""

@@ -3,6 +3,7 @@
 import csv
 import fcntl
 import json
+import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -225,7 +226,9 @@ def held(folder: Path) -> bool:
 
 
 def read_curves(path: Path) -> Curves:
-    """Metric -> (step from 1, value) by step, of a file `step,name,value`; what a kill left of a last line is dropped.
+    """Metric -> (step from 1, value) by step, of a file `step,name,value`.
+
+    What is not finite, or a last line that a kill cut, is left out.
 
     Args:
         path: of the file; there may be none.
@@ -238,7 +241,9 @@ def read_curves(path: Path) -> Curves:
         return {}
     for step, name, value in rows[1:]:
         try:
-            curves.setdefault(name, []).append((int(step) + 1, float(value)))
+            point = int(step) + 1, float(value)
         except ValueError:
             continue
+        if math.isfinite(point[1]):
+            curves.setdefault(name, []).append(point)
     return {name: sorted(points) for name, points in curves.items() if points}

@@ -163,11 +163,12 @@ class StageCommand:
 
 
 def _typed(key: str, text: str) -> Any:
-    """The value that a text on the command line means; an empty one is itself."""
+    """The value that a text on the command line means; a text is itself, whole, as the path `photos #1` is."""
     try:
-        return yaml.safe_load(text) if text else text
+        value = yaml.safe_load(text) if text else text
     except yaml.YAMLError as error:
         raise UslError(f"--{key}: {text!r} is not valid YAML; put quotes around it if it is a text") from error
+    return text if isinstance(value, str) and not text.startswith(("'", '"')) else value
 
 
 def options(arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from usl_lightning.chain import Chain
 from usl_lightning.errors import UslError, did_you_mean
 from usl_lightning.files import write_text
@@ -106,6 +108,8 @@ def main(arguments: Sequence[str]) -> None:
     from usl_lightning.init.folder import inspect_folder
 
     found = inspect_folder(given.folder)
+    if not isinstance(yaml.safe_load(str(found.data.resolve())), str):
+        raise UslError(f"usl init: {found.data.resolve()}: ': ' in a path cannot be handed on; rename the folder")
     from usl_lightning.init.plan import Wishes, check_budget, make_plan
     from usl_lightning.init.template import chain_text, screen
 

@@ -19,7 +19,7 @@ MINUTES = {"cpu": 10.0, "mps": 20.0, "cuda": 60.0}
 PER_CLASS, UNKNOWN = 4, 40
 """Images to label of each class, and in all where the classes are not known."""
 
-WORTH = 60
+WORTH = 100
 """Epochs of stage 1 that a larger network must leave time for."""
 
 START = 15.0

@@ -1,0 +1,383 @@
+"""`usl init`: what it finds in a folder, what it plans, and that the chain it writes is one that runs."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from runs import usl
+from torch import nn
+
+from usl_lightning.chain import Chain
+from usl_lightning.cli import main
+from usl_lightning.init import plan as planning
+from usl_lightning.init import speed
+from usl_lightning.init.folder import Inspection, inspect_folder
+from usl_lightning.init.plan import Plan, Wishes, build_view, choose_view, make_plan
+from usl_lightning.init.speed import Network, candidates, timed
+from usl_lightning.init.template import chain_text, screen
+from usl_lightning.pipeline import REFERENCE
+from usl_lightning.runner import StageCLI
+from usl_lightning.stage import StageCommand
+
+rng = np.random.default_rng(0)
+
+
+def picture(path: Path, width: int = 12, height: int = 12, *, grey: bool = True) -> Path:
+    """An image of noise."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shape = (height, width) if grey else (height, width, 3)
+    Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(path)
+    return path
+
+
+def tree(root: Path, counts: Mapping[str, int], **size: Any) -> Path:
+    """So many images in each sub-folder; `""` is the folder itself."""
+    for name, count in counts.items():
+        for i in range(count):
+            picture(root / name / f"{i:03}.png", **size)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder, and a CPU on which every network takes its time."""
+    views = {"small": 500.0, "small_s2": 2_000.0, "small_s2_w64": 400.0}
+
+    def fake(network: Network, view: nn.Module, channels: int, device: str) -> Network:
+        rate = views[network.backbone] * (2 if network.precision == "bf16-mixed" else 1)
+        return replace(network, views_per_second=rate * 784 / (network.height * network.width))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speed, "timed", fake)
+    monkeypatch.setattr(planning, "device_name", lambda: "cpu")
+    return tmp_path
+
+
+# looking ------------------------------------------------------------------------------------------------
+
+
+def test_everything_in_a_folder_is_counted(tmp_path: Path) -> None:
+    root = tree(tmp_path / "photos", {"cat": 3, "dog": 2})
+    picture(root / "dog/wide.png", 20, 14, grey=False)
+    (root / "cat/copy.png").write_bytes((root / "cat/000.png").read_bytes())
+    (root / "dog/cut.png").write_bytes((root / "dog/000.png").read_bytes()[:80])
+    (root / "dog/empty.png").write_bytes(b"")
+    for name in ("notes.txt", "cat/more.TXT", "README", "raw.heic", ".hidden.txt", ".git/x.txt"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("x")
+    found = inspect_folder(root)
+    assert (found.data, found.test) == (root, None)
+    assert found.train.count == 9
+    assert found.train.class_counts == {"cat": 4, "dog": 5}
+    assert found.channels == 3
+    assert found.sizes == {(12, 12): 6, (14, 20): 1}
+    assert found.side == 12
+    assert [sorted(group) for group in found.copies] == [["cat/000.png", "cat/copy.png"]]
+    assert {one.file for one in found.unreadable} == {"dog/cut.png", "dog/empty.png"}
+    assert found.others == {".txt": 2, "README": 1, ".heic": 1}
+    assert found.leaked == []
+    assert found.decoding > 0
+
+
+def test_images_of_both_splits_are_told(tmp_path: Path) -> None:
+    root = tree(tmp_path / "photos", {"train/a": 3, "train/b": 3, "test/a": 1, "test/b": 1})
+    (root / "test/b/again.png").write_bytes((root / "train/a/002.png").read_bytes())
+    found = inspect_folder(root)
+    assert found.test is not None
+    assert (found.train.count, found.test.count) == (6, 3)
+    assert found.train.class_counts == {"a": 3, "b": 3}
+    assert [set(group) for group in found.leaked] == [{"train/a/002.png", "test/b/again.png"}]
+    assert found.copies == []
+
+
+@pytest.mark.parametrize("inner", ["images", "set/images", "train"])
+def test_a_folder_of_one_folder_is_that_folder(tmp_path: Path, inner: str) -> None:
+    tree(tmp_path / "photos" / inner, {"": 3})
+    (tmp_path / "photos/about.txt").write_text("x")
+    found = inspect_folder(tmp_path / "photos")
+    assert found.data == tmp_path / "photos" / inner
+    assert found.train.class_counts == {}
+    assert found.train.looked[0].file == f"{inner}/000.png"
+
+
+def test_of_very_many_images_evenly_spaced_ones_are_opened(tmp_path: Path) -> None:
+    found = inspect_folder(tree(tmp_path / "photos", {"": 10}), looked_at=4)
+    assert found.train.count == 10
+    assert [one.file for one in found.train.looked] == ["000.png", "002.png", "005.png", "007.png"]
+
+
+# planning -----------------------------------------------------------------------------------------------
+
+
+def inspection(count: int, side: int, *, classes: int = 0, grey: bool = True, other: int | None = None) -> Inspection:
+    """A folder of `count` images that nobody has to write; one is of another size if so asked."""
+    from usl_lightning.init.folder import Looked, Split
+
+    looked = [Looked(f"{i}.png", side, side, grey, i.to_bytes(4)) for i in range(min(count, 50))]
+    if other is not None:
+        looked[0] = replace(looked[0], height=other)
+    names = {f"c{i}": count // classes for i in range(classes)}
+    return Inspection(Path("photos"), Path("photos"), Split("train", count, tuple(looked), names), None, {}, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("found", "wishes", "budget", "selections", "classes"),
+    [
+        (inspection(2000, 28), Wishes(), 40, ("usl",), None),
+        (inspection(2000, 28), Wishes(class_count=7, classes=()), 28, ("usl",), None),
+        (inspection(2000, 28), Wishes(class_count=2, classes=("a", "b")), 8, ("usl",), ("a", "b")),
+        (inspection(2000, 28, classes=10), Wishes(), 40, ("usl", "random"), None),
+        (inspection(2000, 28, classes=10), Wishes(budget=300), 300, ("usl", "random"), None),
+        (inspection(2000, 28, classes=10), Wishes(class_count=3, classes=()), 12, ("usl",), ()),
+        (inspection(2000, 28, classes=1), Wishes(), 40, ("usl",), ()),
+        (inspection(60, 28), Wishes(), 15, ("usl",), None),
+    ],
+)
+def test_budget_branches_and_classes(
+    found: Inspection, wishes: Wishes, budget: int, selections: tuple[str, ...], classes: tuple[str, ...] | None
+) -> None:
+    plan = make_plan(found, wishes)
+    assert (plan.budget, plan.selections, plan.classes) == (budget, selections, classes)
+    assert plan.batch_size <= max(4, found.train.count // 2)
+
+
+@pytest.mark.parametrize("classes", [0, 4])
+@pytest.mark.parametrize("minutes", [3, 10, 60])
+@pytest.mark.parametrize(("count", "side"), [(200, 16), (2_000, 28), (20_000, 200)])
+def test_a_chain_takes_the_time_it_may_unless_all_is_learned_sooner(
+    count: int, side: int, minutes: float, classes: int
+) -> None:
+    plan = make_plan(inspection(count, side, classes=classes), Wishes(minutes=minutes))
+    least = plan.pretrain_steps == 100 or plan.train_steps == 100
+    most = plan.epochs >= 200
+    assert least or plan.total <= 1.02 * 60 * minutes
+    assert least or most or plan.total >= 0.75 * 60 * minutes
+
+
+def test_a_larger_network_is_taken_where_it_has_time_enough() -> None:
+    found = inspection(2_000, 28)
+    networks = {minutes: make_plan(found, Wishes(minutes=minutes)).network for minutes in (5, 60)}
+    assert [networks[minutes].backbone for minutes in (5, 60)] == ["small_s2", "small"]
+    assert {network.precision for network in networks.values()} == {"bf16-mixed"}, "it is the faster here"
+
+
+@pytest.mark.parametrize(
+    ("found", "device", "first"),
+    [
+        (inspection(50, 28), "cpu", Network("small", 28, 28, None)),
+        (inspection(50, 12), "cpu", Network("small", 12, 12, None)),
+        (inspection(50, 6), "cpu", Network("small", 16, 16, 16)),
+        (inspection(50, 28, other=40), "cpu", Network("small", 32, 32, 32)),
+        (inspection(50, 500), "cpu", Network("small_s2_w64", 64, 64, 64)),
+        (inspection(50, 32), "cuda", Network("resnet18_cifar", 32, 32, None)),
+        (inspection(50, 500), "cuda", Network("resnet50", 224, 224, 224)),
+    ],
+)
+def test_the_first_network_suits_the_images(found: Inspection, device: str, first: Network) -> None:
+    networks = candidates(found, device)
+    assert networks[0] == first
+    areas = [network.height * network.width for network in networks]
+    assert areas == sorted(areas, reverse=True)
+
+
+@given(st.floats(1e-3, 1e9), st.integers(1, 100), st.integers(100, 10**6))
+def test_rounded_steps(steps: float, low: int, high: int) -> None:
+    rounded = planning._rounded(steps, low=low, high=high)
+    assert low <= rounded <= high
+    assert rounded == low or len(str(rounded).rstrip("0")) <= 2
+    assert low < steps < high or abs(rounded - min(max(steps, low), high)) <= 0.1 * high
+
+
+def test_a_network_is_really_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "STEPS", 3)
+    monkeypatch.setitem(speed.BATCHES, "cpu", 8)
+    view, seen = build_view(choose_view(1, 12)), list[torch.Size]()
+    view.register_forward_hook(lambda module, given, out: seen.append(out.shape))
+    network = timed(Network("small", 12, 12, None), view, 1, "cpu")
+    assert seen == [torch.Size([8, 1, 12, 12])] * 6
+    assert network.views_per_second > 0
+
+
+# writing ------------------------------------------------------------------------------------------------
+
+
+def stages_of(path: Path, labels: Path) -> dict[str, StageCLI]:
+    """Every stage of a chain, built."""
+    built = {}
+    for stage in Chain.read(path).stages:
+        words = {}
+        for key, value in stage.set.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            words[key] = REFERENCE.sub(str(labels), text)
+        words.pop("model.init_from", None)
+        built[stage.name] = StageCLI(StageCommand(stage.command, [stage.config], words))
+    return built
+
+
+def init(*words: str) -> None:
+    main(["init", *words])
+
+
+def test_a_flat_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(here / "my photos #1", {"": 30})
+    picture(root / "wide.png", 30, 14)
+    init(str(root), "--classes", "cat,golden retriever", "--minutes", "2")
+    said, path = capsys.readouterr().out, here / "my photos #1.yaml"
+    for part in ("31 grey images", "12×12 (30), 30×14 (1)", "classes to label by: cat, golden retriever", "CPU core"):
+        assert part in said
+    assert said.splitlines()[-2].startswith("my photos #1.yaml is written. Next: usl run")
+    assert "It stops for 7 images to be labelled" in said.splitlines()[-1]
+    assert max(map(len, said.splitlines())) <= 120
+    assert len(said.splitlines()) <= 24
+    labels = here / "labels.json"
+    labels.write_text(json.dumps({
+        "format": "usl-label-index", "version": 1, "method": {}, "indices": [0, 3], "labels": [0, 1],
+        "classes": ["cat", "golden retriever"], "dataset": None,
+    }))  # fmt: skip
+    chain = Chain.read(path)
+    assert [stage.name for stage in chain.stages] == ["pretrain", "select", "train"]
+    assert chain.stages[0].set["data.dir"] == str(root)
+    source = stages_of(path, labels)["select"].datamodule.train_source
+    assert (source.channels, source.height, source.width) == (1, 16, 16)
+    assert source.classes == ("cat", "golden retriever")
+    assert source.labels.unique().tolist() == [-1]
+
+
+def test_class_folders_have_a_random_branch_to_compare_with(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(here / "photos", {"train/a": 9, "train/b": 9, "test/a": 2, "test/b": 2}, grey=False)
+    (root / "train/a/bad.png").write_bytes(b"x")
+    init("photos", "--output", "mine/chain.yaml")
+    said = capsys.readouterr().out
+    assert "2 class folders (a, b)" in said
+    assert "4 images beside them to measure on" in said
+    assert "1 files are left out: train/a/bad.png" in said
+    assert "stops" not in said
+    (here / "labels.json").write_text("[0, 10]")
+    built = stages_of(here / "mine/chain.yaml", here / "labels.json")
+    assert list(built) == ["pretrain", "select_usl", "select_random", "train_usl", "train_random"]
+    assert built["pretrain"].datamodule.train_source.skipped == ("a/bad.png",)
+    assert {built[f"train_{name}"].model.image.num_classes for name in ("usl", "random")} == {2}
+    assert built["select_usl"].model.budget == built["select_random"].model.budget == 4
+    backbones = {built[name].model.model.encoder.backbone for name in ("train_usl", "train_random")}
+    assert backbones == {built["pretrain"].model.encoder.backbone}
+
+
+def test_folders_that_are_no_classes(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree(here / "photos", {"may": 10, "june": 10, "july": 4})
+    init("photos", "--classes", "5")
+    assert "the 3 sub-folders are not taken for classes" in capsys.readouterr().out
+    chain = yaml.safe_load((here / "photos.yaml").read_text())
+    assert chain["set"]["data.classes"] == []
+    assert [stage["name"] for stage in chain["stages"]] == ["pretrain", "select", "train"]
+
+
+def test_a_chain_file_is_replaced_only_by_force(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree(here / "photos", {"": 12})
+    (here / "photos.yaml").write_text("mine")
+    assert "photos.yaml is there already; --force replaces it" in refusal(capsys, "photos")
+    assert (here / "photos.yaml").read_text() == "mine"
+    init("photos", "--force")
+    assert Chain.read(here / "photos.yaml").name == "photos"
+
+
+def test_the_screen_says_when_there_is_too_little_time() -> None:
+    plan = make_plan(inspection(20_000, 200), Wishes(minutes=3))
+    assert "few epochs: better features come of more time, --minutes" in screen(plan, Path("x.yaml"))
+    slow = replace(plan, seconds={**plan.seconds, "pretrain": 1e4})
+    assert "more than the 3 asked for" in screen(slow, Path("x.yaml"))
+
+
+def test_many_images_have_a_decoded_copy_on_disk() -> None:
+    def texts(count: int) -> Any:
+        plan: Plan = make_plan(inspection(count, 28), Wishes())
+        return yaml.safe_load(chain_text(plan, Path("x.yaml")))["set"]
+
+    assert "data.cache" not in texts(20_000)
+    assert texts(20_001)["data.cache"].startswith(os.environ["USL_CACHE"])
+
+
+# refusing -----------------------------------------------------------------------------------------------
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line of a refusal."""
+    with pytest.raises(SystemExit) as stop:
+        init(*words)
+    said = capsys.readouterr()
+    assert (stop.value.code, said.out) == (2, "")
+    assert said.err.count("\n") == 1
+    return said.err
+
+
+@pytest.mark.parametrize(
+    ("make", "words", "line"),
+    [
+        ({}, ["nowhere"], "nowhere: no such folder; expected the folder of your images"),
+        ({}, ["file.txt"], "file.txt: a file, not a folder"),
+        ({}, [], "expected the folder of your images, e.g. usl init photos"),
+        ({"none": 0}, ["none"], "none: no image in it; expected files that end in .jpg"),
+        ({"none": 0, "none/x.heic": 2}, ["none"], "none: no image in it; it has 2 .heic; expected files"),
+        ({"bad": -2}, ["bad"], "bad: none of its 2 images can be read; first: 0.png: not an image file"),
+        ({"few": 9}, ["few"], "few: 9 images; expected 10 or more to learn from"),
+        ({"some": 12}, ["some", "--budget", "13"], "--budget 13: some has 12 images; expected 1 to 12"),
+        ({"some": 12}, ["some", "--budget", "0"], "--budget 0: expected a whole number, 1 or more"),
+        ({"some": 12}, ["some", "--budget", "ten"], "--budget ten: expected a whole number"),
+        ({"some": 12}, ["some", "--minutes", "nan"], "--minutes nan: expected a number above 0"),
+        ({"some": 12}, ["some", "--classes", "1"], "--classes 1: expected how many, or names"),
+        ({"some": 12}, ["some", "--classes", "cat,cat"], "--classes cat,cat: expected how many, or names"),
+        ({"some": 12}, ["some", "--classes"], "--classes true: expected how many, or names"),
+        ({"a: b": 12}, ["a: b"], "': ' in a path cannot be handed on; rename the folder"),
+        ({"some": 12}, ["some", "--output", "x.txt"], "--output x.txt: expected a name that ends in .yaml"),
+        ({"some": 12}, ["some", "--minute", "3"], "unknown option --minute (did you mean 'minutes'?)"),
+    ],
+)
+def test_refusals(
+    make: dict[str, int], words: list[str], line: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "file.txt").write_text("x")
+    for name, count in make.items():
+        if name.endswith(".heic"):
+            for i in range(count):
+                (here / name).with_name(f"{i}.heic").write_text("x")
+        else:
+            tree(here / name, {"": count})
+            (here / name).mkdir(exist_ok=True)
+            for i in range(-count):
+                (here / name / f"{i}.png").write_text("x")
+    assert line in refusal(capsys, *words)
+    assert not list(here.glob("*.yaml"))
+
+
+def test_an_empty_class_folder_is_refused_before_anything_is_written(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree(here / "photos", {"a": 8, "b": 8})
+    (here / "photos/c").mkdir()
+    assert "photos/c: class folder without an image" in refusal(capsys, "photos")
+    assert not (here / "photos.yaml").exists()
+
+
+# running ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_written_chain_runs_until_labels_are_needed(here: Path) -> None:
+    tree(here / "photos", {"": 60})
+    said = usl(here, "init", "photos", "--classes", "cat,dog", "--budget", "6").done().out
+    assert "views a second" in said
+    short = ["--trainer.max_steps", "2", "--out", "results"]
+    stopped = usl(here, "run", "photos.yaml", *short)
+    assert stopped.code == 3, stopped
+    assert "usl label results/photos/select/labels.json" in stopped.out
+    index = json.loads((here / "results/photos/select/labels.json").read_text())
+    assert (index["labels"], index["classes"]) == ([None] * 6, ["cat", "dog"])

@@ -1,0 +1,177 @@
+"""The labelling server, asked over a socket: what it gives to the page, and what it refuses to everybody else."""
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from own_images import make_selection
+
+from usl_lightning.labelling.pictures import open_pictures
+from usl_lightning.labelling.server import LONGEST_BODY, LabellingApp
+from usl_lightning.labelling.similar import SimilarImages
+from usl_lightning.labelling.store import LabelStore
+
+TOKEN = "-s3cret_"
+
+
+class Asked:
+    """A running server and a client that sends just what it is told to."""
+
+    def __init__(self, labels: Path) -> None:
+        self.store = LabelStore(labels)
+        for name in ("cat", "dog", "<b>evil</b>"):
+            self.store.add_class(name)
+        index = self.store.read()
+        self.first, self.others = index.indices[0], index.indices[1:]
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        self.port = listener.getsockname()[1]
+        similar = SimilarImages.beside(index, labels.parent / "overview.npz")
+        app = LabellingApp(self.store, open_pictures(index), similar, "usl run own.yaml").guarded(TOKEN, self.port)
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self.thread.start()
+
+    def __call__(self, path: str, body: Any = None, *, method: str = "", **headers: str) -> tuple[int, Any, dict]:
+        """Status, content and headers of a request below the token (or, with a first slash, of just this path)."""
+        sent = {"Host": f"127.0.0.1:{self.port}", **{k.replace("_", "-"): v for k, v in headers.items()}}
+        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        address = path if path[:1] == "/" else f"/{TOKEN}/{path}"
+        client.putrequest(method or ("GET" if body is None else "POST"), address, skip_host=True)
+        for name, value in {**sent, **({} if content is None else {"Content-Length": str(len(content))})}.items():
+            client.putheader(name, value)
+        client.endheaders(content)
+        response = client.getresponse()
+        got = response.read()
+        told = dict(response.getheaders())
+        return response.status, json.loads(got) if told.get("content-type") == "application/json" else got, told
+
+
+@pytest.fixture(scope="module")
+def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+    asked = Asked(make_selection(tmp_path_factory.mktemp("own")))
+    (asked.store.path.parents[2] / "secret.png").write_bytes(b"secret")
+    yield asked
+    asked.server.should_exit = True
+    asked.thread.join()
+
+
+def test_the_page_and_its_state(ask: Asked) -> None:
+    status, content, headers = ask("")
+    assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert b"<title>Label images</title>" in content
+    assert ask("page.js")[0] == ask("page.css")[0] == ask("icon.svg")[0] == 200
+    status, state, _ = ask("state")
+    assert (status, state["classes"], state["then"]) == (200, ["cat", "dog", "<b>evil</b>"], "usl run own.yaml")
+    assert [each["image"] for each in state["images"]] == [ask.first, *ask.others]
+    assert ask(f"state?known={state['version']}")[:2] == (204, b"")
+
+
+def test_answers_are_merged_and_a_second_one_is_told_of_the_first(ask: Asked) -> None:
+    known = ask("state")[1]["version"]
+    status, state, _ = ask("answers", {"image": ask.first, "answer": 1, "seen": None})
+    assert (status, state["images"][0]["answer"]) == (200, 1)
+    assert ask(f"state?known={known}")[1] == state  # what another window is told
+    status, state, _ = ask("answers", {"image": ask.first, "answer": 0, "seen": None})
+    assert (status, state["problem"]) == (409, "dog was answered in another window")
+    assert state["images"][0]["answer"] == 1
+    assert ask("answers", {"image": ask.first, "answer": None, "seen": 1})[0] == 200
+
+
+def test_a_class_is_added_once(ask: Asked) -> None:
+    assert ask("classes", {"name": "bird"})[1]["classes"][-1] == "bird"
+    assert ask("classes", {"name": "bird"})[1]["classes"].count("bird") == 1
+    assert ask("classes", {"name": "Bird"})[:2] == (
+        400, {"problem": "'Bird' differs from the class 'bird' by its case only; use that one"},
+    )  # fmt: skip
+
+
+def test_similar_images_are_of_the_same_kind(ask: Asked) -> None:
+    status, near, _ = ask(f"similar/{ask.others[0]}")
+    assert status == 200
+    assert len(near) == 8
+    names = open_pictures(ask.store.read())
+    assert {int(Path(names.name(i)).stem) % 4 for i in near} == {int(Path(names.name(ask.others[0])).stem) % 4}
+    assert ask("similar/100000")[:2] == (200, [])
+
+
+def test_pictures(ask: Asked) -> None:
+    status, content, headers = ask(f"images/{ask.first}")
+    assert (status, headers["content-type"], content[:4]) == (200, "image/png", b"\x89PNG")
+    assert ask(f"thumbs/{ask.first}")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/favicon.ico", "/x/", "/-s3cret/", "/-s3cret_x/state", "/é/", "//-s3cret_/state"]
+)
+def test_a_wrong_token_is_refused(ask: Asked, path: str) -> None:
+    status, content, _ = ask(path.replace("é", "%C3%A9"))
+    assert status == 403
+    assert TOKEN not in str(content)
+
+
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", "", "[::1]:{port}"]
+)
+def test_a_foreign_host_is_refused(ask: Asked, host: str) -> None:
+    assert ask("state", Host=host.format(port=ask.port))[0] == 403
+    assert ask("state", Host=f"localhost:{ask.port}")[0] == 200
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1:{port}"])
+@pytest.mark.parametrize("address", ["answers", "classes"])
+def test_a_post_from_another_origin_is_refused(ask: Asked, origin: str, address: str) -> None:
+    before = ask.store.path.read_bytes()
+    body = {"image": ask.others[3], "answer": 0, "seen": None, "name": "mouse"}
+    assert ask(address, body, Origin=origin.format(port=ask.port))[0] == 403
+    assert ask.store.path.read_bytes() == before
+    assert ask(address, {"name": "cat", "image": ask.others[3], "answer": None, "seen": None},
+               Origin=f"http://127.0.0.1:{ask.port}")[0] == 200  # fmt: skip
+
+
+@pytest.mark.parametrize("path", [
+    "../", "../secret.png", "images/../../secret.png", "images/..%2f..%2fsecret.png", "%2e%2e/secret.png", "images/-1",
+    "images/1000", "images/x", "images/", "images//etc/passwd", "page.html", "index.html", "../server.py", "thumbs/1e3",
+    "..%5c..%5csecret.png", "images/99999999999999999999999999",
+])  # fmt: skip
+def test_nothing_else_can_be_reached(ask: Asked, path: str) -> None:
+    status, content, _ = ask(path)
+    assert status == 404
+    assert b"secret" not in json.dumps(content).encode()
+
+
+@pytest.mark.parametrize("body", [
+    b"", b"[]", b"{", b'{"image": 1}', b'{"image": true, "answer": 0, "seen": null}', b"[" * 3000, b"\xff",
+    b'{"image": 1, "answer": "cat", "seen": null}', b'{"image": 1, "answer": 1.0, "seen": null}',
+    b" " * (LONGEST_BODY + 1), b'{"image": 1, "answer": -1, "seen": null}', b'{"image": 1, "answer": [], "seen": null}',
+])  # fmt: skip
+def test_what_the_page_would_not_send_changes_nothing(ask: Asked, body: bytes) -> None:
+    before = ask.store.path.read_bytes()
+    assert ask("answers", body)[0] == 400
+    assert ask("classes", body)[0] == 400
+    assert ask.store.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "OPTIONS"])
+def test_other_methods(ask: Asked, method: str) -> None:
+    assert ask("answers", {}, method=method)[0] == 405
+    assert ask("answers", {}, method=method, Origin="https://evil.example")[0] == 403
+
+
+def test_every_answer_forbids_requests_elsewhere(ask: Asked) -> None:
+    for headers in (ask("")[2], ask("state")[2], ask("/x")[2], ask("nothing")[2], ask(f"images/{ask.first}")[2]):
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; ")
+        assert "unsafe" not in policy
+        assert "http" not in policy
+        assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
+        assert "access-control-allow-origin" not in headers
+    page = b"".join(ask(name)[1] for name in ("", "page.js", "page.css"))
+    assert b"//" not in page.replace(b"http://www.w3.org", b"").replace(b"\n// ", b"").replace(b" // ", b"")

@@ -19,12 +19,14 @@ from torch import nn
 
 from usl_lightning.chain import Chain
 from usl_lightning.cli import main
+from usl_lightning.data.sources import dataset_id, open_source
 from usl_lightning.init import plan as planning
 from usl_lightning.init import speed
 from usl_lightning.init.folder import Inspection, inspect_folder
 from usl_lightning.init.plan import Plan, Wishes, build_view, choose_view, make_plan
 from usl_lightning.init.speed import Network, candidates, timed
 from usl_lightning.init.template import chain_text, screen
+from usl_lightning.labels import LabelIndex
 from usl_lightning.pipeline import REFERENCE
 from usl_lightning.runner import StageCLI
 from usl_lightning.stage import StageCommand
@@ -190,6 +192,13 @@ def test_the_first_network_suits_the_images(found: Inspection, device: str, firs
     assert areas == sorted(areas, reverse=True)
 
 
+def test_no_batch_is_larger_than_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    fast = speed.timed
+    monkeypatch.setattr(speed, "timed", lambda *args: replace(fast(*args), fits=64))
+    plan = make_plan(inspection(2_000, 28), Wishes())
+    assert (plan.batch_size, plan.labelled_batch) == (64, 8)
+
+
 @given(st.floats(1e-3, 1e9), st.integers(1, 100), st.integers(100, 10**6))
 def test_rounded_steps(steps: float, low: int, high: int) -> None:
     rounded = planning._rounded(steps, low=low, high=high)
@@ -240,14 +249,15 @@ def test_a_flat_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, said.splitlines())) <= 120
     assert len(said.splitlines()) <= 24
     labels = here / "labels.json"
-    labels.write_text(json.dumps({
-        "format": "usl-label-index", "version": 1, "method": {}, "indices": [0, 3], "labels": [0, 1],
-        "classes": ["cat", "golden retriever"], "dataset": None,
-    }))  # fmt: skip
+    names = ("cat", "golden retriever")
+    images = open_source("folder", "train", dir=str(root), classes=names, image_size=16)
+    LabelIndex(dataset_id(images), {}, (0, 3), (0, 1), names, ("000.png", "003.png")).write(labels)
     chain = Chain.read(path)
     assert [stage.name for stage in chain.stages] == ["pretrain", "select", "train"]
     assert chain.stages[0].set["data.dir"] == str(root)
-    source = stages_of(path, labels)["select"].datamodule.train_source
+    built = stages_of(path, labels)
+    assert built["train"].model.image.classes == names
+    source = built["select"].datamodule.train_source
     assert (source.channels, source.height, source.width) == (1, 16, 16)
     assert source.classes == ("cat", "golden retriever")
     assert source.labels.unique().tolist() == [-1]

@@ -133,8 +133,6 @@ def make_plan(found: Inspection, wishes: Wishes) -> Plan:
     selections = ("usl", "random") if labels_known(found, classes) else ("usl",)
     minutes = wishes.minutes or MINUTES[device]
     count = readable(found)
-    batch_size = min(256, 2 ** int(math.log2(count // 2)))
-    labelled_batch = 64 if device == "cuda" else 40
     reading = count * found.decoding / torch.get_num_threads()
     training = max(0.2 * 60 * minutes, 60 * minutes - START * (1 + 2 * len(selections)) - 2 * reading)
 
@@ -143,6 +141,8 @@ def make_plan(found: Inspection, wishes: Wishes) -> Plan:
     wanted = 2 * WORTH * count / (SHARE * training)
     number, network = best_network(networks, [build_view(view) for view in views], found.channels, device, wanted)
 
+    batch_size = min(network.fits, 2 ** int(math.log2(count // 2)))
+    labelled_batch = min(32, 2 * network.fits // (1 + 2 * MU))  # as many views as stage 1 has, or fewer
     each = 1 / network.views_per_second
     choosing = count * each / 3 + _neighbour_seconds(count, device)
     training = max(0.2 * 60 * minutes, training - choosing)

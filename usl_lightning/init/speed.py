@@ -50,6 +50,7 @@ class Network:
         image_size: side that images are brought to; None: they are all of this size.
         precision: as for Lightning's Trainer.
         views_per_second: drawn, and gone through forwards and backwards.
+        fits: images of a batch, each with two views, for which there is memory.
     """
 
     backbone: str
@@ -58,6 +59,7 @@ class Network:
     image_size: int | None
     precision: str = "32-true"
     views_per_second: float = 0.0
+    fits: int = 256
 
 
 def device_name() -> str:
@@ -117,9 +119,8 @@ def timed(network: Network, view: nn.Module, channels: int, device: str) -> Netw
     while steps < STEPS and spent < SECONDS:
         start = time.perf_counter()
         try:
-            _step(
-                learner, view, images, Key.of("speed", steps, slots=torch.arange(len(images), device=device)), network
-            )
+            slots = torch.arange(len(images), device=device)
+            _step(learner, view, images, Key.of("speed", steps, slots=slots), network)
         except torch.OutOfMemoryError as error:
             if len(images) <= 16:
                 raise UslError(f"usl init: {network.backbone} does not fit into the GPU's memory") from error
@@ -128,7 +129,8 @@ def timed(network: Network, view: nn.Module, channels: int, device: str) -> Netw
         if steps:  # the first one warms up
             spent += time.perf_counter() - start
         steps += 1
-    return replace(network, views_per_second=2 * len(images) * max(1, steps - 1) / max(spent, 1e-9))
+    rate = 2 * len(images) * max(1, steps - 1) / max(spent, 1e-9)
+    return replace(network, views_per_second=rate, fits=len(images) if device == "cuda" else network.fits)
 
 
 def _step(learner: nn.ModuleList, view: nn.Module, images: torch.Tensor, key: Key, network: Network) -> None:

@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 LIMIT = 300_000
 """Bytes of a notebook with its outputs."""
 
-CELL_SECONDS = 300
+CELL_SECONDS = 900
 
 
 def execute(path: Path) -> None:

@@ -50,7 +50,8 @@ def commands() -> dict[str, str]:
 def _is_whole(line: str) -> bool:
     """Not the mere mention of a command or of an option."""
     command, *rest = line.split()[1:]
-    return "--config" in rest if command in STAGES else bool(rest) or command in ("doctor", "configs")
+    needed = {"labels": "--out", **dict.fromkeys(STAGES, "--config")}
+    return needed[command] in rest if command in needed else bool(rest) or command in ("doctor", "configs")
 
 
 def config_of(name: str) -> str:
@@ -290,3 +291,22 @@ def test_figures_are_those_that_were_measured() -> None:
     for branch in ("usl", "random"):
         assert f"{chain[branch]['mean']:.3f}" in PAGES["tutorial.md"], branch
         assert f"  {chain[branch]['seeds'][0]:.3f}  " in PAGES["tutorial.md"], "the run that is shown is of seed 0"
+
+
+def test_figures_of_methods_are_those_that_were_measured() -> None:
+    results = ROOT / "tests" / "benchmarks" / "results"
+    features, labels = (json.loads((results / f"{name}_digits.json").read_text()) for name in ("pretrain", "semisup"))
+    text = section("methods/index.md", "Measured on digits")
+    rows = {row.split("|")[1].strip(): row.split("|")[2:-1] for row in text.splitlines() if row.startswith("| ")}
+    named = {"SimCLR": "simclr", "MoCo v2": "moco", "SimSiam": "simsiam", "SeLa": "sela"}
+    measured = {name: features["methods"][key][0] for name, key in named.items()} | {
+        "raw pixels": features["raw_pixels"]
+    }
+    for name, figures in measured.items():
+        expected = [figures[key] for key in ("knn_accuracy", "probe_accuracy", "nmi")]
+        assert [float(cell) for cell in rows[name]] == pytest.approx(expected, abs=0.00051), name
+    lines = text.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.startswith("| FixMatch"))
+    heads, cells = ([cell.strip().lower() for cell in lines[i].split("|")[1:-1]] for i in (head, head + 2))
+    means = [labels["methods"][name]["mean"] for name in heads]
+    assert [float(cell) for cell in cells] == pytest.approx(means, abs=0.00051)

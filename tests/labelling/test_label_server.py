@@ -31,6 +31,7 @@ class Asked:
         self.first, self.others = index.indices[0], index.indices[1:]
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
+        listener.listen()
         self.port = listener.getsockname()[1]
         similar = SimilarImages.beside(index, labels.parent / "overview.npz")
         app = LabellingApp(self.store, open_pictures(index), similar, "usl run own.yaml").guarded(TOKEN, self.port)

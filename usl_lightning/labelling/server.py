@@ -127,7 +127,7 @@ class LabellingApp:
 
     async def _answer(self, request: Request) -> Response:
         body = await _body(request)
-        image, answer, seen = body.get("image"), body.get("answer"), body.get("seen")
+        image, answer, seen = (body.get(key, "missing") for key in ("image", "answer", "seen"))
         if type(image) is not int or not _is_answer(answer) or not _is_answer(seen):
             return _problem(400, "expected image, answer and seen")
         try:

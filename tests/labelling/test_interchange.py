@@ -1,0 +1,143 @@
+"""Labels for and from Label Studio and spreadsheets, there and back."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from own_images import make_selection
+
+from usl_lightning.cli import main
+from usl_lightning.labelling.interchange import label_studio_setup
+from usl_lightning.labelling.store import LabelStore, answers_of
+
+ANSWERS = [0, 1, "unsure", None, 1]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LabelStore:
+    """Five images, four of them answered; the current folder is empty but for them."""
+    store = LabelStore(make_selection(tmp_path, 5))
+    for name in ("cat", 'a "<dog>", or so'):
+        store.add_class(name)
+    for image, answer in zip(store.read().indices, ANSWERS, strict=True):
+        store.answer(image, answer, None)
+    monkeypatch.chdir(tmp_path)
+    return store
+
+
+def forget(store: LabelStore) -> None:
+    store.merge(dict.fromkeys(store.read().indices), store.read().classes)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        main(["labels", *words])
+    assert stop.value.code == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.json"])
+def test_there_and_back(store: LabelStore, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["labels", "export", str(store.path), "--out", name])
+    forget(store)
+    assert store.read().unlabelled == 5
+    main(["labels", "import", str(store.path), name])
+    assert list(answers_of(store.read()).values()) == ANSWERS
+    assert capsys.readouterr().out.endswith("labels.json: 4 answers; 1 images to label\n")
+
+
+def test_the_tasks_are_label_studios(store: LabelStore) -> None:
+    main(["labels", "export", str(store.path), "--out", "t.json", "--prefix", "https://images.example/"])
+    tasks, index = json.loads(Path("t.json").read_text()), store.read()
+    assert [task["data"]["index"] for task in tasks] == list(index.indices)
+    assert tasks[0]["data"]["image"] == f"https://images.example/{(index.files or ())[0]}"
+    assert tasks[0]["annotations"][0]["result"] == [
+        {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["cat"]}}
+    ]
+    assert "annotations" not in tasks[3]
+    setup = ElementTree.fromstring(Path("t.xml").read_text())
+    choices = setup.find("Choices")
+    assert choices is not None
+    assert [choice.get("value") for choice in choices] == ["cat", 'a "<dog>", or so', "not sure"]
+    assert (
+        label_studio_setup(["x"])
+        == ElementTree.tostring(ElementTree.fromstring(label_studio_setup(["x"])), encoding="unicode").replace(
+            " />", "/>"
+        )
+        + "\n"
+    )
+
+
+def annotated(task: dict[str, Any], *names: str, **more: Any) -> dict[str, Any]:
+    """A task as Label Studio exports it."""
+    result = [{"id": "x", "from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": [*names]}}]
+    return {"id": 7, "data": task, "annotations": [{"id": 3, "result": result, "was_cancelled": False, **more}]}
+
+
+def test_label_studios_exports_are_read(store: LabelStore, capsys: pytest.CaptureFixture[str]) -> None:
+    forget(store)
+    images, files = store.read().indices, store.read().files or ()
+    full = [
+        annotated({"image": "x", "index": images[0]}, "cat"),
+        annotated({"image": "x", "file": files[1]}, "bird"),
+        annotated({"image": "x", "index": images[2]}, "cat", was_cancelled=True),
+        {"id": 9, "data": {"index": images[3]}, "annotations": []},
+        annotated({"image": "x", "index": images[4]}, "Not sure"),
+    ]
+    Path("full.json").write_text(json.dumps(full))
+    main(["labels", "import", str(store.path), "full.json"])
+    assert list(answers_of(store.read()).values()) == [0, 2, None, None, "unsure"]
+    assert "3 answers; new classes: bird; 2 images to label" in capsys.readouterr().out
+
+    small = [{"id": 1, "index": images[0], "label": "bird"}, {"id": 2, "file": files[2], "label": {"choices": ["cat"]}}]
+    Path("min.json").write_text(json.dumps(small))
+    main(["labels", "import", str(store.path), "min.json"])
+    assert list(answers_of(store.read()).values()) == [2, 2, 0, None, "unsure"]
+    assert "2 answers, 1 other than before; 1 images to label" in capsys.readouterr().out
+
+    Path("ls.csv").write_text(f"annotation_id,annotator,file,label\n1,1,{files[3]},cat\n")
+    main(["labels", "import", str(store.path), "ls.csv"])
+    assert store.read().unlabelled == 0
+
+
+@pytest.mark.parametrize(("name", "content", "part"), [
+    ("a.txt", "", "a.txt: expected Label Studio's export"),
+    ("a.json", "{", "a.json: not JSON"),
+    ("a.json", "{}", "a.json: not Label Studio's export; expected a list of tasks"),
+    ("a.json", '[{"data": {"index": FIRST}, "annotations": [{"result": [{"type": "choices"}]}]}]', "entry 0: "),
+    ("a.json", '[{"index": FIRST, "label": {"choices": ["a", "b"]}}]', "entry 0: "),
+    ("a.json", '[{"index": 1000, "label": "a"}]', "entry 0: index 1000, file null: not one of the images to label"),
+    ("a.json", '[{"image": "x.png", "label": "a"}]', "not one of the images to label"),
+    ("a.json", '[{"index": FIRST, "file": "other.png", "label": "a"}]', 'index FIRST is "other.png" there, but'),
+    ("a.csv", "index,class\n1,cat\n", 'a.csv: its columns are "index,class"; expected index, file, label'),
+    ("a.csv", "", "a.csv: its columns are"),
+    ("a.csv", "index,label\nFIRST,cat\nFIRST,dog\n", 'image FIRST is "cat" and "dog"; settle on one'),
+    ("a.csv", "index,label\nFIRST,CAT\n", "differs from the class 'cat' by its case"),
+])  # fmt: skip
+def test_wrong_answers_change_nothing(
+    store: LabelStore, name: str, content: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, before = str(store.read().indices[0]), store.path.read_text()
+    Path(name).write_text(content.replace("FIRST", first))
+    assert part.replace("FIRST", first) in refusal(capsys, "import", str(store.path), name)
+    assert store.path.read_text() == before
+
+
+@pytest.mark.parametrize(("words", "part"), [
+    (["export"], "usl labels export: a file is missing; use usl labels export LABELS.json --out"),
+    (["export", "LABELS"], "usl labels export: a file is missing"),
+    (["export", "LABELS", "--out", "x.npy"], "--out x.npy: expected .json"),
+    (["export", "LABELS", "--out", "there.csv"], "there.csv: exists already"),
+    (["export", "LABELS", "--out", "x.csv", "--prefx", "y"], "unknown option --prefx"),
+    (["import", "LABELS"], "usl labels import: a file is missing; use usl labels import LABELS.json"),
+    (["import", "LABELS", "none.csv"], "none.csv: cannot be read"),
+    (["imprt", "LABELS", "none.csv"], "unknown operation 'imprt' (did you mean 'import'?)"),
+])  # fmt: skip
+def test_mistakes(store: LabelStore, words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("there.csv").write_text("mine")
+    assert part in refusal(capsys, *[word.replace("LABELS", str(store.path)) for word in words])
+    assert Path("there.csv").read_text() == "mine"

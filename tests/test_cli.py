@@ -240,6 +240,17 @@ def test_later_files_beat_earlier_ones() -> None:
     assert stage.flat()["model.knn_k"] == 5
 
 
+def test_what_looks_at_a_stage_by_its_own_configuration_means_its_folder() -> None:
+    Path("runs/a/train").mkdir(parents=True)
+    Path("runs/a/train/config.yaml").write_text(MINE)
+    words = ["--config", "runs/a/train/config.yaml"]
+    assert StageCommand.parse("predict", words).run_dir == Path("runs/config"), "no stage has run there"
+    Path("runs/a/train/stage.json").write_text("{}")
+    assert StageCommand.parse("predict", words).run_dir == Path("runs/a/train")
+    assert StageCommand.parse("predict", [*words, "--run_dir", "other"]).run_dir == Path("other")
+    assert StageCommand.parse("fit", words).run_dir == Path("runs/config"), "a new run"
+
+
 def test_a_class_replaced_by_an_override_takes_its_arguments_with_it() -> None:
     Path("mine.yaml").write_text(MINE.replace("{flip: false}", "{strength: 0.7, flip: false}"))
     view = {"class_path": "usl_lightning.data.views.SmallGreyView", "init_args": {"degrees": 3.0}}
@@ -485,6 +496,8 @@ FRONT = [
     ["fit", "--config", FIXMATCH, "--data.labels", "twice.json"],
     ["fit", "--config", FIXMATCH, "--data.labels", "nulls.json"],
     ["select", "--config", RANDOM, "--model.budget", "0"],
+    ["init"],
+    ["init", "nowhere"],
     ["run"],
     ["run", SIMCLR],
     ["run", "digits_quickstart.yaml", "--sed", "1"],

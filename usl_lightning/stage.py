@@ -66,7 +66,9 @@ class StageCommand:
         configs = [find_config(value) for key, value in given if key in ("config", "c")]
         if not configs:
             raise UslError(f"usl {command}: --config FILE is missing; `usl configs` lists the shipped ones")
-        stage = cls(command, configs, run_dir=Path("runs") / configs[0].stem)
+        first = configs[0]
+        looks_at_own = command not in RESULTS and first.name == "config.yaml" and (first.parent / "stage.json").exists()
+        stage = cls(command, configs, run_dir=first.parent if looks_at_own else Path("runs") / first.stem)
         for key, value in given:
             if key == "run_dir":
                 stage.run_dir = Path(value)

@@ -1,0 +1,162 @@
+"""The labelling page in a real browser: 40 images by keyboard with the server killed amid, two windows, axe."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from own_images import Labelling, make_selection, quarter
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from usl_lightning.labels import LabelIndex
+
+AXE = Path(__file__).parents[1] / "axe" / "axe.min.js"
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
+CLASSES = ("upper left", "upper right", "lower left", "lower right")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="no browser: apt-get install chromium, or set CHROMIUM to another's path"),
+]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Browser, address: str, **options: object) -> Page:
+    """A new window; it may ask for nothing but what is below its address, and no script of it may fail."""
+    page = browser.new_context(**options).new_page()  # type: ignore[arg-type]
+    page.set_default_timeout(60_000)
+    expect.set_options(timeout=60_000)
+
+    def check(url: str) -> None:
+        assert url.startswith(address), url
+
+    page.on("request", lambda request: check(request.url))
+    page.on("pageerror", lambda error: pytest.fail(str(error)))
+    page.goto(address)
+    expect(page.locator("#which")).to_contain_text("Image ")
+    return page
+
+
+def answered(page: Page, count: int) -> None:
+    expect(page.locator("#progress")).to_have_text(f"{count} of 40 answered")
+
+
+def name_shown(page: Page, number: int) -> str:
+    """The file's name, once this image (from 1) is shown."""
+    expect(page.locator("#which")).to_have_text(f"Image {number} of 40")
+    return page.locator("#name").inner_text()
+
+
+def test_forty_images_by_keyboard_with_the_server_killed_amid(browser: Browser, tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    server = Labelling(labels)
+    page = opened(browser, server.address)
+    page.keyboard.type(", ".join(CLASSES))  # the field has the focus where there are no classes yet
+    page.keyboard.press("Enter")
+    expect(page.locator("#classes button")).to_have_count(4)
+    for number in range(1, 21):
+        page.keyboard.press(str(quarter(name_shown(page, number)) + 1))
+        answered(page, number)
+    server.kill()
+    assert LabelIndex.read(labels).unlabelled == 20
+    name_shown(page, 21)
+    page.keyboard.press("1")
+    expect(page.locator("#trouble")).to_contain_text("The server has stopped. All answers up to here are saved")
+    assert LabelIndex.read(labels).unlabelled == 20
+
+    server = Labelling(labels)
+    page = opened(browser, server.address)
+    letters = "uplo"  # of each name the first that is free
+    for number in range(21, 39):
+        page.keyboard.press(letters[quarter(name_shown(page, number))])
+        answered(page, number)
+    page.keyboard.press("Space")  # skip 39
+    name_shown(page, 40)
+    page.keyboard.press("?")
+    answered(page, 39)
+    name_shown(page, 39)
+    page.keyboard.press("Backspace")  # undo: 40 again
+    answered(page, 38)
+    page.keyboard.press(str(quarter(name_shown(page, 40)) + 1))
+    answered(page, 39)
+    page.keyboard.press("?")
+    answered(page, 40)
+    expect(page.locator("#done")).to_be_visible()
+    server.kill()
+
+    index = LabelIndex.read(labels)
+    assert index.classes == CLASSES
+    assert index.unsure == (index.indices[38],)
+    indices, given = index.for_training()
+    file_of = dict(zip(index.indices, index.files or (), strict=True))
+    assert given == [quarter(file_of[image]) for image in indices]
+    assert len(given) == 39
+
+
+def test_two_windows_lose_no_answer(browser: Browser, tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    server = Labelling(labels, "--classes", "cat,dog")
+    one, two = (opened(browser, server.address) for _ in range(2))
+    one.keyboard.press("1")
+    answered(one, 1)
+    answered(two, 1)  # it is told
+    expect(two.locator("#given")).to_have_text("Answer: cat")
+    two.keyboard.press("+")
+    two.keyboard.type("bird")
+    two.keyboard.press("Enter")
+    expect(one.locator("#classes button")).to_have_count(3)
+    # A window that has not yet been told keeps what it has not seen.
+    image = LabelIndex.read(labels).indices[1]
+    two.route(re.compile("/state"), lambda route: route.abort())
+    two.keyboard.press("Space")
+    name_shown(two, 2)
+    one.keyboard.press("3")
+    answered(one, 2)
+    two.keyboard.press("2")
+    expect(two.locator("#status")).to_contain_text("bird was answered in another window")
+    index = LabelIndex.read(labels)
+    assert dict(zip(index.indices, index.labels, strict=True))[image] == 2
+    two.keyboard.press("2")
+    answered(two, 2)
+    expect(two.locator("#status")).to_contain_text("Saved: dog")
+    assert LabelIndex.read(labels).labels[:2] == (0, 1)
+    server.kill()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, scheme: str) -> None:
+    labels = make_selection(tmp_path)
+    server = Labelling(labels, "--classes", "cat,dog")
+    options = {"color_scheme": scheme, "viewport": {"width": 360, "height": 740}, "bypass_csp": True}
+    page = opened(browser, server.address, **options)
+    page.keyboard.press("1")
+    answered(page, 1)
+    page.locator("#all summary").click()
+    expect(page.locator("#similar li")).to_have_count(8)
+    page.add_script_tag(content=AXE.read_text())
+
+    def found() -> list[tuple[str, list[str]]]:
+        violations = page.evaluate("axe.run().then(result => result.violations)")
+        return [
+            (each["id"], [node["html"] for node in each["nodes"]])
+            for each in violations
+            if each["impact"] in ("serious", "critical")
+        ]
+
+    assert found() == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    index = json.loads(labels.read_text())
+    labels.write_text(json.dumps({**index, "labels": [0] * 40}))
+    expect(page.locator("#done")).to_be_visible()
+    assert found() == []
+    server.kill()

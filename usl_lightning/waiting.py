@@ -11,6 +11,11 @@ WAITING = 3
 """Exit code of `usl run` when the chain goes on only after images were labelled."""
 
 
+def images_to_label(index: LabelIndex) -> str:
+    """`"40 images to label"`."""
+    return "1 image to label" if index.unlabelled == 1 else f"{index.unlabelled} images to label"
+
+
 class Waiting:
     """Which stages of a chain have to wait for labels, told one by one in the chain's order.
 
@@ -54,8 +59,7 @@ class Waiting:
         """What to tell the user: a line for each file with the command that labels its images, and what then."""
         lines = []
         for path, index in self.files.items():
-            left, done = index.unlabelled, len(index) - index.unlabelled
+            done = len(index) - index.unlabelled
             progress = f"  # {done} of {len(index)} are done" if done else ""
-            images = "1 image" if left == 1 else f"{left} images"
-            lines.append(f"{images} to label: usl label {shlex.quote(str(path))}{progress}")
+            lines.append(f"{images_to_label(index)}: usl label {shlex.quote(str(path))}{progress}")
         return [*lines, "then repeat this command: it goes on from here"]

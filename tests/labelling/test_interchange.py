@@ -47,7 +47,7 @@ def test_there_and_back(store: LabelStore, name: str, capsys: pytest.CaptureFixt
     assert store.read().unlabelled == 5
     main(["labels", "import", str(store.path), name])
     assert list(answers_of(store.read()).values()) == ANSWERS
-    assert capsys.readouterr().out.endswith("labels.json: 4 answers; 1 images to label\n")
+    assert capsys.readouterr().out.endswith("labels.json: 4 answers; 1 image to label\n")
 
 
 def test_the_tasks_are_label_studios(store: LabelStore) -> None:
@@ -97,7 +97,7 @@ def test_label_studios_exports_are_read(store: LabelStore, capsys: pytest.Captur
     Path("min.json").write_text(json.dumps(small))
     main(["labels", "import", str(store.path), "min.json"])
     assert list(answers_of(store.read()).values()) == [2, 2, 0, None, "unsure"]
-    assert "2 answers, 1 other than before; 1 images to label" in capsys.readouterr().out
+    assert "2 answers, 1 other than before; 1 image to label" in capsys.readouterr().out
 
     Path("ls.csv").write_text(f"annotation_id,annotator,file,label\n1,1,{files[3]},cat\n")
     main(["labels", "import", str(store.path), "ls.csv"])

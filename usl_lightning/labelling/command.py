@@ -15,6 +15,7 @@ from usl_lightning.labelling.store import LabelStore
 from usl_lightning.labels import LabelIndex
 from usl_lightning.plan import Plan
 from usl_lightning.stage import options
+from usl_lightning.waiting import images_to_label
 
 PORT = 8642
 """Tried first; if it is taken and was not asked for, any free one."""
@@ -124,8 +125,7 @@ def _progress(index: LabelIndex) -> str:
     if not index.unlabelled:
         return f"all {len(index)} images have an answer"
     done = len(index) - index.unlabelled
-    images = "1 image" if index.unlabelled == 1 else f"{index.unlabelled} images"
-    return f"{images} to label" + (f", {done} of {len(index)} are done" if done else "")
+    return images_to_label(index) + (f", {done} of {len(index)} are done" if done else "")
 
 
 def _listening(port: int | None) -> socket.socket:

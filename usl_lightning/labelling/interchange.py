@@ -15,6 +15,7 @@ from usl_lightning.files import write_text
 from usl_lightning.labelling.store import NOT_SURE, Answer, LabelStore, answers_of, name_of, with_class
 from usl_lightning.labels import LabelIndex, short
 from usl_lightning.stage import options
+from usl_lightning.waiting import images_to_label
 
 PREFIX = "/data/local-files/?d="
 """What Label Studio's own server calls files below its document root."""
@@ -80,7 +81,7 @@ def _import(store: LabelStore, path: Path) -> None:
     index = store.merge(answers, classes)
     news = f", {changed} other than before" if changed else ""
     news += f"; new classes: {', '.join(added)}" if added else ""
-    print(f"{store.path}: {len(answers)} answers{news}; {index.unlabelled} images to label")
+    print(f"{store.path}: {len(answers)} answers{news}; {images_to_label(index)}")
 
 
 def to_csv(index: LabelIndex) -> str:

@@ -136,7 +136,8 @@ def stage_figures(run: RunReport) -> Html | None:
         if stage.command == "fit" and not stage.config.get("data.labels") and stage.metrics:
             notes: Mapping[str, Any] = stage.evaluation.get("notes", {})
             values = {**stage.metrics, **stage.evaluation.get("metrics", {})}
-            rows = [(_words(k), figure(v), _text(notes.get(k, ""))) for k, v in values.items() if is_number(v)]
+            shown = {name: value for name, value in values.items() if is_number(value) and not name.endswith("_k")}
+            rows = [(_words(name), figure(value), _text(notes.get(name, NONE))) for name, value in shown.items()]
             parts.append(table(f"{stage.name}: {stage.model}", ("Figure", "Value", "What was measured"), rows))
     chosen = [stage for stage in run.selections if stage.metrics]
     names = list(dict.fromkeys(k for s in chosen for k, v in s.metrics.items() if is_number(v)))

@@ -77,7 +77,7 @@ def _range(series: Mapping[str, Points], percent: bool) -> tuple[float, float]:
     values = [y for points in series.values() for _, y in points]
     low, high = min(values), max(values)
     low = 0.0 if 0 <= low < high / 2 else low
-    if high > low:
+    if high - low > 1e-6 * max(abs(low), abs(high)):  # less is rounding
         return low, high
     return (0.0, 1.0) if low == 0 else (low - abs(low) / 2, high + abs(high) / 2)
 

@@ -23,6 +23,7 @@ TITLES = {
     "guesses_max": "Share of pseudo-labels of the commonest class",
     "guesses_mean": "Share of pseudo-labels of a class, on average",
     "guesses_min": "Share of pseudo-labels of the rarest class",
+    "embedding_std": "Spread of the embeddings (0: collapsed)",
     "feature_std": "Spread of the features (0: collapsed)",
     "test_calibration_error": "Calibration error",
     "lr": "Learning rate",

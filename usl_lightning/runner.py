@@ -10,11 +10,13 @@ import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import LambdaCallback
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 
+from usl_lightning.allocator import keep_freed_memory
 from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN, check_resume, newest_whole
 from usl_lightning.complaints import check_keys, explain, naming_missing_packages
 from usl_lightning.data.batch import ImageSpec
@@ -229,6 +231,8 @@ def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callab
         raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
     if cli.config.compile:
         compile_encoders(cli.model)
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        keep_freed_memory()
     trainer.callbacks.insert(0, LambdaCallback(on_train_start=lambda *_: begin()))  # type: ignore[attr-defined]
     trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     return _finish(cli, trainer, _measure(cli, trainer))

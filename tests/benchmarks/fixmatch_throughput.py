@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from views import PIPELINES, photos
 
+from usl_lightning.allocator import keep_freed_memory
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import FixMatchStrong, Weak
@@ -47,6 +48,8 @@ SPEC = ImageSpec(3, SIDE, SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), tuple("0123
 
 def our_steps(pictures: list[Image.Image], *, compiled: bool = False, joint_pass: bool = True) -> Iterator[None]:
     """Steps of the shipped FixMatch, its views, forward, backward, optimizer and moving average."""
+    if DEVICE == "cpu":
+        keep_freed_memory()
     images = _pixels(pictures)
     model = FixMatch(SPEC, Weak(), FixMatchStrong(), Optimization(nesterov=True), joint_pass=joint_pass).to(DEVICE)
     if compiled:

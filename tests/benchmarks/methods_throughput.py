@@ -22,6 +22,7 @@ from torch import Tensor
 from torchvision import transforms
 from views import photos
 
+from usl_lightning.allocator import keep_freed_memory
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import CoMatchStrong, FixMatchStrong, Weak
@@ -96,6 +97,8 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     arguments = parser.parse_args()
     b = arguments.batch_size
+    if DEVICE == "cpu":
+        keep_freed_memory()
     pixels = torch.stack([transforms.PILToTensor()(picture) for picture in photos(COUNT, SIDE)]).to(DEVICE)
     running = {name: steps(make(b), pixels, b) for name, make in METHODS.items()}
     turns = [{name: seconds_of(own) for name, own in running.items()} for _ in range(arguments.steps + 2)][2:]

@@ -50,8 +50,9 @@ def commands() -> dict[str, str]:
 def _is_whole(line: str) -> bool:
     """Not the mere mention of a command or of an option."""
     command, *rest = line.split()[1:]
-    needed = {"labels": "--out", **dict.fromkeys(STAGES, "--config")}
-    return needed[command] in rest if command in needed else bool(rest) or command in ("doctor", "configs")
+    if command == "labels":
+        return len(rest) > 2
+    return "--config" in rest if command in STAGES else bool(rest) or command in ("doctor", "configs")
 
 
 def config_of(name: str) -> str:
@@ -157,6 +158,10 @@ def test_other_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     if command == "compare":
         assert Comparison.read(find_config(words[0]), dict(options(words[1:]))).selectors
+    elif command == "labels" and words[0] in ("export", "import"):
+        from usl_lightning.labelling.interchange import OPTIONS as KNOWN
+
+        assert {key for key, _ in options(words[2 if words[0] == "export" else 3 :])} <= set(KNOWN[words[0]])
     elif command == "labels":
         from usl_lightning.label_sets import _parse
 

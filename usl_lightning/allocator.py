@@ -19,4 +19,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another system, another C library
         return False
-    return all([bool(mallopt(*setting)) for setting in SETTINGS.values()])
+    return all(bool(mallopt(*setting)) for setting in SETTINGS.values())

@@ -53,6 +53,8 @@ def answer(path: Path) -> None:
     """What a person would on the page of `usl label`: the file's name says which digit it is."""
     labels = open_source("digits", "train").labels
     store = LabelStore(path)
+    for digit in range(10):
+        store.add_class(str(digit))
     for image, file in zip(store.read().indices, store.read().files or (), strict=True):
         store.answer(image, int(labels[int(Path(file).stem)]), None)
 

@@ -71,4 +71,4 @@ def test_a_folder_becomes_a_classifier(browser: Browser, tmp_path: Path) -> None
     rows = list(csv.DictReader((tmp_path / "runs/photos/train/predictions_more_photos.csv").open()))
     assert len(rows) == 200
     right = sum(row["label"] == CLASSES[later[Path(row["image"]).name]] for row in rows)
-    assert right > 90, "of 200; a guess gets 20"
+    assert right > 60, "of 200; guessing gets 20"

@@ -1,6 +1,7 @@
 """Bars: on a terminal, of the main process, with the time left; nothing anywhere else."""
 
 import io
+import logging
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
@@ -56,7 +57,8 @@ def test_other_processes_have_none(monkeypatch: pytest.MonkeyPatch) -> None:
     assert on_terminal(run) == ""
 
 
-def test_no_terminal_no_bar(capfd: pytest.CaptureFixture[str]) -> None:
+def test_no_terminal_no_bar(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("usl_lightning"), "handlers", [])  # of a test that ran a command here
     run()
     select_usl(torch.rand(50, 4), 5)
     assert capfd.readouterr() == ("", "")

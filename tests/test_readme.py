@@ -75,7 +75,7 @@ def test_every_command_of_the_readme(tmp_path: Path) -> None:
         assert outcome.code == (3 if stopped else 0), (command, outcome.err[-2000:])
         assert not stopped or f"25 images to label: {following}" in outcome.out, outcome
     for made in ("runs/photos/report.html", "runs/photos/train/predictions_more_photos.csv"):
-        assert (tmp_path / made).stat().st_size > 500, made
+        assert (tmp_path / made).stat().st_size > 200, made
     summary = json.loads((tmp_path / "runs" / "digits_quickstart" / "summary.json").read_text())
     accuracy = {result["selection"]: result["test_accuracy"] for result in summary["results"]}
     assert accuracy["usl"] > accuracy["random"] + 0.1, "what the page promises"

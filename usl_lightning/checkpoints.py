@@ -111,7 +111,8 @@ class Checkpoints(Callback):
         asked = self.interruption.signum or 0
         late, asked = self._agreement.most(step, late, asked, device=pl_module.device)
         self._heed(asked)
-        self._due = bool(late) or self._stop or (self.every_steps is not None and step % self.every_steps == 0)
+        due = bool(late) or self._stop or (self.every_steps is not None and step % self.every_steps == 0)
+        self._due = due and step != trainer.max_steps  # the last state is saved when its metrics are noted
         if self._due and not _validates_after(trainer):
             self._row = _yet_to_be_noted(trainer)
             self._save(trainer)

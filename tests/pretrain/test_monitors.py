@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from training import digits, train
+from training import Stop, digits, train
 
 from usl_lightning.data.batch import Batch
 from usl_lightning.data.modules import ImageData
@@ -84,7 +84,7 @@ def test_embeddings_that_collapse_are_reported_once_within_the_first_epoch(
 ) -> None:
     """Also where Lightning logs at other steps; a resumed run, which knows nothing of the first, says it again."""
     options: dict[str, Any] = {"log_every_n_steps": 7, "val_check_interval": 1000}
-    train(attract, digits, tmp_path, 2 * EPOCH, stop=EPOCH, **options)
+    train(attract, digits, tmp_path, 2 * EPOCH, stop=Stop(EPOCH), **options)
     (line,) = warnings(caplog)
     assert line.startswith("features are collapsing: step 30: ")
     assert float(line.split("uniformity ")[1].split(";")[0]) > -0.5

@@ -14,7 +14,15 @@ from hypothesis import strategies as st
 from lightly.loss import NegativeCosineSimilarity
 from runs import usl
 from torch import Tensor, nn
-from training import MakeModel, assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, digits, train
+from training import (
+    MakeModel,
+    Stop,
+    assert_resumes_exactly,
+    assert_survives_kills,
+    assert_two_processes_agree,
+    digits,
+    train,
+)
 
 from usl_lightning.configs import find_config, load_yaml
 from usl_lightning.data.batch import Batch, ImageSpec
@@ -214,7 +222,7 @@ def test_without_stop_gradient_the_log_soon_tells_of_a_collapse(
     make_model: MakeModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The paper's ablation (§4.1): batch norm keeps the projections' spread while their directions become few."""
-    train(make_model, many_digits, tmp_path, 300, stop=31, log_every_n_steps=10, val_check_interval=1000)
+    train(make_model, many_digits, tmp_path, 300, stop=Stop(31), log_every_n_steps=10, val_check_interval=1000)
     assert [line.split(": the")[0] for line in caplog.messages] == (
         ["features are collapsing: step 30"] if make_model is collapsing else []
     )

@@ -192,7 +192,7 @@ def build(
     model = MixMatch(GREY, Weak(), Optimization(), backbone, **options)
     logged: dict[str, Any] = {}
     monkeypatch.setattr(model, "log_dict", lambda values, **_: logged.update(values))
-    monkeypatch.setattr(model, "_trainer", SimpleNamespace(global_step=3))
+    monkeypatch.setattr(model, "_trainer", SimpleNamespace(global_step=3, log_every_n_steps=50))
     return model, logged
 
 

@@ -317,9 +317,8 @@ def _by_list(index: Any) -> Tensor:
     import faiss
 
     lists = index.invlists
-    return torch.from_numpy(
-        np.concatenate([faiss.rev_swig_ptr(lists.get_ids(i), lists.list_size(i)) for i in range(index.nlist)])
-    )
+    filled = [i for i in range(index.nlist) if lists.list_size(i)]
+    return torch.from_numpy(np.concatenate([faiss.rev_swig_ptr(lists.get_ids(i), lists.list_size(i)) for i in filled]))
 
 
 def _listed_search(x: Tensor, q: Tensor, k: int, selves: Tensor, include_self: bool, search: Search) -> Tensor:

@@ -92,8 +92,6 @@ class SemiSupervisedModule(LightningModule):
         self.init_from = init_from
         self.register_buffer("guess_share", torch.zeros(image.num_classes))
         self.scores: dict[str, Scores] = {}
-        self._guesses = False
-        self._of_classes: dict[str, Tensor] = {}
         self._begin_evaluation()
 
     def setup(self, stage: str) -> None:
@@ -154,7 +152,8 @@ class SemiSupervisedModule(LightningModule):
         share = mean_over_processes(share=share)["share"]
         self.guess_share.lerp_(share.to(self.guess_share.dtype), 1 - GUESS_MOMENTUM)
         self.log_dict({"mask_rate": share.sum()}, prog_bar=True)
-        self._guesses = True
+        if self._is_logged():
+            self.log_dict(guess_statistics(self.guess_share))
 
     def log_classes(self, name: str, values: Tensor) -> None:
         """Log a value of each class as `name_0`, `name_1`, … (see `class_values`) at the steps that are logged.
@@ -162,16 +161,13 @@ class SemiSupervisedModule(LightningModule):
         Args:
             values: [classes], the same on every process.
         """
-        self._of_classes[name] = values.detach()
+        if self._is_logged():
+            self.log_dict(class_values(name, values.detach()))
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log what there is of each class, the moving histogram of pseudo-labels too, at the steps that are logged."""
-        if self.trainer.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
-            return
-        for name, values in self._of_classes.items():
-            self.log_dict(class_values(name, values))
-        if self._guesses:
-            self.log_dict(guess_statistics(self.guess_share))
+    def _is_logged(self) -> bool:
+        """Whether the step that is being taken goes to the loggers."""
+        trainer = self._trainer
+        return trainer is not None and (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how to rebuild the encoders without this class."""

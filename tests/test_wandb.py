@@ -9,6 +9,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
@@ -19,7 +20,15 @@ from usl_lightning import wandb_run
 from usl_lightning.wandb_run import wandb_logger
 
 BLOCK, HEADER = 32768, 7
+
 NO_NETWORK = dict.fromkeys(("https_proxy", "http_proxy", "WANDB_BASE_URL"), "http://127.0.0.1:9")
+
+
+@pytest.fixture(autouse=True)
+def own_environment() -> Iterator[None]:
+    """What wandb and its logger note in the environment is not for the commands of later tests."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 def records(path: Path) -> Iterator[Any]:

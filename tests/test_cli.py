@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,8 +19,8 @@ from usl_lightning import cli
 from usl_lightning.checkpoints import IDENTITY
 from usl_lightning.cli import main
 from usl_lightning.errors import UslError
-from usl_lightning.runner import StageCLI
 from usl_lightning.stage import StageCommand, StageFolder
+from usl_lightning.stage_cli import StageCLI
 
 SIMCLR, FIXMATCH, RANDOM, USL = (f"digits_{name}.yaml" for name in ("simclr", "fixmatch", "random", "usl"))
 PLENTY = "99999"
@@ -472,6 +473,12 @@ def test_a_mistake_is_found_behind_other_errors_and_a_bug_is_not_hidden(
     monkeypatch.setattr(cli, "_dispatch", bug)
     with pytest.raises(RuntimeError, match="a bug"):
         main([])
+
+
+def test_a_program_that_reads_no_further_is_no_error() -> None:
+    command = f"{shlex.quote(sys.executable)} -m usl_lightning.cli configs | head -c 10"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (len(done.stdout), done.stderr) == (10, "")
 
 
 # What is not imported ------------------------------------------------------------------------------------

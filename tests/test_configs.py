@@ -16,11 +16,11 @@ from usl_lightning.configs import HEADLINE, find_config, load_yaml, shipped, shi
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError
 from usl_lightning.pipeline import REFERENCE, Chain
-from usl_lightning.runner import StageCLI
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.compare import Comparison
 from usl_lightning.selection.comparison import build_selector
 from usl_lightning.stage import StageCommand
+from usl_lightning.stage_cli import StageCLI
 
 ALL = sorted(shipped())
 CHAINS = [name for name in ALL if "stages" in load_yaml(shipped_folder() / name)]

@@ -22,11 +22,11 @@ from usl_lightning.errors import UslError
 from usl_lightning.identity import TRAINER_FIELDS
 from usl_lightning.models.encoder import ENTRY
 from usl_lightning.pipeline import Chain, RunOptions
-from usl_lightning.runner import StageCLI
 from usl_lightning.selection.compare import Comparison, selector_names
 from usl_lightning.selection.comparison import FIGURES
 from usl_lightning.selection.usl import PRESETS
 from usl_lightning.stage import OPTIONS, StageCommand, StageFolder, options
+from usl_lightning.stage_cli import StageCLI
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -28,8 +28,8 @@ from usl_lightning.init.speed import Network, candidates, timed
 from usl_lightning.init.template import chain_text, screen
 from usl_lightning.labels import LabelIndex
 from usl_lightning.pipeline import REFERENCE
-from usl_lightning.runner import StageCLI
 from usl_lightning.stage import StageCommand
+from usl_lightning.stage_cli import StageCLI
 
 rng = np.random.default_rng(0)
 

@@ -119,6 +119,36 @@ def test_for_training(tmp_path):
     refused(index([]).for_training, "no entry")
 
 
+def test_followers_take_the_label_of_their_entry(tmp_path):
+    given = index([5, 3, 8], [0, None, 2], unsure=(3,), followers=((1, 2), (4,), ()))
+    given.write(tmp_path / "a.json")
+    read = LabelIndex.read(tmp_path / "a.json")
+    assert read == given
+    assert read.for_training() == ([5, 8, 1, 2], [0, 2, 0, 0])
+    assert read.unlabelled == 0
+    other = index([1, 3], [1, 1], followers=((2, 6), (9,)))
+    both = read.union(other)
+    assert (both.indices, both.followers) == ((5, 3, 8, 1), ((2,), (4, 9), (), (6,)))
+    assert read.difference(index([3, 2], [1, 1])).followers == ((1,), ())
+    assert index([5], [0]).union(index([3], [1])).followers == ()
+
+
+@pytest.mark.parametrize(
+    ("followers", "line"),
+    [
+        ([[1], []], "3 indices but 2 followers"),
+        ([[1], 4, []], "entry 1 of 'followers' is 4, expected a list of indices"),
+        ([[1], [-1], []], "entry 1: follower -1 is no image of the data set"),
+        ([[1], [10**6], []], "entry 1: follower 1000000 is no image of the data set"),
+        ([[1], [1], []], "entry 1: follower 1 is among the indices or follows twice"),
+        ([[17], [], []], "entry 0: follower 17 is among the indices or follows twice"),
+    ],
+)
+def test_wrong_followers_are_named(tmp_path, followers, line):
+    path = written(tmp_path, json.dumps({**GOOD, "followers": followers}))
+    refused(lambda: LabelIndex.read(path), line)
+
+
 def test_images_that_a_person_was_not_sure_of_are_left_out_of_training(tmp_path):
     read = LabelIndex.read(written(tmp_path, json.dumps({**GOOD, "unsure": [4]})))
     assert (read.unsure, read.unlabelled) == ((4,), 0)

@@ -1,5 +1,6 @@
 """The `usl` command. Dispatch only: nothing heavy is imported until a stage really runs."""
 
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -63,10 +64,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     try:
         _dispatch(words)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         how = "the same command" if words[:1] in (["run"], ["compare"]) else "--ckpt_path last"
         print(f"usl: interrupted; {how} continues", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # what is printed goes to a program that has read enough, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         mistake = _mistake(error)
         if mistake is None:

@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import Any
 
 from usl_lightning.identity import TRAINER_FIELDS
-from usl_lightning.runner import StageCLI
 from usl_lightning.stage import StageCommand
+from usl_lightning.stage_cli import StageCLI
 
 COMMON = (*TRAINER_FIELDS, "devices", "num_nodes", "strategy", "accelerator", "val_check_interval", "log_every_n_steps")
 

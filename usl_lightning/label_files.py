@@ -16,7 +16,7 @@ from usl_lightning.labels import DatasetId, LabelIndex, refuse, short
 
 FORMAT = "usl-label-index"
 VERSION = 1
-_KEYS = ("format", "version", "dataset", "method", "indices", "labels", "classes", "files", "unsure")
+_KEYS = ("format", "version", "dataset", "method", "indices", "labels", "classes", "files", "unsure", "followers")
 
 
 def read(path: Path) -> LabelIndex:
@@ -85,6 +85,7 @@ def _read_json(path: Path, content: bytes) -> LabelIndex:
         None if files is None else tuple(_get(path, value, "files", list)),
         str(path),
         tuple(_get(path, value, "unsure", list)) if "unsure" in value else (),
+        _followers(path, value) if "followers" in value else (),
     )
 
 
@@ -105,6 +106,14 @@ def _texts(path: Path, value: dict[str, Any], key: str) -> tuple[str, ...]:
     if len(set(texts)) < len(texts):
         raise UslError(f"{path}: '{key}' names a class twice")
     return tuple(texts)
+
+
+def _followers(path: Path, value: dict[str, Any]) -> tuple[tuple[Any, ...], ...]:
+    lists = _get(path, value, "followers", list)
+    for i, followers in enumerate(lists):
+        if not isinstance(followers, list):
+            raise UslError(f"{path}: entry {i} of 'followers' is {short(followers)}, expected a list of indices")
+    return tuple(map(tuple, lists))
 
 
 def _dataset_id(path: Path, value: dict[str, Any]) -> DatasetId:
@@ -133,6 +142,8 @@ def _to_json(index: LabelIndex) -> Any:
         value["files"] = index.files
     if index.unsure:
         value["unsure"] = index.unsure
+    if index.followers:
+        value["followers"] = index.followers
     return value
 
 

@@ -49,6 +49,8 @@ class LabelIndex:
         path: the file it was read from, for messages.
         unsure: those of `indices` that a person has looked at and could not name; they have no label, and training
             leaves them out.
+        followers: images that nobody labels and that take the label of an entry as a pseudo-label in training, for
+            each entry; empty if there are none. A selection may ask for that (USL-T on ImageNet).
     """
 
     dataset: DatasetId | None
@@ -59,6 +61,7 @@ class LabelIndex:
     files: tuple[str, ...] | None = None
     path: str | None = field(default=None, compare=False)
     unsure: tuple[int, ...] = ()
+    followers: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -153,7 +156,7 @@ class LabelIndex:
         return replace(self, labels=tuple(int(label) for label in labels), classes=tuple(classes))
 
     def for_training(self) -> tuple[list[int], list[int]]:
-        """(indices, labels) of the labelled entries: all but those that are `unsure`.
+        """(indices, labels) of the labelled entries, all but those that are `unsure`; then of their followers.
 
         Raises:
             UslError: the index is empty, some images have no label yet, or all are `unsure`.
@@ -169,10 +172,14 @@ class LabelIndex:
         known = [(index, label) for index, label in zip(self.indices, self.labels, strict=True) if label is not None]
         if not known:
             raise UslError(f"{where}: all {len(self)} images are marked not sure; expected at least one label")
+        for followers, label in zip(self.followers, self.labels, strict=False):
+            known += [(index, label) for index in followers if label is not None]
         return [index for index, _ in known], [label for _, label in known]
 
     def union(self, other: "LabelIndex") -> "LabelIndex":
         """The entries of this index, then those of `other` that are new; a label beats no label.
+
+        An image follows one entry at most, the first's before the other's, and none if it is an entry itself.
 
         Raises:
             UslError: the two are of different data sets or classes, disagree on a label, or one has an index outside
@@ -203,6 +210,7 @@ class LabelIndex:
             self.classes or other.classes,
             tuple(file_of[index] for index in label_of) if complete else None,
             unsure=tuple(index for index, label in label_of.items() if label is None and index in unsure),
+            followers=_followers_of_both(self, other, tuple(label_of)),
         )
 
     def difference(self, other: "LabelIndex") -> "LabelIndex":
@@ -222,6 +230,9 @@ class LabelIndex:
             self.classes,
             None if self.files is None else tuple(self.files[i] for i in keep),
             unsure=tuple(index for index in self.unsure if index not in taken),
+            followers=tuple(
+                tuple(index for index in self.followers[i] if index not in taken) for i in keep if self.followers
+            ),
         )
 
     def _check_same(self, other: "LabelIndex") -> None:
@@ -244,11 +255,23 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
+def _followers_of_both(first: LabelIndex, second: LabelIndex, entries: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    if not (first.followers or second.followers):
+        return ()
+    taken, followers_of = set(entries), dict[int, list[int]]()
+    for part in (first, second):
+        for entry, followers in zip(part.indices, part.followers, strict=False):
+            free = [image for image in followers if image not in taken]
+            followers_of.setdefault(entry, []).extend(free)
+            taken.update(free)
+    return tuple(tuple(followers_of.get(entry, ())) for entry in entries)
+
+
 def _validate(index: LabelIndex, where: str) -> None:
     """What can be said of an index without its data set."""
-    for key in ("labels", "files"):
+    for key in ("labels", "files", "followers"):
         values = getattr(index, key)
-        if values is not None and len(values) != len(index.indices):
+        if values and len(values) != len(index.indices):
             raise UslError(f"{where}: {len(index.indices)} indices but {len(values)} {key}")
     seen: dict[int, int] = {}
     for i, value in enumerate(index.indices):
@@ -269,9 +292,20 @@ def _validate(index: LabelIndex, where: str) -> None:
         if not _is_count(value) or value not in open_entries:
             raise UslError(f"{where}: 'unsure' names {short(value)}, expected each of 'indices' without a label once")
         open_entries.discard(value)
+    _validate_followers(index, where, set(seen))
     for i, file in enumerate(index.files or ()):
         if not _is_inside(file):
             refuse(where, i, f"file {short(file)} is not a path inside the image folder (relative, with /)")
+
+
+def _validate_followers(index: LabelIndex, where: str, taken: set[int]) -> None:
+    for i, followers in enumerate(index.followers):
+        for value in followers:
+            if not _is_count(value) or (index.dataset is not None and value >= index.dataset.size):
+                refuse(where, i, f"follower {short(value)} is no image of the data set")
+            if value in taken:
+                refuse(where, i, f"follower {value} is among the indices or follows twice")
+            taken.add(value)
 
 
 def _is_count(value: Any) -> bool:

@@ -131,7 +131,8 @@ def _choose(folder: StageFolder, name: str, labelled: bool) -> dict[str, Any]:
     )
     index.write(folder.labels)
     if name == "select_usl":
-        overview = make_overview(features(len(source)), torch.tensor(chosen), k=2)
+        clusters = torch.arange(len(source)) // (len(source) // 3)
+        overview = make_overview(features(len(source)), torch.tensor(chosen), k=2, clusters=clusters)
         assert overview is not None
         overview.write(folder.overview)
     return {"budget": len(chosen), "balance": 1.0}

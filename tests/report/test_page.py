@@ -75,7 +75,7 @@ def test_results(page: Tree) -> None:
     assert not [each for each in page.iter() if each.get("id") == "unfinished"]
 
 
-def test_chosen_images_are_there_by_class_with_density_and_group(page: Tree, run: Path) -> None:
+def test_chosen_images_are_there_by_class_with_density_and_cluster(page: Tree, run: Path) -> None:
     index = LabelIndex.read(run / "select_usl/labels.json")
     overview = Overview.read(run / "select_usl/overview.npz")
     assert overview is not None
@@ -89,7 +89,8 @@ def test_chosen_images_are_there_by_class_with_density_and_group(page: Tree, run
         place = int(facts[0].removeprefix("#")) - 1
         assert words(item.find("figure/figcaption/strong")) == index.classes[index.labels[place] or 0]
         assert facts[1] == f"density {overview.density[place]:.3g}"
-        assert facts[2] == f"group {(overview.nearest == place).mean():.1%}"
+        assert facts[2] == f"share {(overview.nearest == place).mean():.1%}"
+        assert facts[3] == f"cluster {index.indices[place] // 8 + 1}: 8"
         assert item.find("figure/img").get("alt").endswith(index.files[place])
     shown = {int(re.findall(r"\d+", each.get("alt"))[0]) for each in contrast.iter("img")}
     assert not shown & set(chosen_of("select_usl"))

@@ -49,6 +49,16 @@ def test_of_a_large_set_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.images[4:].tolist() != other.images[4:].tolist()
 
 
+def test_the_methods_own_clusters() -> None:
+    clusters = torch.arange(60) % 7
+    found = make_overview(points(60), torch.tensor([5, 40, 2]), k=4, clusters=clusters)
+    assert found is not None
+    assert found.clusters is not None
+    assert found.cluster_sizes is not None
+    assert found.clusters.tolist() == [image % 7 for image in found.images.tolist()]
+    assert found.cluster_sizes.tolist() == [9, 9, 9, 9, 8, 8, 8]
+
+
 def test_no_features_no_overview() -> None:
     assert make_overview(torch.empty(5, 0), torch.tensor([1])) is None
     assert make_overview(torch.eye(5)[:, :4], torch.tensor([1])) is None, "a row of zeros"
@@ -63,15 +73,21 @@ def test_components_are_those_of_scikit_learn() -> None:
 
 
 def test_read_what_was_written(tmp_path: Path) -> None:
-    made = make_overview(points(30), torch.tensor([3, 4]))
+    made = make_overview(points(30), torch.tensor([3, 4]), clusters=torch.arange(30) % 4)
     assert made is not None
     made.write(tmp_path / "a.npz")
     read = Overview.read(tmp_path / "a.npz")
     assert read is not None
-    for name in ("images", "density", "nearest", "features"):
+    for name in ("images", "density", "nearest", "features", "clusters", "cluster_sizes"):
         np.testing.assert_array_equal(getattr(read, name), getattr(made, name))
     assert (read.chosen, read.total, read.neighbors) == (made.chosen, made.total, made.neighbors)
     assert Overview.read(tmp_path / "b.npz") is None
+    without = make_overview(points(30), torch.tensor([3, 4]))
+    assert without is not None
+    without.write(tmp_path / "c.npz")
+    again = Overview.read(tmp_path / "c.npz")
+    assert again is not None
+    assert again.clusters is again.cluster_sizes is None
     (tmp_path / "a.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:200])
     with pytest.raises(UslError, match=r"a\.npz: damaged"):
         Overview.read(tmp_path / "a.npz")

@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import pkgutil
+import re
 from pathlib import Path
 from typing import Any
 
@@ -216,11 +217,13 @@ UNLABELLED = (
 )  # fmt: skip
 
 
-def test_nothing_is_told_where_there_are_no_labels() -> None:
+def test_where_there_are_no_labels_it_says_how_to_give_them(capfd: pytest.CaptureFixture[str]) -> None:
     write_unlabelled()
     index, result = run(*UNLABELLED)
     assert result == {"budget": 10}
     assert index.unlabelled == 10
+    last = capfd.readouterr().out.splitlines()[-1]
+    assert re.fullmatch(r"10 images to label: usl label \S+/labels\.json", last)
 
 
 def test_labels_that_people_gave_are_kept() -> None:

@@ -19,7 +19,7 @@ from usl_lightning.pretrain.simclr import SimCLR
 from usl_lightning.selection.density import density_distance
 from usl_lightning.selection.uslt import USLTTraining
 from usl_lightning.selection.uslt_heads import ClusterHeads, cluster_confidence
-from usl_lightning.selection.uslt_selection import USLT, Representative, best_of_clusters, select_uslt
+from usl_lightning.selection.uslt_selection import USLT, Representative, best_followers, best_of_clusters, select_uslt
 from usl_lightning.trainer import Trainer
 
 
@@ -50,6 +50,22 @@ def test_best_of_clusters_is_the_loops(points: list[tuple[int, int]], data: st.D
     chosen = best_of_clusters(clusters * 3, scores.double(), budget).tolist()
     assert chosen == slow_best(clusters.tolist(), scores.tolist(), budget)
     assert len(set(chosen)) == budget
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=20), st.data())
+@settings(max_examples=80)
+def test_the_next_best_of_its_cluster_follow_an_image(points: list[tuple[int, int]], data: st.DataObject) -> None:
+    images = range(len(points))
+    chosen = data.draw(st.lists(st.sampled_from(images), unique=True, min_size=1))
+    count = data.draw(st.integers(1, 5))
+    ranked = sorted(images, key=lambda i: (-points[i][1], i))
+    expected = []
+    for image in chosen:
+        mates = [i for i in ranked if points[i][0] == points[image][0]]
+        leads = next(i for i in mates if i in chosen) == image
+        expected.append(tuple([i for i in mates if i not in chosen][:count]) if leads else ())
+    clusters, scores = (torch.tensor(column) for column in zip(*points, strict=True))
+    assert best_followers(clusters, scores.double(), torch.tensor(chosen), count) == tuple(expected)
 
 
 @pytest.mark.parametrize("representative", ["confidence", "mean_confidence", "density"])
@@ -120,7 +136,7 @@ def test_the_heads_and_the_encoder_come_from_one_checkpoint(tmp_path: Path, monk
         return NeighborData(str(tmp_path / "neighbors.npy"), batch_size=32, dataset="digits", seed=3)
 
     state = train(training, data, tmp_path, 3)["state_dict"]
-    selector = USLT(digits().spec, 9, str(tmp_path / "checkpoints" / "last.ckpt"))
+    selector = USLT(digits().spec, 9, str(tmp_path / "checkpoints" / "last.ckpt"), followers=3)
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     chosen = trainer.select(selector, digits()).indices
     model = training(data())
@@ -129,6 +145,11 @@ def test_the_heads_and_the_encoder_come_from_one_checkpoint(tmp_path: Path, monk
     with torch.no_grad():
         features = model.eval().encoder(source.read(torch.arange(len(source))))
     assert chosen.tolist() == select_uslt(features, model.heads, 9).tolist()
+    clusters = cluster_confidence(features, model.heads)[0]
+    followers = selector.followers(chosen)
+    assert max(map(len, followers)) == 3
+    for image, following in zip(chosen, followers, strict=True):
+        assert set(clusters[list(following)].tolist()) <= {int(clusters[image])}
     (tmp_path / "keep.json").write_text("[1436]")
     keeping = USLT(digits().spec, 9, selector.init_from, keep_from=str(tmp_path / "keep.json"))
     assert trainer.select(keeping, digits()).indices[0] == 1436
@@ -142,3 +163,5 @@ def test_a_checkpoint_without_heads_is_refused(tmp_path: Path) -> None:
         selector.setup("predict")
     with pytest.raises(UslError, match=r"model\.init_from: expected a checkpoint of USL-T's training"):
         USLT(digits().spec, 9).setup("predict")
+    with pytest.raises(UslError, match=r"model\.followers: -1 images cannot follow"):
+        USLT(digits().spec, 9, followers=-1)

@@ -34,7 +34,7 @@ class Choice:
     Attributes:
         stage: of the run.
         index: the chosen images.
-        overview: density and groups; None if it had no features, or was made by an earlier version.
+        overview: density and clusters; None if it had no features, or was made by an earlier version.
         source: the images; None if they are not there any more.
         problem: why not.
     """
@@ -132,12 +132,18 @@ def _explained(choice: Choice, shown: int) -> str:
     words = [] if shown == len(index) else [f"The first {shown:,} in order of choice are shown."]
     words.append("By class, then in order of choice (#)." if index.labels.count(None) < len(index) else "Not labelled.")
     if overview is None:
-        words.append("Density and groups are not known: this selection looked at no features, or is of an old version.")
+        words.append(
+            "Density and clusters are not known: this selection looked at no features, or is of an old version."
+        )
     else:
         words.append(
-            f"Density is 1/(mean squared distance to the {overview.neighbors:,} nearest images). An image's group are "
+            f"Density is 1/(mean squared distance to the {overview.neighbors:,} nearest images). An image's share are "
             f"those that are nearer to it than to any other chosen one"
             f"{', as estimated from a sample.' if _is_sample(overview) else '.'}"
+        )
+    if overview is not None and overview.cluster_sizes is not None:
+        words.append(
+            f"Cluster: which of the {int((overview.cluster_sizes > 0).sum()):,} it was chosen from, and its images."
         )
     return " ".join(words)
 
@@ -146,9 +152,20 @@ def _chosen(choice: Choice, row: int, picture: Thumbnail) -> Html:
     overview = choice.overview
     facts = [f"#{row + 1}"]
     if overview is not None and row < overview.chosen:
-        facts += [f"density {overview.density[row]:.3g}", f"group {group_shares(overview)[row]:.1%}"]
+        facts += [
+            f"density {overview.density[row]:.3g}",
+            f"share {group_shares(overview)[row]:.1%}",
+            *_cluster(overview, row),
+        ]
     text = f"Chosen image {row + 1}, class: {choice.class_of(row)}, {choice.file_of(row)}"
     return _item(picture, text, choice.class_of(row), facts)
+
+
+def _cluster(overview: "Overview", row: int) -> list[str]:
+    if overview.clusters is None or overview.cluster_sizes is None:
+        return []
+    cluster = int(overview.clusters[row])
+    return [f"cluster {cluster + 1}: {int(overview.cluster_sizes[cluster]):,}"]
 
 
 def _item(picture: Thumbnail, text: str, title: str | None, facts: Sequence[str]) -> Html:

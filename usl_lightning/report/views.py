@@ -31,7 +31,7 @@ def draw_views(stage: StageCommand, out: Path, *, images: int = 8, draws: int = 
     Raises:
         UslError: the configuration has no view, or its images cannot be opened.
     """
-    from usl_lightning.runner import StageCLI
+    from usl_lightning.stage_cli import StageCLI
 
     config = StageCLI(stage, build=False).resolved()
     recipes = _recipes(config["model"]["init_args"])

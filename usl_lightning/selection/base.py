@@ -38,9 +38,11 @@ class Selector(LightningModule):
 
     Attributes:
         needs_network: whether features have to be computed, on all devices.
+        clusters: int64 [n], the cluster of each image in the last choice; None of a method that makes none.
     """
 
     encoder: Encoder
+    clusters: Tensor | None = None
 
     def __init__(
         self,
@@ -107,6 +109,10 @@ class Selector(LightningModule):
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """Pick `budget` distinct rows of the evidence [n, d]; int64, in order of choice."""
 
+    def note_clusters(self, clusters: Tensor) -> None:
+        """Keep the clusters of a choice, for the report."""
+        self.clusters = clusters
+
     def kept(self, data: ImageData) -> LabelIndex | None:
         """The images to keep, with what labels they have.
 
@@ -131,6 +137,14 @@ class Selector(LightningModule):
     def settled(self, n: int) -> dict[str, Any]:
         """Parameters as they were used on `n` images, where that is not simply what was given; for the label index."""
         return {}
+
+    def followers(self, chosen: Tensor) -> tuple[tuple[int, ...], ...]:
+        """For each image of the last choice those that take its label as a pseudo-label in training; none here.
+
+        Args:
+            chosen: int64 [budget] on the CPU, the kept ones first.
+        """
+        return ()
 
     def write_outputs(self, folder: Path) -> None:
         """Write files that other stages can take from this one by their names without suffix; none here."""

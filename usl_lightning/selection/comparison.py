@@ -24,6 +24,7 @@ from usl_lightning.errors import UslError, did_you_mean
 from usl_lightning.evaluation.label_quality import label_quality
 from usl_lightning.files import sha256_of_file, write_json, write_text
 from usl_lightning.identity import digest, names_a_file
+from usl_lightning.logs import show_messages
 from usl_lightning.report.curves import Curve, Panel, draw_curves
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.compare import Comparison, Entry
@@ -64,6 +65,7 @@ def compare(comparison: Comparison) -> list[Cell]:
     Raises:
         UslError: a selector, a parameter or a budget that does not fit; before anything is chosen.
     """
+    show_messages()
     data = _data(comparison)
     image = data.spec
     _check(comparison, data)

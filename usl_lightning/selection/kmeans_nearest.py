@@ -1,5 +1,6 @@
 """k-means, and the point nearest to each centre."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,7 +14,14 @@ from usl_lightning.selection.kmeans import kmeans
 from usl_lightning.selection.picks import best_of_each, fill_to_budget
 
 
-def select_kmeans_nearest(features: Tensor, budget: int, *, seed: int = 0, iterations: int = 200) -> Tensor:
+def select_kmeans_nearest(
+    features: Tensor,
+    budget: int,
+    *,
+    seed: int = 0,
+    iterations: int = 200,
+    on_clusters: Callable[[Tensor], None] | None = None,
+) -> Tensor:
     """One cluster for each label to buy (Lloyd, 1982), and of each cluster the point nearest to its centroid.
 
     Args:
@@ -21,6 +29,7 @@ def select_kmeans_nearest(features: Tensor, budget: int, *, seed: int = 0, itera
         budget: how many, from 1 to n; also the number of clusters.
         seed: decides the starting points of k-means.
         iterations: of k-means, at most.
+        on_clusters: is given the cluster of each point, int64 [n].
 
     Returns:
         int64 [budget], distinct, in cluster order; for empty clusters, the remaining points nearest to their
@@ -32,6 +41,8 @@ def select_kmeans_nearest(features: Tensor, budget: int, *, seed: int = 0, itera
     check_budget(budget, len(features))
     x = unit_rows(features)
     labels, centroids = kmeans(x, budget, seed=seed, iterations=iterations)
+    if on_clusters is not None:
+        on_clusters(labels)
     distances = torch.empty(len(x), device=x.device)
     for rows in chunks(len(x), 32 * x.shape[1], x.device):
         differences = x[rows].double() - centroids[labels[rows]]
@@ -65,4 +76,4 @@ class KMeansNearest(Selector):
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_kmeans_nearest`."""
-        return self._select(features, self.budget, seed=seed)
+        return self._select(features, self.budget, seed=seed, on_clusters=self.note_clusters)

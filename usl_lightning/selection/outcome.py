@@ -16,7 +16,13 @@ SHOWN = 200
 """Images in the picture of a selection: their pixels are all in memory at once."""
 
 
-def chosen_index(source: ImageSource, indices: Tensor, method: dict[str, Any], kept: LabelIndex | None) -> LabelIndex:
+def chosen_index(
+    source: ImageSource,
+    indices: Tensor,
+    method: dict[str, Any],
+    kept: LabelIndex | None,
+    followers: tuple[tuple[int, ...], ...] = (),
+) -> LabelIndex:
     """The label index of a selection. No label is looked up but those of the chosen images.
 
     Args:
@@ -24,6 +30,7 @@ def chosen_index(source: ImageSource, indices: Tensor, method: dict[str, Any], k
         indices: int64 [m], the kept ones first.
         method: its name, seed and parameters.
         kept: the images that were to be kept; a label they have there stands, whatever the data set says.
+        followers: see `LabelIndex`.
     """
     positions = indices.tolist()
     labels = [None if label < 0 else int(label) for label in source.labels[indices].tolist()]
@@ -41,6 +48,7 @@ def chosen_index(source: ImageSource, indices: Tensor, method: dict[str, Any], k
         classes=classes,
         files=None if source.files is None else tuple(source.files[i] for i in positions),
         unsure=tuple(i for i, label in zip(positions, labels, strict=True) if label is None and i in unsure),
+        followers=followers,
     )
 
 

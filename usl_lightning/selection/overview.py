@@ -41,6 +41,8 @@ class Overview:
         nearest: int64 [m]: the nearest chosen image, as its place in the order of choice; those that share it are
             its group.
         features: float16 [m, at most 50], principal components of the normalised features.
+        clusters: int64 [m], the method's cluster of each; None if it makes none.
+        cluster_sizes: int64 [number of clusters], images of the whole set in each; None likewise.
     """
 
     images: NDArray[np.int64]
@@ -50,6 +52,8 @@ class Overview:
     density: NDArray[np.float32]
     nearest: NDArray[np.int64]
     features: NDArray[np.float16]
+    clusters: NDArray[np.int64] | None = None
+    cluster_sizes: NDArray[np.int64] | None = None
 
     def write(self, path: Path) -> None:
         """Write a `.npz`, atomically.
@@ -57,7 +61,7 @@ class Overview:
         Raises:
             UslError: the file cannot be written.
         """
-        arrays: dict[str, Any] = asdict(self)
+        arrays: dict[str, Any] = {name: value for name, value in asdict(self).items() if value is not None}
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
 
@@ -78,6 +82,8 @@ class Overview:
                     density=kept["density"],
                     nearest=kept["nearest"],
                     features=kept["features"],
+                    clusters=kept.get("clusters"),
+                    cluster_sizes=kept.get("cluster_sizes"),
                 )
         except FileNotFoundError:
             return None
@@ -85,7 +91,9 @@ class Overview:
             raise UslError(f"{path}: damaged ({error}); delete it, the report does without") from error
 
 
-def make_overview(features: Tensor, indices: Tensor, *, k: int = NEIGHBORS, seed: int = 0) -> Overview | None:
+def make_overview(
+    features: Tensor, indices: Tensor, *, k: int = NEIGHBORS, seed: int = 0, clusters: Tensor | None = None
+) -> Overview | None:
     """Look at the chosen images and a sample of the others.
 
     Args:
@@ -93,6 +101,7 @@ def make_overview(features: Tensor, indices: Tensor, *, k: int = NEIGHBORS, seed
         indices: int64 [budget], the chosen images in order.
         k: neighbours in the density, at most a tenth of the images.
         seed: of the sample.
+        clusters: int64 [n], ≥ 0: the method's own, if it makes any.
 
     Returns:
         None if there are no features, or a row is all zeros, which has no direction.
@@ -119,6 +128,8 @@ def make_overview(features: Tensor, indices: Tensor, *, k: int = NEIGHBORS, seed
         density=(1 / distances.double().mean(1).clamp_min(1e-12)).float().cpu().numpy(),
         nearest=nearest[:, 0].cpu().numpy(),
         features=principal_components(x[rows], DIMENSIONS).half().cpu().numpy(),
+        clusters=None if clusters is None else clusters[rows].cpu().numpy(),
+        cluster_sizes=None if clusters is None else torch.bincount(clusters).cpu().numpy(),
     )
 
 

@@ -1,5 +1,6 @@
 """TypiClust: the most typical point of each cluster (Hacohen, Dekel, Weinshall, ICML 2022)."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -25,6 +26,7 @@ def select_typiclust(
     max_clusters: int = 500,
     squared: bool = True,
     iterations: int = 200,
+    on_clusters: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """TPC_RP (section 3.2): k-means into min(budget, 500) clusters; the most typical point of each in turn.
 
@@ -41,6 +43,7 @@ def select_typiclust(
         max_clusters: however large the budget is.
         squared: the mean of squared distances, as in the published code, or of plain ones, as in eq. 1.
         iterations: of k-means, at most.
+        on_clusters: is given the cluster of each point, int64 [n].
 
     Returns:
         int64 [budget], distinct, in order of choice; ties to the lower index.
@@ -51,6 +54,8 @@ def select_typiclust(
     check_budget(budget, len(features))
     x = unit_rows(features)
     labels, _ = kmeans(x, min(budget, max_clusters), seed=seed, iterations=iterations)
+    if on_clusters is not None:
+        on_clusters(labels)
     sizes = torch.bincount(labels).tolist()
     order = sorted((c for c, size in enumerate(sizes) if size > 0), key=lambda c: (-sizes[c], c))
     members = {c: torch.nonzero(labels == c)[:, 0] for c in order}
@@ -104,4 +109,4 @@ class TypiClust(Selector):
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_typiclust`."""
-        return self._select(features, self.budget, seed=seed)
+        return self._select(features, self.budget, seed=seed, on_clusters=self.note_clusters)

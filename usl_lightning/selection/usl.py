@@ -1,5 +1,6 @@
 """USL: training-free unsupervised selective labelling (Wang, Lian, Yu, ECCV 2022, section 2.2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -83,6 +84,7 @@ def select_usl(
     kmeans_iterations: int | None = None,
     squared: bool = True,
     include_self: bool = True,
+    on_clusters: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """The `budget` images worth labelling: one per k-means cluster, dense, and far from the others chosen.
 
@@ -100,6 +102,7 @@ def select_usl(
             *squared* distance, the point itself among the k. False, False: the paper's text.
         weight, alpha, momentum, iterations, horizon, nearest, exclude_same_cluster, kmeans_iterations:
             see `Preset`.
+        on_clusters: is given the k-means cluster of each image, int64 [n].
 
     Returns:
         int64 [budget], distinct, in cluster order; then those that stand in for empty clusters.
@@ -120,6 +123,8 @@ def select_usl(
     if not budget <= clusters <= len(x):
         raise UslError(f"clusters={clusters}: expected a number from {budget}, the budget, to {len(x)}, the images")
     labels, _ = kmeans(x, clusters, seed=seed, iterations=_or(kmeans_iterations, base.kmeans_iterations))
+    if on_clusters is not None:
+        on_clusters(labels)
     return regularized_selection(
         x,
         mean_distance,
@@ -336,4 +341,4 @@ class USL(Selector):
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_usl`."""
-        return self._select(features, self.budget, seed=seed)
+        return self._select(features, self.budget, seed=seed, on_clusters=self.note_clusters)

@@ -30,9 +30,6 @@ def select_uslt(
 ) -> Tensor:
     """The `budget` images worth labelling: one of each cluster of the first head.
 
-    On ImageNet the paper then gives an image's label to the 20 densest of its cluster as pseudo-labels (appendix
-    6.12), which take labels that are not there yet when images are chosen: that step is left to training.
-
     Args:
         features: [n, d] of the encoder that was trained with the heads, CPU or CUDA.
         heads: the trained heads, on the same device.
@@ -48,7 +45,13 @@ def select_uslt(
     Raises:
         UslError: budget out of range, features not finite, an unknown representative.
     """
-    check_budget(budget, len(features))
+    return best_of_clusters(*clusters_and_scores(features, heads, representative=representative, k=k), budget)
+
+
+def clusters_and_scores(
+    features: Tensor, heads: ClusterHeads, *, representative: Representative, k: int
+) -> tuple[Tensor, Tensor]:
+    """The cluster of each image in the first head, int64 [n], and how well it stands for it, [n]: see `select_uslt`."""
     x = check_features(features)
     clusters, confidence = cluster_confidence(x, heads)
     if representative == "confidence":
@@ -62,7 +65,7 @@ def select_uslt(
         raise UslError(f"representative {representative!r}: expected confidence, mean_confidence or density")
     sizes = torch.bincount(clusters, minlength=heads.clusters)
     log.info("clusters: %d of %d hold images", int((sizes > 0).sum()), heads.clusters)
-    return best_of_clusters(clusters, scores, budget)
+    return clusters, scores
 
 
 def best_of_clusters(clusters: Tensor, scores: Tensor, budget: int) -> Tensor:
@@ -75,11 +78,40 @@ def best_of_clusters(clusters: Tensor, scores: Tensor, budget: int) -> Tensor:
 
     Returns:
         int64 [budget], distinct, in cluster order. Ties: the lower cluster, the lower index.
+
+    Raises:
+        UslError: budget out of range.
     """
+    check_budget(budget, len(clusters))
     _, labels, sizes = torch.unique(clusters, return_inverse=True, return_counts=True)
     picks = best_of_each(scores, labels, len(sizes))
     kept = torch.argsort(sizes, descending=True, stable=True)[:budget].sort().values
     return fill_to_budget(picks[kept], scores, budget)
+
+
+def best_followers(clusters: Tensor, scores: Tensor, chosen: Tensor, count: int) -> tuple[tuple[int, ...], ...]:
+    """The best others of a chosen image's cluster, which take its label as a pseudo-label (appendix 6.12).
+
+    Args:
+        clusters: int64 [n], ≥ 0.
+        scores: [n], finite.
+        chosen: int64 [m], distinct. Of those that share a cluster the best has the followers.
+        count: how many follow an image at most.
+
+    Returns:
+        For each chosen image the indices, best first, ties to the lower index; none of them is chosen itself.
+    """
+    leads = torch.zeros(len(clusters), dtype=torch.bool)
+    leads[chosen] = True
+    by_score = torch.argsort(scores.cpu(), descending=True, stable=True)
+    by_cluster = by_score[torch.argsort(clusters.cpu()[by_score], stable=True)]
+    groups = torch.split(by_cluster, torch.unique(clusters.cpu(), return_counts=True)[1].tolist())
+    followers_of: dict[int, tuple[int, ...]] = {}
+    for group in groups:
+        if bool(leads[group].any()):
+            leader = int(group[leads[group]][0])
+            followers_of[leader] = tuple(group[~leads[group]][:count].tolist())
+    return tuple(followers_of.get(image, ()) for image in chosen.tolist())
 
 
 class USLT(Selector):
@@ -91,10 +123,13 @@ class USLT(Selector):
         init_from: checkpoint of `USLTTraining`, which holds the encoder and the heads; must be given.
         representative: which image stands for its cluster, see `select_uslt`.
         k: neighbours in the density.
+        followers: images of its cluster, the next best, that take a chosen image's label as a pseudo-label when a
+            classifier is trained (19 on ImageNet: with the image itself the 20 densest).
         keep_from, cache: see `Selector`.
     """
 
     heads: ClusterHeads
+    _ranked: tuple[Tensor, Tensor]
 
     def __init__(
         self,
@@ -103,11 +138,14 @@ class USLT(Selector):
         init_from: str | None = None,
         representative: Representative = "mean_confidence",
         k: int = 20,
+        followers: int = 0,
         keep_from: str | None = None,
         cache: str | None = None,
     ) -> None:
         super().__init__(image, budget, init_from, keep_from=keep_from, cache=cache)
-        self.representative, self.k = representative, k
+        if followers < 0:
+            raise UslError(f"model.followers: {followers} images cannot follow; expected 0 or more")
+        self.representative, self.k, self.count = representative, k, followers
 
     def setup(self, stage: str) -> None:
         """Load the encoder and the heads."""
@@ -123,4 +161,10 @@ class USLT(Selector):
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_uslt`."""
         heads = self.heads.to(features.device)
-        return select_uslt(features, heads, self.budget, representative=self.representative, k=self.k)
+        self._ranked = clusters_and_scores(features, heads, representative=self.representative, k=self.k)
+        self.note_clusters(self._ranked[0])
+        return best_of_clusters(*self._ranked, self.budget)
+
+    def followers(self, chosen: Tensor) -> tuple[tuple[int, ...], ...]:
+        """See `best_followers`."""
+        return best_followers(*self._ranked, chosen, self.count) if self.count else ()

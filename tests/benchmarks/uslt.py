@@ -92,13 +92,15 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("dataset", choices=["digits", "fashion_mnist"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--runs", type=Path, help="folder to keep the runs in")
     arguments = parser.parse_args()
     path = HERE / "results" / f"uslt_{arguments.dataset}.json"
     path.parent.mkdir(exist_ok=True)
     rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as temporary:
         for seed in arguments.seeds:
-            rows.append(run_seed(arguments.dataset, seed, Path(folder) / str(seed)))
+            folder = (arguments.runs or Path(temporary)) / str(seed)
+            rows.append(run_seed(arguments.dataset, seed, folder))
             print_table(rows)
             report = {"machine": machine(), "dataset": arguments.dataset, "seeds": rows}
             path.write_text(json.dumps(report, indent=1) + "\n")

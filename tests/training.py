@@ -36,6 +36,9 @@ from usl_lightning.trainer import KeyedRandomness, Trainer
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(["training"])  # importing Lightning takes longer than what the children do
 
+TOGETHER = "cuda" if torch.cuda.device_count() > 1 else "cpu"
+"""Where two processes train as one."""
+
 MakeModel = Callable[[ImageData], LightningModule]
 MakeData = Callable[[], ImageData]
 
@@ -104,6 +107,7 @@ def train(
         The last checkpoint.
     """
     torch.manual_seed(0)  # of the initial weights
+    torch.backends.cudnn.allow_tf32 = False
     folder.mkdir(exist_ok=True, parents=True)
     data = make_data()
     model = make_model(data)
@@ -197,7 +201,7 @@ def _ends(process: BaseProcess) -> int | None:
 def assert_two_processes_agree(
     make_model: MakeModel, make_data: MakeData, folder: Path, *, steps: int = 30, tolerance: float = 1e-4
 ) -> None:
-    """Two processes (gloo) with the same global batch: the losses and the final state of one.
+    """Two processes, on two GPUs where there are any, with the same global batch: the losses and final state of one.
 
     One of the two is killed on the way, which ends the other; then both go on from the last checkpoint.
     Each loss and, in norm, each weight and buffer is within `tolerance`, relative; the first loss and its gradient,
@@ -205,14 +209,14 @@ def assert_two_processes_agree(
     The two hold the same weights and buffers, bit for bit, after every step (`Processes`).
     The network must be free of batch norm, whose statistics on the CPU are those of each process.
     """
-    one = train(make_model, make_data, folder / "one", steps)
+    one = train(make_model, make_data, folder / "one", steps, accelerator=TOGETHER)
     arguments = (make_model, make_data, folder / "two", steps)
     lost = steps // 3
-    survivor, victim = _pair(*arguments, stop=Kill(lost, rank=1))
+    survivor, victim = _pair(*arguments, stop=Kill(lost, rank=1), accelerator=TOGETHER)
     assert victim == -signal.SIGKILL
     assert survivor not in (0, None)
     assert (folder / "two" / "checkpoints" / "last.ckpt").resolve().name == f"step={lost:08d}.ckpt"
-    assert _pair(*arguments) == [0, 0]
+    assert _pair(*arguments, accelerator=TOGETHER) == [0, 0]
     two = torch.load(folder / "two" / "checkpoints" / "last.ckpt", weights_only=True)
     losses = [[float(v) for _, v in _losses((folder / name / "metrics.csv").read_text())] for name in ("two", "one")]
     assert len(losses[1]) == steps

@@ -13,8 +13,8 @@ from pathlib import Path
 from usl_lightning import __version__
 from usl_lightning.data.catalog import ARRAY_SETS, data_folder, locate
 from usl_lightning.data.folders import cache_folder
-from usl_lightning.errors import UslError, did_you_mean
-from usl_lightning.stage import options
+from usl_lightning.errors import UslError
+from usl_lightning.stage import known_options
 
 NEEDED = ("torch", "torchvision", "pytorch-lightning", "jsonargparse", "timm", "torchmetrics", "scikit-learn", "wandb")
 """Packages whose versions are shown; one that is missing is a failure."""
@@ -56,12 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         UslError: an option that means nothing.
     """
-    given, known = dict(options(arguments)), ("data.dir", "out")
-    for key in given:
-        if key not in known:
-            raise UslError(
-                f"usl doctor: unknown option --{key}{did_you_mean(key, known)}; expected --{', --'.join(known)}"
-            )
+    given = known_options("usl doctor", arguments, ("data.dir", "out"))
     findings = list(examine(given.get("data.dir"), Path(given.get("out", "runs"))))
     print("\n".join(map(str, findings)))
     failed = [finding.what for finding in findings if finding.ok is False]

@@ -26,6 +26,14 @@ def progress(what: str, total: int, unit: str, *, done: int = 0) -> "tqdm[Any]":
     )
 
 
+def counted(total: int, what: str, unit: str) -> Iterator[int]:
+    """0, 1, … total - 1, with a bar."""
+    with progress(what, total, unit) as bar:
+        for number in range(total):
+            yield number
+            bar.update()
+
+
 def shown(slices: Iterable[slice], what: str, total: int) -> Iterator[slice]:
     """Slices of `total` rows, with a bar of the rows that are done."""
     with progress(what, total, "row") as bar:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from usl_lightning.configs import find_config, load_yaml
-from usl_lightning.errors import UslError
+from usl_lightning.errors import UslError, did_you_mean
 from usl_lightning.files import write_json
 from usl_lightning.identity import differences, digest, flatten, stage_identity
 from usl_lightning.labels import LabelIndex
@@ -186,6 +186,20 @@ def options(arguments: Sequence[str]) -> list[tuple[str, str]]:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         options.append((key, value))
     return options
+
+
+def known_options(command: str, arguments: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """`options` of a command that knows these and no others.
+
+    Raises:
+        UslError: another one; it names the nearest.
+    """
+    given = dict(options(arguments))
+    for key in given:
+        if key not in known:
+            some = f"; expected --{', --'.join(known)}" if known else "; it takes none"
+            raise UslError(f"{command}: unknown option --{key}{did_you_mean(key, known)}{some}")
+    return given
 
 
 class StageFolder:

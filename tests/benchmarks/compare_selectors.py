@@ -1,9 +1,10 @@
 """All selectors on the features of Fashion-MNIST: coverage and propagated accuracy for 10 to 100 labels, five seeds.
 
-    OMP_NUM_THREADS=2 python tests/benchmarks/compare_selectors.py [--checkpoint CKPT | --features FILE.npy]
+    OMP_NUM_THREADS=2 python tests/benchmarks/compare_selectors.py [--checkpoint CKPT | --features FILE] [--uslt CKPT]
 
 Without a checkpoint, SimCLR is trained for a few minutes first. Then `usl compare fashion_mnist_compare.yaml`; what
-is done already of either is not done again. The table and the plot go to tests/benchmarks/results/.
+is done already of either is not done again. With a checkpoint of USL-T's training (--uslt) its selection is compared
+too, from the features it has learned. The table and the plot go to tests/benchmarks/results/.
 """
 
 import argparse
@@ -13,7 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
 from machine import machine
+
+from usl_lightning.configs import find_config
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "fashion_mnist_compare.yaml"
@@ -34,12 +38,27 @@ def trained(folder: Path, steps: int) -> Path:
     return checkpoint
 
 
+def configuration(folder: Path, uslt: Path | None) -> Path:
+    """The shipped comparison, with USL-T's selection if there is a checkpoint."""
+    shipped = find_config(CONFIG)
+    if uslt is None:
+        return shipped
+    content = yaml.safe_load(shipped.read_text(encoding="utf-8"))
+    entry = {"name": "uslt", "class_path": "uslt_selection", "init_args": {"init_from": str(uslt)}}
+    content["selectors"].insert(-1, entry)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / CONFIG
+    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return path
+
+
 def main() -> None:
     """Train if need be, compare, and copy what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", type=Path, help="of stage 1 on Fashion-MNIST")
     source.add_argument("--features", type=Path, help=".npy or .npz of features, instead")
+    parser.add_argument("--uslt", type=Path, help="of USL-T's training")
     parser.add_argument("--steps", type=int, default=400, help="of SimCLR, where there is no checkpoint")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark_selectors"))
     arguments = parser.parse_args()
@@ -48,7 +67,7 @@ def main() -> None:
     else:
         checkpoint = arguments.checkpoint or trained(arguments.runs / "simclr", arguments.steps)
         features = f"--features.init_from={checkpoint}"
-    usl("compare", CONFIG, features, f"--out={arguments.runs / 'compare'}")
+    usl("compare", str(configuration(arguments.runs, arguments.uslt)), features, f"--out={arguments.runs / 'compare'}")
     for name in ("table.csv", "table.json", "comparison.png"):
         shutil.copy(arguments.runs / "compare" / name, RESULTS / f"selectors_fashion_mnist_{name}")
     about = {"features": str(arguments.features or arguments.checkpoint or f"SimCLR, {arguments.steps} steps")}

@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import resource
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -29,64 +28,37 @@ from machine import machine
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from training_steps import CLASSES, COUNT, DEVICE, RATIO, SIDE, SPEC, B, draw_both, pixels, seconds_of, training_steps
 from views import PIPELINES, photos
 
 from usl_lightning.allocator import keep_freed_memory
-from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
-from usl_lightning.data.keys import Key
 from usl_lightning.data.views import FixMatchStrong, Weak
 from usl_lightning.models.encoder import compile_encoders
 from usl_lightning.models.heads import Classifier
 from usl_lightning.optim import Optimization
 from usl_lightning.semisup.fixmatch import FixMatch, fixmatch_loss
 
-B, RATIO, CLASSES, SIDE = 64, 7, 10, 32
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SPEC = ImageSpec(3, SIDE, SIDE, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), tuple("0123456789"))
-
 
 def our_steps(pictures: list[Image.Image], *, compiled: bool = False, joint_pass: bool = True) -> Iterator[None]:
     """Steps of the shipped FixMatch, its views, forward, backward, optimizer and moving average."""
     if DEVICE == "cpu":
         keep_freed_memory()
-    images = _pixels(pictures)
+    images = pixels(pictures)
     model = FixMatch(SPEC, Weak(), FixMatchStrong(), Optimization(nesterov=True), joint_pass=joint_pass).to(DEVICE)
     if compiled:
         compile_encoders(model)
-    model.log_training = lambda **values: None  # type: ignore[method-assign]  # no trainer is attached
-    optimizer = model.optimization.build(model.model, max_steps=1000, batch_size=B)["optimizer"]
-    for step in range(10**6):
-        labelled, unlabelled = (_batch(images, n, step, name) for n, name in ((B, "x"), (B * RATIO, "u")))
-        with torch.autocast(DEVICE, torch.bfloat16):
-            loss = model.training_step(SemiBatch(labelled, unlabelled), step)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        model.ema.update(model.model)
-        yield
+    yield from training_steps(model, images)
 
 
 def our_views(pictures: list[Image.Image]) -> Iterator[None]:
     """The views of such a step alone."""
-    images, weak, strong = _pixels(pictures), Weak(), FixMatchStrong()
+    images, weak, strong = pixels(pictures), Weak(), FixMatchStrong()
     for step in range(10**6):
-        labelled, unlabelled = (_batch(images, n, step, name) for n, name in ((B, "x"), (B * RATIO, "u")))
+        labelled, unlabelled = draw_both(images, B, step)
         weak(labelled.images, labelled.key.fold("weak"))
         weak(unlabelled.images, unlabelled.key.fold("weak"))
         strong(unlabelled.images, unlabelled.key.fold("strong"))
         yield
-
-
-def _pixels(pictures: list[Image.Image]) -> Tensor:
-    to_tensor = transforms.PILToTensor()
-    return torch.stack([to_tensor(picture) for picture in pictures]).to(DEVICE)
-
-
-def _batch(images: Tensor, n: int, step: int, name: str) -> Batch:
-    key = Key.of(0, name, step, slots=torch.arange(n, device=DEVICE))
-    indices = key.integers(1, len(images))[:, 0]
-    return Batch(images[indices], indices % CLASSES, indices, key.fold("views"))
 
 
 class PlainImages(Dataset):
@@ -152,15 +124,9 @@ SIDES: dict[str, Callable[[list[Image.Image]], Iterator[None]]] = {
 
 def measure(side: str, steps: int, results: Any) -> None:
     """Median seconds of a step after two to warm up, and the peak memory, of one side in this process."""
-    pictures = photos(2048, SIDE)
+    pictures = photos(COUNT, SIDE)
     running = SIDES[side](pictures)
-    times = []
-    for _ in range(steps + 2):
-        start = time.perf_counter()
-        next(running)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+    times = [seconds_of(running) for _ in range(steps + 2)]
     own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     results.put((statistics.median(times[2:]), (own + children) / 2**20))
 

@@ -15,7 +15,13 @@ from usl_lightning.errors import UslError
 from usl_lightning.selection import density
 from usl_lightning.selection.density import density_distance
 from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
+from usl_lightning.selection.maxherding import select_maxherding
+from usl_lightning.selection.memo import remembering
 from usl_lightning.selection.neighbors import Neighbors
+from usl_lightning.selection.probcover import select_probcover
+from usl_lightning.selection.rdss import select_rdss
+from usl_lightning.selection.typiclust import select_typiclust
 from usl_lightning.selection.usl import (
     PRESETS,
     Preset,
@@ -319,10 +325,27 @@ def test_a_remembered_density_is_of_the_same_question(monkeypatch: pytest.Monkey
     questions = [(x, 5, True), (y, 5, True), (x, 4, True), (x, 5, False)]
     alone = [density.density_distance(points, k, squared=squared) for points, k, squared in questions]
     assert len(searches) == 4
-    with density.density_remembered():
+    with remembering():
         for _ in range(2):
             for (points, k, squared), expected in zip(questions, alone, strict=True):
                 assert torch.equal(density.density_distance(points.clone(), k, squared=squared), expected)
         assert len(searches) == 8, "each asked for once more"
     density.density_distance(x, 5)
     assert len(searches) == 9, "forgotten"
+
+
+def test_remembered_answers_are_not_spoilt() -> None:
+    x = real_features("digits", 200)
+    calls = {
+        "kmeans_nearest": lambda budget: select_kmeans_nearest(x, budget),
+        "maxherding": lambda budget: select_maxherding(x, budget),
+        "rdss": lambda budget: select_rdss(x, budget),
+        "typiclust": lambda budget: select_typiclust(x, budget),
+        "usl": lambda budget: select_usl(x, budget),
+        "probcover": lambda budget: select_probcover(x, budget),
+    }
+    budgets = (5, 12, 5)
+    alone = {name: [call(budget).tolist() for budget in budgets] for name, call in calls.items()}
+    with remembering():
+        for name, call in calls.items():
+            assert [call(budget).tolist() for budget in budgets] == alone[name], name

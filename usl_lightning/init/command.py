@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from usl_lightning.chain import Chain
-from usl_lightning.errors import UslError, did_you_mean
+from usl_lightning.errors import UslError
 from usl_lightning.files import write_text
-from usl_lightning.stage import options
+from usl_lightning.stage import known_options
 
 if TYPE_CHECKING:  # it imports torch
     from usl_lightning.init.plan import Plan
@@ -50,11 +50,7 @@ class InitOptions:
         if not arguments or arguments[0].startswith("-"):
             raise UslError("usl init: expected the folder of your images, e.g. usl init photos")
         folder = Path(arguments[0]).expanduser()
-        typed = dict(options(arguments[1:]))
-        for key in typed:
-            if key not in OPTIONS:
-                near = did_you_mean(key, OPTIONS)
-                raise UslError(f"usl init: unknown option --{key}{near}; expected --{', --'.join(OPTIONS)}")
+        typed = known_options("usl init", arguments[1:], OPTIONS)
         named = folder.resolve()
         output = Path(typed.get("output", named.parent / f"{named.name or 'images'}.yaml"))
         if output.suffix not in (".yaml", ".yml"):

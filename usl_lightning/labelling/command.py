@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from usl_lightning.errors import UslError, did_you_mean
+from usl_lightning.errors import UslError
 from usl_lightning.labelling.store import LabelStore
 from usl_lightning.labels import LabelIndex
 from usl_lightning.plan import Plan
-from usl_lightning.stage import options
+from usl_lightning.stage import known_options
 from usl_lightning.waiting import images_to_label
 
 PORT = 8642
@@ -53,7 +53,7 @@ class LabelOptions:
         if place is None:
             raise UslError("usl label: expected a label file, e.g. usl label runs/NAME/select/labels.json")
         typed = cls(Path(words.pop(place)))
-        for key, value in options(words):
+        for key, value in known_options("usl label", words, OPTIONS).items():
             if key == "no-browser" and value in ("true", "false"):
                 typed.browser = value == "false"
             elif key == "port" and value.isdecimal() and 0 < int(value) < 65536:
@@ -62,12 +62,9 @@ class LabelOptions:
                 typed.dir = value
             elif key == "classes" and value != "true":
                 typed.classes = [name for name in value.split(",") if name.strip()]
-            elif key in OPTIONS:
+            else:
                 expected = {"port": "a number from 1 to 65535", "dir": "a folder", "classes": "names: cat,dog"}
                 raise UslError(f"usl label: --{key} {value}: expected {expected.get(key, 'no value')}")
-            else:
-                known = f"expected --{', --'.join(OPTIONS)}"
-                raise UslError(f"usl label: unknown option --{key}{did_you_mean(key, OPTIONS)}; {known}")
         return typed
 
 

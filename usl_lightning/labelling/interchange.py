@@ -14,7 +14,7 @@ from usl_lightning.errors import UslError
 from usl_lightning.files import write_text
 from usl_lightning.labelling.store import NOT_SURE, Answer, LabelStore, answers_of, name_of, with_class
 from usl_lightning.labels import LabelIndex, short
-from usl_lightning.stage import options
+from usl_lightning.stage import known_options
 from usl_lightning.waiting import images_to_label
 
 PREFIX = "/data/local-files/?d="
@@ -42,10 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     operation, *words = arguments
     files = [word for word in words[: 1 if operation == "export" else 2] if not word.startswith("-")]
-    given = dict(options(words[len(files) :]))
-    for key in given:
-        if key not in OPTIONS[operation]:
-            raise UslError(f"usl labels {operation}: unknown option --{key}; use {USAGE[operation]}")
+    given = known_options(f"usl labels {operation}", words[len(files) :], OPTIONS[operation])
     if len(files) < (1 if operation == "export" else 2) or (operation == "export" and "out" not in given):
         raise UslError(f"usl labels {operation}: a file is missing; use {USAGE[operation]}")
     store = LabelStore(Path(files[0]))

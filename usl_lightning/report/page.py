@@ -6,12 +6,12 @@ from importlib import resources
 from pathlib import Path
 
 from usl_lightning import __version__
-from usl_lightning.errors import UslError, did_you_mean
+from usl_lightning.errors import UslError
 from usl_lightning.files import write_text
 from usl_lightning.machine import this_machine
 from usl_lightning.report.markup import Html, Names, render, tag
 from usl_lightning.report.run import RunReport, read_run
-from usl_lightning.stage import options
+from usl_lightning.stage import known_options
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load for the page: nothing but what is in it."""
@@ -36,14 +36,9 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, Path | None]:
     folder = words.pop(0) if words and not words[0].startswith("-") else None
     if folder is None and len(words) > 1 and not words[-1].startswith("-") and words[-2] != "--out":
         folder = words.pop()
-    given = dict(options(words))
-    for key, value in given.items():
-        if key != "out" or value == "true":
-            raise UslError(
-                f"usl report: --{key}: its value is missing"
-                if key == "out"
-                else f"usl report: unknown option --{key}{did_you_mean(key, ('out',))}; expected --out FILE.html"
-            )
+    given = known_options("usl report", words, ("out",))
+    if given.get("out") == "true":
+        raise UslError("usl report: --out: its value is missing; expected FILE.html")
     if folder is None:
         raise UslError("usl report: expected the folder of a run, e.g. usl report runs/digits_quickstart")
     return Path(folder), Path(given["out"]) if "out" in given else None

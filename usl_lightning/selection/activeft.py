@@ -11,6 +11,7 @@ from torch import Tensor
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.errors import UslError
+from usl_lightning.progress import counted
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, unit_rows
 
@@ -87,7 +88,7 @@ def _optimise(x: Tensor, start: Tensor, temperature: float, iterations: int, lr:
     """The centres after training, [m, d] of length 1. The gradient of the mean is summed over chunks of features."""
     free = start.clone().requires_grad_()
     optimizer = torch.optim.Adam([free], lr=lr)
-    for _ in range(iterations):
+    for _ in counted(iterations, "ActiveFT", "step"):
         optimizer.zero_grad()
         for rows in chunks(len(x), 32 * len(start) + 16 * x.shape[1], x.device):
             centres = F.normalize(free, dim=1)

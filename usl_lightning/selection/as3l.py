@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import derive_seed, permutation
 from usl_lightning.errors import UslError
+from usl_lightning.progress import counted
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, unit_rows
 from usl_lightning.selection.kmeans import kmeans
@@ -88,7 +89,7 @@ def finetuned_features(features: Tensor, centres: Tensor, *, epochs: int = 40, s
         layer.bias.zero_()
     optimizer = torch.optim.Adam(layer.parameters(), lr=LEARNING_RATE)
     with exact_arithmetic(features.device), torch.enable_grad():
-        for epoch in range(epochs):
+        for epoch in counted(epochs, "AS3L: fine-tuning", "epoch"):
             for rows in permutation(n, seed, "fine-tuning", epoch).to(features.device).split(BATCH):  # type: ignore[no-untyped-call]
                 loss = F.mse_loss(layer(features[rows]), centres[rows])
                 optimizer.zero_grad()

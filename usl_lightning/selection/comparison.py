@@ -29,7 +29,7 @@ from usl_lightning.report.curves import Curve, Panel, draw_curves
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.compare import Comparison, Entry
 from usl_lightning.selection.coreset import Coreset
-from usl_lightning.selection.density import density_remembered
+from usl_lightning.selection.memo import remembering
 from usl_lightning.stage import StageCommand
 from usl_lightning.trainer import Trainer
 
@@ -56,8 +56,8 @@ class _Ground:
 def compare(comparison: Comparison) -> list[Cell]:
     """Run what is missing, write `table.csv`, `table.json` and `comparison.png`, and print the tables.
 
-    Labels are read for the figures alone. The seconds of USL and of density alone hold the search for neighbours in
-    the first cell only: it is the same for all budgets and seeds.
+    Labels are read for the figures alone. What several choices ask of the same features (neighbours, k-means, mean
+    similarities) is computed once, and is in the seconds of the first that asks.
 
     Returns:
         The cells, by selector, budget and seed in the order of the configuration.
@@ -75,7 +75,7 @@ def compare(comparison: Comparison) -> list[Cell]:
     ground = _Ground(data, image, features, _about(data, features))
     cells = []
     wanted = [(e, b, s) for e in comparison.selectors for b in comparison.budgets for s in comparison.seeds]
-    with density_remembered():
+    with remembering():
         for number, (entry, budget, seed) in enumerate(wanted, 1):
             cells.append(_cell(comparison.out / "cells", ground, entry, budget, seed))
             print(f"{number:4} of {len(wanted)}  {_line(cells[-1])}", flush=True)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from usl_lightning.data.keys import permutation
+from usl_lightning.progress import counted
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, squared_distances, unit_rows
 
@@ -34,13 +35,13 @@ def select_coreset(features: Tensor, budget: int, *, seed: int = 0) -> Tensor:
     chosen[0] = permutation(len(x), seed, "coreset")[0]
     to_chosen = torch.full((len(x),), torch.inf, device=x.device)
     with exact_arithmetic(x.device):
-        for i in range(1, budget):
-            last = x[chosen[i - 1]][None]
+        for p in counted(budget - 1, "Coreset", "choice"):
+            last = x[chosen[p]][None]
             for rows in chunks(len(x), 24 * x.shape[1], x.device):
                 distances = squared_distances(x[rows], last)[:, 0]
                 to_chosen[rows] = torch.minimum(to_chosen[rows], distances)
-            to_chosen[chosen[i - 1]] = -1  # not again, even when duplicates leave nothing but zeros
-            chosen[i] = to_chosen.argmax()
+            to_chosen[chosen[p]] = -1  # not again, even when duplicates leave nothing but zeros
+            chosen[p + 1] = to_chosen.argmax()
     return chosen
 
 

@@ -1,9 +1,6 @@
 """The density of USL, and selection by it alone: the points with the closest neighbours, wherever they are."""
 
-import hashlib
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -14,11 +11,10 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, unit_rows
+from usl_lightning.selection.memo import once
 from usl_lightning.selection.neighbors import nearest_neighbors
 
 log = logging.getLogger(__name__)
-
-_known: dict[Any, Tensor] | None = None
 
 
 def select_density(
@@ -59,13 +55,8 @@ def density_distance(features: Tensor, k: int, *, squared: bool = True, include_
         float64 [n], ≥ 0.
     """
     include_self = include_self or len(features) == 1
-    if _known is None:
-        return _density_distance(features, k, squared, include_self)
-    content = hashlib.sha256(features.detach().cpu().contiguous().numpy().data).digest()
-    question = (content, features.shape, features.dtype, k, squared, include_self)
-    if question not in _known:
-        _known[question] = _density_distance(features, k, squared, include_self)
-    return _known[question].to(features.device)
+    how = (k, squared, include_self)
+    return once(lambda: _density_distance(features, *how), features, "density", *how)
 
 
 def _density_distance(features: Tensor, k: int, squared: bool, include_self: bool) -> Tensor:
@@ -73,17 +64,6 @@ def _density_distance(features: Tensor, k: int, squared: bool, include_self: boo
     log.info("density: %d nearest neighbours of %d points, recall %.3f", k, len(features), found.measured_recall)
     distances = found.squared_distances.double()
     return (distances if squared else distances.sqrt()).mean(1)
-
-
-@contextmanager
-def density_remembered() -> Iterator[None]:
-    """Within it the same question about density is answered once: a comparison asks it for every budget and seed."""
-    global _known
-    _known = {}
-    try:
-        yield
-    finally:
-        _known = None
 
 
 def limited_density(features: Tensor, k: int, *, squared: bool = True, include_self: bool = True) -> Tensor:

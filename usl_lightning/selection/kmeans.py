@@ -13,6 +13,7 @@ from usl_lightning.errors import UslError
 from usl_lightning.progress import progress
 from usl_lightning.selection.geometry import check_features, chunks, exact_arithmetic
 from usl_lightning.selection.kmeans_bounds import BLOCK_BYTES, GroupBounds
+from usl_lightning.selection.memo import once
 from usl_lightning.selection.memory import check_memory
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,12 @@ def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) ->
         else:
             log.info("k-means: stopped after %d iterations, before convergence", iterations)
         return labels, (centroids + mean).to(x.dtype)
+
+
+def shared_kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) -> tuple[Tensor, Tensor]:
+    """`kmeans`, which a comparison computes once for all selectors that start from it."""
+    how = (k, seed, iterations)
+    return once(lambda: kmeans(features, k, seed=seed, iterations=iterations), features, "k-means", *how)
 
 
 def _lloyd(

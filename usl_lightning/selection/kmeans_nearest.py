@@ -10,7 +10,7 @@ from torch import Tensor
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, unit_rows
-from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.selection.kmeans import shared_kmeans
 from usl_lightning.selection.picks import best_of_each, fill_to_budget
 
 
@@ -40,7 +40,7 @@ def select_kmeans_nearest(
     """
     check_budget(budget, len(features))
     x = unit_rows(features)
-    labels, centroids = kmeans(x, budget, seed=seed, iterations=iterations)
+    labels, centroids = shared_kmeans(x, budget, seed=seed, iterations=iterations)
     if on_clusters is not None:
         on_clusters(labels)
     distances = torch.empty(len(x), device=x.device)

@@ -10,6 +10,7 @@ from torch import Tensor
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.errors import UslError
+from usl_lightning.progress import counted
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, squared_distances, unit_rows
 from usl_lightning.selection.picks import fill_to_budget
@@ -44,11 +45,11 @@ def select_kmedoids(features: Tensor, budget: int, *, seed: int = 0, iterations:
     x = unit_rows(features)
     medoids = permutation(len(x), seed, "k-medoids")[:budget].to(x.device)
     with exact_arithmetic(x.device):
-        for iteration in range(1, iterations + 1):
+        for iteration in counted(iterations, "k-medoids", "iteration"):
             before, labels = medoids, _nearest(x, x[medoids])[1]
             medoids = torch.stack([_medoid(x, labels, c, int(before[c])) for c in range(budget)])
             if torch.equal(before, medoids):
-                log.info("k-medoids: converged after %d iterations", iteration)
+                log.info("k-medoids: converged after %d iterations", iteration + 1)
                 break
         distances, labels = _nearest(x, x[medoids])
     kept = torch.bincount(labels, minlength=budget) > 0

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError
+from usl_lightning.progress import counted, shown
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, unit_rows
+from usl_lightning.selection.memo import once
 
 CANDIDATES = 64
 """Points whose gain is brought up to date at once."""
@@ -43,8 +45,9 @@ def select_maxherding(features: Tensor, budget: int, *, seed: int = 0, sigma: fl
     chosen: list[int] = []
     covered = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     with exact_arithmetic(x.device):
-        bounds = _gains(x, torch.arange(len(x), device=x.device), covered, sigma)
-        while len(chosen) < budget:
+        everything = torch.arange(len(x), device=x.device)
+        bounds = once(lambda: _gains(x, everything, covered, sigma), x, "MaxHerding", sigma).clone()
+        for _ in counted(budget, "MaxHerding", "choice"):
             pick = _best_gain(x, bounds, covered, sigma) if chosen else int(bounds.argmax())
             chosen.append(pick)
             covered = torch.maximum(covered, _kernel(x, x[pick][None], sigma)[:, 0])
@@ -60,7 +63,7 @@ def _kernel(x: Tensor, y: Tensor, sigma: float) -> Tensor:
 def _gains(x: Tensor, candidates: Tensor, covered: Tensor, sigma: float) -> Tensor:
     """What each candidate would add to Σ_x max k, given the present maxima `covered` [n]; float64 [b]."""
     out = torch.empty(len(candidates), dtype=torch.float64, device=x.device)
-    for rows in chunks(len(candidates), 16 * len(x), x.device):
+    for rows in shown(chunks(len(candidates), 16 * len(x), x.device), "MaxHerding: gains", len(candidates)):
         kernel = _kernel(x[candidates[rows]], x, sigma)
         out[rows] = kernel.sub_(covered).clamp_(min=0).sum(1, dtype=torch.float64)
     return out

@@ -10,9 +10,10 @@ from torch import Tensor
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.errors import UslError
+from usl_lightning.progress import counted, shown
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, squared_distances, unit_rows
-from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.selection.kmeans import shared_kmeans
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def pure_radius(features: Tensor, clusters: int, *, purity: float = 0.95, seed: 
     """
     if not 0 <= purity <= 1:
         raise UslError(f"purity={purity}: expected a fraction from 0 to 1")
-    labels, _ = kmeans(features, clusters, seed=seed)
+    labels, _ = shared_kmeans(features, clusters, seed=seed)
     sample = permutation(len(features), seed, "pure radius")[:RADIUS_SAMPLE].to(features.device)
     reach = torch.empty(len(sample), device=features.device)
     with exact_arithmetic(features.device):
@@ -98,7 +99,7 @@ def _greedy_cover(x: Tensor, budget: int, delta: float) -> Tensor:
     degrees_of_all = _degrees(x, x, least)
     degrees, uncovered, free = degrees_of_all.clone(), everything.clone(), everything.clone()
     chosen = torch.empty(budget, dtype=torch.int64, device=x.device)
-    for i in range(budget):
+    for i in counted(budget, "ProbCover", "choice"):
         if not uncovered.any():
             degrees, uncovered = degrees_of_all.clone(), everything.clone()
         pick = degrees.masked_fill(~free, torch.iinfo(degrees.dtype).min).argmax()
@@ -114,7 +115,7 @@ def _greedy_cover(x: Tensor, budget: int, delta: float) -> Tensor:
 def _degrees(x: Tensor, targets: Tensor, least: float) -> Tensor:
     """int64 [n]: how many of the targets [m, d] have a cosine above `least` with each row of x."""
     out = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-    for rows in chunks(len(x), 5 * max(1, len(targets)), x.device):
+    for rows in shown(chunks(len(x), 5 * max(1, len(targets)), x.device), "ProbCover: balls", len(x)):
         out[rows] = (x[rows] @ targets.T > least).sum(1)
     return out
 

@@ -9,8 +9,10 @@ from torch import Tensor
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.errors import UslError
+from usl_lightning.progress import counted, shown
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, unit_rows
+from usl_lightning.selection.memo import once
 
 BANDWIDTH_SAMPLE = 1_000
 """Random points whose distances the bandwidth is taken from, where there are more."""
@@ -51,14 +53,14 @@ def select_rdss(
     gamma = median_gamma(x, seed=seed) if gamma is None else gamma
     chosen = torch.empty(m, dtype=torch.int64, device=x.device)
     with exact_arithmetic(x.device):
-        mu = _mean_kernel(x, gamma)
+        mu = once(lambda: _mean_kernel(x, gamma), x, "RDSS", gamma)
         similarity, free = torch.zeros_like(mu), torch.ones_like(mu, dtype=torch.bool)
         chosen[0] = mu.argmax()
-        for p in range(1, m):
-            last = chosen[p - 1]
+        for p in counted(m - 1, "RDSS", "choice"):
+            last = chosen[p]
             free[last] = False
-            similarity += (_kernel(x, x[last][None], gamma)[:, 0] - similarity) / p
-            chosen[p] = (similarity - alpha * mu).masked_fill_(~free, torch.inf).argmin()
+            similarity += (_kernel(x, x[last][None], gamma)[:, 0] - similarity) / (p + 1)
+            chosen[p + 1] = (similarity - alpha * mu).masked_fill_(~free, torch.inf).argmin()
     return chosen
 
 
@@ -86,7 +88,7 @@ def _kernel(x: Tensor, y: Tensor, gamma: float) -> Tensor:
 def _mean_kernel(x: Tensor, gamma: float) -> Tensor:
     """μ, float64 [n]."""
     mu = torch.empty(len(x), dtype=torch.float64, device=x.device)
-    for rows in chunks(len(x), 8 * len(x), x.device):
+    for rows in shown(chunks(len(x), 8 * len(x), x.device), "RDSS: mean similarity", len(x)):
         mu[rows] = _kernel(x[rows], x, gamma).mean(1, dtype=torch.float64)
     return mu
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.geometry import check_budget, unit_rows
-from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.selection.kmeans import shared_kmeans
 from usl_lightning.selection.neighbors import knn
 
 SMALL_CLUSTER = 5
@@ -53,7 +53,7 @@ def select_typiclust(
     """
     check_budget(budget, len(features))
     x = unit_rows(features)
-    labels, _ = kmeans(x, min(budget, max_clusters), seed=seed, iterations=iterations)
+    labels, _ = shared_kmeans(x, min(budget, max_clusters), seed=seed, iterations=iterations)
     if on_clusters is not None:
         on_clusters(labels)
     sizes = torch.bincount(labels).tolist()

@@ -21,7 +21,7 @@ from usl_lightning.selection.geometry import (
     squared_distances,
     unit_rows,
 )
-from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.selection.kmeans import shared_kmeans
 from usl_lightning.selection.picks import best_of_each, fill_to_budget
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ def select_usl(
     clusters = budget if clusters is None else clusters
     if not budget <= clusters <= len(x):
         raise UslError(f"clusters={clusters}: expected a number from {budget}, the budget, to {len(x)}, the images")
-    labels, _ = kmeans(x, clusters, seed=seed, iterations=_or(kmeans_iterations, base.kmeans_iterations))
+    labels, _ = shared_kmeans(x, clusters, seed=seed, iterations=_or(kmeans_iterations, base.kmeans_iterations))
     if on_clusters is not None:
         on_clusters(labels)
     return regularized_selection(

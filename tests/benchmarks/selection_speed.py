@@ -3,8 +3,11 @@
     OMP_NUM_THREADS=2 python tests/benchmarks/selection_speed.py [--large] [--scaling] [--device cpu]
 
 The features are real (patches of scikit-learn's photographs, projected to 128 dimensions), resampled with noise
-beyond 200,000. By default 50,000 points, k=400, 40 labels, 10 picks; `--large`: ImageNet's 1,281,167 points with
-k=20, 2,911 labels and its preset; `--scaling`: 20,000 to 1,281,167 points at k=20 and 40 labels. Every case runs in
+beyond 200,000: `even` noise is as strong in all 128 directions, most of which the features hardly use, so that
+neighbours are as hard to tell as they can be; `shaped` noise, the difference of two other patches, leaves them as they
+are. By default 50,000 points, k=400, 40 labels, 10 picks; `--large`: ImageNet's 1,281,167 points with
+k=20, 2,911 labels and its preset, even noise; `--scaling`: 20,000 to 1,281,167 points at k=20 and 40 labels, `--noise`
+of either kind. Every case runs in
 a process of its own, whose peak memory has the features and the making of them in it. Prints a table, and writes
 selection_speed.json and .png to tests/benchmarks/results/; cases that are not run again keep their figures there.
 """
@@ -34,6 +37,7 @@ from usl_lightning.selection.neighbors import nearest_neighbors
 from usl_lightning.selection.usl import PRESETS, regularized_selection
 
 DIMENSIONS, PATCH = 128, 8
+DISTINCT = 200_000
 RESULTS = Path(__file__).parent / "results"
 IMAGENET = 1_281_167
 SCALING = (20_000, 80_000, 320_000, IMAGENET)
@@ -47,10 +51,11 @@ class Case:
     k: int
     labels: int
     preset: str
+    noise: str = "even"
 
 
-def real_features(n: int) -> Tensor:
-    """Unit rows [n, 128] of n distinct patches; above 200,000 drawn again from those, with noise."""
+def real_features(n: int, noise: str = "even") -> Tensor:
+    """Unit rows [n, 128] of n distinct patches; above 200,000 drawn again from those, with a tenth of noise."""
     from sklearn.datasets import load_sample_images
 
     draw = np.random.default_rng(0)
@@ -62,8 +67,12 @@ def real_features(n: int) -> Tensor:
     rows = draw.permutation(rows).astype(np.float32) / 255
     rows = (rows - rows.mean(0)) @ draw.normal(size=(rows.shape[1], DIMENSIONS)).astype(np.float32)
     if n > len(rows):
-        noise = draw.standard_normal((n, DIMENSIONS), dtype=np.float32) * (0.1 * rows.std())
-        rows = rows[draw.integers(0, len(rows), n)] + noise
+        own, one, other = (draw.integers(0, len(rows), n) for _ in range(3))
+        if noise == "shaped":
+            added = (rows[one] - rows[other]) / np.float32(2**0.5)
+        else:
+            added = draw.standard_normal((n, DIMENSIONS), dtype=np.float32) * rows.std()
+        rows = rows[own] + np.float32(0.1) * added
     return unit_rows(torch.from_numpy(rows[:n]))
 
 
@@ -90,7 +99,7 @@ def measure(case: Case, device: str) -> dict[str, Any]:
     logging.getLogger("usl_lightning.selection.kmeans").addFilter(
         lambda record: bool(said.append(record.getMessage())) or True
     )
-    x = real_features(case.points).to(device)
+    x = real_features(case.points, case.noise).to(device)
     preset = PRESETS[case.preset]
     neighbors, search = timed(lambda: nearest_neighbors(x, case.k))
     recall = neighbors.measured_recall
@@ -141,11 +150,15 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
     line = sorted((r for r in results if (r["k"], r["labels"]) == (20, 40)), key=lambda r: r["points"])
     if not line:
         return
+    even = [r for r in line if r["noise"] == "even"]
+    line = [r for r in line if r["noise"] == "shaped" or r["points"] <= DISTINCT]
     parts = {"neighbours": "neighbours_s", "k-means": "kmeans_s", "picks": "picks_s", "total": "total_s"}
     curves = []
     for name, column in parts.items():
         values = [(r["points"], 1e6 * r[column] / r["points"]) for r in line]
         curves.append(Curve(name, [(float(n), v, v, v) for n, v in values]))
+    values = [(r["points"], r["us_per_point"]) for r in even]
+    curves.append(Curve("total, even noise", [(float(n), v, v, v) for n, v in values]))
     draw_curves([Panel("microseconds per point (k=20, 40 labels)", "points", curves, log_x=True)], path)
 
 
@@ -154,27 +167,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true", help="1,281,167 points, 2,911 labels")
     parser.add_argument("--scaling", action="store_true", help="20,000 to 1,281,167 points, 40 labels")
+    parser.add_argument("--noise", choices=["even", "shaped"], default="shaped", help="of --scaling")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS / "selection_speed.json")
     arguments = parser.parse_args()
     cases = [Case(IMAGENET, 20, 2_911, "imagenet")] if arguments.large else []
-    cases += [Case(size, 20, 40, "cifar10") for size in SCALING] if arguments.scaling else []
+    cases += [
+        Case(size, 20, 40, "cifar10", arguments.noise if size > DISTINCT else "even")
+        for size in SCALING
+        if arguments.scaling
+    ]
     known = json.loads(arguments.out.read_text(encoding="utf-8"))["results"] if arguments.out.exists() else []
-    results = {(r["points"], r["k"], r["labels"], r["device"]): r for r in known}
+    results = {(r["points"], r["k"], r["labels"], r["noise"], r["device"]): r for r in known}
     for case in cases or [Case(50_000, 400, 40, "cifar10")]:
         result = alone(case, arguments.device)
         print(json.dumps(result), flush=True)
-        results[case.points, case.k, case.labels, arguments.device] = result
+        results[case.points, case.k, case.labels, case.noise, arguments.device] = result
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         record = {"results": [results[key] for key in sorted(results)]}
         arguments.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw([r for r in results.values() if r["device"] == arguments.device], arguments.out.with_suffix(".png"))
-    names = ("points", 10), ("k", 4), ("labels", 6), ("neighbours", 11), ("recall", 7), ("k-means", 9)
+    names = ("points", 10), ("k", 4), ("labels", 6), ("noise", 7), ("neighbours", 11), ("recall", 7), ("k-means", 9)
     print("\n" + " ".join(f"{name:>{width}}" for name, width in (*names, ("picks", 8), ("total", 9), ("memory", 8))))
     for r in results.values():
         print(
-            f"{r['points']:10,} {r['k']:4} {r['labels']:6,} {r['neighbours_s']:9.1f} s {r['recall']:7.3f}"
-            f" {r['kmeans_s']:7.1f} s {r['picks_s']:6.1f} s {r['total_s']:7.1f} s {r['peak_gib']:4.1f} GiB"
+            f"{r['points']:10,} {r['k']:4} {r['labels']:6,} {r['noise']:>7} {r['neighbours_s']:9.1f} s"
+            f" {r['recall']:7.3f} {r['kmeans_s']:7.1f} s {r['picks_s']:6.1f} s {r['total_s']:7.1f} s {r['peak_gib']:4.1f} GiB"
             f"  k-means {r['kmeans']}"
         )
 

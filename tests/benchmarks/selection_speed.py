@@ -192,8 +192,8 @@ def main() -> None:
     for r in results.values():
         print(
             f"{r['points']:10,} {r['k']:4} {r['labels']:6,} {r['noise']:>7} {r['neighbours_s']:9.1f} s"
-            f" {r['recall']:7.3f} {r['kmeans_s']:7.1f} s {r['picks_s']:6.1f} s {r['total_s']:7.1f} s {r['peak_gib']:4.1f} GiB"
-            f"  k-means {r['kmeans']}"
+            f" {r['recall']:7.3f} {r['kmeans_s']:7.1f} s {r['picks_s']:6.1f} s {r['total_s']:7.1f} s"
+            f" {r['peak_gib']:4.1f} GiB  k-means {r['kmeans']}"
         )
 
 

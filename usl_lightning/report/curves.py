@@ -17,7 +17,7 @@ COLOURS = (
 )  # fmt: skip
 INK, GRID, PAPER = "#202124", "#e1e4e8", "#ffffff"
 WIDTH, HEIGHT = 560, 400
-LEFT, RIGHT, TOP, BOTTOM = 64, 24, 36, 48
+LEFT, RIGHT, TOP, BOTTOM = 64, 40, 36, 48
 LEGEND_LINE = 20
 SCALE = 2  # everything is drawn larger and shrunk, which smooths the lines
 

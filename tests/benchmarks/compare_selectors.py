@@ -88,12 +88,8 @@ def main() -> None:
         file = arguments.runs / "features.npy"
         checkpoint = arguments.checkpoint or trained(arguments.runs / "simclr", arguments.steps)
         share = projected(checkpoint, arguments.dimensions, file)
-    usl(
-        "compare",
-        str(configuration(arguments.runs, arguments.uslt)),
-        f"--features.features={file}",
-        f"--out={arguments.runs / 'compare'}",
-    )
+    config, out = configuration(arguments.runs, arguments.uslt), arguments.runs / "compare"
+    usl("compare", str(config), f"--features.features={file}", f"--out={out}")
     for name in ("table.csv", "table.json", "comparison.png"):
         shutil.copy(out / name, RESULTS / f"selectors_fashion_mnist_{name}")
     about = {"dimensions": arguments.dimensions, "share_of_norm": share} if share else {"features": file.name}

@@ -15,9 +15,12 @@ from usl_lightning.cli import main
 from usl_lightning.data.sources import ImageSource, open_source
 from usl_lightning.evaluation.label_quality import label_quality
 from usl_lightning.selection import comparison
+from usl_lightning.selection.base import Selector
 from usl_lightning.selection.compare import selector_names
 from usl_lightning.selection.coreset import select_coreset
+from usl_lightning.selection.density import Density
 from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
+from usl_lightning.selection.maxherding import MaxHerding
 from usl_lightning.selection.random import select_random
 
 N = 1437
@@ -95,6 +98,27 @@ def test_cells_are_the_selectors_choices_and_their_figures() -> None:
     for row in rows:
         cell = found[row["selector"], int(row["budget"]), int(row["seed"])]
         assert float(row["propagated_accuracy"]) == cell["propagated_accuracy"]
+
+
+def test_what_no_seed_can_change_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+    for found in (Density, MaxHerding):
+        choose = found.choose
+
+        def counted(self: Selector, features: torch.Tensor, seed: int, choose: Any = choose) -> torch.Tensor:
+            asked.append((type(self).__name__, self.budget))
+            chosen: torch.Tensor = choose(self, features, seed)
+            return chosen
+
+        monkeypatch.setattr(found, "choose", counted)
+    write(
+        selectors=["density", "maxherding", {"class_path": "maxherding", "name": "wide", "init_args": {"sigma": 3.0}}]
+    )
+    compare()
+    assert sorted(asked) == sorted([("Density", b) for b in (5, 20)] + 2 * [("MaxHerding", b) for b in (5, 20)])
+    made = cells()
+    assert made["maxherding", 20, 0]["indices"] == made["maxherding", 20, 3]["indices"]
+    assert made["maxherding", 20, 0]["indices"] != made["wide", 20, 0]["indices"]
 
 
 def test_the_summary_is_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,9 +38,11 @@ class Selector(LightningModule):
 
     Attributes:
         needs_network: whether features have to be computed, on all devices.
+        seeded: whether the seed can change the choice.
         clusters: int64 [n], the cluster of each image in the last choice; None of a method that makes none.
     """
 
+    seeded: bool = True
     encoder: Encoder
     clusters: Tensor | None = None
 

@@ -29,7 +29,7 @@ from usl_lightning.report.curves import Curve, Panel, draw_curves
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.compare import Comparison, Entry
 from usl_lightning.selection.coreset import Coreset
-from usl_lightning.selection.memo import remembering
+from usl_lightning.selection.memo import once, remembering
 from usl_lightning.stage import StageCommand
 from usl_lightning.trainer import Trainer
 
@@ -57,7 +57,8 @@ def compare(comparison: Comparison) -> list[Cell]:
     """Run what is missing, write `table.csv`, `table.json` and `comparison.png`, and print the tables.
 
     Labels are read for the figures alone. What several choices ask of the same features (neighbours, k-means, mean
-    similarities) is computed once, and is in the seconds of the first that asks.
+    similarities; the choice itself where no seed can change it) is computed once, and is in the seconds of the first
+    that asks.
 
     Returns:
         The cells, by selector, budget and seed in the order of the configuration.
@@ -211,7 +212,10 @@ def _choose(ground: _Ground, entry: Entry, budget: int, seed: int) -> Tensor:
     if entry.own_features or not model.needs_network:
         ground.data.seed = seed
         return _trainer().select(model, ground.data).indices
-    return model.choose(ground.features, seed).cpu()
+    if model.seeded:
+        return model.choose(ground.features, seed).cpu()
+    question = (entry.class_path, digest(entry.options), budget)
+    return once(lambda: model.choose(ground.features, seed).cpu(), ground.features, *question)
 
 
 # tables --------------------------------------------------------------------------------------------------

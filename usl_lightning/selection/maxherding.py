@@ -95,6 +95,8 @@ class MaxHerding(Selector):
         source: where else the features come from, and what to keep: see `Selector`.
     """
 
+    seeded = False
+
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(
         self,

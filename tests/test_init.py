@@ -245,7 +245,8 @@ def test_a_flat_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said, path = capsys.readouterr().out, here / "my photos #1.yaml"
     for part in ("31 grey images", "12×12 (30), 30×14 (1)", "classes to label by: cat, golden retriever", "CPU core"):
         assert part in said
-    assert said.splitlines()[-2].startswith("my photos #1.yaml is written. Next: usl run")
+    assert said.splitlines()[-2] == "my photos #1.yaml is written. Next: usl run 'my photos #1.yaml'"
+    assert "\n#   usl run 'my photos #1.yaml'\n" in path.read_text()
     assert "It stops for 7 images to be labelled" in said.splitlines()[-1]
     assert max(map(len, said.splitlines())) <= 120
     assert len(said.splitlines()) <= 24

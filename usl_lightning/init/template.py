@@ -1,6 +1,7 @@
 """The chain file that `usl init` writes, and the screen it shows."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def _header(plan: Plan, path: Path) -> Iterator[str]:
     labels = "with known labels" if known else "to be labelled by you"
     yield f"# Chain on {_line(path.stem)}: {_images(plan)}; {plan.budget} are picked, {labels}."
     yield "#"
-    yield f"#   usl run {_line(path.name)}"
+    yield f"#   {_run(path.name)}"
     yield "#"
     if not known:
         yield f"# It learns features, picks {plan.budget} images, stops until they are labelled, and then goes on."
@@ -105,6 +106,11 @@ def _value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def _run(path: str) -> str:
+    """The command that runs a chain, to be typed as it stands."""
+    return _line(shlex.join(["usl", "run", path]))
+
+
 def _line(text: str) -> str:
     """A name that may hold anything, in a comment."""
     return " ".join(text.split())
@@ -124,7 +130,7 @@ def screen(plan: Plan, path: Path) -> str:
     shown = path.relative_to(here) if path.is_relative_to(here) else path
     known = labels_known(plan.found, plan.classes)
     stop = "" if known else f"It stops for {plan.budget} images to be labelled, and then goes on."
-    ending = [f"{_line(str(shown))} is written. Next: usl run {_line(str(shown))}", *([stop] if stop else [])]
+    ending = [f"{_line(str(shown))} is written. Next: {_run(str(shown))}", *([stop] if stop else [])]
     return "\n".join([*_findings(plan), "", *_estimates(plan), "", *ending])
 
 

@@ -1,5 +1,6 @@
 """Labels for and from Label Studio and spreadsheets, there and back."""
 
+import csv
 import json
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -104,6 +105,17 @@ def test_label_studios_exports_are_read(store: LabelStore, capsys: pytest.Captur
     assert store.read().unlabelled == 0
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_a_spreadsheet_may_write_other_separators(store: LabelStore, separator: str) -> None:
+    main(["labels", "export", str(store.path), "--out", "out.csv"])
+    forget(store)
+    lines = Path("out.csv").read_text().splitlines()
+    rows = [separator.join(row) for row in csv.reader(lines) if "or so" not in row[2]]
+    Path("out.csv").write_text("\r\n".join(rows), encoding="utf-8-sig")
+    main(["labels", "import", str(store.path), "out.csv"])
+    assert list(answers_of(store.read()).values()) == [0, None, "unsure", None, None]
+
+
 @pytest.mark.parametrize(("name", "content", "part"), [
     ("a.txt", "", "a.txt: expected Label Studio's export"),
     ("a.json", "{", "a.json: not JSON"),
@@ -115,6 +127,8 @@ def test_label_studios_exports_are_read(store: LabelStore, capsys: pytest.Captur
     ("a.json", '[{"index": FIRST, "file": "other.png", "label": "a"}]', 'index FIRST is "other.png" there, but'),
     ("a.csv", "index,class\n1,cat\n", 'a.csv: its columns are "index,class"; expected index, file, label'),
     ("a.csv", "", "a.csv: its columns are"),
+    ("a.csv", "index,label\nFIRST,K\udce4fer\n", "a.csv: its letters are not in UTF-8; save it so"),
+    ("a.csv", "index,label\nFIRST," + 200_000 * "x", "a.csv: line 2: not CSV"),
     ("a.csv", "index,label\nFIRST,cat\nFIRST,dog\n", 'image FIRST is "cat" and "dog"; settle on one'),
     ("a.csv", "index,label\nFIRST,CAT\n", "differs from the class 'cat' by its case"),
 ])  # fmt: skip
@@ -122,7 +136,7 @@ def test_wrong_answers_change_nothing(
     store: LabelStore, name: str, content: str, part: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, before = str(store.read().indices[0]), store.path.read_text()
-    Path(name).write_text(content.replace("FIRST", first))
+    Path(name).write_text(content.replace("FIRST", first), errors="surrogateescape")
     assert part.replace("FIRST", first) in refusal(capsys, "import", str(store.path), name)
     assert store.path.read_text() == before
 

@@ -152,8 +152,10 @@ def read_answers(path: Path, index: LabelIndex) -> dict[int, str]:
         raise UslError(f"{path}: expected Label Studio's export as .json or .csv, or a .csv of {','.join(COLUMNS)}")
     try:
         text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UslError(f"{path}: cannot be read ({error})") from error
+    except UnicodeDecodeError as error:
+        raise UslError(f"{path}: its letters are not in UTF-8; save it so (a spreadsheet: 'CSV UTF-8')") from error
+    except OSError as error:
+        raise UslError(f"{path}: cannot be read ({error.strerror})") from error
     file_of = dict(zip(index.indices, index.files or ("",) * len(index), strict=True))
     image_of = {file: image for image, file in file_of.items() if file}
     answers: dict[int, str] = {}
@@ -197,13 +199,17 @@ def _image(about: Mapping[str, Any], file_of: Mapping[int, str], image_of: Mappi
 
 
 def _rows_of_csv(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
-    rows = csv.DictReader(io.StringIO(text, newline=""))
-    columns = rows.fieldnames or []
-    if "label" not in columns or not {"index", "file"} & set(columns):
-        raise UslError(f"{path}: its columns are {short(','.join(columns))}; expected {', '.join(COLUMNS)}")
-    for row in rows:
-        label = (row["label"] or "").strip()
-        yield row, [label] if label else []
+    separator = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write that of their country
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
+    try:
+        columns = rows.fieldnames or []
+        if "label" not in columns or not {"index", "file"} & set(columns):
+            raise UslError(f"{path}: its columns are {short(','.join(columns))}; expected {', '.join(COLUMNS)}")
+        for row in rows:
+            label = (row["label"] or "").strip()
+            yield row, [label] if label else []
+    except csv.Error as error:
+        raise UslError(f"{path}: line {rows.line_num + 1}: not CSV ({error})") from error
 
 
 def _rows_of_json(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], list[str]]]:

@@ -486,7 +486,7 @@ def test_skipping_counts_and_lists(tmp_path, caplog):
 def test_skipping_looks_once(tmp_path, monkeypatch):
     root = damaged_folder(tmp_path)
     first = open_source("folder", "train", dir=root, image_size=8, on_error="skip", channels=3)
-    monkeypatch.setattr("usl_lightning.data.folder_source.decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("usl_lightning.data.unreadable.decode", lambda *_: pytest.fail("decoded again"))
     again = open_source("folder", "train", dir=root, image_size=8, on_error="skip", channels=3)
     assert again.skipped == first.skipped
 

@@ -59,6 +59,16 @@ def test_after_a_change_of_the_folder_only_the_chosen_images_are_known(labels: P
     assert pictures.name(index.indices[0]) == (index.files or ())[0]
 
 
+def test_beside_files_that_are_left_out_the_others_are_known(labels: Path, tmp_path: Path) -> None:
+    (tmp_path / "images" / "0.png").write_bytes(b"cut")
+    config = labels.parent / "config.yaml"
+    config.write_text(config.read_text().replace("class_list: null", "class_list: null, on_error: skip"))
+    index = LabelIndex.read(labels)
+    pictures = open_pictures(index)
+    assert [i for i in range(61) if pictures.has(i)] == list(range(60))
+    assert pictures.name(index.indices[0]) == (index.files or ())[0]
+
+
 def test_a_link_out_of_the_folder_is_not_followed(labels: Path, tmp_path: Path) -> None:
     index = LabelIndex.read(labels)
     file = tmp_path / "images" / (index.files or ())[3]

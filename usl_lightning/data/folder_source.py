@@ -1,9 +1,6 @@
 """Image folders as a source: decoded and resized when they are read."""
 
-import contextlib
 import csv
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,12 +11,12 @@ import torch
 from torch import Tensor
 
 from usl_lightning.data import folders
-from usl_lightning.data.decode import VERSION, Probe, UnreadableImageError, decode, probe
+from usl_lightning.data.decode import Probe, UnreadableImageError, decode, probe
 from usl_lightning.data.folders import FileList
 from usl_lightning.data.sources import ImageSource
 from usl_lightning.data.threads import map_in_order
+from usl_lightning.data.unreadable import unreadable
 from usl_lightning.errors import UslError
-from usl_lightning.files import write_json
 
 log = logging.getLogger("usl_lightning")
 
@@ -294,7 +291,7 @@ def _check_readable(listing: FileList, on_error: str) -> tuple[FileList, tuple[s
                 " --data.on_error skip"
             )
         return listing, ()
-    skipped = _unreadable(listing)
+    skipped = unreadable(listing)
     if len(skipped) == len(listing.files):
         raise UslError(f"{listing.root}: none of its {len(skipped)} images can be read; first: {skipped[0]}")
     if skipped:
@@ -304,25 +301,3 @@ def _check_readable(listing: FileList, on_error: str) -> tuple[FileList, tuple[s
             listing.root, len(skipped), len(listing.files), named,
         )  # fmt: skip
     return listing.without(set(skipped)), skipped
-
-
-def _unreadable(listing: FileList) -> tuple[str, ...]:
-    key = f"{VERSION} {os.path.realpath(listing.root)} {folders.fingerprint_of(listing.files, listing.sizes)}"
-    kept = folders.cache_folder() / "folders" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.skip.json"
-    try:
-        return tuple(json.loads(kept.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        pass
-
-    def fails(file: str) -> bool:
-        try:
-            decode((listing.root / file).read_bytes(), file, 3, 16)
-        except (UnreadableImageError, OSError):
-            return True
-        return False
-
-    failed = map_in_order(fails, listing.files)
-    skipped = tuple(file for file, bad in zip(listing.files, failed, strict=True) if bad)
-    with contextlib.suppress(UslError, OSError):  # no place to keep it: the next start looks again
-        write_json(kept, skipped)
-    return skipped

@@ -15,6 +15,7 @@ from PIL import Image
 from usl_lightning.configs import load_yaml
 from usl_lightning.data import folders
 from usl_lightning.data.decode import decode
+from usl_lightning.data.unreadable import unreadable
 from usl_lightning.errors import UslError
 from usl_lightning.labels import LabelIndex
 
@@ -29,7 +30,11 @@ class Pictures(ABC):
 
     @abstractmethod
     def name(self, image: int) -> str:
-        """What to call it."""
+        """What to call it.
+
+        Raises:
+            UslError: it is not known.
+        """
 
     @abstractmethod
     def has(self, image: int) -> bool:
@@ -65,15 +70,18 @@ class FolderPictures(Pictures):
         root: the folder.
         index: the label file, whose `files` are relative to the folder.
         only: the first-level sub-folders that the data set is made of; None: all.
+        skip: files that cannot be read are no part of the data set.
 
     Raises:
         UslError: a file is not there, or a link leads out of the folder.
     """
 
-    def __init__(self, root: Path, index: LabelIndex, only: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, root: Path, index: LabelIndex, only: tuple[str, ...] | None = None, *, skip: bool = False
+    ) -> None:
         assert index.files is not None
         assert index.dataset is not None
-        self.root, self._only, self._dataset = root.resolve(), only, index.dataset
+        self.root, self._only, self._skip, self._dataset = root.resolve(), only, skip, index.dataset
         self._files = dict(zip(index.indices, index.files, strict=True))
         for file in index.files:
             path = self.root / file
@@ -96,11 +104,16 @@ class FolderPictures(Pictures):
             found = folders.scan(self.root, self._only)
         except UslError:
             return {}
+        if self._skip:
+            found = found.without(set(unreadable(found)))
         same = folders.fingerprint_of(found.files, found.sizes) == self._dataset.fingerprint
         return dict(enumerate(found.files)) if same else {}
 
     def name(self, image: int) -> str:
-        return self._files.get(image) or self._others[image]
+        name = self._files.get(image) or self._others.get(image)
+        if name is None:
+            raise UslError(f"image {image} is not one that this server knows; start usl label again")
+        return name
 
     def has(self, image: int) -> bool:
         if image in self._files:
@@ -163,7 +176,7 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
         raise UslError(f"{place}: has no split '{split}'; give the folder of the images of {index.path} with --dir")
     class_list = settings.get("class_list")
     only = None if class_list is None else folders.read_class_list(Path(class_list))
-    return FolderPictures(places[split], index, only)
+    return FolderPictures(places[split], index, only, skip=settings.get("on_error") == "skip")
 
 
 def _from_memory(index: LabelIndex, place: str | None) -> Pictures:

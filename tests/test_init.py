@@ -259,6 +259,10 @@ def test_a_flat_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert chain.stages[0].set["data.dir"] == str(root)
     built = stages_of(path, labels)
     assert built["train"].model.image.classes == names
+    flips = [module.flip for module in built["train"].model.modules() if hasattr(module, "flip")]
+    written = [chain.stages[0].set["model.view"]["init_args"]["flip"]]
+    written += [chain.stages[2].set[f"model.{view}.flip"] for view in ("weak", "strong")]
+    assert (flips, written) == ([True] * 2, [True] * 3), "whoever has letters or digits finds all of them in the file"
     source = built["select"].datamodule.train_source
     assert (source.channels, source.height, source.width) == (1, 16, 16)
     assert source.classes == ("cat", "golden retriever")
@@ -272,7 +276,7 @@ def test_class_folders_have_a_random_branch_to_compare_with(here: Path, capsys: 
     said = capsys.readouterr().out
     assert "2 class folders (a, b)" in said
     assert "4 images beside them to measure on" in said
-    assert "1 files are left out: train/a/bad.png" in said
+    assert "1 file is left out: train/a/bad.png" in said
     assert "stops" not in said
     (here / "labels.json").write_text("[0, 10]")
     built = stages_of(here / "mine/chain.yaml", here / "labels.json")

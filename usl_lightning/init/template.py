@@ -41,7 +41,7 @@ def _header(plan: Plan, path: Path) -> Iterator[str]:
     speed = f"{plan.network.backbone} was timed at {plan.network.views_per_second:,.0f} views a second"
     yield f"# Written by `usl init` on {plan.machine}, where {speed}: {_minutes(plan.total)} in all."
     yield "# Whatever a stage has may be set here; `usl fit --config folder_simclr.yaml --help` lists it."
-    yield "# --wandb logs to Weights & Biases too (--wandb offline without a network); and to TensorBoard:"
+    yield "# --wandb logs to Weights & Biases too (--wandb offline: without a network); to TensorBoard, if installed:"
     yield "# --trainer.logger TensorBoardLogger --trainer.logger.save_dir runs/tensorboard"
 
 
@@ -66,7 +66,7 @@ def _pretrain(plan: Plan) -> Iterator[str]:
     yield f"      model.backbone: {plan.network.backbone}  # the same in all stages that have one"
     yield "      model.view:"
     yield f"        class_path: {plan.view['class_path']}"
-    yield f"        init_args: {_value(plan.view['init_args'])}  # flip: false for letters and digits"
+    yield f"        init_args: {_value(plan.view['init_args'])}  # for letters and digits flip: false, three times"
     yield f"      model.optimizer.warmup_steps: {min(100, plan.pretrain_steps // 10)}"
     yield f"      data.batch_size: {plan.batch_size}"
     yield f"      trainer.max_steps: {plan.pretrain_steps}  # {plan.epochs:.3g} epochs"
@@ -87,6 +87,7 @@ def _branches(plan: Plan) -> Iterator[str]:
         yield from _stage(name, "fit", "folder_fixmatch.yaml", f"FixMatch, {_minutes(plan.seconds['train'])}")
         yield f"      model.backbone: {plan.network.backbone}"
         yield "      model.init_from: ${pretrain.checkpoint}"
+        yield from (f"      model.{view}.flip: {_value(plan.view['init_args']['flip'])}" for view in ("weak", "strong"))
         yield f"      model.ema_decay: {0.999 if plan.train_steps >= 5_000 else 0.99}"
         yield f"      data.labels: ${{select{f'_{selection}' if several else ''}.labels}}"
         yield f"      data.batch_size: {plan.labelled_batch}  # labelled images of a step; 7 unlabelled ones for each"
@@ -144,12 +145,15 @@ def _findings(plan: Plan) -> Iterator[str]:
     if found.test is not None:
         yield _row("test", f"{found.test.count:,} images beside them to measure on")
     copies = sum(len(group) - 1 for group in found.copies)
-    yield _row("copies", f"{copies:,} files repeat others: {_example(found.copies)}" if copies else "none")
+    repeat = "1 file repeats another" if copies == 1 else f"{copies:,} files repeat others"
+    yield _row("copies", f"{repeat}: {_example(found.copies)}" if copies else "none")
     if found.leaked:
-        yield _row("leaks", f"{len(found.leaked):,} images are both in train and in test: {_example(found.leaked)}")
+        both = "1 image is" if len(found.leaked) == 1 else f"{len(found.leaked):,} images are"
+        yield _row("leaks", f"{both} both in train and in test: {_example(found.leaked)}")
     bad = [one.problem for one in found.unreadable]
-    left_out = f"{len(bad):,} files are left out: {'; '.join(bad[:EXAMPLES])}{'; …' * (len(bad) > EXAMPLES)}"
-    yield _row("unreadable", left_out if bad else "none")
+    left_out = "1 file is left out" if len(bad) == 1 else f"{len(bad):,} files are left out"
+    some = f"{'; '.join(bad[:EXAMPLES])}{'; …' * (len(bad) > EXAMPLES)}"
+    yield _row("unreadable", f"{left_out}: {some}" if bad else "none")
     if found.others:
         yield _row("ignored", f"{told(found.others)}: no image files")
 
@@ -195,7 +199,8 @@ def _sizes(found: Inspection) -> str:
 def _labels(plan: Plan) -> str:
     counts = plan.found.train.class_counts
     if plan.classes is not None:
-        folders = f"; the {len(counts)} sub-folders are not taken for classes" if counts else ""
+        several = "sub-folder is" if len(counts) == 1 else f"{len(counts)} sub-folders are"
+        folders = f"; the {several} not taken for classes" if counts else ""
         named = f"none yet; classes to label by: {_some(list(plan.classes))}" if plan.classes else "none yet"
         return named + folders
     if not counts:

@@ -245,6 +245,15 @@ def test_a_kept_label_stands_whatever_the_data_set_says() -> None:
     assert result["class_counts"][wrong] == 1
 
 
+def test_a_class_that_was_added_when_labelling_is_kept() -> None:
+    source = open_source("digits", "train")
+    LabelIndex(dataset_id(source), {}, (7,), (10,), (*source.classes, "no digit")).write("mine.json")
+    index, result = run(*CORESET, "--keep", "mine.json", "--model.budget", "2")
+    assert index.labels[0] == 10
+    assert index.classes == (*source.classes, "no digit")
+    assert result["class_counts"][10] == 1
+
+
 def test_a_choice_grows() -> None:
     """A greedy method with its own first choice kept chooses as with the larger budget at once."""
     main(["select", "--run_dir", "ten", *CORESET])

@@ -39,7 +39,7 @@ def chosen_index(
         labels[: len(kept)] = [
             own if own is not None else known for own, known in zip(kept.labels, labels, strict=False)
         ]
-        classes, unsure = classes or kept.classes, set(kept.unsure)
+        classes, unsure = max(classes, kept.classes, key=len), set(kept.unsure)  # people may have added some
     return LabelIndex(
         dataset=dataset_id(source),
         method=method,

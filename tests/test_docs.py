@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import dataclasses
 import importlib
 import json
 import re
@@ -24,6 +25,7 @@ from usl_lightning.models.encoder import ENTRY
 from usl_lightning.pipeline import Chain, RunOptions
 from usl_lightning.selection.compare import Comparison, selector_names
 from usl_lightning.selection.comparison import FIGURES
+from usl_lightning.selection.overview import Overview
 from usl_lightning.selection.usl import PRESETS
 from usl_lightning.stage import OPTIONS, StageCommand, StageFolder, options
 from usl_lightning.stage_cli import StageCLI
@@ -247,6 +249,8 @@ def test_formats_are_those_of_the_code(tmp_path: Path) -> None:
     assert {IDENTITY, ENTRY} <= column(section("formats.md", "Checkpoints"))
     assert column(section("how-to/compare-selectors.md", "What the figures mean")) == set(FIGURES)
     assert set(OPTIONS["predict"]) == {"folder", "split", "out"}
+    arrays = {field.name for field in dataclasses.fields(Overview)}
+    assert arrays <= set(re.findall(r"`(\w+)`", section("formats.md", "overview.npz")))
 
 
 def test_summary_is_described(tmp_path: Path) -> None:

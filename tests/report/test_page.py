@@ -215,6 +215,18 @@ def test_half_finished(tmp_path: Path) -> None:
     assert tables(part(page, "curves"))["FlexMatch: last values"]["Loss"] == ["1.51 (step 50)"]
 
 
+def test_without_test_images_it_says_why_there_is_no_accuracy(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    for stage in ("train_usl", "train_random"):
+        record = run / stage / "stage.json"
+        record.write_text(json.dumps({**json.loads(record.read_text()), "metrics": {}}))
+        (run / stage / "evaluation.json").unlink()
+    page = parse(write_report(run))
+    assert "is not known: no image with a known class was kept aside" in words(part(page, "results"))
+    lead = next(each for each in page.iter("p") if each.get("class") == "lead")
+    assert words(lead) == "Complete; there were no test images to tell the accuracy by."
+
+
 def test_waiting_for_labels(tmp_path: Path) -> None:
     run = make_run(tmp_path, upto=3, labelled=False)
     page = parse(write_report(run))

@@ -28,13 +28,26 @@ def results(run: RunReport) -> Html | None:
         for stage, index in trained
     ]  # fmt: skip
     tiles = [_tile(run, stage, index) for stage, index in trained if is_number(stage.metrics.get("test_accuracy"))]
-    note = (
-        "Accuracy is that of the moving average of the weights (EMA) after the last step, on images that nothing was "
-        "chosen or trained by. The calibration error (ECE, Guo et al., 2017) is the mean gap between how sure the "
-        "classifier is and how often it is right; 0% is best."
-    )
+    note = _UNMEASURED if _unmeasured(run) else _ACCURACY
     shown = tag("ul", tiles, class_="tiles") if tiles else None
     return section("results", "Results", shown, table("Classifiers", header, rows), tag("p", note, class_="note"))
+
+
+_ACCURACY = (
+    "Accuracy is that of the moving average of the weights (EMA) after the last step, on images that nothing was "
+    "chosen or trained by. The calibration error (ECE, Guo et al., 2017) is the mean gap between how sure the "
+    "classifier is and how often it is right; 0% is best."
+)
+_UNMEASURED = (
+    "How often the classifier is right is not known: no image with a known class was kept aside to measure it on. A "
+    "look at some of what `usl predict` writes tells."
+)
+
+
+def _unmeasured(run: RunReport) -> bool:
+    """Whether classifiers were trained and none could be measured."""
+    trained = [stage for stage in run.stages if stage.complete and stage.config.get("data.labels")]
+    return bool(trained) and not any(is_number(stage.metrics.get("test_accuracy")) for stage in trained)
 
 
 def headline(run: RunReport) -> str:
@@ -42,6 +55,8 @@ def headline(run: RunReport) -> str:
     best = [s for s in run.stages if is_number(s.metrics.get("test_accuracy")) and s.config.get("data.labels")]
     if not best:
         done = sum(stage.complete for stage in run.stages)
+        if _unmeasured(run) and not run.missing:
+            return "Complete; there were no test images to tell the accuracy by."
         return f"{done} of {len(run.stages)} stages complete." if len(run.stages) > 1 else f"{run.stages[0].model}."
     said = []
     for stage in sorted(best, key=lambda s: -float(s.metrics["test_accuracy"])):

@@ -133,6 +133,46 @@ def test_two_windows_lose_no_answer(browser: Browser, tmp_path: Path) -> None:
     server.kill()
 
 
+def test_a_refusal_stays_until_something_is_changed(browser: Browser, tmp_path: Path) -> None:
+    server = Labelling(make_selection(tmp_path), "--classes", "cat,dog")
+    page = opened(browser, server.address)
+    page.keyboard.press("+")
+    page.keyboard.type("Cat")
+    page.keyboard.press("Enter")
+    expect(page.locator("#trouble")).to_contain_text("differs from the class 'cat' by its case only")
+    for _ in range(2):  # the page looks for news
+        with page.expect_response(re.compile("/state")):
+            pass
+    expect(page.locator("#trouble")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("1")
+    answered(page, 1)
+    expect(page.locator("#trouble")).to_be_hidden()
+    server.kill()
+
+
+def test_a_label_file_that_is_made_anew_is_shown_anew(browser: Browser, tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    server = Labelling(labels, "--classes", "cat,dog")
+    page = opened(browser, server.address)
+    page.keyboard.press("1")
+    answered(page, 1)
+    index = json.loads(labels.read_text())
+    labels.unlink()
+    expect(page.locator("#trouble")).to_contain_text("labels.json: cannot be read")
+    index |= {"indices": index["indices"][::-1], "files": index["files"][::-1], "labels": [None] * 40}
+    labels.write_text(json.dumps(index))
+    answered(page, 0)
+    expect(page.locator("#trouble")).to_be_hidden()
+    assert name_shown(page, 1) == index["files"][0]
+    expect(page.locator("#image")).to_have_attribute("src", f"images/{index['indices'][0]}")
+    expect(page.locator("#undo")).to_be_disabled()
+    page.keyboard.press("2")
+    answered(page, 1)
+    assert LabelIndex.read(labels).labels[:2] == (1, None)
+    server.kill()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, scheme: str) -> None:
     labels = make_selection(tmp_path)

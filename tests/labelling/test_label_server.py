@@ -86,6 +86,22 @@ def test_answers_are_merged_and_a_second_one_is_told_of_the_first(ask: Asked) ->
     assert ask("answers", {"image": ask.first, "answer": None, "seen": 1})[0] == 200
 
 
+def test_a_label_file_that_is_gone_or_of_other_images_is_told(ask: Asked) -> None:
+    path, before = ask.store.path, ask.store.path.read_bytes()
+    other = before.replace(b'"size": 60', b'"size": 99').replace(b"%d," % ask.first, b"98,", 1)
+    try:
+        path.unlink()
+        gone = ask("state")
+        path.write_bytes(other)
+        replaced = ask("state")
+    finally:
+        path.write_bytes(before)
+    assert gone[0] == 400
+    assert "labels.json: cannot be read" in gone[1]["problem"]
+    assert replaced[:2] == (400, {"problem": "image 98 is not one that this server knows; start usl label again"})
+    assert ask("state")[0] == 200
+
+
 def test_a_class_is_added_once(ask: Asked) -> None:
     assert ask("classes", {"name": "bird"})[1]["classes"][-1] == "bird"
     assert ask("classes", {"name": "bird"})[1]["classes"].count("bird") == 1

@@ -51,8 +51,15 @@ class LabelStore:
 
     @property
     def version(self) -> str:
-        """A text that is another one after every change."""
-        status = os.stat(self.path)
+        """A text that is another one after every change.
+
+        Raises:
+            UslError: the file is gone.
+        """
+        try:
+            status = os.stat(self.path)
+        except OSError as error:
+            raise UslError(f"{self.path}: cannot be read ({error.strerror}); was it moved?") from error
         return f"{status.st_ino:x}-{status.st_mtime_ns:x}"
 
     def answer(self, image: int, answer: Answer, seen: Answer) -> LabelIndex:

@@ -8,11 +8,13 @@ let state = { version: "", classes: [], images: [], then: "" };
 let current = 0; // place in state.images
 let history = []; // of this window's answers: {image, before, after}
 let busy = false;
+let troubled = ""; // what the complaint that is shown is about: "look" at the server's state, or "change" it
 
 // Talking to the server ----------------------------------------------------------------------------------
 
 async function ask(address, body) {
   const options = { cache: "no-store" };
+  const kind = body === undefined ? "look" : "change";
   if (body !== undefined) {
     Object.assign(options, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
   }
@@ -20,14 +22,15 @@ async function ask(address, body) {
   try {
     response = await fetch(address, options);
   } catch {
-    complain("The server has stopped. All answers up to here are saved: start usl label again and open the address it prints.");
+    complain("The server has stopped. All answers up to here are saved: start usl label again and open the address it prints.", "look");
     return null;
   }
-  complain("");
-  if (response.status === 204) return null;
-  const content = await response.json();
-  if (response.ok || response.status === 409) return content;
-  complain(content.problem);
+  const content = response.status === 204 ? null : await response.json().catch(() => null);
+  if (response.ok || response.status === 409) {
+    if (kind === "change" || troubled === "look") complain("", ""); // a look that went well mends no change that did not
+    return content;
+  }
+  complain(content ? content.problem : "The server has failed; its terminal says why.", kind);
   return null;
 }
 
@@ -35,31 +38,49 @@ async function ask(address, body) {
 function take(told) {
   if (!told || told.version === state.version) return false;
   const classesChanged = JSON.stringify(told.classes) !== JSON.stringify(state.classes);
+  const replaced = state.images.length > 0 && numbersOf(told) !== numbersOf(state);
   state = told;
   if (classesChanged) drawClasses();
   drawProgress();
-  drawGiven();
-  drawAll();
+  if (replaced) {
+    startOver();
+  } else {
+    drawGiven();
+    drawAll();
+  }
   return true;
 }
 
+// Somebody chose anew: nothing of the images before may be taken for these.
+function startOver() {
+  history = [];
+  byId("all").querySelector("ol").replaceChildren();
+  show(firstUnanswered());
+  say("The label file was replaced: these are its images.");
+}
+
 async function poll() {
-  if (!document.hidden && !busy) {
-    const before = entry() && entry().answer;
+  try {
+    if (document.hidden || busy) return;
+    const before = entry();
     const told = await ask(`state?known=${encodeURIComponent(state.version)}`);
-    if (!busy && take(told) && entry().answer !== before) say(`Answered in another window: ${nameOf(entry().answer)}`);
+    if (busy || !take(told) || entry().image !== before.image) return;
+    if (entry().answer !== before.answer) say(`Answered in another window: ${nameOf(entry().answer)}`);
+  } finally {
+    setTimeout(poll, POLL);
   }
-  setTimeout(poll, POLL);
 }
 
 // What is shown ------------------------------------------------------------------------------------------
 
 const entry = () => state.images[current];
+const numbersOf = ({ images }) => images.map(({ image }) => image).join();
 const nameOf = (answer) => (answer === null ? "no answer" : answer === "unsure" ? "not sure" : state.classes[answer]);
 const say = (text) => { byId("status").textContent = text; };
 
-function complain(text) {
-  byId("trouble").textContent = text;
+function complain(text, kind) {
+  troubled = kind;
+  if (byId("trouble").textContent !== text) byId("trouble").textContent = text; // said again only if it is another
   byId("trouble").hidden = !text;
 }
 
@@ -175,6 +196,8 @@ function unanswered(place) {
   return -1;
 }
 
+const firstUnanswered = () => Math.max(0, unanswered(state.images.length - 1));
+
 // One thing at a time: what was not seen cannot be answered.
 async function alone(action) {
   if (busy) return;
@@ -288,7 +311,7 @@ async function start() {
   });
   byId("all").addEventListener("toggle", drawAll);
   byId("image").addEventListener("error", () => say("This image cannot be shown."));
-  show(Math.max(0, unanswered(state.images.length - 1)));
+  show(firstUnanswered());
   if (state.classes.length === 0) byId("class-name").focus();
   setTimeout(poll, POLL);
 }

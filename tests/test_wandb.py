@@ -135,20 +135,20 @@ def test_a_logger_whose_package_is_missing_is_refused_in_one_line(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """`runs/two words/pick` and `train`: a selection, and a classifier from labels of one's own."""
+    """`runs/zwei Wörter/pick` and `train`: a selection, and a classifier from labels of one's own."""
     folder = tmp_path_factory.mktemp("stages")
     write_labels(folder)
     offline = partial(usl, folder, **NO_NETWORK)
-    pick = ["select", "--config", "digits_random.yaml", "--run_dir", "runs/two words/pick", "--wandb", "offline"]
-    train = [*FIXMATCH, "--trainer.max_steps", "2", "--run_dir", "runs/two words/train", "--wandb", "offline"]
+    pick = ["select", "--config", "digits_random.yaml", "--run_dir", "runs/zwei Wörter/pick", "--wandb", "offline"]
+    train = [*FIXMATCH, "--trainer.max_steps", "2", "--run_dir", "runs/zwei Wörter/train", "--wandb", "offline"]
     together(lambda: offline(*pick).done(), lambda: offline(*train).done())
-    return folder / "runs/two words"
+    return folder / "runs/zwei Wörter"
 
 
 def test_a_selection_is_a_picture_and_a_table(stages: Path) -> None:
     (path,) = stages.glob("pick/wandb/offline-run-*/*.wandb")
     (run,) = of_kind(path, "run")
-    assert (run.run_group, run.job_type) == ("two words", "pick")
+    assert (run.run_group, run.job_type) == ("zwei Wörter", "pick")
     (row,) = history(path)
     files = path.parent / "files"
     assert (files / row["chosen.path"]).read_bytes() == (stages / "pick/chosen.png").read_bytes()
@@ -164,7 +164,7 @@ def test_a_selection_is_a_picture_and_a_table(stages: Path) -> None:
 def test_the_label_index_is_an_artifact(stages: Path, stage: str, labels: str) -> None:
     (path,) = stages.glob(f"{stage}/wandb/offline-run-*/*.wandb")
     (artifact,) = [one for one in of_kind(path, "artifact") if one.type == "label-index"]
-    assert artifact.name == f"labels-two-words-{stage}"
+    assert artifact.name == f"labels-zwei-W-rter-{stage}"
     assert files_of(artifact) == {"labels.json": (stages / stage / labels).read_bytes()}
     assert all(Path(entry.local_path).is_relative_to(stages / stage) for entry in artifact.manifest.contents)
 

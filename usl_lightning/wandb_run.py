@@ -29,6 +29,9 @@ PATIENCE = 5.0
 ROWS = 200
 """Chosen images in the table: their pixels are all in memory at once."""
 
+NAME = 128
+"""Letters of an artifact's name, at most."""
+
 OFFLINE = ("offline", "dryrun")
 
 
@@ -130,7 +133,8 @@ def finish_wandb(logger: WandbLogger, metrics: Mapping[str, Any], labels: Path |
     run = logger.experiment
     run.summary.update({f"result/{name}": value for name, value in metrics.items()})
     if labels is not None:
-        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "-", f"labels-{run.group}-{run.job_type}"), type="label-index")
+        name = re.sub(r"[^\w.-]", "-", f"labels-{run.group}-{run.job_type}", flags=re.ASCII)[-NAME:]
+        artifact = wandb.Artifact(name, type="label-index")
         artifact.add_file(str(labels), policy="mutable")
         run.log_artifact(artifact)
     try:

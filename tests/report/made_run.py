@@ -135,7 +135,7 @@ def _choose(folder: StageFolder, name: str, labelled: bool) -> dict[str, Any]:
         overview = make_overview(features(len(source)), torch.tensor(chosen), k=2, clusters=clusters)
         assert overview is not None
         overview.write(folder.overview)
-    return {"budget": len(chosen), "balance": 1.0}
+    return {"budget": len(chosen), **({"classes_covered": 3, "balance": 1.0} if labelled else {})}
 
 
 def _tested(folder: StageFolder, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,21 @@ def test_waiting_for_labels(tmp_path: Path) -> None:
         assert f"usl label {run}/{stage}/labels.json" in text
     assert {words(each) for each in next(part(page, "chosen").iter("ul")).iter("strong")} == {"not labelled"}
     assert not [each for each in page.iter() if each.get("id") == "classes"]
+    assert "How good the chosen images are" not in words(page), "nothing is known of that"
+    assert "can be taken over" not in words(part(page, "commands"))
+
+
+def test_labels_that_people_gave_are_taken_over_by_a_repetition(tmp_path: Path, page: Tree) -> None:
+    run = make_run(tmp_path, upto=3, labelled=False)
+    path = run / "select_usl/labels.json"
+    index = LabelIndex.read(path)
+    replace(index, labels=(0,) * BUDGET, classes=("a", "b")).write(path)
+    again = "".join(part(parse(write_report(run)), "commands").itertext())
+    assert (
+        f"usl labels export {path} --out select_usl_answers.csv\nusl labels import {tmp_path}/again/select_usl" in again
+    )
+    assert "select_random_answers" not in again, "nobody labelled those"
+    assert "taken over" not in words(part(page, "commands")), "where labels are known, nothing stops"
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "select_usl", "train_usl"])

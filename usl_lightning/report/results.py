@@ -40,7 +40,7 @@ _ACCURACY = (
 )
 _UNMEASURED = (
     "How often the classifier is right is not known: no image with a known class was kept aside to measure it on. A "
-    "look at some of what `usl predict` writes tells."
+    "look at some of its predictions (usl predict) tells."
 )
 
 
@@ -156,7 +156,7 @@ def stage_figures(run: RunReport) -> Html | None:
             parts.append(table(f"{stage.name}: {stage.model}", ("Figure", "Value", "What was measured"), rows))
     chosen = [stage for stage in run.selections if stage.metrics]
     names = list(dict.fromkeys(k for s in chosen for k, v in s.metrics.items() if is_number(v)))
-    if names:
+    if set(names) - {"budget"}:
         header = ("Choice", *(f"{stage.model} ({stage.name})" for stage in chosen))
         rows_of = [(_words(name), *(_value(stage.metrics.get(name)) for stage in chosen)) for name in names]
         parts.append(table("How good the chosen images are", header, rows_of))
@@ -210,10 +210,28 @@ def commands(run: RunReport) -> Html:
     if run.command is not None:
         fresh = shlex.join([w for w in shlex.split(run.command) if not w.startswith("--name=")])
         parts += [tag("p", "The whole run again, in a folder of another name:"), code(f"{fresh} --name=again")]
-    lines = [_alone(stage, again=True) for stage in run.stages if (stage.folder.path / "config.yaml").exists()]
-    if lines:
-        parts += [tag("p", "A stage alone, with every parameter as it was:"), code("\n".join(lines))]
+        people = [stage for stage in run.selections if stage.complete and _labelled_by_people(stage)]
+        if people:
+            lines = "\n".join(line for stage in people for line in _takeover(stage))
+            parts += [tag("p", "It stops where labels are needed. Those of this run can be taken over:"), code(lines)]
+    alone = [_alone(stage, again=True) for stage in run.stages if (stage.folder.path / "config.yaml").exists()]
+    if alone:
+        parts += [tag("p", "A stage alone, with every parameter as it was:"), code("\n".join(alone))]
     return section("commands", "To get the same again", *parts)
+
+
+def _labelled_by_people(stage: StageReport) -> bool:
+    """Whether the chosen images got their labels after they were chosen."""
+    index = stage.chosen
+    return index is not None and len(index) > index.unlabelled and "classes_covered" not in stage.metrics
+
+
+def _takeover(stage: StageReport) -> Iterator[str]:
+    """Commands that hand the labels of a selection to that of the run's repetition."""
+    labels, answers = stage.folder.labels, f"{stage.name}_answers.csv"
+    again = labels.parents[2] / "again" / stage.name / labels.name
+    yield shlex.join(["usl", "labels", "export", str(labels), "--out", answers])
+    yield shlex.join(["usl", "labels", "import", str(again), answers])
 
 
 def _alone(stage: StageReport, *, again: bool) -> str:

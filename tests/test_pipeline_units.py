@@ -1,5 +1,6 @@
 """A chain's file, options, skipping, resuming and summary; its stages are played by a stand-in."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -275,6 +276,17 @@ def test_an_interrupted_stage_is_resumed(actor: Actor, capsys: pytest.CaptureFix
     assert actor.launched[0].ckpt_path == "last"
     assert all(command.ckpt_path is None for command in actor.launched[1:])
     assert before[:-1] + actor.names == ["pretrain", "choose", "other", "train"]
+
+
+def test_a_file_system_without_locks_does_not_stop_a_run(
+    actor: Actor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    run()
+    assert "runs/chain: this file system has no locks (Function not implemented)" in capsys.readouterr().err
 
 
 def test_an_interrupted_selection_starts_again(actor: Actor, capsys: pytest.CaptureFixture[str]) -> None:

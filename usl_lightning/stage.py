@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -270,10 +271,15 @@ class StageFolder:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 raise UslError(
                     f"{self.path}: another run is using this folder; wait for it or choose another"
                 ) from None
+            except OSError as error:  # a cluster's file system may have none
+                print(
+                    f"usl: {self.path}: this file system has no locks ({error.strerror}); do not start two runs in it",
+                    file=sys.stderr,
+                )
             try:
                 yield
             finally:

@@ -278,6 +278,21 @@ def test_an_interrupted_stage_is_resumed(actor: Actor, capsys: pytest.CaptureFix
     assert before[:-1] + actor.names == ["pretrain", "choose", "other", "train"]
 
 
+def test_a_stage_whose_newest_checkpoint_is_lost_does_not_start_afresh(
+    actor: Actor, capsys: pytest.CaptureFixture[str]
+) -> None:
+    actor.dies_in = "pretrain"
+    refusal(capsys)
+    folder = StageFolder(Path("runs/chain/pretrain"))
+    folder.last_checkpoint.unlink()
+    folder.last_checkpoint.symlink_to("step=00000009.ckpt")  # which is not there; an earlier one may be
+    actor.dies_in = ""
+    _ = actor.names
+    run()
+    assert actor.launched[0].ckpt_path == "last"
+    assert actor.launched[0].checkpoint() == folder.last_checkpoint
+
+
 def test_a_file_system_without_locks_does_not_stop_a_run(
     actor: Actor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,7 +65,7 @@ def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[st
     if record is None:
         return
     if stage.ckpt_path is None:
-        if record["status"] == "complete" or folder.last_checkpoint.exists():
+        if record["status"] == "complete" or folder.has_checkpoint:
             state = "a finished run" if record["status"] == "complete" else "an interrupted run"
             raise UslError(
                 f"{folder.path}: holds {state}; continue it with --ckpt_path last, or choose another --run_dir"

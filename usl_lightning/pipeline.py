@@ -239,7 +239,7 @@ def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> bool:
         if record["status"] == "complete":
             print(f"{place}: complete, skipped")
             return False
-        if folder.last_checkpoint.exists():
+        if folder.has_checkpoint:
             command.ckpt_path = "last"
     if run.dry_run:
         print(f"{place}: would {'resume' if command.ckpt_path else 'run'}")

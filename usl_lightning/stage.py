@@ -154,7 +154,7 @@ class StageCommand:
         """
         folder = StageFolder(self.run_dir)
         if self.ckpt_path == "last":
-            if not folder.last_checkpoint.exists():
+            if not folder.has_checkpoint:
                 raise UslError(
                     f"--ckpt_path last: {folder.last_checkpoint} does not exist; leave it out to start afresh"
                 )
@@ -234,6 +234,11 @@ class StageFolder:
         except (OSError, ValueError) as error:
             raise UslError(f"{self.record_path}: cannot be read ({error}); use another --run_dir") from error
         return record
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """A run has saved its state here, even if the newest file has been lost since: the one before may be there."""
+        return os.path.lexists(self.last_checkpoint)
 
     @property
     def complete(self) -> bool:

@@ -77,6 +77,14 @@ def test_full_disk_when_a_metric_is_noted() -> None:
         MetricsCSV(Path("/dev/full")).log_metrics({"loss": 1.0}, 3)
 
 
+def test_a_row_that_a_full_disk_cut_short_is_noted_again(tmp_path: Path) -> None:
+    metrics = MetricsCSV(tmp_path / "metrics.csv")
+    metrics.path.write_text("step,name,value\n10,loss,2.5\n11,lr,0.1\n11,loss,2.2")
+    metrics.complete({"lr": 0.1, "loss": 2.25}, 11)
+    metrics.rewind(12)
+    assert metrics.path.read_text() == "step,name,value\n10,loss,2.5\n11,lr,0.1\n11,loss,2.25\n"
+
+
 def test_a_folder_that_becomes_read_only() -> None:
     with pytest.raises(UslError, match=r"/proc/run/step=3\.ckpt: cannot be written"):
         AtomicCheckpointIO().save_checkpoint({}, "/proc/run/step=3.ckpt")

@@ -76,7 +76,10 @@ class MetricsCSV(Logger):
     def complete(self, metrics: dict[str, float], step: int) -> None:
         """Append those of a step's rows that are not there."""
         text = self.path.read_text() if self.path.exists() else ""
-        self.log_metrics({name: value for name, value in metrics.items() if f"\n{step},{name}," not in text}, step)
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a full disk has cut the last row short
+            write_text(self.path, whole)
+        self.log_metrics({name: value for name, value in metrics.items() if f"\n{step},{name}," not in whole}, step)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

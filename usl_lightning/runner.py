@@ -19,7 +19,7 @@ from usl_lightning.files import write_json, write_text
 from usl_lightning.identity import content_fields, flatten, identity_fields
 from usl_lightning.interrupt import Interruption
 from usl_lightning.logs import show_messages
-from usl_lightning.models.encoder import compile_encoders, stored_image
+from usl_lightning.models.encoder import compile_encoders, recompute_encoders, stored_image
 from usl_lightning.plan import Plan
 from usl_lightning.predict import images_to_predict, predict, predictions_csv
 from usl_lightning.pretrain.base import PretrainModule
@@ -110,8 +110,12 @@ def _check_classes(cli: StageCLI, checkpoint: Path) -> None:
 def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
     if trainer.max_steps < 1:
         raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
+    if cli.config.compile and cli.config.activation_checkpointing:
+        raise UslError("activation_checkpointing: a compiled network decides itself what to keep; leave one out")
     if cli.config.compile:
         compile_encoders(cli.model)
+    if cli.config.activation_checkpointing:
+        recompute_encoders(cli.model)
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
     trainer.callbacks.insert(0, LambdaCallback(on_train_start=lambda *_: begin()))  # type: ignore[attr-defined]

@@ -62,6 +62,10 @@ class StageCLI(LightningCLI):
         parser.link_arguments("seed_everything", "data.init_args.seed")
         parser.link_arguments("data", "model.init_args.image", compute_fn=self.image, apply_on="instantiate")
         parser.add_argument("--compile", type=bool, default=False, help="torch.compile the network for training")
+        parser.add_argument(
+            "--activation_checkpointing", type=bool, default=False,
+            help="compute activations again in the backward pass: less memory, a third more time",
+        )  # fmt: skip
         parser.add_argument("--checkpoint.every_minutes", type=float, default=5.0, help="time between checkpoints")
         parser.add_argument("--checkpoint.every_steps", type=int | None, default=None, help="steps, instead")
         parser.add_argument("--processes.timeout_minutes", type=float, default=10.0, help="wait for one that hangs")

@@ -1,6 +1,7 @@
 """An encoder: normalisation and backbone together, so that whoever loads it inherits both."""
 
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.errors import UslError
 from usl_lightning.models.backbones import check_image_size, create_backbone, published_image
+from usl_lightning.models.recompute import blocks_of, recomputed
 
 ENTRY = "encoder"
 """Key of a checkpoint under which `encoder_entry` is stored."""
@@ -29,6 +31,7 @@ class Encoder(nn.Module):
     Attributes:
         feature_dim: d of the features [b, d].
         image: what it knows of its images, with the statistics that it uses.
+        recompute: a training step keeps the inputs of the network's blocks alone, see `recomputed`.
     """
 
     mean: Tensor
@@ -41,7 +44,7 @@ class Encoder(nn.Module):
         net, self.feature_dim = create_backbone(backbone, image.channels, pretrained=pretrained)
         check_image_size(net, backbone, image.height, image.width)
         self.net = net.to(memory_format=torch.channels_last)
-        self.backbone, self.image = backbone, image
+        self.backbone, self.image, self.recompute = backbone, image, False
         self.register_buffer("mean", torch.tensor(image.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(image.std).view(1, -1, 1, 1))
 
@@ -49,7 +52,9 @@ class Encoder(nn.Module):
         """Features [b, d] of images [b, c, h, w], uint8 or floats in [0, 1]."""
         x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
         x = ((x - self.mean) / self.std).to(self.mean.dtype)
-        return self.net(x.contiguous(memory_format=torch.channels_last))
+        x = x.contiguous(memory_format=torch.channels_last)
+        with recomputed(self.net) if self.recompute and self.training and torch.is_grad_enabled() else nullcontext():
+            return self.net(x)
 
     def spec(self) -> dict[str, Any]:
         """Plain data from which `load_encoder` rebuilds the same network."""
@@ -172,6 +177,19 @@ def compile_encoders(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Encoder):
             module.net.compile()
+
+
+def recompute_encoders(model: nn.Module) -> None:
+    """Let all encoders in `model` compute their activations again in the backward pass, to save memory.
+
+    Raises:
+        UslError: a network is no sequence of blocks.
+    """
+    for module in model.modules():
+        if isinstance(module, Encoder):
+            if not blocks_of(module.net):
+                raise UslError(f"activation_checkpointing: '{module.backbone}' is made of no blocks; leave it out")
+            module.recompute = True
 
 
 def _architecture(backbone: str) -> str:

@@ -3,23 +3,32 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from pytorch_lightning import Callback, Trainer
 from runs import SIMCLR, assert_same_run, differing, kill, together, usl
+from training import digits, train
 
-from usl_lightning.checkpoints import AtomicCheckpointIO, newest_whole
+from usl_lightning.checkpoints import PATIENCE, AtomicCheckpointIO, Checkpoints, newest_whole
+from usl_lightning.data.modules import ImageData
+from usl_lightning.data.views import Weak
 from usl_lightning.errors import UslError
 from usl_lightning.logs import MetricsCSV
 from usl_lightning.models.encoder import read_checkpoint
+from usl_lightning.optim import Optimization
+from usl_lightning.pretrain.simclr import SimCLR
 
 WORDS = [*SIMCLR, "--trainer.max_steps", "9", "--checkpoint.every_steps", "3", "--run_dir", "run"]
 RESUME = ("--ckpt_path", "last")
@@ -203,3 +212,33 @@ def test_a_folder_or_foreign_file_is_no_checkpoint(tmp_path: Path) -> None:
     assert "foreign.ckpt: not a readable checkpoint" in foreign.mistake
     assert f"no such checkpoint: {tmp_path}" in folder.mistake
     assert [path.name for path in tmp_path.iterdir() if path.name != "runs"] == ["foreign.ckpt"]
+
+
+class Signalled(Callback):
+    """SIGTERM as the first validation begins; `long`: more seconds ago than a signal waits for it."""
+
+    def __init__(self, *, long: bool) -> None:
+        self.long = long
+
+    def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
+        """Callbacks are asked in order: the checkpoints' is asked about the next batch."""
+        if trainer.global_step == 4 and batch_idx == 0:
+            saving = next(each for each in trainer.callbacks if isinstance(each, Checkpoints))  # type: ignore[attr-defined]
+            saving.interruption.signum = signal.SIGTERM
+            saving.interruption._since = time.monotonic() - (2 * PATIENCE if self.long else 0)
+
+
+def simclr(data: ImageData) -> SimCLR:
+    return SimCLR(data.spec, Weak(), Optimization(), "small_nf", hidden_dim=16, projection_dim=8, knn_k=5)
+
+
+@pytest.mark.parametrize(("long", "saved"), [(True, 3), (False, 4)])
+def test_a_signal_waits_for_a_short_validation_only(tmp_path: Path, long: bool, saved: int) -> None:
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        train(simclr, digits, tmp_path / "own", 8, stop=Signalled(long=long), every_steps=3)
+    assert torch.load(tmp_path / "own/checkpoints/last.ckpt", weights_only=True)["global_step"] == saved
+    own = train(simclr, digits, tmp_path / "own", 8, every_steps=3)
+    other = train(simclr, digits, tmp_path / "straight", 8, every_steps=3)
+    assert differing(own["state_dict"], other["state_dict"]) == []
+    rows = [(tmp_path / name / "metrics.csv").read_text() for name in ("own", "straight")]
+    assert rows[0] == rows[1]

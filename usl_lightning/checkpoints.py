@@ -28,6 +28,10 @@ ROW = "usl_row"
 """Key under which the metrics of its step are, where they were yet to be noted in metrics.csv."""
 
 
+PATIENCE = 5.0
+"""Seconds that a signal waits for a validation."""
+
+
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes to a temporary file, flushes it to disk, renames it: a full disk or a kill spoils nothing."""
 
@@ -120,8 +124,21 @@ class Checkpoints(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A checkpoint due at a step that is validated waits for it: a resume does not validate that step again."""
+        if self.interruption.deferred:
+            asked = Agreement().most(1, self.interruption.signum or 0, device=pl_module.device)[0]
+            self._heed(asked)
+            self._due |= bool(asked) and trainer.global_step != trainer.max_steps
         if self._due:
             self._save(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """A signal does not wait for a long validation; several processes have to, to leave together."""
+        waited = self.interruption.waited()
+        if self.interruption.deferred and waited is not None and waited > PATIENCE and world_size() == 1:
+            print(f"usl: validation is left; a resume repeats it, from step {self._saved_step} on", file=sys.stderr)
+            raise KeyboardInterrupt
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last state is always saved."""

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -25,6 +26,7 @@ class Interruption:
     def __init__(self) -> None:
         self.signum: int | None = None
         self.deferred = False
+        self._since = 0.0
         self._requeued = False
         self._before: dict[int, Any] = {}
 
@@ -45,11 +47,15 @@ class Interruption:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         again = signum == self.signum == signal.SIGINT
-        self.signum = signum
+        self.signum, self._since = signum, time.monotonic()
         if again or not self.deferred:
             raise KeyboardInterrupt
         name = signal.Signals(signum).name
         os.write(2, f"usl: {name}: saving after this step{'; again: stop at once' * (name == 'SIGINT')}\n".encode())
+
+    def waited(self) -> float | None:
+        """Seconds since the signal came to this process; None if none did."""
+        return None if self.signum is None else time.monotonic() - self._since
 
     def requeue(self) -> None:
         """After SIGUSR1, put the SLURM job back into the queue, once; for the main process, when all is saved."""

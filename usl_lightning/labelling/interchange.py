@@ -60,7 +60,7 @@ def _export(index: LabelIndex, out: Path, prefix: str, dir: str | None) -> None:
         if path.exists() and (path == out or out.suffix.lower() == ".json"):
             raise UslError(f"{path}: exists already; choose another --out")
     if out.suffix.lower() == ".csv":
-        write_text(out, to_csv(index))
+        write_text(out, f"\ufeff{to_csv(index)}")  # spreadsheets take it for UTF-8 by that
         print(f"{out}: {len(index)} images; fill in the column label ('{NOT_SURE}' is an answer too)")
         return
     tasks = to_label_studio(index, _addresses(index, prefix, dir))

@@ -24,6 +24,7 @@ from usl_lightning.models.encoder import Encoder
 from usl_lightning.progress import progress
 from usl_lightning.selection.geometry import check_directions, check_features
 from usl_lightning.selection.kept import check_dataset, kept_or_made, process_device, process_rank
+from usl_lightning.selection.memory import check_memory
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +129,7 @@ def _extract(encoder: Encoder, datamodule: ImageData, folder: Path) -> Tensor:
     n, width = len(datamodule.train_source), encoder.feature_dim
     share = process_range(n, process_rank(datamodule), world_size())
     batch_bytes = 4 * width * datamodule.eval_batch_size
+    check_memory(3 * 4 * width * n, f"features of {n} images, {width} numbers each")  # gathered, and in unit rows
     _check_space(folder, 8 * width * n)
     path = folder / f"{share.start}-{share.stop}.f32"
     training = encoder.training

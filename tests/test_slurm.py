@@ -173,15 +173,50 @@ def test_recipes_are_scripts_with_a_command() -> None:
     assert "#SBATCH" in slurm.read_header(CLUSTER / "header.sh")
 
 
+WORDS = [
+    *SIMCLR[3:], "--model.backbone", "small_nf", "--model.projection_norm", "false", "--trainer.max_steps", "6",
+    "--checkpoint.every_steps", "2", "--trainer.accelerator", "cpu",
+]  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def losses(run_dir: Path) -> list[float]:
+    """Of the six steps."""
+    rows = [row.split(",") for row in (run_dir / "metrics.csv").read_text().splitlines()]
+    found = [float(value) for _, name, value in rows if name == "loss"]
+    assert len(found) == 6
+    return found
+
+
+@pytest.mark.slow
+def test_two_tasks_of_a_slurm_job(folder: Path) -> None:
+    """As `srun` starts them on two machines: the variables are all they know of each other."""
+    job = {
+        "SLURM_JOB_ID": "77001", "SLURM_JOB_NAME": "usl", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_NNODES": "2", "SLURM_JOB_NUM_NODES": "2", "MASTER_PORT": str(free_port()),
+        **dict.fromkeys(("SLURM_NODELIST", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST"), "127.0.0.1"),
+    }  # fmt: skip
+    words = [*WORDS, "--trainer.strategy", "ddp", "--trainer.devices", "1", "--trainer.num_nodes", "2"]
+
+    def task(rank: str) -> None:
+        here = {"SLURM_PROCID": rank, "SLURM_NODEID": rank, "SLURM_LOCALID": "0"}
+        usl(folder, "fit", "--config", "digits_simclr.yaml", *words, "--run_dir", "runs/two", **job, **here).done()
+
+    usl(folder, "fit", "--config", "digits_simclr.yaml", *WORDS, "--run_dir", "runs/one").done()
+    together(lambda: task("0"), lambda: task("1"))
+    assert losses(folder / "runs/two") == pytest.approx(losses(folder / "runs/one"), rel=1e-4)
+
+
 @pytest.mark.slow
 def test_two_machines_by_torchrun(folder: Path) -> None:
     """Two launchers that know of each other by address only; killed and started again, they go on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    words = [*SIMCLR[3:], "--model.backbone", "small_nf", "--model.projection_norm", "false"]
-    words += ["--trainer.max_steps", "6", "--checkpoint.every_steps", "2", "--trainer.accelerator", "cpu"]
-    words += ["--trainer.strategy", "ddp"]
+    port, words = free_port(), [*WORDS, "--trainer.strategy", "ddp"]
 
     def machine(*more: str) -> Outcome:
         recipe = [str(CLUSTER / "torchrun.sh"), "digits_simclr.yaml", "runs/two", *words, *more]
@@ -191,15 +226,10 @@ def test_two_machines_by_torchrun(folder: Path) -> None:
         )
         return Outcome(done.returncode, done.stdout, done.stderr)
 
-    usl(folder, "fit", "--config", "digits_simclr.yaml", *words[:-2], "--run_dir", "runs/one").done()
+    usl(folder, "fit", "--config", "digits_simclr.yaml", *WORDS, "--run_dir", "runs/one").done()
     killed = together(*[lambda: machine(kill(4, rank=1))] * 2)
     assert all(each.code != 0 for each in killed)
     assert (folder / "runs/two/checkpoints/last.ckpt").resolve().name == "step=00000004.ckpt", killed
     for each in together(machine, machine):
         each.done()
-    one, two = (
-        [float(row.split(",")[2]) for row in (folder / "runs" / name / "metrics.csv").read_text().splitlines()
-         if ",loss," in row] for name in ("one", "two")
-    )  # fmt: skip
-    assert len(one) == 6
-    assert two == pytest.approx(one, rel=1e-4)
+    assert losses(folder / "runs/two") == pytest.approx(losses(folder / "runs/one"), rel=1e-4)

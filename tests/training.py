@@ -203,7 +203,8 @@ def assert_two_processes_agree(
 ) -> None:
     """Two processes, on two GPUs where there are any, with the same global batch: the losses and final state of one.
 
-    One of the two is killed on the way, which ends the other; then both go on from the last checkpoint.
+    On the way one of the two is killed, then the one that writes, amid a checkpoint, each of which ends the other, then
+    both; every time both go on from the last whole checkpoint.
     Each loss and, in norm, each weight and buffer is within `tolerance`, relative; the first loss and its gradient,
     before errors can grow, within 1e-5.
     The two hold the same weights and buffers, bit for bit, after every step (`Processes`).
@@ -211,11 +212,18 @@ def assert_two_processes_agree(
     """
     one = train(make_model, make_data, folder / "one", steps, accelerator=TOGETHER)
     arguments = (make_model, make_data, folder / "two", steps)
-    lost = steps // 3
+    last = folder / "two" / "checkpoints" / "last.ckpt"
+    lost, torn, gone = (steps * third // 3 - third for third in (1, 2, 3))
     survivor, victim = _pair(*arguments, stop=Kill(lost, rank=1), accelerator=TOGETHER)
     assert victim == -signal.SIGKILL
     assert survivor not in (0, None)
-    assert (folder / "two" / "checkpoints" / "last.ckpt").resolve().name == f"step={lost:08d}.ckpt"
+    assert last.resolve().name == f"step={lost:08d}.ckpt"
+    victim, survivor = _pair(*arguments, stop=Kill(torn, "write", rank=0), accelerator=TOGETHER)
+    assert victim == -signal.SIGKILL
+    assert survivor not in (0, None)
+    assert last.resolve().name == f"step={torn - 1:08d}.ckpt"
+    assert _pair(*arguments, stop=Kill(gone), accelerator=TOGETHER) == [-signal.SIGKILL] * 2
+    assert last.resolve().name == f"step={gone:08d}.ckpt"
     assert _pair(*arguments, accelerator=TOGETHER) == [0, 0]
     two = torch.load(folder / "two" / "checkpoints" / "last.ckpt", weights_only=True)
     losses = [[float(v) for _, v in _losses((folder / name / "metrics.csv").read_text())] for name in ("two", "one")]

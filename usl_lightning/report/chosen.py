@@ -137,13 +137,13 @@ def _explained(choice: Choice, shown: int) -> str:
         )
     else:
         words.append(
-            f"Density is 1/(mean squared distance to the {overview.neighbors:,} nearest images). An image's share are "
-            f"those that are nearer to it than to any other chosen one"
+            f"Density is 1/(mean squared distance to the {overview.neighbors:,} nearest images). Share: of all "
+            f"images those that are nearer to it than to any other chosen one"
             f"{', as estimated from a sample.' if _is_sample(overview) else '.'}"
         )
     if overview is not None and overview.cluster_sizes is not None:
         words.append(
-            f"Cluster: which of the {int((overview.cluster_sizes > 0).sum()):,} it was chosen from, and its images."
+            f"Cluster: which of the {int((overview.cluster_sizes > 0).sum()):,} it is in, and how many images are."
         )
     return " ".join(words)
 

@@ -213,7 +213,7 @@ def assert_two_processes_agree(
     one = train(make_model, make_data, folder / "one", steps, accelerator=TOGETHER)
     arguments = (make_model, make_data, folder / "two", steps)
     last = folder / "two" / "checkpoints" / "last.ckpt"
-    lost, torn, gone = (steps * third // 3 - third for third in (1, 2, 3))
+    lost, torn, gone = steps // 3, 2 * steps // 3, steps - 1
     survivor, victim = _pair(*arguments, stop=Kill(lost, rank=1), accelerator=TOGETHER)
     assert victim == -signal.SIGKILL
     assert survivor not in (0, None)

@@ -2,12 +2,15 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.plugins import MixedPrecision
+from runs import differing
 from torch import nn
-from training import MakeData, MakeModel, digits, few_labels, train
+from training import MakeData, MakeModel, Stop, digits, few_labels, train
 
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import FixMatchStrong, SmallGreyView, Weak
@@ -121,3 +124,22 @@ def test_accepted_precisions_train_alike(model: MakeModel, data: MakeData, tmp_p
     assert losses["64-true"] != full
     assert losses["bf16-true"] == pytest.approx(full, rel=0.1)
     assert losses["bf16-mixed"] == pytest.approx(full, rel=0.1)
+
+
+@pytest.mark.parametrize(("model", "data"), [(fixmatch, few_labels), (simclr, digits)])
+def test_the_scale_of_half_precision_losses_resumes(model: MakeModel, data: MakeData, tmp_path: Path) -> None:
+    """`16-mixed` with its scaler on the CPU, where the command line refuses it: it grows, also over a stop."""
+
+    def run(folder: Path, stop: Stop | None = None) -> dict[str, Any]:
+        scaler = torch.amp.GradScaler("cpu", init_scale=16.0, growth_interval=3)
+        plugin = MixedPrecision("16-mixed", "cpu", scaler)
+        return train(model, data, folder, 8, stop=stop, plugins=[plugin])
+
+    straight = run(tmp_path / "straight")
+    stopped = run(tmp_path / "stopped", Stop(4))
+    assert stopped["MixedPrecision"]["_growth_tracker"] == 1
+    stopped = run(tmp_path / "stopped")
+    assert stopped["MixedPrecision"] == straight["MixedPrecision"]
+    assert straight["MixedPrecision"]["scale"] == 64.0
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert differing(stopped[part], straight[part]) == []

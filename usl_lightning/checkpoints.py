@@ -134,9 +134,9 @@ class Checkpoints(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """A signal does not wait for a long validation; several processes have to, to leave together."""
+        """A signal does not wait for a long validation; a process that leaves alone ends the others."""
         waited = self.interruption.waited()
-        if self.interruption.deferred and waited is not None and waited > PATIENCE and world_size() == 1:
+        if self.interruption.deferred and waited is not None and waited > PATIENCE:
             print(f"usl: validation is left; a resume repeats it, from step {self._saved_step} on", file=sys.stderr)
             raise KeyboardInterrupt
 

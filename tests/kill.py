@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ class Kill(Callback):
     Args:
         step: when that many optimizer steps are done …
         moment: … and the next batch begins (`batch`), or one micro-batch later (`micro`), a validation batch
-            ends (`validation`), the checkpoint of that step is half written (`write`) or whole but not yet
-            `last.ckpt` (`rename`), the final test ends (`test`), or features for a selection begin (`select`).
+            ends (`validation`), or all have (`measure`), the checkpoint of that step is half written (`write`) or
+            whole but not yet `last.ckpt` (`rename`), the final test ends (`test`), or features for a selection
+            begin (`select`).
         by: name of the signal.
         parent: send it to the process that started this one, and wait to be told to stop.
         rank: the process that does, of several that train together; by default each.
@@ -48,6 +50,10 @@ class Kill(Callback):
         """Amid a validation."""
         self._at(trainer, "validation")
 
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What the batches told is about to be put together."""
+        self._at(trainer, "measure")
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The metrics are noted, the stage is not yet complete."""
         self._at(trainer, "test")
@@ -71,6 +77,34 @@ class Kill(Callback):
     def _replace(self, source: Any, target: Any, replace: Any = os.replace) -> None:
         replace(source, target)
         self._send()
+
+
+class Slow(Callback):
+    """Makes every batch of a validation take longer.
+
+    Args:
+        seconds: so much.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        """As large images would."""
+        time.sleep(self.seconds)
+
+
+class ReadOnly(Callback):
+    """Takes the right to write away from a folder and the folders in it, when `step` steps are done."""
+
+    def __init__(self, step: int, folder: str) -> None:
+        self.step, self.folder = step, Path(folder)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """As a file server does that has lost its disk."""
+        if trainer.global_step == self.step:
+            for folder in (self.folder, *(path for path in self.folder.iterdir() if path.is_dir())):
+                folder.chmod(0o555)
 
 
 class ClockJump(Callback):

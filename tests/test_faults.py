@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,14 +16,16 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from pytorch_lightning import Callback, Trainer
+from kill import Kill
+from pytorch_lightning import Callback
 from runs import SIMCLR, assert_same_run, differing, kill, together, usl
-from training import digits, train
+from training import StopError, digits, train
 
-from usl_lightning.checkpoints import PATIENCE, AtomicCheckpointIO, Checkpoints, newest_whole
+from usl_lightning.checkpoints import AtomicCheckpointIO, newest_whole
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
 from usl_lightning.errors import UslError
+from usl_lightning.interrupt import Interruption
 from usl_lightning.logs import MetricsCSV
 from usl_lightning.models.encoder import read_checkpoint
 from usl_lightning.optim import Optimization
@@ -94,11 +95,31 @@ def test_a_row_that_a_full_disk_cut_short_is_noted_again(tmp_path: Path) -> None
     assert metrics.path.read_text() == "step,name,value\n10,loss,2.5\n11,lr,0.1\n11,loss,2.25\n"
 
 
-def test_a_folder_that_becomes_read_only() -> None:
-    with pytest.raises(UslError, match=r"/proc/run/step=3\.ckpt: cannot be written"):
-        AtomicCheckpointIO().save_checkpoint({}, "/proc/run/step=3.ckpt")
+def test_a_folder_that_becomes_read_only(straight: Path, tmp_path: Path) -> None:
+    """The superuser writes wherever the file system lets it, unless that right is given up."""
+    mortal = ["setpriv", "--bounding-set=-dac_override", "--"] if os.geteuid() == 0 else []
+    gone = [{"class_path": "kill.ReadOnly", "init_args": {"step": 4, "folder": "run"}}]
+    stopped = usl(tmp_path, *WORDS, f"--trainer.callbacks={json.dumps(gone)}", wrapper=mortal)
+    assert "run/checkpoints/step=00000006.ckpt: cannot be written (Permission denied)" in stopped.mistake
+    assert checkpoints(tmp_path) == ["last.ckpt", "step=00000003.ckpt", "step=00000003.ckpt"]
+    assert "run/stage.json: cannot be written" in usl(tmp_path, *WORDS, *RESUME, wrapper=mortal).mistake
+    for folder in (tmp_path / "run", tmp_path / "run/checkpoints"):
+        folder.chmod(0o755)
+    usl(tmp_path, *WORDS, *RESUME).done()
+    assert_same_run(tmp_path / "run", straight / "run")
+
+
+def test_a_metric_that_cannot_be_noted() -> None:
     with pytest.raises(UslError, match=r"/proc/run\.csv: cannot be written"):
         MetricsCSV(Path("/proc/run.csv")).log_metrics({"loss": 1.0}, 3)
+
+
+def test_a_validation_amid_a_step_is_refused(tmp_path: Path) -> None:
+    amid = ["--trainer.val_check_interval", "5", "--trainer.accumulate_grad_batches", "2"]
+    line = usl(tmp_path, *WORDS, *amid).mistake
+    assert "trainer.val_check_interval: 5 batches end amid a step of 2 " in line
+    assert line.endswith("use 4 or 6")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -214,31 +235,56 @@ def test_a_folder_or_foreign_file_is_no_checkpoint(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if path.name != "runs"] == ["foreign.ckpt"]
 
 
-class Signalled(Callback):
-    """SIGTERM as the first validation begins; `long`: more seconds ago than a signal waits for it."""
-
-    def __init__(self, *, long: bool) -> None:
-        self.long = long
-
-    def on_validation_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, *_: Any) -> None:
-        """Callbacks are asked in order: the checkpoints' is asked about the next batch."""
-        if trainer.global_step == 4 and batch_idx == 0:
-            saving = next(each for each in trainer.callbacks if isinstance(each, Checkpoints))  # type: ignore[attr-defined]
-            saving.interruption.signum = signal.SIGTERM
-            saving.interruption._since = time.monotonic() - (2 * PATIENCE if self.long else 0)
-
-
 def simclr(data: ImageData) -> SimCLR:
     return SimCLR(data.spec, Weak(), Optimization(), "small_nf", hidden_dim=16, projection_dim=8, knn_k=5)
 
 
-@pytest.mark.parametrize(("long", "saved"), [(True, 3), (False, 4)])
-def test_a_signal_waits_for_a_short_validation_only(tmp_path: Path, long: bool, saved: int) -> None:
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(simclr, digits, tmp_path / "own", 8, stop=Signalled(long=long), every_steps=3)
-    assert torch.load(tmp_path / "own/checkpoints/last.ckpt", weights_only=True)["global_step"] == saved
-    own = train(simclr, digits, tmp_path / "own", 8, every_steps=3)
-    other = train(simclr, digits, tmp_path / "straight", 8, every_steps=3)
-    assert differing(own["state_dict"], other["state_dict"]) == []
+class Lost(Callback):
+    """A power cut as the first checkpoint is to be written: what the validation told is noted, but not saved."""
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        """Nothing is written."""
+        raise StopError
+
+
+@pytest.mark.parametrize(
+    ("step", "moment", "accumulate"),
+    [(4, "validation", 1), (4, "measure", 1), (8, "validation", 1), (8, "measure", 1), (2, "measure", 2)],
+)
+def test_a_signal_amid_a_validation_saves_at_once(tmp_path: Path, step: int, moment: str, accumulate: int) -> None:
+    """A resume validates the step, as often as it takes, and goes on as a run nobody touched."""
+    options: dict[str, Any] = {"every_steps": 3, "accumulate_grad_batches": accumulate}
+    last = tmp_path / "own/checkpoints/last.ckpt"
+    stop = Kill(step, moment, by="SIGTERM")
+    with Interruption() as interruption, pytest.raises(SystemExit):
+        train(simclr, digits, tmp_path / "own", 8, stop=stop, interruption=interruption, **options)
+    assert last.resolve().name == f"step={step:08d}.ckpt"
+    train(simclr, digits, tmp_path / "own", 8, stop=Lost(), **options)
+    assert last.resolve().name == f"step={step:08d}.ckpt"
+    own = train(simclr, digits, tmp_path / "own", 8, **options)
+    other = train(simclr, digits, tmp_path / "straight", 8, **options)
+    assert differing(own, other) == []
     rows = [(tmp_path / name / "metrics.csv").read_text() for name in ("own", "straight")]
     assert rows[0] == rows[1]
+    assert sum(",knn_accuracy," in row for row in rows[0].splitlines()) == 2 * accumulate
+
+
+@pytest.mark.parametrize("other", [{"limit_val_batches": 0}, {"val_check_interval": 3}])
+def test_a_run_that_validates_no_more_where_it_was_stopped(tmp_path: Path, other: dict[str, int]) -> None:
+    """At the last step, where there is nothing else to do."""
+    stop = Kill(8, "validation", by="SIGTERM")
+    with Interruption() as interruption, pytest.raises(SystemExit):
+        train(simclr, digits, tmp_path / "own", 8, stop=stop, interruption=interruption, every_steps=3)
+    own = train(simclr, digits, tmp_path / "own", 8, **other)
+    reference = train(simclr, digits, tmp_path / "straight", 8)
+    assert own["global_step"] == 8
+    assert differing(own["state_dict"], reference["state_dict"]) == []
+
+
+def test_a_signal_that_follows_does_not_disturb_what_is_saved() -> None:
+    with Interruption() as interruption:
+        interruption.deferred = interruption.breaks = True
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.signum == signal.SIGUSR1, "the job is to be put back into the queue"

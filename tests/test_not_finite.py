@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from training import digits
 
-from usl_lightning.checkpoints import Checkpoints, StopOnNaN
+from usl_lightning.checkpoints import Checkpoints
 from usl_lightning.data.batch import Batch
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
 from usl_lightning.errors import UslError
+from usl_lightning.not_finite import StopOnNaN
 from usl_lightning.optim import Optimization
 from usl_lightning.pretrain.simclr import SimCLR
 from usl_lightning.trainer import KeyedRandomness, Trainer

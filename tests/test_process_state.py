@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from usl_lightning.checkpoints import Agreement
+from usl_lightning.agreement import Agreement
 from usl_lightning.errors import UslError
-from usl_lightning.processes import check_equal, fingerprint, process_statistics, set_timeout
+from usl_lightning.pretrain.moco import MoCo
+from usl_lightning.processes import check_equal, fingerprint, process_statistics, set_timeout, syncs_batch_norm
+from usl_lightning.stage_cli import TRAINER_DEFAULTS
 
 
 def test_only_batch_norms_that_are_not_synchronised_have_statistics_of_their_own() -> None:
@@ -21,6 +23,17 @@ def test_only_batch_norms_that_are_not_synchronised_have_statistics_of_their_own
     assert process_statistics(net) == names
     assert process_statistics(net[1]) == {name.removeprefix("1.") for name in names}
     assert process_statistics(nn.SyncBatchNorm.convert_sync_batchnorm(net)) == set()
+
+
+def test_batch_norm_is_synchronised_by_default_where_it_can_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert TRAINER_DEFAULTS["sync_batchnorm"] is True
+    plain, moco = nn.Linear(2, 2), nn.Linear(2, 2)
+    moco.sync_batch_norm = MoCo.sync_batch_norm
+    assert not syncs_batch_norm(plain, True, "cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [syncs_batch_norm(plain, True, kind) for kind in ("auto", "gpu", "cuda", "cpu")] == [True, True, True, False]
+    assert not syncs_batch_norm(plain, False, "cuda"), "--trainer.sync_batchnorm false"
+    assert not syncs_batch_norm(moco, True, "cuda"), "it groups the batch itself"
 
 
 @given(place=st.integers(0, 59), bit=st.integers(0, 31), dtype=st.sampled_from([torch.float32, torch.int32]))
@@ -62,13 +75,13 @@ def test_processes_talk_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> 
     """Of two processes that take 0.1 s a step, the other is asked to stop at step 7."""
     now, asked = 0.0, []
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr("usl_lightning.checkpoints.world_size", lambda: 2)
+    monkeypatch.setattr("usl_lightning.agreement.world_size", lambda: 2)
 
     def all_reduce(told: torch.Tensor, op: object) -> None:
         asked.append(step)
         told[1] = 10 * (step >= 7)
 
-    monkeypatch.setattr("usl_lightning.checkpoints.dist.all_reduce", all_reduce)
+    monkeypatch.setattr("usl_lightning.agreement.dist.all_reduce", all_reduce)
     agreement, found = Agreement(), []
     for step in range(1, 40):
         now += 0.1

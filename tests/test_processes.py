@@ -105,6 +105,26 @@ def test_a_signal_to_one_process_saves_and_stops_all(folder: Path) -> None:
     assert_close_run(folder / "simclr/signal", folder / "simclr/one")
 
 
+@pytest.mark.parametrize("rank", [0, 1, None])
+def test_a_signal_amid_a_validation_saves_and_stops_all(folder: Path, rank: int | None) -> None:
+    """The main process leaves at once; that another is asked to is known at the next batch."""
+    callbacks = [
+        {"class_path": "kill.Kill", "init_args": {"step": 5, "moment": "validation", "by": "SIGTERM", "rank": rank}},
+        {"class_path": "kill.Slow", "init_args": {"seconds": 2}},
+    ]
+    words = [*WORDS["simclr"], *TWO, "--run_dir", f"simclr/validation{rank}", "--checkpoint.every_steps", "100"]
+    slow = ["--data.eval_batch_size", "16", f"--trainer.callbacks={json.dumps(callbacks)}"]
+    stopped = usl(folder, *words, *slow)
+    assert stopped.code == 130, stopped
+    assert "usl: validation broken off after step 5; a resume begins with it" in stopped.err
+    assert "Traceback" not in stopped.err
+    assert (folder / f"simclr/validation{rank}/checkpoints/last.ckpt").resolve().name == "step=00000005.ckpt"
+    usl(folder, *words, "--ckpt_path", "last").done()
+    assert_close_run(folder / f"simclr/validation{rank}", folder / "simclr/one")
+    own, other = (series(folder / f"simclr/{name}", "knn_accuracy") for name in (f"validation{rank}", "one"))
+    assert own == pytest.approx(other, abs=0.01)
+
+
 def test_a_process_that_drifts_is_noticed(folder: Path) -> None:
     """With batch norm, whose statistics are each process's own on a CPU, and none of whose weights are."""
     drift = "--trainer.callbacks=" + json.dumps([{"class_path": "kill.Drift", "init_args": {"step": 5}}])

@@ -25,11 +25,13 @@ from kill import Kill
 from pytorch_lightning import Callback, LightningModule
 from runs import differing
 
-from usl_lightning.checkpoints import Checkpoints, StopOnNaN
+from usl_lightning.checkpoints import Checkpoints
 from usl_lightning.data.modules import ImageData, SemiSupervisedData
 from usl_lightning.data.sources import dataset_id, open_source
+from usl_lightning.interrupt import Interruption
 from usl_lightning.labels import LabelIndex
 from usl_lightning.logs import MetricsCSV, Progress
+from usl_lightning.not_finite import StopOnNaN
 from usl_lightning.processes import Processes
 from usl_lightning.trainer import KeyedRandomness, Trainer
 
@@ -94,6 +96,7 @@ def train(
     *,
     stop: Callback | None = None,
     every_steps: int = 1,
+    interruption: Interruption | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Train for `steps` steps, from the newest checkpoint in `folder` if there is one.
@@ -101,6 +104,7 @@ def train(
     Args:
         stop: what may end the run before.
         every_steps: between two checkpoints.
+        interruption: takes the signals that ask the run to stop.
         options: of the Trainer.
 
     Returns:
@@ -117,7 +121,8 @@ def train(
         use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, logger=MetricsCSV(folder / "metrics.csv"),
         callbacks=[
-            KeyedRandomness(data.seed), StopOnNaN(), Checkpoints(folder / "checkpoints", every_steps=every_steps),
+            KeyedRandomness(data.seed), StopOnNaN(),
+            Checkpoints(folder / "checkpoints", every_steps=every_steps, interruption=interruption),
             Progress(""),
             Processes(check_every=1), FirstGradient(folder),
             *([] if stop is None else [stop]),
@@ -203,8 +208,8 @@ def assert_two_processes_agree(
 ) -> None:
     """Two processes, on two GPUs where there are any, with the same global batch: the losses and final state of one.
 
-    On the way one of the two is killed, then the one that writes, amid a checkpoint, each of which ends the other, then
-    both; every time both go on from the last whole checkpoint.
+    On the way there are five `kill -9` at random steps, after each of which they go on from the last whole checkpoint:
+    of both processes twice; of either one, and of the one that writes amid a checkpoint, which end the other.
     Each loss and, in norm, each weight and buffer is within `tolerance`, relative; the first loss and its gradient,
     before errors can grow, within 1e-5.
     The two hold the same weights and buffers, bit for bit, after every step (`Processes`).
@@ -213,17 +218,14 @@ def assert_two_processes_agree(
     one = train(make_model, make_data, folder / "one", steps, accelerator=TOGETHER)
     arguments = (make_model, make_data, folder / "two", steps)
     last = folder / "two" / "checkpoints" / "last.ckpt"
-    lost, torn, gone = steps // 3, 2 * steps // 3, steps - 1
-    survivor, victim = _pair(*arguments, stop=Kill(lost, rank=1), accelerator=TOGETHER)
-    assert victim == -signal.SIGKILL
-    assert survivor not in (0, None)
-    assert last.resolve().name == f"step={lost:08d}.ckpt"
-    victim, survivor = _pair(*arguments, stop=Kill(torn, "write", rank=0), accelerator=TOGETHER)
-    assert victim == -signal.SIGKILL
-    assert survivor not in (0, None)
-    assert last.resolve().name == f"step={torn - 1:08d}.ckpt"
-    assert _pair(*arguments, stop=Kill(gone), accelerator=TOGETHER) == [-signal.SIGKILL] * 2
-    assert last.resolve().name == f"step={gone:08d}.ckpt"
+    dice = random.Random(make_model.__module__)
+    kills = dice.sample([("batch", 0), ("batch", 1), ("write", 0), ("batch", None), ("batch", None)], 5)
+    for step, (moment, rank) in zip(sorted(dice.sample(range(2, steps), 5)), kills, strict=True):
+        ends = _pair(*arguments, stop=Kill(step, moment, rank=rank), accelerator=TOGETHER)
+        victims = (0, 1) if rank is None else (rank,)
+        for process, end in enumerate(ends):
+            assert end == -signal.SIGKILL if process in victims else end not in (0, None), (step, moment, rank, ends)
+        assert last.resolve().name == f"step={step - (moment == 'write'):08d}.ckpt"
     assert _pair(*arguments, accelerator=TOGETHER) == [0, 0]
     two = torch.load(folder / "two" / "checkpoints" / "last.ckpt", weights_only=True)
     losses = [[float(v) for _, v in _losses((folder / name / "metrics.csv").read_text())] for name in ("two", "one")]

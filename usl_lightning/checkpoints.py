@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from usl_lightning.distributed import world_size
+from usl_lightning.agreement import Agreement, fewest
 from usl_lightning.errors import UslError
 from usl_lightning.files import atomic_path
 from usl_lightning.identity import differences, names_a_file
@@ -20,16 +19,17 @@ from usl_lightning.interrupt import Interruption
 from usl_lightning.launch import is_main_process
 from usl_lightning.logs import MetricsCSV
 from usl_lightning.models.encoder import read_checkpoint
+from usl_lightning.processes import says_lost
+from usl_lightning.resumed_validation import begin_with_validation, forget_validation
 
 IDENTITY = "usl_identity"
 """Key of a checkpoint under which the run's identity fields are stored."""
 
 ROW = "usl_row"
-"""Key under which the metrics of its step are, where they were yet to be noted in metrics.csv."""
+"""Key under which the metrics of its step are, where metrics.csv may have lost them or holds more."""
 
-
-PATIENCE = 5.0
-"""Seconds that a signal waits for a validation."""
+UNVALIDATED = "usl_unvalidated"
+"""Key that tells whether the step is yet to be validated: the run was stopped amid that."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -59,8 +59,8 @@ class Checkpoints(Callback):
         every_minutes: time between checkpoints.
         every_steps: a fixed number of steps between them instead.
         identity: what a run must share to continue from them.
-        interruption: signals that any process may get: the run is saved when its step, and a validation that
-            follows it, are done; then it stops.
+        interruption: signals that any process may get: the run is saved when its step is done; then it stops. A
+            validation is broken off; a resume begins with it.
     """
 
     def __init__(
@@ -77,11 +77,15 @@ class Checkpoints(Callback):
         self._step, self._saved_step, self._saved_time = -1, -1, 0.0
         self._due, self._stop = False, False
         self._row: dict[str, float] = {}
-        self._agreement = Agreement()
+        self._unvalidated = False
+        self._agreement, self._amid = Agreement(), Agreement()
+        self._looked, self._together = 0, 0
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A kill right after the save may have lost the metrics of its step."""
-        self._row = checkpoint.get(ROW, {})
+        """What was, and was not, noted of the step that was saved."""
+        self._row, self._unvalidated = checkpoint.get(ROW, {}), checkpoint.get(UNVALIDATED, False)
+        if self._unvalidated:
+            begin_with_validation(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The step a resumed run starts from is saved already; what a killed run left half written goes."""
@@ -90,10 +94,14 @@ class Checkpoints(Callback):
         self._agreement = Agreement(trainer.global_step)
         self.interruption.deferred = True
         self.interruption.install()
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.complete(self._row, trainer.global_step - 1)
-        self._row = {}
+        if self._unvalidated:
+            self._saved_step, self._due = -1, trainer.global_step != trainer.max_steps
+            forget_validation(trainer, again=_validates_after(trainer))
+        for metrics in _metrics(trainer):
+            if self._unvalidated:
+                metrics.rewind(trainer.global_step - 1)
+            metrics.complete(self._row, trainer.global_step - 1)
+        self._row, self._unvalidated = {}, False
         if trainer.is_global_zero:
             for torn in self.folder.glob(".step=*.tmp"):
                 torn.unlink(missing_ok=True)
@@ -122,23 +130,40 @@ class Checkpoints(Callback):
             self._save(trainer)
             self._row = {}
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A checkpoint due at a step that is validated waits for it: a resume does not validate that step again."""
-        if self.interruption.deferred:
-            asked = Agreement().most(1, self.interruption.signum or 0, device=pl_module.device)[0]
-            self._heed(asked)
-            self._due |= bool(asked) and trainer.global_step != trainer.max_steps
-        if self._due:
-            self._save(trainer)
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From here on the main process leaves as soon as it is asked to: what it has done is what is saved."""
+        if not self.interruption.deferred or trainer.fit_loop._should_accumulate():
+            return  # not amid training; amid accumulation
+        self._unvalidated = True
+        for metrics in _metrics(trainer):
+            self._row = metrics.noted(trainer.global_step - 1)
+        self._looked, self._amid = 0, Agreement()
+        self._together = fewest(sum(int(batches) for batches in trainer.num_val_batches), device=pl_module.device)
+        if self._stop:
+            self._break_off(trainer)
+        self.interruption.breaks = trainer.is_global_zero
+        if self.interruption.breaks and self.interruption.signum is not None:
+            raise KeyboardInterrupt
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """A signal does not wait for a long validation; a process that leaves alone ends the others."""
-        waited = self.interruption.waited()
-        if self.interruption.deferred and waited is not None and waited > PATIENCE:
-            print(f"usl: validation is left; a resume repeats it, from step {self._saved_step} on", file=sys.stderr)
-            raise KeyboardInterrupt
+        """Stop here if another process was asked to; all come here so many times, some once more."""
+        if self._unvalidated and self._looked < self._together:
+            self._heed(*self._amid.most(self._looked, self.interruption.signum or 0, device=pl_module.device))
+            if self._stop:
+                self._break_off(trainer)
+        self._looked += 1
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A checkpoint due at a step that is validated waits for it: a resume does not validate that step again."""
+        self.interruption.breaks = False
+        if self._unvalidated:
+            self._row, self._unvalidated = {}, False
+            self._heed(*Agreement().most(1, self.interruption.signum or 0, device=pl_module.device))
+            self._due |= self._stop and trainer.global_step != trainer.max_steps
+        if self._due:
+            self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The last state is always saved."""
@@ -151,17 +176,32 @@ class Checkpoints(Callback):
             self._leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Nothing is saved any more: signals need not wait."""
-        self.interruption.deferred = False
+        """Save what a validation was to judge; elsewhere nothing is saved any more, and signals need not wait."""
+        asked = isinstance(exception, KeyboardInterrupt)
+        if self._unvalidated and trainer.is_global_zero and (asked or says_lost(exception)):
+            try:
+                self._save(trainer, alone=True)
+            except UslError as error:
+                print(f"usl: {error}", file=sys.stderr)
+            self.interruption.requeue()
+        self.interruption.deferred = self.interruption.breaks = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say what the run is."""
-        checkpoint[IDENTITY], checkpoint[ROW] = self.identity, self._row
+        by_steps = trainer.val_check_batch is not None  # a validation by the clock is not to be repeated
+        checkpoint |= {IDENTITY: self.identity, ROW: self._row, UNVALIDATED: self._unvalidated and by_steps}
 
     def _heed(self, asked: int) -> None:
         """Stop after this step if any process was asked to, by the signal of that number."""
         if asked:
             self._stop, self.interruption.signum = True, asked
+
+    def _break_off(self, trainer: Trainer) -> None:
+        """Save what the validation was to judge, on all processes, and end the run."""
+        self.interruption.breaks = False
+        self._save(trainer)
+        self._unvalidated = False
+        self._leave(trainer)
 
     def _leave(self, trainer: Trainer) -> None:
         """End the run; a launcher ends all processes as soon as one has gone, so first what remains to be done."""
@@ -170,9 +210,13 @@ class Checkpoints(Callback):
         trainer.strategy.barrier()
         raise KeyboardInterrupt
 
-    def _save(self, trainer: Trainer) -> None:
+    def _save(self, trainer: Trainer, *, alone: bool = False) -> None:
+        """Write a checkpoint; `alone`: the other processes may be gone, they are not waited for."""
         path = self.folder / f"step={trainer.global_step:08d}.ckpt"
-        trainer.save_checkpoint(path, weights_only=False)
+        if alone:
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), path)
+        else:
+            trainer.save_checkpoint(path, weights_only=False)
         if trainer.is_global_zero:
             _point(self.folder / "last.ckpt", path.name)
             # Later steps are of a run that was set back to an earlier checkpoint: they are no longer the newest.
@@ -180,42 +224,9 @@ class Checkpoints(Callback):
             for old in self.folder.glob("step=*.ckpt"):
                 if old not in (*kept, path):
                     old.unlink(missing_ok=True)
+            if self._unvalidated:
+                print(f"usl: validation broken off after step {self._step}; a resume begins with it", file=sys.stderr)
         self._saved_step, self._saved_time, self._due = trainer.global_step, time.monotonic(), False
-
-
-class Agreement:
-    """Tells every process at the same step what any of them knows, about once a second: they talk no more than that.
-
-    Args:
-        step: optimizer steps done so far.
-    """
-
-    LONGEST = 50
-    """Steps between two exchanges at most, so that steps that become slow are noticed."""
-
-    def __init__(self, step: int = 0) -> None:
-        self._next, self._last, self._time = step + 1, step, time.monotonic()
-
-    def most(self, step: int, *values: int, device: torch.device) -> tuple[int, ...]:
-        """The largest of each value on any process; zeros between two exchanges.
-
-        Args:
-            step: optimizer steps done, the same on every process.
-            values: 0 or more.
-            device: of the process group.
-        """
-        if world_size() == 1:
-            return values
-        if step < self._next:
-            return (0,) * len(values)
-        now = time.monotonic()
-        pace = (now - self._time) / max(1, step - self._last)
-        pause = min(self.LONGEST, max(1, int(1 / max(pace, 1e-9))))
-        told = torch.tensor([*values, -pause], dtype=torch.long, device=device)
-        dist.all_reduce(told, op=dist.ReduceOp.MAX)
-        *found, pause = told.tolist()
-        self._next, self._last, self._time = step - pause, step, now
-        return tuple(found)
 
 
 def _validates_after(trainer: Trainer) -> bool:
@@ -223,6 +234,10 @@ def _validates_after(trainer: Trainer) -> bool:
     every: float | None = trainer.val_check_batch
     done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     return trainer.enable_validation and every is not None and done % every == 0
+
+
+def _metrics(trainer: Trainer) -> list[MetricsCSV]:
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
 
 
 def _yet_to_be_noted(trainer: Trainer) -> dict[str, float]:
@@ -238,53 +253,6 @@ def _point(link: Path, target: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(link)
-
-
-class StopOnNaN(Callback):
-    """Ends a run after a loss that is not finite, before it is saved, and names the step of that loss.
-
-    Args:
-        every: batches between looks; each look waits for the device.
-    """
-
-    def __init__(self, every: int = 50) -> None:
-        self.every = every
-        self._step = 0  # the one being taken
-        self._first: Tensor | None = None  # on the device: the first step of such a loss; 0 if there was none
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Note the step: it is counted on before the end of its last batch."""
-        self._step = trainer.global_step + 1
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Remember on the device whether the loss is finite; look from time to time."""
-        loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            bad = loss.detach().isfinite().logical_not() * self._step
-            self._first = bad if self._first is None else torch.where(self._first > 0, self._first, bad)
-        if (batch_idx + 1) % self.every == 0:
-            self._look()
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Never save what cannot be continued."""
-        self._look()
-        for name, value in checkpoint["state_dict"].items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise UslError(_not_finite(trainer.global_step, name))
-
-    def _look(self) -> None:
-        first = 0 if self._first is None else int(self._first)
-        if first:
-            raise UslError(_not_finite(first, "the loss"))
-
-
-def _not_finite(step: int, what: str) -> str:
-    return (
-        f"step {step}: {what} is not finite; the last good checkpoint is kept. "
-        "Lower model.optimizer.lr or use --trainer.precision 32-true"
-    )
 
 
 def _shapes_model(key: str) -> bool:

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -21,12 +20,14 @@ class Interruption:
     Attributes:
         signum: the signal that came, here or to another process of the run; or None.
         deferred: training goes on to the end of the step.
+        breaks: though deferred, the first signal is KeyboardInterrupt at once; those that follow let what it makes
+            be saved.
     """
 
     def __init__(self) -> None:
         self.signum: int | None = None
         self.deferred = False
-        self._since = 0.0
+        self.breaks = False
         self._requeued = False
         self._before: dict[int, Any] = {}
 
@@ -46,16 +47,13 @@ class Interruption:
                 signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        again = signum == self.signum == signal.SIGINT
-        self.signum, self._since = signum, time.monotonic()
-        if again or not self.deferred:
+        first, again = self.signum is None, signum == self.signum == signal.SIGINT
+        if first or signum == signal.SIGINT:  # SIGTERM after SIGUSR1 does not take the requeueing back
+            self.signum = signum
+        if again or not self.deferred or (first and self.breaks):
             raise KeyboardInterrupt
         name = signal.Signals(signum).name
         os.write(2, f"usl: {name}: saving after this step{'; again: stop at once' * (name == 'SIGINT')}\n".encode())
-
-    def waited(self) -> float | None:
-        """Seconds since the signal came to this process; None if none did."""
-        return None if self.signum is None else time.monotonic() - self._since
 
     def requeue(self) -> None:
         """After SIGUSR1, put the SLURM job back into the queue, once; for the main process, when all is saved."""

@@ -81,6 +81,12 @@ class MetricsCSV(Logger):
             write_text(self.path, whole)
         self.log_metrics({name: value for name, value in metrics.items() if f"\n{step},{name}," not in whole}, step)
 
+    def noted(self, step: int) -> dict[str, float]:
+        """The rows of one step."""
+        text = self.path.read_text() if self.path.exists() else ""
+        rows = (row.split(",") for row in text.splitlines() if row.startswith(f"{step},"))
+        return {name: float(value) for _, name, value in rows}
+
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Append one row a metric.

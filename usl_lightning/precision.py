@@ -18,7 +18,7 @@ def check_precision(precision: str | int | None, accelerator: str) -> None:
         UslError: the device lacks it; names those that it has.
     """
     kind = str(precision)
-    device = _device(accelerator)
+    device = device_of(accelerator)
     if device == "cpu" and kind in ("16", "16-mixed", "16-true"):
         raise UslError(f"trainer.precision: {kind} is not for a CPU; use bf16-mixed or 32-true")
     if device == "cuda" and kind.startswith("bf16") and not torch.cuda.is_bf16_supported(including_emulation=False):
@@ -58,7 +58,8 @@ def full_precision(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _device(accelerator: str) -> str:
+def device_of(accelerator: str) -> str:
+    """`cuda`, `mps` or `cpu`: what a Trainer with this accelerator computes on here."""
     if accelerator in ("cuda", "gpu", "auto") and torch.cuda.is_available():
         return "cuda"
     if accelerator in ("mps", "gpu", "auto") and torch.backends.mps.is_available():

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from usl_lightning.distributed import gather, world_size
 from usl_lightning.errors import UslError
+from usl_lightning.precision import device_of
 
 LOST = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe", "connection refused")
 """How gloo and NCCL say that another process does not answer."""
@@ -52,6 +53,17 @@ class Processes(Callback):
         if self.check_every and step != before and step % self.check_every == 0 and world_size() > 1:
             own = process_statistics(pl_module)
             check_equal({k: v for k, v in pl_module.state_dict().items() if k not in own}, step)
+
+
+def syncs_batch_norm(model: nn.Module, wanted: bool, accelerator: str) -> bool:
+    """Whether batch norm is to see the global batch.
+
+    Args:
+        model: MoCo, for one, has another remedy: its `sync_batch_norm` is False.
+        wanted: `trainer.sync_batchnorm`.
+        accelerator: as for the Trainer; PyTorch has a synchronised batch norm for CUDA alone.
+    """
+    return wanted and device_of(accelerator) == "cuda" and getattr(model, "sync_batch_norm", True)
 
 
 def process_statistics(model: nn.Module) -> set[str]:
@@ -109,13 +121,18 @@ def set_timeout(strategy: Any, minutes: float) -> None:
         strategy._timeout = timedelta(minutes=minutes)
 
 
+def says_lost(error: BaseException) -> bool:
+    """Whether an error is that of an exchange which another process did not answer."""
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(sign in text for sign in LOST)
+
+
 def lost_peer(error: BaseException, trainer: pytorch_lightning.Trainer, minutes: float) -> UslError | None:
     """What a failed exchange means for the user; None if it is another error.
 
     The processes that this one has started are ended: one that hangs would stay.
     """
-    text = str(error).lower()
-    if trainer.world_size == 1 or not any(sign in text for sign in LOST):
+    if trainer.world_size == 1 or not says_lost(error):
         return None
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):

@@ -82,6 +82,8 @@ def run(stage: StageCommand, interruption: Interruption, on_ready: Callable[[], 
         lost = lost_peer(error, trainer, cli.config.processes.timeout_minutes)
         if lost is None:
             raise
+        if interruption.signum is not None:  # the others were told to stop too
+            raise KeyboardInterrupt from error
         raise lost from error
     except SystemExit as stop:  # Lightning's answer to SIGINT (code 1) and to SIGTERM (code 0: success)
         raise KeyboardInterrupt from stop
@@ -108,10 +110,7 @@ def _check_classes(cli: StageCLI, checkpoint: Path) -> None:
 
 
 def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
-    if trainer.max_steps < 1:
-        raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
-    if cli.config.compile and cli.config.activation_checkpointing:
-        raise UslError("activation_checkpointing: a compiled network decides itself what to keep; leave one out")
+    _check_fit(cli, trainer)
     if cli.config.compile:
         compile_encoders(cli.model)
     if cli.config.activation_checkpointing:
@@ -121,6 +120,20 @@ def _fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callab
     trainer.callbacks.insert(0, LambdaCallback(on_train_start=lambda *_: begin()))  # type: ignore[attr-defined]
     trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     return _finish(cli, trainer, _measure(cli, trainer))
+
+
+def _check_fit(cli: StageCLI, trainer: Trainer) -> None:
+    if trainer.max_steps < 1:
+        raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
+    every, part = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if isinstance(every, int) and every % part:
+        valid = [size for size in (every - every % part, every - every % part + part) if size]
+        raise UslError(
+            f"trainer.val_check_interval: {every} batches end amid a step of {part} (trainer.accumulate_grad_batches); "
+            f"use {' or '.join(map(str, valid))}"
+        )
+    if cli.config.compile and cli.config.activation_checkpointing:
+        raise UslError("activation_checkpointing: a compiled network decides itself what to keep; leave one out")
 
 
 def _test(cli: StageCLI, trainer: Trainer, checkpoint: Path) -> dict[str, Any]:

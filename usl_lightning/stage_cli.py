@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
@@ -11,7 +10,7 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 
-from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints, StopOnNaN
+from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints
 from usl_lightning.complaints import check_keys, explain, naming_missing_packages
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
@@ -19,8 +18,9 @@ from usl_lightning.errors import UslError
 from usl_lightning.identity import flatten
 from usl_lightning.interrupt import Interruption
 from usl_lightning.logs import MetricsCSV, Pace, Progress
+from usl_lightning.not_finite import StopOnNaN
 from usl_lightning.precision import check_averages, check_precision
-from usl_lightning.processes import Processes, set_timeout
+from usl_lightning.processes import Processes, set_timeout, syncs_batch_norm
 from usl_lightning.stage import RESULTS, StageCommand
 from usl_lightning.trainer import KeyedRandomness, Trainer
 from usl_lightning.wandb_run import wandb_logger
@@ -28,7 +28,7 @@ from usl_lightning.wandb_run import wandb_logger
 TRAINER_DEFAULTS = {
     "max_epochs": -1, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0, "use_distributed_sampler": False,
     "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
-    "log_every_n_steps": 50,
+    "log_every_n_steps": 50, "sync_batchnorm": True,
 }  # fmt: skip
 
 
@@ -129,11 +129,9 @@ class StageCLI(LightningCLI):
         own["plugins"] = [*(own.get("plugins") or []), AtomicCheckpointIO()]
         if SLURMEnvironment.detect():  # Lightning's requeueing saves elsewhere, amid a step
             own["plugins"].append(SLURMEnvironment(auto_requeue=False))
-        on_cuda = torch.cuda.is_available() and own.get("accelerator") in ("auto", "cuda", "gpu")
         check_precision(own["precision"], own["accelerator"])
         check_averages(self.model, own["precision"])
-        by_default = on_cuda and getattr(self.model, "sync_batch_norm", True)  # there is none on the CPU
-        own["sync_batchnorm"] = own["sync_batchnorm"] or by_default
+        own["sync_batchnorm"] = syncs_batch_norm(self.model, own["sync_batchnorm"], own["accelerator"])
         try:
             trainer = self._instantiate_trainer(own, callbacks)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:  # say, no such device

@@ -91,6 +91,17 @@ def test_everything_in_a_folder_is_counted(tmp_path: Path) -> None:
     assert found.decoding > 0
 
 
+def test_links_out_of_a_folder_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`usl label` shows nothing outside of the folder: better known before hours of training."""
+    tree(here / "photos", {"": 12})
+    picture(here / "elsewhere/far.png")
+    (here / "photos/far.png").symlink_to(here / "elsewhere/far.png")
+    (here / "photos/near.png").symlink_to("000.png")
+    assert [one.file for one in inspect_folder(here / "photos").away] == ["far.png"]
+    main(["init", str(here / "photos")])
+    assert "1 image is a link out of the folder, which `usl label` does not show" in capsys.readouterr().out
+
+
 def test_images_of_both_splits_are_told(tmp_path: Path) -> None:
     root = tree(tmp_path / "photos", {"train/a": 3, "train/b": 3, "test/a": 1, "test/b": 1})
     (root / "test/b/again.png").write_bytes((root / "train/a/002.png").read_bytes())

@@ -143,7 +143,8 @@ def rss_mib(pid: int) -> float | None:
 def undisturbed(folder: Path, name: str, steps: int) -> dict[str, float]:
     """Run the chain; for each trained stage the growth of its memory in MiB per 1,000 steps.
 
-    The first quarter of a stage is left out: libraries are still being loaded.
+    The first half of a stage is left out: libraries are still being loaded, and the first validations find the memory
+    they need from then on.
     """
     looks = dict[str, list[tuple[int, float]]]()
     with running(folder, name) as process:
@@ -163,7 +164,7 @@ def _look(run: Path, stage_process: int | None, steps: int, looks: dict[str, lis
         if memory is None or not path.exists() or (run / stage / "result.json").exists():
             continue
         cells = path.read_text().splitlines()[-1].split(",")
-        if len(cells) == 3 and cells[0].isdigit() and int(cells[0]) > steps // 4:
+        if len(cells) == 3 and cells[0].isdigit() and int(cells[0]) > steps // 2:
             looks.setdefault(stage, []).append((int(cells[0]), memory))
 
 

@@ -27,6 +27,7 @@ class Looked:
         height, width: in pixels; 0 if it cannot be read.
         grey: whether it has one channel.
         digest: of its bytes.
+        away: a link leads from here out of the folder of its split.
         problem: why it cannot be read; empty if it can.
     """
 
@@ -35,6 +36,7 @@ class Looked:
     width: int = 0
     grey: bool = False
     digest: bytes = b""
+    away: bool = False
     problem: str = ""
 
 
@@ -115,6 +117,11 @@ class Inspection:
         return _groups([one for split in self._splits for one in split.readable if one.digest in both])
 
     @property
+    def away(self) -> list[Looked]:
+        """Images to choose from that are elsewhere, behind a link; a person is not shown those."""
+        return [one for one in self.train.readable if one.away]
+
+    @property
     def unreadable(self) -> list[Looked]:
         """Files of all splits that cannot be read."""
         return [one for split in self._splits for one in split.unreadable]
@@ -177,7 +184,7 @@ def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: 
         raise
     count = len(listing.files)
     picked = listing.files if count <= most else [listing.files[i * count // most] for i in range(most)]
-    looked = map_in_order(lambda file: _look(root / file, os.path.relpath(root / file, folder)), picked)
+    looked = map_in_order(lambda file: _look(root, file, os.path.relpath(root / file, folder)), picked)
     with progress(f"looking at {name} images", len(picked), "img") as bar:
         found = []
         for one in looked:
@@ -191,7 +198,8 @@ def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: 
     return Split(name, count, tuple(found), counts)
 
 
-def _look(path: Path, name: str) -> Looked:
+def _look(root: Path, file: str, name: str) -> Looked:
+    path = root / file
     try:
         content = path.read_bytes()
         header = probe(content, name)
@@ -200,7 +208,8 @@ def _look(path: Path, name: str) -> Looked:
         return Looked(name, problem=str(error))
     except OSError as error:
         return Looked(name, problem=f"{name}: cannot be read ({error.strerror})")
-    return Looked(name, header.height, header.width, header.grey, hashlib.sha256(content).digest())
+    away = not path.resolve().is_relative_to(root.resolve())
+    return Looked(name, header.height, header.width, header.grey, hashlib.sha256(content).digest(), away)
 
 
 def _groups(looked: Sequence[Looked]) -> list[list[str]]:

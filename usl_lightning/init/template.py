@@ -150,6 +150,13 @@ def _findings(plan: Plan) -> Iterator[str]:
     if found.leaked:
         both = "1 image is" if len(found.leaked) == 1 else f"{len(found.leaked):,} images are"
         yield _row("leaks", f"{both} both in train and in test: {_example(found.leaked)}")
+    if found.away:
+        are = "1 image is a link" if len(found.away) == 1 else f"{len(found.away):,} images are links"
+        yield _row(
+            "links",
+            f"{are} out of the folder, which `usl label` does not show: copy them (cp -rL); first: "
+            f"{found.away[0].file}",
+        )
     bad = [one.problem for one in found.unreadable]
     left_out = "1 file is left out" if len(bad) == 1 else f"{len(bad):,} files are left out"
     some = f"{'; '.join(bad[:EXAMPLES])}{'; …' * (len(bad) > EXAMPLES)}"

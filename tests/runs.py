@@ -37,7 +37,7 @@ class Outcome:
     @property
     def mistake(self) -> str:
         """The one line of a refusal; fails unless that is all there is, with exit code 2."""
-        lines = [line for line in self.err.splitlines() if line.startswith("usl: ")]
+        lines = [line for line in self.err.splitlines() if line.startswith(("usl: ", "usl "))]
         assert self.code == 2, self
         assert len(lines) == 1, self
         assert "Traceback" not in self.err, self

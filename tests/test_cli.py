@@ -72,7 +72,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
         assert stop.value.code == 2
         assert printed.out == ""
         assert printed.err.count("\n") == 1, printed.err
-        assert printed.err.startswith("usl: ")
+        assert printed.err.startswith("usl")
         assert everything() == before
         return printed.err.strip()
 
@@ -534,4 +534,4 @@ for words in {FRONT!r}:
     lines = done.stderr.splitlines()
     quiet = [words for words in FRONT if words[0] in ("--help", "--version", "configs") or words[-1] == "--dry-run"]
     assert len(lines) == len(FRONT) - len(quiet)
-    assert all(line.startswith("usl: ") for line in lines)
+    assert all(line.startswith(("usl: ", "usl ")) for line in lines)

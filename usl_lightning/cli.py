@@ -78,7 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         if debug:
             traceback.print_exc()
-        print(f"usl: {mistake}", file=sys.stderr)
+        line = str(mistake)
+        print(line if line.startswith("usl ") else f"usl: {line}", file=sys.stderr)  # many name their command
         sys.exit(2)
 
 

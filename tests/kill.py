@@ -1,4 +1,4 @@
-"""A Lightning callback that ends its own process at an exact point of a run, for the tests that continue it."""
+"""Lightning callbacks that do a run some harm at an exact point of it, for the tests that continue it."""
 
 import os
 import signal
@@ -17,8 +17,8 @@ class Kill(Callback):
         step: when that many optimizer steps are done …
         moment: … and the next batch begins (`batch`), or one micro-batch later (`micro`), a validation batch
             ends (`validation`), or all have (`measure`), the checkpoint of that step is half written (`write`) or
-            whole but not yet `last.ckpt` (`rename`), the final test ends (`test`), or features for a selection
-            begin (`select`).
+            whole but not yet `last.ckpt` (`rename`), a batch of the final test ends (`testing`), or all of it does
+            (`test`), or features for a selection begin (`select`).
         by: name of the signal.
         parent: send it to the process that started this one, and wait to be told to stop.
         rank: the process that does, of several that train together; by default each.
@@ -53,6 +53,10 @@ class Kill(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What the batches told is about to be put together."""
         self._at(trainer, "measure")
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Amid the final test."""
+        self._at(trainer, "testing")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """The metrics are noted, the stage is not yet complete."""
@@ -92,6 +96,24 @@ class Slow(Callback):
     def on_validation_batch_end(self, *_: Any) -> None:
         """As large images would."""
         time.sleep(self.seconds)
+
+
+class Busy(Callback):
+    """Keeps one process from the next exchange.
+
+    Args:
+        step: when that many steps are done …
+        seconds: … for so long.
+        rank: the process.
+    """
+
+    def __init__(self, step: int, seconds: float, rank: int) -> None:
+        self.step, self.seconds, self.rank = step, seconds, rank
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """As a slow disk would."""
+        if (trainer.global_step, trainer.global_rank) == (self.step, self.rank):
+            time.sleep(self.seconds)
 
 
 class ReadOnly(Callback):

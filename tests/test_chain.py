@@ -262,6 +262,24 @@ def test_sigterm_ends_the_stage_too_and_the_chain_goes_on_later(tmp_path: Path) 
     assert "would resume" in usl(tmp_path, "run", "chain.yaml", "--dry-run").done().out
 
 
+def test_a_signal_as_a_stage_starts_is_not_lost(tmp_path: Path) -> None:
+    """SIGUSR1 comes to the chain before the stage has got as far as to heed it: all end, and the job is put back."""
+    write_chain(tmp_path, STAGES[:1])
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\nif 'fit' in sys.orig_argv: os.kill(os.getppid(), signal.SIGUSR1)\n"
+    )
+    fake = tmp_path / "bin/scontrol"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    fake.chmod(0o755)
+    path = {"PYTHONPATH": str(tmp_path), "PATH": f"{fake.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "bash"}  # as in an interactive job: no process of SLURM's
+    stopped = usl(tmp_path, "run", "chain.yaml", **path, **slurm)
+    assert stopped.code == 130, stopped
+    assert (tmp_path / "asked").read_text() == "requeue 77\n"
+    assert "usl: interrupted; the same command continues" in stopped.err
+
+
 def test_the_mistake_of_a_stage_is_said_once(tmp_path: Path) -> None:
     write_chain(tmp_path, STAGES[:1])
     refused: Outcome = usl(tmp_path, "run", "chain.yaml", "--pretrain.model.backbone", "small_w17")

@@ -17,7 +17,7 @@ import yaml
 
 from usl_lightning import cli
 from usl_lightning.checkpoints import IDENTITY
-from usl_lightning.cli import main
+from usl_lightning.cli import _how_to_go_on, main
 from usl_lightning.errors import UslError
 from usl_lightning.stage import StageCommand, StageFolder
 from usl_lightning.stage_cli import StageCLI
@@ -519,7 +519,7 @@ def test_the_front_imports_nothing_heavy() -> None:
     Path("nulls.json").write_text(json.dumps({**INDEX, "labels": [None, None]}))
     code = f"""
 import json, sys
-from usl_lightning.cli import main
+from usl_lightning.cli import _how_to_go_on, main
 for words in {FRONT!r}:
     try:
         main(words)
@@ -535,3 +535,16 @@ for words in {FRONT!r}:
     quiet = [words for words in FRONT if words[0] in ("--help", "--version", "configs") or words[-1] == "--dry-run"]
     assert len(lines) == len(FRONT) - len(quiet)
     assert all(line.startswith(("usl: ", "usl ")) for line in lines)
+
+
+def test_how_an_interrupted_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    fit = ["fit", "--config", "digits_simclr.yaml"]
+    assert _how_to_go_on(fit) == "; nothing was saved, the same command begins again"
+    checkpoints = tmp_path / "runs/digits_simclr/checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.ckpt").symlink_to("step=00000003.ckpt")
+    assert _how_to_go_on(fit) == "; --ckpt_path last continues"
+    assert _how_to_go_on(["run", "chain.yaml"]) == "; the same command continues"
+    assert _how_to_go_on(["select", "--config", "digits_usl.yaml"]) == "; the same command begins again"
+    assert _how_to_go_on(["doctor"]) == ""

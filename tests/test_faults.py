@@ -114,6 +114,12 @@ def test_a_metric_that_cannot_be_noted() -> None:
         MetricsCSV(Path("/proc/run.csv")).log_metrics({"loss": 1.0}, 3)
 
 
+def test_a_validation_by_the_clock_is_refused(tmp_path: Path) -> None:
+    line = usl(tmp_path, *WORDS, "--trainer.val_check_interval", "00:00:00:01").mistake
+    assert "trainer.val_check_interval: 00:00:00:01: expected a number of batches" in line
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_validation_amid_a_step_is_refused(tmp_path: Path) -> None:
     amid = ["--trainer.val_check_interval", "5", "--trainer.accumulate_grad_batches", "2"]
     line = usl(tmp_path, *WORDS, *amid).mistake

@@ -126,6 +126,26 @@ def test_a_kill_spoils_nothing(tmp_path: Path) -> None:
         assert len(set(content)) == 1
 
 
+def test_a_power_cut_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written is on the disk before it has its name, and the name before anything goes on."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def flush(handle: int) -> None:
+        done.append(f"flush {os.readlink(f'/proc/self/fd/{handle}')}")
+        fsync(handle)
+
+    def rename(source: Path, target: Path) -> None:
+        done.append(f"rename {source} {target}")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    AtomicCheckpointIO().save_checkpoint({"w": torch.zeros(3)}, tmp_path / "a.ckpt")
+    temporary = tmp_path / f".a.ckpt.{os.getpid()}.tmp"
+    assert done == [f"flush {temporary}", f"rename {temporary} {tmp_path / 'a.ckpt'}", f"flush {tmp_path}"]
+
+
 def test_sha256_of_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc" * 100_000)
     assert sha256_of_file(tmp_path / "a") == "sha256:" + hashlib.sha256(b"abc" * 100_000).hexdigest()

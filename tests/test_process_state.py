@@ -2,17 +2,28 @@
 
 import time
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
 from usl_lightning.agreement import Agreement
+from usl_lightning.children import LostChildError
 from usl_lightning.errors import UslError
 from usl_lightning.pretrain.moco import MoCo
-from usl_lightning.processes import check_equal, fingerprint, process_statistics, set_timeout, syncs_batch_norm
+from usl_lightning.processes import (
+    check_start,
+    fingerprint,
+    process_statistics,
+    says_lost,
+    set_timeout,
+    syncs_batch_norm,
+    unequal,
+)
 from usl_lightning.stage_cli import TRAINER_DEFAULTS
 
 
@@ -51,19 +62,49 @@ def test_a_fingerprint_sees_order_and_takes_any_tensor() -> None:
         assert fingerprint(value).shape == (2,)
 
 
-def test_a_tensor_that_differs_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def others(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the two other processes send, one exchange after the other, as if there were three."""
+    sent: list[Any] = []
+    monkeypatch.setattr("usl_lightning.processes.gather", lambda own: torch.cat([own, *sent.pop(0)]))
+    return sent
+
+
+def test_a_tensor_that_differs_is_named(others: list[Any]) -> None:
     state = {"a": torch.zeros(3), "b": torch.ones(2), "c": torch.ones(2)}
-    own = [fingerprint(value) for value in state.values()]
-    others = torch.stack([own[0], own[0], own[0]])
+    own = torch.stack([fingerprint(value) for value in state.values()])[None]
+    odd = own[:, [0, 0, 0]]
+    others.append([own, odd])
+    assert unequal(state) == "b on process 2 is not what it is on process 0 (2 of 3 tensors differ)"
+    others.append([own, own])
+    assert unequal(state) is None
 
-    def gather(rows: torch.Tensor) -> torch.Tensor:
-        return torch.cat([rows, rows, others.unsqueeze(0)])
 
-    monkeypatch.setattr("usl_lightning.processes.gather", gather)
-    with pytest.raises(UslError, match=r"^step 8: b on process 2 is not what it is on process 0 \(2 of 3 tensors"):
-        check_equal(state, 8)
-    others = torch.stack(own)
-    check_equal(state, 8)
+def test_processes_that_start_from_other_checkpoints_are_refused(others: list[Any]) -> None:
+    """Each reads the file itself: on one machine it may be damaged, and the one before be taken."""
+    model, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    own, odd = (torch.stack([fingerprint(v) for v in m.state_dict().values()])[None] for m in (model, other))
+    six, three = torch.tensor([6]), torch.tensor([3])
+    others[:] = [[six, three]]
+    with pytest.raises(UslError, match=r"^process 2 has a checkpoint of step 3, process 0 of step 6; give all of them"):
+        check_start(6, model)
+    others[:] = [[six, six], [odd, own]]
+    with pytest.raises(UslError, match=r"^step 6: weight on process 1 is not what .* their checkpoints are not the"):
+        check_start(6, model)
+    others[:] = [[six, six], [own, own]]
+    check_start(6, model)
+
+
+def test_a_lost_process_is_told_from_other_errors() -> None:
+    closed = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:23261"
+    aborted = "NCCL error: remote process exited or there was a network error, NCCL version 2.29"
+    for error in (RuntimeError(closed), dist.DistBackendError(aborted), LostChildError("process 1 failed (2)")):
+        assert says_lost(error)
+    for error in (
+        RuntimeError("DataLoader timed out after 5 seconds"),
+        dist.DistBackendError("Duplicate GPU detected"),
+    ):
+        assert not says_lost(error)
 
 
 def test_no_time_to_wait_is_refused() -> None:

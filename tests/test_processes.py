@@ -88,6 +88,39 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on(folder: Path) -> N
     assert_close_run(folder / "simclr/lost", folder / "simclr/one")
 
 
+def test_a_killed_process_is_told_of_also_by_one_that_is_busy(folder: Path) -> None:
+    """Lightning would kill that one too, and nothing would be said."""
+    callbacks = [
+        {"class_path": "kill.Kill", "init_args": {"step": 6, "rank": 1}},
+        {"class_path": "kill.Busy", "init_args": {"step": 6, "seconds": 60, "rank": 0}},
+    ]
+    words = [*WORDS["simclr"], *TWO, "--run_dir", "simclr/busy", f"--trainer.callbacks={json.dumps(callbacks)}"]
+    line = usl(folder, *words).mistake
+    assert (
+        line == "usl: process 0: process 1 was killed by signal 9; --ckpt_path last continues from the last checkpoint"
+    )
+
+
+@pytest.mark.parametrize("by", ["SIGTERM", "SIGINT"])
+def test_a_signal_to_one_process_after_training_stops_all(folder: Path, by: str) -> None:
+    words = [*WORDS["simclr"], *TWO, "--run_dir", f"simclr/test{by}"]
+    stopped = usl(folder, *words, kill(10, "testing", by=by, rank=1))
+    assert stopped.code == 130, stopped
+    assert stopped.err.count("usl: ") == 1
+    assert "usl: interrupted; --ckpt_path last continues" in stopped.err
+    usl(folder, *words, "--ckpt_path", "last").done()
+    assert_close_run(folder / f"simclr/test{by}", folder / "simclr/one")
+
+
+def test_a_signal_to_one_process_that_selects_stops_all(folder: Path) -> None:
+    words = ["select", "--config", "digits_usl.yaml", "--run_dir", "selected"]
+    words += ["--model.init_from", "simclr/one/checkpoints/last.ckpt"]
+    stopped = usl(folder, *words, *TWO, "--trainer.accelerator", "cpu", kill(0, "select", by="SIGTERM", rank=1))
+    assert stopped.code == 130, stopped
+    assert "usl: interrupted; the same command begins again" in stopped.err
+    usl(folder, *words).done()
+
+
 def test_a_process_that_hangs_ends_the_run_in_the_stated_time(folder: Path) -> None:
     words = [*WORDS["simclr"], *TWO, "--run_dir", "simclr/hung", "--processes.timeout_minutes", "0.4"]
     line = usl(folder, *words, kill(6, by="SIGSTOP", rank=1)).mistake

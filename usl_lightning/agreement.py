@@ -15,8 +15,8 @@ class Agreement:
         step: optimizer steps done so far.
     """
 
-    LONGEST = 50
-    """Steps between two exchanges at most, so that steps that become slow are noticed."""
+    LONGEST = 10
+    """Steps between two exchanges at most: steps that become slow, of a second each, are noticed within 10 s."""
 
     def __init__(self, step: int = 0) -> None:
         self._next, self._last, self._time = step + 1, step, time.monotonic()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from usl_lightning.agreement import Agreement, fewest
 from usl_lightning.errors import UslError
-from usl_lightning.files import atomic_path
+from usl_lightning.files import atomic_path, flush_folder
 from usl_lightning.identity import differences, names_a_file
 from usl_lightning.interrupt import Interruption
 from usl_lightning.launch import is_main_process
@@ -93,7 +93,6 @@ class Checkpoints(Callback):
         self._saved_time = time.monotonic()
         self._agreement = Agreement(trainer.global_step)
         self.interruption.deferred = True
-        self.interruption.install()
         if self._unvalidated:
             self._saved_step, self._due = -1, trainer.global_step != trainer.max_steps
             forget_validation(trainer, again=_validates_after(trainer))
@@ -188,8 +187,7 @@ class Checkpoints(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say what the run is."""
-        by_steps = trainer.val_check_batch is not None  # a validation by the clock is not to be repeated
-        checkpoint |= {IDENTITY: self.identity, ROW: self._row, UNVALIDATED: self._unvalidated and by_steps}
+        checkpoint |= {IDENTITY: self.identity, ROW: self._row, UNVALIDATED: self._unvalidated}
 
     def _heed(self, asked: int) -> None:
         """Stop after this step if any process was asked to, by the signal of that number."""
@@ -230,9 +228,8 @@ class Checkpoints(Callback):
 
 
 def _validates_after(trainer: Trainer) -> bool:
-    """Whether Lightning validates once this batch is done; never known in advance if that goes by time."""
-    every: float | None = trainer.val_check_batch
-    done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+    """Whether Lightning validates once this batch is done."""
+    every, done = trainer.val_check_batch, trainer.fit_loop.epoch_loop.total_batch_idx + 1
     return trainer.enable_validation and every is not None and done % every == 0
 
 
@@ -253,6 +250,7 @@ def _point(link: Path, target: str) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target)
     temporary.replace(link)
+    flush_folder(link.parent)
 
 
 def _shapes_model(key: str) -> bool:

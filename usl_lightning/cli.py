@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from usl_lightning import __version__
@@ -66,8 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _dispatch(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        how = "the same command" if words[:1] in (["run"], ["compare"]) else "--ckpt_path last"
-        print(f"usl: interrupted; {how} continues", file=sys.stderr)
+        from usl_lightning.launch import is_main_process
+
+        if is_main_process():
+            print(f"usl: interrupted{_how_to_go_on(words)}", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # what is printed goes to a program that has read enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -81,6 +84,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line = str(mistake)
         print(line if line.startswith("usl ") else f"usl: {line}", file=sys.stderr)  # many name their command
         sys.exit(2)
+
+
+def _how_to_go_on(words: list[str]) -> str:
+    """What continues an interrupted command, if there is anything to continue."""
+    from usl_lightning.stage import StageCommand, StageFolder
+
+    command, arguments = words[0], words[1:]
+    if command in ("run", "compare"):
+        return "; the same command continues"
+    if command == "select":
+        return "; the same command begins again"
+    if command == "fit":
+        with suppress(UslError):
+            kept = StageFolder(StageCommand.parse(command, arguments).run_dir).has_checkpoint
+            return "; --ckpt_path last continues" if kept else "; nothing was saved, the same command begins again"
+    return ""
 
 
 def _mistake(error: BaseException | None) -> UslError | None:

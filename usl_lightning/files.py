@@ -1,5 +1,6 @@
 """Files that are either whole or not there. No heavy imports: the front of the command line uses this."""
 
+import errno
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        flush_folder(path.parent)
     except OSError as error:
         reason = error.strerror or str(error)
         raise UslError(
@@ -33,6 +35,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # a folder that cannot be written has said so above
             temporary.unlink()
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power cut, before anything is done that relies on them."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some network file systems cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

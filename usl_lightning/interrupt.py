@@ -33,18 +33,15 @@ class Interruption:
 
     def __enter__(self) -> "Interruption":
         self._before = {signum: signal.getsignal(signum) for signum in HEEDED} if _in_main_thread() else {}
-        self.install()
+        for signum, before in self._before.items():
+            if before != signal.SIG_IGN:  # a shell in the background makes its children deaf to Ctrl-C
+                signal.signal(signum, self._handle)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)  # a chain starts its stages deaf until now
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-
-    def install(self) -> None:
-        """Take the signals; again after Lightning has: its handler of SIGTERM waits for the other processes."""
-        for signum, before in self._before.items():
-            if before != signal.SIG_IGN:  # a shell in the background makes its children deaf to Ctrl-C
-                signal.signal(signum, self._handle)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         first, again = self.signum is None, signum == self.signum == signal.SIGINT

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from usl_lightning import slurm
@@ -14,6 +16,7 @@ from usl_lightning.chain import REFERENCE, Chain, Stage
 from usl_lightning.configs import find_config
 from usl_lightning.errors import UslError, did_you_mean
 from usl_lightning.files import write_json
+from usl_lightning.interrupt import HEEDED, Interruption
 from usl_lightning.plan import Plan
 from usl_lightning.stage import StageCommand, StageFolder, options
 from usl_lightning.summary import draw_summary, summarise, table
@@ -125,11 +128,15 @@ def main(arguments: Sequence[str]) -> None:
         _queue(run)
     elif run.dry_run:
         _run_stages(run)
-    elif run.only is not None:  # jobs of other stages may be at work in the same folder
-        _conclude(run, _run_stages(run))
     else:
-        with StageFolder(run.out / run.name).locked():
-            _conclude(run, _run_stages(run))
+        # Jobs of other stages may be at work in the folder of a run of which one is wanted.
+        lock = nullcontext() if run.only is not None else StageFolder(run.out / run.name).locked()
+        with Interruption() as interruption, lock:
+            try:
+                _conclude(run, _run_stages(run))
+            except KeyboardInterrupt:
+                interruption.requeue()  # between two stages; a stage has done it itself
+                raise
 
 
 def _queue(run: RunOptions) -> None:
@@ -278,22 +285,16 @@ def _set_aside(folder: StageFolder) -> None:
 
 
 def _launch(command: StageCommand, stage: Stage, launcher: Sequence[str]) -> None:
-    words = [*launcher, sys.executable, "-m", "usl_lightning.cli", *command.arguments()]
-    try:
-        process = subprocess.Popen(words)
-    except OSError as error:
-        raise UslError(f"usl run: --launcher {shlex.join(launcher)}: {words[0]}: {error.strerror}") from error
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    signal.signal(signal.SIGUSR1, lambda signum, _: process.send_signal(signum))  # the stage saves and requeues
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.terminate()  # only a terminal sends SIGINT to both
-        process.wait()
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    """Run a stage in a process of its own; a signal is handed on, and the stage saves, and requeues its job."""
+    with Interruption() as interruption:
+        process = _start([*launcher, sys.executable, "-m", "usl_lightning.cli", *command.arguments()], launcher)
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGUSR1 if interruption.signum == signal.SIGUSR1 else signal.SIGTERM)
+            process.wait()
+            raise
     if code == 2:
         sys.exit(2)  # the stage has said what is wrong
     if code == 130:
@@ -301,3 +302,14 @@ def _launch(command: StageCommand, stage: Stage, launcher: Sequence[str]) -> Non
     if code:
         reason = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
         raise UslError(f"stage {stage.name} {reason}; the same command continues it")
+
+
+def _start(words: Sequence[str], launcher: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a stage; signals are left blocked, here until the process is known, in the stage until it can heed them."""
+    heed = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, HEEDED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
+    try:
+        return subprocess.Popen(words, preexec_fn=heed if launcher else None)
+    except OSError as error:
+        heed()
+        raise UslError(f"usl run: --launcher {shlex.join(launcher)}: {words[0]}: {error.strerror}") from error

@@ -1,23 +1,26 @@
 """What processes that train as one must keep to, and what is said when one of them does not."""
 
-import signal
 from datetime import timedelta
 from typing import Any
 
 import pytorch_lightning
 import torch
+import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
+from usl_lightning.children import LostChildError
 from usl_lightning.distributed import gather, world_size
 from usl_lightning.errors import UslError
 from usl_lightning.precision import device_of
 
-LOST = ("timed out", "timeout", "connection closed", "connection reset", "broken pipe", "connection refused")
+LOST = (
+    "timed out", "timeout", "connection closed", "connection reset", "broken pipe", "connection refused",
+    "remote process exited", "network error", "communicator was aborted",
+)  # fmt: skip
 """How gloo and NCCL say that another process does not answer."""
 
 
@@ -44,6 +47,11 @@ class Processes(Callback):
         same = [name for name, _ in pl_module.named_buffers() if name not in own]
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, same)  # type: ignore[no-untyped-call]
 
+    def on_train_start(self, trainer: pytorch_lightning.Trainer, pl_module: LightningModule) -> None:
+        """Each process has read the checkpoint itself: all begin in the same state, or not at all."""
+        if world_size() > 1:
+            check_start(trainer.global_step, pl_module)
+
     def on_train_batch_end(
         self, trainer: pytorch_lightning.Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -51,8 +59,12 @@ class Processes(Callback):
         step, before = trainer.global_step, self._step
         self._step = step
         if self.check_every and step != before and step % self.check_every == 0 and world_size() > 1:
-            own = process_statistics(pl_module)
-            check_equal({k: v for k, v in pl_module.state_dict().items() if k not in own}, step)
+            odd = unequal(common_state(pl_module))
+            if odd is not None:
+                raise UslError(
+                    f"step {step}: {odd}: the processes no longer train the same model; go back to an earlier "
+                    "checkpoint, and report it if the method is of this package"
+                )
 
 
 def syncs_batch_norm(model: nn.Module, wanted: bool, accelerator: str) -> bool:
@@ -85,27 +97,47 @@ def fingerprint(value: Tensor) -> Tensor:
     return torch.stack([mixed.sum(), (mixed * (2 * place + 1)).sum()])
 
 
-def check_equal(state: dict[str, Tensor], step: int) -> None:
-    """Compare tensors over all processes.
+def common_state(model: nn.Module) -> dict[str, Tensor]:
+    """Weights and buffers that all processes share."""
+    own = process_statistics(model)
+    return {name: value for name, value in model.state_dict().items() if name not in own}
+
+
+def unequal(state: dict[str, Tensor]) -> str | None:
+    """Compare tensors over all processes: which differ, and on which process; None if none does.
 
     Args:
         state: of the same names and shapes on each of them.
-        step: optimizer steps done, for the message.
-
-    Raises:
-        UslError: names the first that differs, and a process where it does.
     """
     prints = gather(torch.stack([fingerprint(value) for value in state.values()]).unsqueeze(0))
     odd = (prints != prints[:1]).any(2)  # [processes, tensors]
-    if odd.any():
-        first = int(odd.any(0).nonzero()[0])
-        process = int(odd[:, first].nonzero()[0])
-        name = list(state)[first]
-        raise UslError(
-            f"step {step}: {name} on process {process} is not what it is on process 0 ({int(odd.any(0).sum())} of "
-            f"{len(state)} tensors differ): the processes no longer train the same model; go back to an earlier "
-            "checkpoint, and report it if the method is of this package"
-        )
+    if not odd.any():
+        return None
+    first = int(odd.any(0).nonzero()[0])
+    process, count = int(odd[:, first].nonzero()[0]), int(odd.any(0).sum())
+    name = list(state)[first]
+    return f"{name} on process {process} is not what it is on process 0 ({count} of {len(state)} tensors differ)"
+
+
+def check_start(step: int, model: nn.Module) -> None:
+    """Refuse to train from states that differ.
+
+    Args:
+        step: optimizer steps done.
+        model: whose state was read.
+
+    Raises:
+        UslError: names a process that stands elsewhere than the first.
+    """
+    device = next(model.parameters()).device
+    steps = gather(torch.tensor([step], device=device)).tolist()
+    same = "give all of them the same, whole one (--ckpt_path FILE)"
+    for process, other in enumerate(steps):
+        if other != steps[0]:
+            raise UslError(f"process {process} has a checkpoint of step {other}, process 0 of step {steps[0]}; {same}")
+    odd = unequal(common_state(model))
+    if odd is not None:
+        raise UslError(f"step {step}: {odd}: their checkpoints are not the same; {same}")
 
 
 def set_timeout(strategy: Any, minutes: float) -> None:
@@ -122,23 +154,20 @@ def set_timeout(strategy: Any, minutes: float) -> None:
 
 
 def says_lost(error: BaseException) -> bool:
-    """Whether an error is that of an exchange which another process did not answer."""
+    """Whether an error is that of an exchange which another process did not answer, or of one that has ended."""
     text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(sign in text for sign in LOST)
+    of_exchange = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in text)
+    return isinstance(error, LostChildError) or (of_exchange and any(sign in text for sign in LOST))
 
 
-def lost_peer(error: BaseException, trainer: pytorch_lightning.Trainer, minutes: float) -> UslError | None:
-    """What a failed exchange means for the user; None if it is another error.
+def lost_peer(error: BaseException, rank: int, minutes: float, remedy: str) -> UslError:
+    """What such an error means for the user.
 
-    The processes that this one has started are ended: one that hangs would stay.
+    Args:
+        error: as `says_lost` knows it.
+        rank: of this process.
+        minutes: `processes.timeout_minutes`.
+        remedy: what to do.
     """
-    if trainer.world_size == 1 or not says_lost(error):
-        return None
-    launcher = trainer.strategy.launcher
-    if isinstance(launcher, _SubprocessScriptLauncher):
-        launcher.kill(signal.SIGKILL)
-        launcher.procs.clear()  # whoever watches them would end this process before it has said why
-    return UslError(
-        f"process {trainer.global_rank}: another process has ended, or not answered for {minutes:g} minutes "
-        "(processes.timeout_minutes); --ckpt_path last continues from the last checkpoint"
-    )
+    what = f"another process has ended, or not answered for {minutes:g} minutes (processes.timeout_minutes)"
+    return UslError(f"process {rank}: {error if isinstance(error, LostChildError) else what}; {remedy}")

@@ -1,6 +1,7 @@
 """Runs one stage: what `stage.py` decided, with everything heavy imported."""
 
 import shlex
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from pytorch_lightning.callbacks import LambdaCallback
 
 from usl_lightning.allocator import keep_freed_memory
 from usl_lightning.checkpoints import check_resume, newest_whole
+from usl_lightning.children import Launcher
 from usl_lightning.errors import UslError
 from usl_lightning.evaluation.classification import scores_table, write_scores
 from usl_lightning.evaluation.features import evaluate_features
@@ -23,7 +25,7 @@ from usl_lightning.models.encoder import compile_encoders, recompute_encoders, s
 from usl_lightning.plan import Plan
 from usl_lightning.predict import images_to_predict, predict, predictions_csv
 from usl_lightning.pretrain.base import PretrainModule
-from usl_lightning.processes import lost_peer
+from usl_lightning.processes import lost_peer, says_lost
 from usl_lightning.selection.base import Selector
 from usl_lightning.selection.outcome import chosen_index, chosen_quality, draw_chosen, print_quality
 from usl_lightning.selection.overview import NEIGHBORS, make_overview
@@ -79,14 +81,26 @@ def run(stage: StageCommand, interruption: Interruption, on_ready: Callable[[], 
         assert checkpoint is not None  # the others look at one, and are refused without
         return _LOOKS[stage.command](cli, trainer, checkpoint)
     except RuntimeError as error:
-        lost = lost_peer(error, trainer, cli.config.processes.timeout_minutes)
-        if lost is None:
+        if trainer.world_size == 1 or not says_lost(error):
             raise
-        if interruption.signum is not None:  # the others were told to stop too
+        if interruption.signum is not None or _others_were_stopped(trainer):
             raise KeyboardInterrupt from error
-        raise lost from error
+        raise lost_peer(error, trainer.global_rank, cli.config.processes.timeout_minutes, _remedy(stage)) from error
     except SystemExit as stop:  # Lightning's answer to SIGINT (code 1) and to SIGTERM (code 0: success)
         raise KeyboardInterrupt from stop
+    finally:
+        if isinstance(trainer.strategy.launcher, Launcher):
+            trainer.strategy.launcher.finish(failed=sys.exc_info()[1] is not None)
+
+
+def _others_were_stopped(trainer: Trainer) -> bool:
+    launcher = trainer.strategy.launcher
+    return isinstance(launcher, Launcher) and launcher.was_stopped()
+
+
+def _remedy(stage: StageCommand) -> str:
+    kept = stage.command == "fit" and StageFolder(stage.run_dir).has_checkpoint
+    return "--ckpt_path last continues from the last checkpoint" if kept else "start it again"
 
 
 def _check_command(cli: StageCLI) -> None:

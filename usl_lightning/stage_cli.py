@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 
 from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints
+from usl_lightning.children import watch_children
 from usl_lightning.complaints import check_keys, explain, naming_missing_packages
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
@@ -129,6 +130,11 @@ class StageCLI(LightningCLI):
         own["plugins"] = [*(own.get("plugins") or []), AtomicCheckpointIO()]
         if SLURMEnvironment.detect():  # Lightning's requeueing saves elsewhere, amid a step
             own["plugins"].append(SLURMEnvironment(auto_requeue=False))
+        if not isinstance(own["val_check_interval"], int | float | None):
+            raise UslError(
+                f"trainer.val_check_interval: {own['val_check_interval']}: expected a number of batches; a run that is "
+                "continued would not repeat validations by the clock"
+            )
         check_precision(own["precision"], own["accelerator"])
         check_averages(self.model, own["precision"])
         own["sync_batchnorm"] = syncs_batch_norm(self.model, own["sync_batchnorm"], own["accelerator"])
@@ -137,4 +143,5 @@ class StageCLI(LightningCLI):
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:  # say, no such device
             raise UslError(f"trainer: {' '.join(str(error).split())}") from error
         set_timeout(trainer.strategy, self.config.processes.timeout_minutes)
+        watch_children(trainer.strategy)
         return trainer  # type: ignore[return-value]

@@ -2,10 +2,11 @@
 
 import logging
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytorch_lightning
 import torch
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
 from usl_lightning.data.keys import derive_seed
 from usl_lightning.data.modules import ImageData
@@ -60,8 +61,21 @@ class Selection(NamedTuple):
     kept: LabelIndex | None
 
 
+class _NoSignals(_SignalConnector):
+    """Leaves signals to `Interruption`: Lightning's handler of SIGTERM waits for the other processes to get one."""
+
+    def register_signal_handlers(self) -> None:
+        """None are."""
+
+
 class Trainer(pytorch_lightning.Trainer):
     """Lightning's Trainer; `select` picks the images to label."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._signal_connector = _NoSignals(self)
+        # Asks the main process for a SIGTERM before every step, and waits for the device to have the answer.
+        self.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def select(self, model: Selector, datamodule: ImageData) -> Selection:
         """Compute the features of all images, on all devices, and choose.

@@ -8,7 +8,7 @@
 set -euo pipefail
 config=${1:?usage: torchrun.sh CONFIG RUN_DIR [--KEY VALUE ...]} run_dir=${2:?the folder of the run}
 shift 2
-[ -e "$run_dir/checkpoints/last.ckpt" ] && set -- "$@" --ckpt_path last
+[ -L "$run_dir/checkpoints/last.ckpt" ] && set -- "$@" --ckpt_path last
 exec torchrun --nnodes "${NODES:-1}" --nproc-per-node "${DEVICES:-1}" \
     --rdzv-backend c10d --rdzv-endpoint "${HEAD:-localhost}:${PORT:-29500}" --rdzv-id "$(basename "$run_dir")" \
     -m usl_lightning.cli fit --config "$config" --run_dir "$run_dir" \

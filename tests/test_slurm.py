@@ -3,8 +3,10 @@
 import os
 import re
 import shlex
+import shutil
 import socket
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,9 @@ WORDS = [
 ]  # fmt: skip
 
 
+FIT = ["fit", "--config", "digits_simclr.yaml", *WORDS]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -194,23 +199,40 @@ def losses(run_dir: Path) -> list[float]:
     return found
 
 
-@pytest.mark.slow
-def test_two_tasks_of_a_slurm_job(folder: Path) -> None:
-    """As `srun` starts them on two machines: the variables are all they know of each other."""
+def tasks(folder: Path, *words: str, run_dirs: Sequence[str]) -> list[Outcome]:
+    """Two, as `srun` starts them on two machines: the variables are all they know of each other."""
     job = {
         "SLURM_JOB_ID": "77001", "SLURM_JOB_NAME": "usl", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1",
         "SLURM_NNODES": "2", "SLURM_JOB_NUM_NODES": "2", "MASTER_PORT": str(free_port()),
         **dict.fromkeys(("SLURM_NODELIST", "SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST"), "127.0.0.1"),
     }  # fmt: skip
-    words = [*WORDS, "--trainer.strategy", "ddp", "--trainer.devices", "1", "--trainer.num_nodes", "2"]
+    devices = ["--trainer.strategy", "ddp", "--trainer.devices", "1", "--trainer.num_nodes", "2"]
 
-    def task(rank: str) -> None:
-        here = {"SLURM_PROCID": rank, "SLURM_NODEID": rank, "SLURM_LOCALID": "0"}
-        usl(folder, "fit", "--config", "digits_simclr.yaml", *words, "--run_dir", "runs/two", **job, **here).done()
+    def task(rank: int) -> Outcome:
+        here = {"SLURM_PROCID": str(rank), "SLURM_NODEID": str(rank), "SLURM_LOCALID": "0"}
+        return usl(folder, *FIT, *devices, *words, "--run_dir", run_dirs[rank], **job, **here)
 
-    usl(folder, "fit", "--config", "digits_simclr.yaml", *WORDS, "--run_dir", "runs/one").done()
-    together(lambda: task("0"), lambda: task("1"))
+    return together(lambda: task(0), lambda: task(1))
+
+
+@pytest.mark.slow
+def test_two_tasks_of_a_slurm_job(folder: Path) -> None:
+    usl(folder, *FIT, "--run_dir", "runs/one").done()
+    for each in tasks(folder, run_dirs=["runs/two"] * 2):
+        each.done()
     assert losses(folder / "runs/two") == pytest.approx(losses(folder / "runs/one"), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_machines_that_see_other_checkpoints_do_not_train_together(folder: Path) -> None:
+    """One cannot read the newest to its last bit, and would take the one before."""
+    usl(folder, *FIT, "--checkpoint.every_steps", "2", "--run_dir", "runs/one", kill(5)).killed()
+    shutil.copytree(folder / "runs/one", folder / "runs/other", symlinks=True)
+    newest = folder / "runs/other/checkpoints/last.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    for each in tasks(folder, "--ckpt_path", "last", run_dirs=["runs/one", "runs/other"]):
+        assert "process 1 has a checkpoint of step 2, process 0 of step 4; give all of them the same" in each.err
+        assert each.code == 2
 
 
 @pytest.mark.slow

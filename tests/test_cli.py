@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from usl_lightning import cli
-from usl_lightning.checkpoints import IDENTITY
+from usl_lightning.checkpoint_files import IDENTITY
 from usl_lightning.cli import _how_to_go_on, main
 from usl_lightning.errors import UslError
 from usl_lightning.stage import StageCommand, StageFolder

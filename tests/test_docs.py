@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from usl_lightning import label_files
-from usl_lightning.checkpoints import IDENTITY
+from usl_lightning.checkpoint_files import IDENTITY
 from usl_lightning.cli import COMMANDS
 from usl_lightning.configs import find_config, shipped
 from usl_lightning.errors import UslError

@@ -21,7 +21,7 @@ from pytorch_lightning import Callback
 from runs import SIMCLR, assert_same_run, differing, kill, together, usl
 from training import StopError, digits, train
 
-from usl_lightning.checkpoints import AtomicCheckpointIO, newest_whole
+from usl_lightning.checkpoint_files import AtomicCheckpointIO, newest_whole
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
 from usl_lightning.errors import UslError

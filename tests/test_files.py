@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from usl_lightning.checkpoints import AtomicCheckpointIO
+from usl_lightning.checkpoint_files import AtomicCheckpointIO
 from usl_lightning.errors import UslError
 from usl_lightning.files import atomic_path, sha256_of_file, write_json, write_text
 

@@ -12,7 +12,7 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import LambdaCallback
 
 from usl_lightning.allocator import keep_freed_memory
-from usl_lightning.checkpoints import check_resume, newest_whole
+from usl_lightning.checkpoint_files import check_resume, newest_whole
 from usl_lightning.children import Launcher
 from usl_lightning.errors import UslError
 from usl_lightning.evaluation.classification import scores_table, write_scores

@@ -10,7 +10,8 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 
-from usl_lightning.checkpoints import AtomicCheckpointIO, Checkpoints
+from usl_lightning.checkpoint_files import AtomicCheckpointIO
+from usl_lightning.checkpoints import Checkpoints
 from usl_lightning.children import watch_children
 from usl_lightning.complaints import check_keys, explain, naming_missing_packages
 from usl_lightning.data.batch import ImageSpec

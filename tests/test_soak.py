@@ -18,6 +18,7 @@ def test_a_chain_under_a_random_killer_ends_as_it_would_have(tmp_path: Path, mon
     kills = soak.disturbed(tmp_path, "killed", 1.5, seed=1, kills=5)
     assert len(kills) >= 3, "the chain was over before it was disturbed"
     assert soak.unequal(tmp_path, "killed", "alone") == []
+    assert growth
     assert growth.keys() <= {"pretrain", "train"}
     sys.modules.pop("soak")
 

@@ -178,6 +178,7 @@ def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, scheme: str
     labels = make_selection(tmp_path)
     server = Labelling(labels, "--classes", "cat,dog")
     options = {"color_scheme": scheme, "viewport": {"width": 360, "height": 740}, "bypass_csp": True}
+    options["reduced_motion"] = "reduce"  # a colour on its way to another is no finding
     page = opened(browser, server.address, **options)
     page.keyboard.press("1")
     answered(page, 1)

@@ -89,7 +89,7 @@ def test_processes_that_start_from_other_checkpoints_are_refused(others: list[An
     with pytest.raises(UslError, match=r"^process 2 has a checkpoint of step 3, process 0 of step 6; give all of them"):
         check_start(6, model)
     others[:] = [[six, six], [odd, own]]
-    with pytest.raises(UslError, match=r"^step 6: weight on process 1 is not what .* their checkpoints are not the"):
+    with pytest.raises(UslError, match=r"^step 6: weight on process 1 is not what .* they have not read the same"):
         check_start(6, model)
     others[:] = [[six, six], [own, own]]
     check_start(6, model)

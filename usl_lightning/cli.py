@@ -90,7 +90,7 @@ def _how_to_go_on(words: list[str]) -> str:
     """What continues an interrupted command, if there is anything to continue."""
     from usl_lightning.stage import StageCommand, StageFolder
 
-    command, arguments = words[0], words[1:]
+    command, arguments = "".join(words[:1]), words[1:]
     if command in ("run", "compare"):
         return "; the same command continues"
     if command == "select":

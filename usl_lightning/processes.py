@@ -131,13 +131,13 @@ def check_start(step: int, model: nn.Module) -> None:
     """
     device = next(model.parameters()).device
     steps = gather(torch.tensor([step], device=device)).tolist()
-    same = "give all of them the same, whole one (--ckpt_path FILE)"
+    same = "give all of them the same, whole file"
     for process, other in enumerate(steps):
         if other != steps[0]:
             raise UslError(f"process {process} has a checkpoint of step {other}, process 0 of step {steps[0]}; {same}")
     odd = unequal(common_state(model))
     if odd is not None:
-        raise UslError(f"step {step}: {odd}: their checkpoints are not the same; {same}")
+        raise UslError(f"step {step}: {odd}: they have not read the same weights; {same}")
 
 
 def set_timeout(strategy: Any, minutes: float) -> None:

@@ -66,6 +66,7 @@ def run(stage: StageCommand, interruption: Interruption, on_ready: Callable[[], 
     trainer = cli.build_trainer(identity, config, interruption)
 
     def begin() -> None:
+        """Whatever is refused is refused by now."""
         if on_ready is not None:
             on_ready()
         if trainer.is_global_zero:

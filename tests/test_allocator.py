@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from usl_lightning import allocator
+from usl_lightning.compute import allocator
 
 COUNT = """
 import resource, sys, torch
 if sys.argv[1] == "keep":
-    from usl_lightning.allocator import keep_freed_memory
+    from usl_lightning.compute.allocator import keep_freed_memory
     assert keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -137,7 +137,7 @@ def test_a_finished_chain_does_nothing_and_imports_nothing_heavy(folder: Path) -
         f"[{i}/5] {name}: complete, skipped" for i, name in enumerate(NAMES, 1)
     ]
     modules = {line.rpartition("|")[2].strip() for line in again.err.splitlines() if line.startswith("import time:")}
-    assert "usl_lightning.pipeline" in modules
+    assert "usl_lightning.chain.pipeline" in modules
     assert not modules & {"torch", "numpy", "pytorch_lightning", "jsonargparse"}
 
 

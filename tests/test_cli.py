@@ -16,11 +16,12 @@ import torch
 import yaml
 
 from usl_lightning import cli
-from usl_lightning.checkpoint_files import IDENTITY
+from usl_lightning.base.errors import UslError
 from usl_lightning.cli import _how_to_go_on, main
-from usl_lightning.errors import UslError
-from usl_lightning.stage import StageCommand, StageFolder
-from usl_lightning.stage_cli import StageCLI
+from usl_lightning.engine.checkpoint_files import IDENTITY
+from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.parser import StageCLI
+from usl_lightning.stage.words import StageCommand
 
 SIMCLR, FIXMATCH, RANDOM, USL = (f"digits_{name}.yaml" for name in ("simclr", "fixmatch", "random", "usl"))
 PLENTY = "99999"

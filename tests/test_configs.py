@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from usl_lightning.base.configs import HEADLINE, find_config, load_yaml, shipped, shipped_folder
+from usl_lightning.base.errors import UslError
+from usl_lightning.chain.file import REFERENCE, Chain
 from usl_lightning.cli import main
-from usl_lightning.configs import HEADLINE, find_config, load_yaml, shipped, shipped_folder
+from usl_lightning.compare.comparison import build_selector
+from usl_lightning.compare.spec import Comparison
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.errors import UslError
-from usl_lightning.pipeline import REFERENCE, Chain
-from usl_lightning.selection.base import Selector
-from usl_lightning.selection.compare import Comparison
-from usl_lightning.selection.comparison import build_selector
-from usl_lightning.stage import StageCommand
-from usl_lightning.stage_cli import StageCLI
+from usl_lightning.selection.selector import Selector
+from usl_lightning.stage.parser import StageCLI
+from usl_lightning.stage.words import StageCommand
 
 ALL = sorted(shipped())
 CHAINS = [name for name in ALL if "stages" in load_yaml(shipped_folder() / name)]

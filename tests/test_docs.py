@@ -15,20 +15,23 @@ from pathlib import Path
 
 import pytest
 
-from usl_lightning import label_files
-from usl_lightning.checkpoint_files import IDENTITY
+from usl_lightning.base.arguments import options
+from usl_lightning.base.configs import find_config, shipped
+from usl_lightning.base.errors import UslError
+from usl_lightning.chain.file import Chain
+from usl_lightning.chain.options import RunOptions
 from usl_lightning.cli import COMMANDS
-from usl_lightning.configs import find_config, shipped
-from usl_lightning.errors import UslError
-from usl_lightning.identity import TRAINER_FIELDS
+from usl_lightning.compare.comparison import FIGURES
+from usl_lightning.compare.spec import Comparison, selector_names
+from usl_lightning.engine.checkpoint_files import IDENTITY
+from usl_lightning.labels import formats as label_files
 from usl_lightning.models.encoder import ENTRY
-from usl_lightning.pipeline import Chain, RunOptions
-from usl_lightning.selection.compare import Comparison, selector_names
-from usl_lightning.selection.comparison import FIGURES
-from usl_lightning.selection.overview import Overview
 from usl_lightning.selection.usl import PRESETS
-from usl_lightning.stage import OPTIONS, StageCommand, StageFolder, options
-from usl_lightning.stage_cli import StageCLI
+from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.identity import TRAINER_FIELDS
+from usl_lightning.stage.overview import Overview
+from usl_lightning.stage.parser import StageCLI
+from usl_lightning.stage.words import OPTIONS, StageCommand
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -165,7 +168,7 @@ def test_other_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.Mon
 
         assert {key for key, _ in options(words[2 if words[0] == "export" else 3 :])} <= set(KNOWN[words[0]])
     elif command == "labels":
-        from usl_lightning.label_sets import _parse
+        from usl_lightning.labelling.sets import _parse
 
         assert _parse(words)
     elif command == "report":
@@ -173,11 +176,11 @@ def test_other_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.Mon
 
         assert parse_report(words)
     elif command == "init":
-        from usl_lightning.init.command import InitOptions
+        from usl_lightning.init.init import InitOptions
 
         assert InitOptions.parse(words).folder
     elif command == "label":
-        from usl_lightning.labelling.command import LabelOptions
+        from usl_lightning.labelling.label import LabelOptions
 
         assert LabelOptions.parse(words).labels.suffix == ".json"
     elif command == "doctor":
@@ -254,14 +257,14 @@ def test_formats_are_those_of_the_code(tmp_path: Path) -> None:
 
 
 def test_summary_is_described(tmp_path: Path) -> None:
-    from usl_lightning.summary import summarise
+    from usl_lightning.chain.summary import summarise
 
     run = RunOptions.parse(["digits_quickstart.yaml", "--out", str(tmp_path)])
     for stage in run.chain.stages:
         stage.set.pop("data.labels", None)
     named = column(section("formats.md", "summary.json"))
     assert set(summarise(run)) <= named
-    written = ast.parse((ROOT / "usl_lightning" / "summary.py").read_text())
+    written = ast.parse((ROOT / "usl_lightning" / "chain" / "summary.py").read_text())
     branch = next(node for node in written.body if isinstance(node, ast.FunctionDef) and node.name == "_branch")
     keys = next(node for node in ast.walk(branch) if isinstance(node, ast.Dict) and len(node.keys) > 3).keys
     assert {key.value for key in keys if isinstance(key, ast.Constant)} <= named

@@ -8,8 +8,8 @@ import pytest
 from runs import usl
 
 from usl_lightning import doctor
+from usl_lightning.base.errors import UslError
 from usl_lightning.doctor import Finding, folder, found_data, packages
-from usl_lightning.errors import UslError
 
 
 def test_this_machine_is_ready(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from usl_lightning.cli import main
-from usl_lightning.data.sources import open_source
+from usl_lightning.data.images.opening import open_source
 from usl_lightning.evaluation.features import Features, evaluate_features
 from usl_lightning.models.encoder import load_encoder
 

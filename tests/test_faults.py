@@ -21,15 +21,16 @@ from pytorch_lightning import Callback
 from runs import SIMCLR, assert_same_run, differing, kill, together, usl
 from training import StopError, digits, train
 
-from usl_lightning.checkpoint_files import AtomicCheckpointIO, newest_whole
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.interrupt import Interruption
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
-from usl_lightning.errors import UslError
-from usl_lightning.interrupt import Interruption
-from usl_lightning.logs import MetricsCSV
+from usl_lightning.engine.checkpoint_files import AtomicCheckpointIO
+from usl_lightning.engine.logs import MetricsCSV
 from usl_lightning.models.encoder import read_checkpoint
-from usl_lightning.optim import Optimization
 from usl_lightning.pretrain.simclr import SimCLR
+from usl_lightning.stage.resume import newest_whole
 
 WORDS = [*SIMCLR, "--trainer.max_steps", "9", "--checkpoint.every_steps", "3", "--run_dir", "run"]
 RESUME = ("--ckpt_path", "last")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usl_lightning import __version__
-from usl_lightning.errors import UslError
-from usl_lightning.identity import (
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.version import __version__
+from usl_lightning.stage.identity import (
     TRAINER_FIELDS,
     differences,
     digest,

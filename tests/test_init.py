@@ -17,9 +17,10 @@ from PIL import Image
 from runs import usl
 from torch import nn
 
-from usl_lightning.chain import Chain
+from usl_lightning.chain.file import REFERENCE, Chain
 from usl_lightning.cli import main
-from usl_lightning.data.sources import dataset_id, open_source
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.images.source import dataset_id
 from usl_lightning.init import plan as planning
 from usl_lightning.init import speed
 from usl_lightning.init.folder import Inspection, inspect_folder
@@ -27,9 +28,8 @@ from usl_lightning.init.plan import Plan, Wishes, build_view, choose_view, make_
 from usl_lightning.init.speed import Network, candidates, timed
 from usl_lightning.init.template import chain_text, screen
 from usl_lightning.labels import LabelIndex
-from usl_lightning.pipeline import REFERENCE
-from usl_lightning.stage import StageCommand
-from usl_lightning.stage_cli import StageCLI
+from usl_lightning.stage.parser import StageCLI
+from usl_lightning.stage.words import StageCommand
 
 rng = np.random.default_rng(0)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from usl_lightning.cli import main
-from usl_lightning.label_sets import main as combine
+from usl_lightning.labelling.sets import main as combine
 from usl_lightning.labels import LabelIndex
 
 DATASET = {"name": "digits", "split": "train", "size": 100, "fingerprint": "sha256:" + "0" * 64}

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from usl_lightning.errors import UslError
-from usl_lightning.labels import DatasetId, LabelIndex
+from usl_lightning.base.errors import UslError
+from usl_lightning.labels import LabelIndex
+from usl_lightning.labels.entries import DatasetId
 
 DATA = DatasetId("flowers", "train", 50, "sha256:" + "0123456789abcdef" * 4)
 OTHER = DatasetId("flowers", "train", 50, "sha256:" + "f" * 64)

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.cli import _mistake, main
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.errors import UslError
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry
 from usl_lightning.selection.usl import USL
 
@@ -15,7 +15,7 @@ from usl_lightning.selection.usl import USL
 def test_a_workers_page_is_its_last_line() -> None:
     page = (
         "Caught UslError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
-        '  File "x.py", line 1, in f\nusl_lightning.errors.UslError: a/b.jpg: the file is damaged\n'
+        '  File "x.py", line 1, in f\nusl_lightning.base.errors.UslError: a/b.jpg: the file is damaged\n'
     )
     assert str(_mistake(UslError(page))) == "a/b.jpg: the file is damaged"
 

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 from training import digits
 
-from usl_lightning.checkpoints import Checkpoints
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
-from usl_lightning.errors import UslError
-from usl_lightning.not_finite import StopOnNaN
-from usl_lightning.optim import Optimization
+from usl_lightning.engine.checkpoints import Checkpoints
+from usl_lightning.engine.not_finite import StopOnNaN
+from usl_lightning.engine.trainer import KeyedRandomness, Trainer
 from usl_lightning.pretrain.simclr import SimCLR
-from usl_lightning.trainer import KeyedRandomness, Trainer
 
 
 class Breaks(SimCLR):

@@ -13,10 +13,10 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 from training import MakeData, digits, few_labels, train
 
+from usl_lightning.compute.optim import Optimization, Schedule, lr_factor
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import FixMatchStrong, Weak
 from usl_lightning.models.small import SmallNet
-from usl_lightning.optim import Optimization, Schedule, lr_factor
 from usl_lightning.pretrain.simclr import SimCLR
 from usl_lightning.semisup.fixmatch import FixMatch
 

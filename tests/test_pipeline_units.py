@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from usl_lightning import pipeline
+from usl_lightning.base.errors import UslError
+from usl_lightning.chain import pipeline
+from usl_lightning.chain.file import Chain, Stage
+from usl_lightning.chain.options import RunOptions
+from usl_lightning.chain.summary import summarise, table
 from usl_lightning.cli import main
-from usl_lightning.errors import UslError
-from usl_lightning.pipeline import Chain, RunOptions, Stage, summarise, table
-from usl_lightning.stage import StageCommand, StageFolder
+from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.words import StageCommand
 
 STAGE = """\
 model: {class_path: some.module.Method, init_args: {threshold: 0.9}}

@@ -11,11 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from usl_lightning.agreement import Agreement
-from usl_lightning.children import LostChildError
-from usl_lightning.errors import UslError
-from usl_lightning.pretrain.moco import MoCo
-from usl_lightning.processes import (
+from usl_lightning.base.errors import UslError
+from usl_lightning.engine.agreement import Agreement
+from usl_lightning.engine.children import LostChildError
+from usl_lightning.engine.processes import (
     check_start,
     fingerprint,
     process_statistics,
@@ -24,7 +23,8 @@ from usl_lightning.processes import (
     syncs_batch_norm,
     unequal,
 )
-from usl_lightning.stage_cli import TRAINER_DEFAULTS
+from usl_lightning.pretrain.moco import MoCo
+from usl_lightning.stage.parser import TRAINER_DEFAULTS
 
 
 def test_only_batch_norms_that_are_not_synchronised_have_statistics_of_their_own() -> None:
@@ -66,7 +66,7 @@ def test_a_fingerprint_sees_order_and_takes_any_tensor() -> None:
 def others(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the two other processes send, one exchange after the other, as if there were three."""
     sent: list[Any] = []
-    monkeypatch.setattr("usl_lightning.processes.gather", lambda own: torch.cat([own, *sent.pop(0)]))
+    monkeypatch.setattr("usl_lightning.engine.processes.gather", lambda own: torch.cat([own, *sent.pop(0)]))
     return sent
 
 
@@ -116,13 +116,13 @@ def test_processes_talk_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> 
     """Of two processes that take 0.1 s a step, the other is asked to stop at step 7."""
     now, asked = 0.0, []
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr("usl_lightning.agreement.world_size", lambda: 2)
+    monkeypatch.setattr("usl_lightning.engine.agreement.world_size", lambda: 2)
 
     def all_reduce(told: torch.Tensor, op: object) -> None:
         asked.append(step)
         told[1] = 10 * (step >= 7)
 
-    monkeypatch.setattr("usl_lightning.agreement.dist.all_reduce", all_reduce)
+    monkeypatch.setattr("usl_lightning.engine.agreement.dist.all_reduce", all_reduce)
     agreement, found = Agreement(), []
     for step in range(1, 40):
         now += 0.1

@@ -9,8 +9,8 @@ from contextlib import redirect_stderr
 import pytest
 import torch
 
-from usl_lightning import progress as module
-from usl_lightning.progress import progress, shown
+from usl_lightning.base import progress as module
+from usl_lightning.base.progress import progress, shown
 from usl_lightning.selection.usl import select_usl
 
 

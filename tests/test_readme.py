@@ -15,7 +15,7 @@ from PIL import Image
 from runs import Outcome, usl
 from test_sources import make_cifar
 
-from usl_lightning.data.sources import open_source
+from usl_lightning.data.images.opening import open_source
 from usl_lightning.labelling.store import LabelStore
 
 README = Path(__file__).parent.parent / "README.md"

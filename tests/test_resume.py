@@ -11,8 +11,8 @@ import pytest
 from runs import FIXMATCH, SIMCLR, assert_same_run, differing, kill, last_checkpoint, together, usl, write_labels
 from torch import nn
 
-from usl_lightning.optim import Optimization, lr_factor
-from usl_lightning.stage import StageFolder
+from usl_lightning.compute.optim import Optimization, lr_factor
+from usl_lightning.stage.folder import StageFolder
 
 pytestmark = pytest.mark.slow
 

@@ -14,11 +14,11 @@ import pytest
 import yaml
 from runs import SIMCLR, Outcome, assert_same_run, environment, kill, together, usl
 
-from usl_lightning import pipeline, slurm
+from usl_lightning.base.configs import shipped_folder
+from usl_lightning.base.errors import UslError
+from usl_lightning.chain import pipeline, slurm
 from usl_lightning.cli import main
-from usl_lightning.configs import shipped_folder
-from usl_lightning.errors import UslError
-from usl_lightning.stage import StageFolder
+from usl_lightning.stage.folder import StageFolder
 
 CLUSTER = shipped_folder() / "cluster"
 SMALL = {"model.backbone": "small_w16", "trainer.max_steps": 4, "data.batch_size": 64, "trainer.log_every_n_steps": 1}

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from usl_lightning.checkpoints import Checkpoints
-from usl_lightning.trainer import KeyedRandomness
+from usl_lightning.engine.checkpoints import Checkpoints
+from usl_lightning.engine.trainer import KeyedRandomness
 
 
 def dropout_at(step: int, batch_idx: int, *, accumulate: int = 1, rank: int = 0, seed: int = 0) -> torch.Tensor:

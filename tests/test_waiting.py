@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import yaml
 
-from usl_lightning import pipeline
+from usl_lightning.chain import pipeline
+from usl_lightning.chain.file import Stage
+from usl_lightning.chain.options import RunOptions
+from usl_lightning.chain.summary import summarise
 from usl_lightning.cli import main
 from usl_lightning.labels import LabelIndex
-from usl_lightning.pipeline import RunOptions, Stage, summarise
-from usl_lightning.stage import StageCommand, StageFolder
+from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.words import StageCommand
 
 STAGE = "model: {class_path: some.module.Method}\ndata: {class_path: some.Data, init_args: {dataset: digits}}\n"
 INDEX = {

@@ -16,8 +16,8 @@ import yaml
 from runs import FIXMATCH, SIMCLR, kill, together, usl, write_labels
 from wandb.proto import wandb_internal_pb2
 
-from usl_lightning import wandb_run
-from usl_lightning.wandb_run import wandb_logger
+from usl_lightning.engine import wandb_run
+from usl_lightning.engine.wandb_run import wandb_logger
 
 BLOCK, HEADER = 32768, 7
 

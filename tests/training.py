@@ -25,15 +25,16 @@ from kill import Kill
 from pytorch_lightning import Callback, LightningModule
 from runs import differing
 
-from usl_lightning.checkpoints import Checkpoints
+from usl_lightning.base.interrupt import Interruption
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.modules import ImageData, SemiSupervisedData
-from usl_lightning.data.sources import dataset_id, open_source
-from usl_lightning.interrupt import Interruption
+from usl_lightning.engine.checkpoints import Checkpoints
+from usl_lightning.engine.logs import MetricsCSV, Progress
+from usl_lightning.engine.not_finite import StopOnNaN
+from usl_lightning.engine.processes import Processes
+from usl_lightning.engine.trainer import KeyedRandomness, Trainer
 from usl_lightning.labels import LabelIndex
-from usl_lightning.logs import MetricsCSV, Progress
-from usl_lightning.not_finite import StopOnNaN
-from usl_lightning.processes import Processes
-from usl_lightning.trainer import KeyedRandomness, Trainer
 
 CHILDREN = multiprocessing.get_context("forkserver")
 CHILDREN.set_forkserver_preload(["training"])  # importing Lightning takes longer than what the children do

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from usl_lightning import __version__
-from usl_lightning.configs import listing, shipped_folder
-from usl_lightning.errors import UslError, did_you_mean
+from usl_lightning.base.configs import listing, shipped_folder
+from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.version import __version__
 
 HELP = """\
 usl: learn features without labels, pick the images worth labelling, train from those few labels and the rest.
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _dispatch(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
-        from usl_lightning.launch import is_main_process
+        from usl_lightning.base.rank import is_main_process
 
         if is_main_process():
             print(f"usl: interrupted{_how_to_go_on(words)}", file=sys.stderr)
@@ -88,7 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _how_to_go_on(words: list[str]) -> str:
     """What continues an interrupted command, if there is anything to continue."""
-    from usl_lightning.stage import StageCommand, StageFolder
+    from usl_lightning.stage.folder import StageFolder
+    from usl_lightning.stage.words import StageCommand
 
     command, arguments = "".join(words[:1]), words[1:]
     if command in ("run", "compare"):
@@ -121,15 +122,15 @@ def _dispatch(words: list[str]) -> None:
     elif words[0] in OWN_ARGUMENTS and ("--help" in words or "-h" in words):
         print(HELP, end="")
     elif words[0] == "init":
-        from usl_lightning.init.command import main as write_chain
+        from usl_lightning.init.init import main as write_chain
 
         write_chain(words[1:])
     elif words[0] == "run":
-        from usl_lightning.pipeline import main as run_chain
+        from usl_lightning.chain.pipeline import main as run_chain
 
         run_chain(words[1:])
     elif words[0] == "compare":
-        from usl_lightning.selection.compare import main as compare_selectors
+        from usl_lightning.compare.compare import main as compare_selectors
 
         compare_selectors(words[1:])
     elif words[0] == "report":
@@ -137,11 +138,11 @@ def _dispatch(words: list[str]) -> None:
 
         write_report(words[1:])
     elif words[0] == "label":
-        from usl_lightning.labelling.command import main as label
+        from usl_lightning.labelling.label import main as label
 
         label(words[1:])
     elif words[0] == "labels":
-        from usl_lightning.label_sets import main as combine_labels
+        from usl_lightning.labelling.sets import main as combine_labels
 
         combine_labels(words[1:])
     elif words[0] == "export":
@@ -161,15 +162,15 @@ def _dispatch(words: list[str]) -> None:
 
 
 def _run_stage(command: str, words: list[str]) -> None:
-    from usl_lightning.launch import run_stage
-    from usl_lightning.stage import StageCommand
+    from usl_lightning.stage.launch import run_stage
+    from usl_lightning.stage.words import StageCommand
 
     if "--help" in words and not any(word.startswith(("--config", "-c")) for word in words):
         print(HELP, end="")
         return
     stage = StageCommand.parse(command, [word for word in words if word not in ("--help", "-h")])
     if "--help" in words or "-h" in words:
-        from usl_lightning.helptext import print_help
+        from usl_lightning.stage.helptext import print_help
 
         print_help(stage)
     else:
@@ -177,7 +178,7 @@ def _run_stage(command: str, words: list[str]) -> None:
 
 
 def _export(words: list[str]) -> None:
-    from usl_lightning.stage import StageCommand
+    from usl_lightning.stage.words import StageCommand
 
     stage = StageCommand.parse("export", words)
     stage.check()
@@ -185,7 +186,7 @@ def _export(words: list[str]) -> None:
         raise UslError(f"usl export: --{key} is not for it: all it writes is in the checkpoint; leave it out")
     if "out" not in stage.options:
         raise UslError("usl export: --out FILE is missing; expected a name that ends in .onnx or .pt2")
-    from usl_lightning.export import export_classifier
+    from usl_lightning.stage.export import export_classifier
 
     out = Path(stage.options["out"])
     export_classifier(stage.checkpoint(), out, pixels=stage.options.get("pixels", "uint8"))
@@ -193,11 +194,11 @@ def _export(words: list[str]) -> None:
 
 
 def _draw_views(words: list[str]) -> None:
-    from usl_lightning.stage import StageCommand
+    from usl_lightning.stage.words import StageCommand
 
     stage = StageCommand.parse("fit", words)
     out = stage.overrides.pop("out", "views.png")
-    from usl_lightning.report.views import draw_views
+    from usl_lightning.stage.views import draw_views
 
     draw_views(stage, Path(out))
 

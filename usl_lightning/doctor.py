@@ -10,11 +10,11 @@ from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
-from usl_lightning import __version__
-from usl_lightning.data.catalog import ARRAY_SETS, data_folder, locate
-from usl_lightning.data.folders import cache_folder
-from usl_lightning.errors import UslError
-from usl_lightning.stage import known_options
+from usl_lightning.base.arguments import known_options
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.version import __version__
+from usl_lightning.data.images.catalog import ARRAY_SETS, data_folder, locate
+from usl_lightning.data.images.folders import cache_folder
 
 NEEDED = ("torch", "torchvision", "pytorch-lightning", "jsonargparse", "timm", "torchmetrics", "scikit-learn", "wandb")
 """Packages whose versions are shown; one that is missing is a failure."""
@@ -120,7 +120,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _precisions() -> Iterator[Finding]:
-    from usl_lightning.precision import check_precision
+    from usl_lightning.engine.precision import check_precision
 
     kinds = []
     for kind in ("32-true", "bf16-mixed", "16-mixed"):

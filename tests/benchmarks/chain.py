@@ -39,7 +39,7 @@ def raw_pixels(dataset: str) -> dict[str, float]:
     """kNN accuracy of the pixels themselves, k = 5 and 20."""
     import torch
 
-    from usl_lightning.data.sources import open_source
+    from usl_lightning.data.images.opening import open_source
     from usl_lightning.evaluation.knn import knn_accuracy
 
     train, test = (open_source(dataset, split) for split in ("train", "test"))

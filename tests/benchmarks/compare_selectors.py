@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 from machine import machine
 
-from usl_lightning.configs import find_config
+from usl_lightning.base.configs import find_config
 
 RESULTS = Path(__file__).parent / "results"
 CONFIG = "fashion_mnist_compare.yaml"
@@ -60,9 +60,9 @@ def projected(checkpoint: Path, dimensions: int, path: Path) -> float:
     import torch
 
     from usl_lightning.data.modules import ImageData
+    from usl_lightning.features.images import image_features
     from usl_lightning.models.encoder import load_encoder
-    from usl_lightning.selection.features import image_features
-    from usl_lightning.selection.geometry import unit_rows
+    from usl_lightning.vectors.distances import unit_rows
 
     x = unit_rows(image_features(load_encoder(checkpoint), ImageData("fashion_mnist"))).double()
     vectors = torch.linalg.eigh(x.T @ x).eigenvectors.flip(1)[:, :dimensions]

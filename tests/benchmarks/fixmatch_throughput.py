@@ -31,11 +31,11 @@ from torch.utils.data import DataLoader, Dataset
 from training_steps import CLASSES, COUNT, DEVICE, RATIO, SIDE, SPEC, B, draw_both, pixels, seconds_of, training_steps
 from views import PIPELINES, photos
 
-from usl_lightning.allocator import keep_freed_memory
+from usl_lightning.compute.allocator import keep_freed_memory
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.views import FixMatchStrong, Weak
 from usl_lightning.models.encoder import compile_encoders
 from usl_lightning.models.heads import Classifier
-from usl_lightning.optim import Optimization
 from usl_lightning.semisup.fixmatch import FixMatch, fixmatch_loss
 
 

@@ -28,10 +28,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from usl_lightning.data import folders
+from usl_lightning.data.images import folders
+from usl_lightning.data.images.signature import data_signature
+from usl_lightning.data.images.threads import map_in_order
 from usl_lightning.data.modules import ImageData
-from usl_lightning.data.signature import data_signature
-from usl_lightning.data.threads import map_in_order
 
 SIZE, BATCH, CLASSES = 64, 256, 100
 WIDTH, HEIGHT = 128, 96

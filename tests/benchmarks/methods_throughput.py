@@ -19,14 +19,14 @@ from machine import machine
 from training_steps import COUNT, DEVICE, RATIO, SIDE, SPEC, B, pixels, seconds_of, training_steps
 from views import photos
 
-from usl_lightning.allocator import keep_freed_memory
+from usl_lightning.compute.allocator import keep_freed_memory
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.views import CoMatchStrong, FixMatchStrong, Weak
-from usl_lightning.optim import Optimization
-from usl_lightning.semisup.base import SemiSupervisedModule
 from usl_lightning.semisup.comatch import CoMatch
 from usl_lightning.semisup.fixmatch import FixMatch
 from usl_lightning.semisup.flexmatch import FlexMatch
 from usl_lightning.semisup.mixmatch import MixMatch
+from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 
 SGD = Optimization(nesterov=True)
 

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from machine import machine
 
-from usl_lightning.configs import find_config
+from usl_lightning.base.configs import find_config
 from usl_lightning.data.modules import ImageData
 from usl_lightning.evaluation.features import Features, evaluate_features
 

@@ -30,11 +30,11 @@ import torch
 from machine import machine
 from torch import Tensor
 
-from usl_lightning.report.curves import Curve, Panel, draw_curves
-from usl_lightning.selection.geometry import unit_rows
-from usl_lightning.selection.kmeans import kmeans
-from usl_lightning.selection.neighbors import nearest_neighbors
+from usl_lightning.pictures.curves import Curve, Panel, draw_curves
 from usl_lightning.selection.usl import PRESETS, regularized_selection
+from usl_lightning.vectors.distances import unit_rows
+from usl_lightning.vectors.kmeans import kmeans
+from usl_lightning.vectors.neighbors import nearest_neighbors
 
 DIMENSIONS, PATCH = 128, 8
 DISTINCT = 200_000
@@ -96,7 +96,7 @@ def measure(case: Case, device: str) -> dict[str, Any]:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("faiss").setLevel(logging.WARNING)
     said: list[str] = []
-    logging.getLogger("usl_lightning.selection.kmeans").addFilter(
+    logging.getLogger("usl_lightning.vectors.kmeans").addFilter(
         lambda record: bool(said.append(record.getMessage())) or True
     )
     x = real_features(case.points, case.noise).to(device)

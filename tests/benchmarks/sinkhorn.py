@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from machine import machine
 
-from usl_lightning.pretrain import sinkhorn
+from usl_lightning.vectors import sinkhorn
 
 IMAGENET, DIMENSIONS, POWER = 1_281_167, 64, 25.0
 

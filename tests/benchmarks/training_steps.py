@@ -10,7 +10,7 @@ from torchvision import transforms
 
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
-from usl_lightning.semisup.base import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 
 B, RATIO, CLASSES, SIDE, COUNT = 64, 7, 10, 32, 2048
 UNLABELLED = 50_000

@@ -52,11 +52,11 @@ def figures(dataset: str, seed: int, folder: Path, checkpoint: str) -> dict[str,
     from usl_lightning.data.modules import ImageData
     from usl_lightning.evaluation.clusters import cluster_metrics
     from usl_lightning.evaluation.label_quality import label_quality
+    from usl_lightning.features.images import image_features
     from usl_lightning.labels import LabelIndex
     from usl_lightning.models.encoder import load_encoder
-    from usl_lightning.selection.features import image_features
-    from usl_lightning.selection.geometry import unit_rows
-    from usl_lightning.selection.kmeans import kmeans
+    from usl_lightning.vectors.distances import unit_rows
+    from usl_lightning.vectors.kmeans import kmeans
 
     trained = json.loads((folder / "uslt" / "result.json").read_text())
     count = int(budget(dataset)[1])

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from usl_lightning.data import cache as cache_module
-from usl_lightning.data.cache import CachedSource
-from usl_lightning.data.folder_source import FolderSource
-from usl_lightning.data.sources import open_source
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
+from usl_lightning.data.images import cache as cache_module
+from usl_lightning.data.images.cache import CachedSource
+from usl_lightning.data.images.folder_source import FolderSource
+from usl_lightning.data.images.opening import open_source
 
 fork = multiprocessing.get_context("fork")
 

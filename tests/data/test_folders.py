@@ -13,11 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from usl_lightning.data import folders
-from usl_lightning.data.decode import UnreadableImageError, decode, probe
-from usl_lightning.data.signature import data_signature
-from usl_lightning.data.sources import has_split, open_source, read_labels
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
+from usl_lightning.data.images import folders
+from usl_lightning.data.images.decode import UnreadableImageError, decode, probe
+from usl_lightning.data.images.opening import has_split, open_source, read_labels
+from usl_lightning.data.images.signature import data_signature
 
 rng = np.random.default_rng(0)
 
@@ -411,7 +411,7 @@ def test_channels_and_size_come_from_the_files(tmp_path):
 
 def test_another_size_found_only_when_read(tmp_path, monkeypatch):
     root = tree(tmp_path / "d", *(f"{i}.png" for i in range(5)))
-    monkeypatch.setattr("usl_lightning.data.folder_source._PROBED", 1)
+    monkeypatch.setattr("usl_lightning.data.images.folder_source._PROBED", 1)
     picture(tmp_path / "d" / "3.png", (9, 6))
     source = open_source("folder", "train", dir=root)
     with pytest.raises(UslError, match=r"3\.png is 9×6, but .*0\.png is 12×12"):
@@ -486,7 +486,7 @@ def test_skipping_counts_and_lists(tmp_path, caplog):
 def test_skipping_looks_once(tmp_path, monkeypatch):
     root = damaged_folder(tmp_path)
     first = open_source("folder", "train", dir=root, image_size=8, on_error="skip", channels=3)
-    monkeypatch.setattr("usl_lightning.data.unreadable.decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("usl_lightning.data.images.unreadable.decode", lambda *_: pytest.fail("decoded again"))
     again = open_source("folder", "train", dir=root, image_size=8, on_error="skip", channels=3)
     assert again.skipped == first.skipped
 
@@ -545,7 +545,7 @@ def test_data_signature_imports_nothing_heavy():
     import sys
 
     code = (
-        "import sys, usl_lightning.data.signature as s, usl_lightning.labels, usl_lightning.label_files;"
+        "import sys, usl_lightning.data.images.signature as s, usl_lightning.labels, usl_lightning.labels.formats;"
         "s.data_signature('digits');"
         "sys.exit(','.join({'torch', 'numpy', 'PIL', 'lightning', 'sklearn'} & set(sys.modules)) or 0)"
     )

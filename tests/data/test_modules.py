@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import Batch, SemiBatch
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData, SemiSupervisedData
-from usl_lightning.data.sources import dataset_id, open_source
 from usl_lightning.data.views import Weak
-from usl_lightning.errors import UslError
 from usl_lightning.labels import LabelIndex
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")

@@ -9,14 +9,15 @@ import pytest
 import torch
 from training import digits, train
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.keys import Key
-from usl_lightning.data.modules import ImageData, NeighborData
-from usl_lightning.data.neighbors import encoder_neighbors
+from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import drawn_neighbors
 from usl_lightning.data.views import Weak
-from usl_lightning.errors import UslError
+from usl_lightning.features.neighbor_data import NeighborData
+from usl_lightning.features.neighbors import encoder_neighbors
 from usl_lightning.models.encoder import load_encoder
-from usl_lightning.optim import Optimization
 from usl_lightning.pretrain.simclr import SimCLR
 
 

@@ -11,7 +11,7 @@ from real_images import digits, fashion, from_pil, photos, to_pil
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from usl_lightning.data import ops
+from usl_lightning.data.views import ops
 
 SETS = ["photos", "large photos", "digits", "fashion", "flat", "noise"]
 

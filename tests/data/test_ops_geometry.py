@@ -12,7 +12,7 @@ from test_ops_color import SETS, against_pil, images_of, spread, worst
 from torch import Tensor
 from torchvision.transforms import functional as tv
 
-from usl_lightning.data import geometry, ops
+from usl_lightning.data.views import ops, warps
 
 
 def share_that_differs(ours: Tensor, theirs: list[Tensor]) -> float:
@@ -67,15 +67,15 @@ def test_affine_steps_together_equal_them_one_by_one(dtype: torch.dtype) -> None
     images = images if dtype == torch.uint8 else images.float() / 255
     degrees, shear, right = spread(16, -30, 30, 0), spread(16, -0.3, 0.3, 1), spread(16, -9.6, 9.6, 2)
     steps = [
-        geometry.rotation(degrees, 32, 32),
-        geometry.affine_matrix(shear, shear_x=shear),
-        geometry.affine_matrix(right, right=right, down=-right),
-        geometry.affine_matrix(shear, shear_y=shear),
+        warps.rotation(degrees, 32, 32),
+        warps.affine_matrix(shear, shear_x=shear),
+        warps.affine_matrix(right, right=right, down=-right),
+        warps.affine_matrix(shear, shear_y=shear),
     ]
     one_by_one = images
     for step in steps:
-        one_by_one = geometry.affine(one_by_one, [step], fill=0.25)
-    assert torch.equal(geometry.affine(images, steps, fill=0.25), one_by_one)
+        one_by_one = warps.affine(one_by_one, [step], fill=0.25)
+    assert torch.equal(warps.affine(images, steps, fill=0.25), one_by_one)
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -196,8 +196,8 @@ def test_cutout_paints_the_box_and_nothing_else() -> None:
     images = photos(32, 16)
     draw = torch.Generator().manual_seed(0)
     center = torch.rand(16, 2, generator=draw) * 32
-    top, bottom = geometry.half_open_box(center[:, 0], torch.full((16,), 16.0), 32)
-    left, right = geometry.half_open_box(center[:, 1], torch.full((16,), 16.0), 32)
+    top, bottom = warps.half_open_box(center[:, 0], torch.full((16,), 16.0), 32)
+    left, right = warps.half_open_box(center[:, 1], torch.full((16,), 16.0), 32)
     for fill in ((127.0,), (125.0, 123.0, 114.0)):
         ours = ops.cutout(images, top, left, bottom, right, fill)
 
@@ -214,7 +214,7 @@ def test_cutout_paints_the_box_and_nothing_else() -> None:
 
 def test_cutout_box_is_the_published_one() -> None:
     for center in (0.0, 3.7, 8.0, 12.4, 31.9):
-        first, last = geometry.half_open_box(torch.tensor([center]), torch.tensor([16.0]), 32)
+        first, last = warps.half_open_box(torch.tensor([center]), torch.tensor([16.0]), 32)
         expected = int(max(0, center - 8))
         assert (int(first), int(last)) == (expected, min(32, expected + 16))
 
@@ -227,5 +227,5 @@ def test_a_fully_cut_image_and_a_box_of_nothing() -> None:
 
 
 def test_odd_kernel_of_a_tenth() -> None:
-    assert [geometry.odd_kernel(0.1, side) for side in (8, 32, 50, 96, 224)] == [3, 3, 5, 9, 23]
-    assert math.isclose(float(geometry.blur_matrix(torch.tensor([1.0]), 5, 9).sum()), 9, rel_tol=1e-6)
+    assert [warps.odd_kernel(0.1, side) for side in (8, 32, 50, 96, 224)] == [3, 3, 5, 9, 23]
+    assert math.isclose(float(warps.blur_matrix(torch.tensor([1.0]), 5, 9).sum()), 9, rel_tol=1e-6)

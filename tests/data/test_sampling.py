@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.sampling import StepLoader, StepSampler, process_range, process_slots
-from usl_lightning.errors import UslError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
 

@@ -16,19 +16,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from usl_lightning.data import catalog
-from usl_lightning.data.arrays import read_idx, unpickle_arrays
-from usl_lightning.data.download import Download, fetch
-from usl_lightning.data.sources import (
-    ArraySource,
-    convert_images,
-    dataset_id,
-    has_split,
-    open_source,
-    read_labels,
-)
-from usl_lightning.errors import UslError
-from usl_lightning.labels import DatasetId, LabelIndex
+from usl_lightning.base.errors import UslError
+from usl_lightning.data.images import catalog
+from usl_lightning.data.images.arrays import read_idx, unpickle_arrays
+from usl_lightning.data.images.download import Download, fetch
+from usl_lightning.data.images.opening import has_split, open_source, read_labels
+from usl_lightning.data.images.source import ArraySource, convert_images, dataset_id
+from usl_lightning.labels import LabelIndex
+from usl_lightning.labels.entries import DatasetId
 
 rng = np.random.default_rng(0)
 FASHION = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")

@@ -16,9 +16,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms import functional as tv
 
-from usl_lightning.data import pixels, steps
 from usl_lightning.data.keys import Key
-from usl_lightning.data.randaugment import POOL, Dialect, RandAugment
 from usl_lightning.data.views import (
     CoMatchStrong,
     Evaluation,
@@ -31,7 +29,10 @@ from usl_lightning.data.views import (
     SmallGreyView,
     USLTView,
     Weak,
+    pixels,
+    steps,
 )
+from usl_lightning.data.views.randaugment import POOL, Dialect, RandAugment
 
 VIEWS: dict[str, Callable[[], Recipe]] = {
     "weak": Weak,
@@ -162,9 +163,9 @@ own:
   class_path: usl_lightning.data.views.Recipe
   init_args:
     steps:
-      - {class_path: usl_lightning.data.steps.RandomResizedCrop, init_args: {scale: [0.5, 1.0], flip: false}}
-      - {class_path: usl_lightning.data.randaugment.RandAugment, init_args: {num_ops: 1, dialect: torchssl}}
-      - {class_path: usl_lightning.data.steps.Greyscale, init_args: {p: 0.3}}
+      - {class_path: usl_lightning.data.views.steps.RandomResizedCrop, init_args: {scale: [0.5, 1.0], flip: false}}
+      - {class_path: usl_lightning.data.views.randaugment.RandAugment, init_args: {num_ops: 1, dialect: torchssl}}
+      - {class_path: usl_lightning.data.views.steps.Greyscale, init_args: {p: 0.3}}
 """
     )
     parser = ArgumentParser()

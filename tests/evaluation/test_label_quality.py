@@ -5,7 +5,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.evaluation.label_quality import label_quality
 
 LABELS = torch.tensor([0, 0, 0, 1, 1, 2])

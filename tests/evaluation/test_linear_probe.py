@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.evaluation import linear_probe
 from usl_lightning.evaluation.linear_probe import balanced_subset, fit_logistic_regression, probe_accuracy
 

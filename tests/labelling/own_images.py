@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from runs import environment
 
-from usl_lightning.data.folders import fingerprint_of, scan
+from usl_lightning.data.images.folders import fingerprint_of, scan
 
 IMAGES = 60
 

@@ -11,8 +11,8 @@ from playwright.sync_api import Browser, expect
 from runs import usl
 from test_label_page import answered, browser, name_shown, opened, pytestmark  # noqa: F401 - fixture and marks
 
-from usl_lightning.data.sources import open_source
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
+from usl_lightning.data.images.opening import open_source
 from usl_lightning.labels import LabelIndex
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")

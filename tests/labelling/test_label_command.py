@@ -12,9 +12,9 @@ import pytest
 from own_images import Labelling, make_selection
 from runs import environment
 
+from usl_lightning.chain.plan import Plan, PlannedStage
 from usl_lightning.cli import main
-from usl_lightning.labelling.command import LabelOptions, next_command
-from usl_lightning.plan import Plan, PlannedStage
+from usl_lightning.labelling.label import LabelOptions, next_command
 
 
 def test_options() -> None:
@@ -88,7 +88,7 @@ def test_the_command_that_goes_on_is_the_chains(tmp_path: Path) -> None:
 
 def test_the_front_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
-        "import sys, usl_lightning.labelling.command as c, usl_lightning.label_sets\n"
+        "import sys, usl_lightning.labelling.label as c, usl_lightning.labelling.sets\n"
         "c.LabelStore(c.Path(sys.argv[1])).add_class('x')\n"
         "print([m for m in ('torch', 'numpy', 'starlette', 'uvicorn', 'PIL') if m in sys.modules])"
     )

@@ -10,7 +10,7 @@ import pytest
 from own_images import make_selection
 from PIL import Image
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.labelling.pictures import open_pictures
 from usl_lightning.labelling.similar import SimilarImages
 from usl_lightning.labels import LabelIndex
@@ -98,7 +98,8 @@ def test_a_large_image_is_a_small_jpeg(labels: Path, tmp_path: Path) -> None:
 def test_a_set_in_memory_is_shown_too(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
-    from usl_lightning.data.sources import dataset_id, open_source
+    from usl_lightning.data.images.opening import open_source
+    from usl_lightning.data.images.source import dataset_id
 
     source = open_source("digits", "train")
     known = {"name": "digits", "split": "train", "size": len(source), "fingerprint": dataset_id(source).fingerprint}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from own_images import make_selection
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.labelling.store import AnsweredMeanwhileError, LabelStore, answers_of, with_answers, with_class
 from usl_lightning.labels import LabelIndex
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torchvision.models import alexnet
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.models.alexnet import SMALLEST, AlexNet
 from usl_lightning.models.backbones import OURS, create_backbone
 

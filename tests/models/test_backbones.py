@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.models.backbones import OURS, create_backbone
 from usl_lightning.models.heads import projection_mlp
 from usl_lightning.models.small import SmallNet

@@ -11,9 +11,10 @@ import pytest
 import timm
 import torch
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.views import Weak
-from usl_lightning.errors import UslError
 from usl_lightning.models.encoder import (
     ENTRY,
     Encoder,
@@ -23,7 +24,6 @@ from usl_lightning.models.encoder import (
     read_checkpoint,
 )
 from usl_lightning.models.heads import Classifier
-from usl_lightning.optim import Optimization
 from usl_lightning.pretrain.simclr import SimCLR
 
 GREY = ImageSpec(1, 8, 8, (0.3,), (0.2,), ("a", "b", "c"))

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.errors import UslError
 from usl_lightning.models.backbones import OURS, create_backbone
 from usl_lightning.models.encoder import Encoder
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.errors import UslError
 from usl_lightning.models.encoder import Encoder, recompute_encoders
 from usl_lightning.models.recompute import blocks_of
 

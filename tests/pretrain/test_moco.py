@@ -16,12 +16,12 @@ from runs import usl
 from torch import Tensor, nn
 from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, digits
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
-from usl_lightning.errors import UslError
-from usl_lightning.optim import Optimization
 from usl_lightning.pretrain.moco import MoCo, info_nce
 
 SHAPES = st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(1, 9))

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from training import Stop, digits, train
 
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import MONITORED, monitored
 from usl_lightning.data.views import Weak
 from usl_lightning.evaluation.spread import uniformity
 from usl_lightning.models.encoder import Encoder
-from usl_lightning.optim import Optimization
-from usl_lightning.pretrain.base import LOOK_EVERY, PretrainModule
+from usl_lightning.pretrain.pretrain_module import LOOK_EVERY, PretrainModule
 from usl_lightning.pretrain.simclr import SimCLR
 
 EPOCH = 1437 // 32

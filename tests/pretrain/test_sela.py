@@ -16,12 +16,12 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
 from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, digits, train
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.modules import ImageData
-from usl_lightning.data.sources import open_source
 from usl_lightning.data.views import Weak
-from usl_lightning.errors import UslError
-from usl_lightning.optim import Optimization
 from usl_lightning.pretrain.sela import (
     Schedule,
     SeLa,

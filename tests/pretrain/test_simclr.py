@@ -13,11 +13,11 @@ from lightly.loss import NTXentLoss
 from torch import Tensor
 from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, digits
 
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
-from usl_lightning.optim import Optimization
 from usl_lightning.pretrain.simclr import SimCLR, nt_xent
 
 SHAPES = st.tuples(st.integers(2, 9), st.integers(1, 8))

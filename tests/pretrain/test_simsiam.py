@@ -24,12 +24,12 @@ from training import (
     train,
 )
 
-from usl_lightning.configs import find_config, load_yaml
+from usl_lightning.base.configs import find_config, load_yaml
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import SmallGreyView, Weak
-from usl_lightning.optim import Optimization
 from usl_lightning.pretrain.simsiam import SimSiam, negative_cosine
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 8))

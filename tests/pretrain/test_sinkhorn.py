@@ -16,10 +16,10 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from usl_lightning.errors import UslError
-from usl_lightning.pretrain import sinkhorn
+from usl_lightning.base.errors import UslError
 from usl_lightning.pretrain.sela import sinkhorn_labels
-from usl_lightning.pretrain.sinkhorn import balanced_labels
+from usl_lightning.vectors import sinkhorn
+from usl_lightning.vectors.sinkhorn import balanced_labels
 
 
 def plain_sinkhorn(logits: Tensor, power: float, tolerance: float) -> tuple[Tensor, int]:

@@ -8,12 +8,13 @@ import torch
 import yaml
 from PIL import Image
 
-from usl_lightning.data.sources import dataset_id, open_source
+from usl_lightning.chain.plan import Plan, PlannedStage
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.images.source import dataset_id
 from usl_lightning.evaluation.classification import Tally, write_scores
 from usl_lightning.labels import LabelIndex
-from usl_lightning.plan import Plan, PlannedStage
-from usl_lightning.selection.overview import make_overview
-from usl_lightning.stage import StageFolder
+from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.overview import make_overview
 
 CLASSES = ('"><img src=x onerror=alert(1)>', "<script>alert('2')", "it's & so on")
 EVIL_FILE = "<b onmouseover=alert(3)>.png"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
-from usl_lightning.report.curves import (
+from usl_lightning.pictures.curves import (
     BOTTOM,
     COLOURS,
     HEIGHT,

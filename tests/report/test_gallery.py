@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from usl_lightning.report.gallery import BAR, PAD, TILE, chosen_strip, summary_picture
+from usl_lightning.pictures.gallery import BAR, PAD, TILE, chosen_strip, summary_picture
 
 
 def test_images_stand_in_order(tmp_path: Path) -> None:

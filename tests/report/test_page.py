@@ -12,13 +12,13 @@ import html5lib
 import pytest
 from made_run import BUDGET, CLASSES, EVIL_FILE, PLAN, chosen_of, make_run
 
+from usl_lightning.chain.plan import Plan
 from usl_lightning.cli import main
 from usl_lightning.labels import LabelIndex
-from usl_lightning.plan import Plan
 from usl_lightning.report import chosen
 from usl_lightning.report.page import write_report
-from usl_lightning.selection.overview import Overview
-from usl_lightning.stage import StageFolder
+from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.overview import Overview
 
 Tree = ElementTree.Element
 

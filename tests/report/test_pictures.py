@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from usl_lightning.errors import UslError
-from usl_lightning.report.pictures import view_grid
+from usl_lightning.base.errors import UslError
+from usl_lightning.pictures.grid import view_grid
 
 
 def pixels_of(path: Path) -> np.ndarray:

@@ -6,7 +6,7 @@ import torch
 from real_features import NAMES, real_features
 
 from usl_lightning.selection.as3l import _seed, finetuned_features, select_as3l
-from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.vectors.kmeans import kmeans
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,16 +12,17 @@ import yaml
 from PIL import Image
 
 from usl_lightning.cli import main
-from usl_lightning.data.sources import ImageSource, open_source
+from usl_lightning.compare import comparison
+from usl_lightning.compare.spec import selector_names
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.images.source import ImageSource
 from usl_lightning.evaluation.label_quality import label_quality
-from usl_lightning.selection import comparison
-from usl_lightning.selection.base import Selector
-from usl_lightning.selection.compare import selector_names
 from usl_lightning.selection.coreset import select_coreset
 from usl_lightning.selection.density import Density
 from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
 from usl_lightning.selection.maxherding import MaxHerding
 from usl_lightning.selection.random import select_random
+from usl_lightning.selection.selector import Selector
 
 N = 1437
 OUT = Path("runs/mine")

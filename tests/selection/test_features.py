@@ -12,12 +12,13 @@ import timm
 import torch
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.images.source import ArraySource
 from usl_lightning.data.modules import ImageData
-from usl_lightning.data.sources import ArraySource, open_source
-from usl_lightning.errors import UslError
+from usl_lightning.features.images import image_features, published_encoder, read_features
 from usl_lightning.models.encoder import Encoder
-from usl_lightning.selection.features import image_features, published_encoder, read_features
 
 N, BATCH = 1437, 100
 
@@ -99,7 +100,7 @@ def test_what_they_depend_on_is_told_apart(change: str, encoder: Encoder, tmp_pa
     elif change == "image size":
         data = digits(image_size=9)
     else:
-        from usl_lightning.trainer import Trainer
+        from usl_lightning.engine.trainer import Trainer
 
         data.trainer = Trainer(accelerator="cpu", precision="bf16-mixed", logger=False)
     features = image_features(encoder, data, cache=tmp_path)

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from real_features import NAMES, real_features
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.keys import permutation
-from usl_lightning.errors import UslError
-from usl_lightning.selection import kmeans as module
-from usl_lightning.selection import kmeans_bounds
-from usl_lightning.selection.kmeans import kmeans, nearest_centroid
+from usl_lightning.vectors import kmeans as module
+from usl_lightning.vectors import kmeans_bounds
+from usl_lightning.vectors.kmeans import kmeans, nearest_centroid
 
 
 def slow_lloyd(x: Tensor, k: int, seed: int, iterations: int) -> tuple[np.ndarray, np.ndarray]:

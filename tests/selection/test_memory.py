@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from usl_lightning.errors import UslError
-from usl_lightning.selection import memory
-from usl_lightning.selection.kmeans import kmeans
-from usl_lightning.selection.memory import available_memory, check_memory
-from usl_lightning.selection.neighbors import EXACT_UP_TO, approximate_memory, exact_memory, nearest_neighbors
+from usl_lightning.base.errors import UslError
+from usl_lightning.vectors import memory
+from usl_lightning.vectors.kmeans import kmeans
+from usl_lightning.vectors.memory import available_memory, check_memory
+from usl_lightning.vectors.neighbors import EXACT_UP_TO, approximate_memory, exact_memory, nearest_neighbors
 
 GIB = 2**30
 

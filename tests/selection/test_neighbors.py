@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 from real_features import NAMES, real_features
 from torch import Tensor
 
-from usl_lightning.errors import UslError
-from usl_lightning.selection import neighbors
-from usl_lightning.selection.geometry import exact_arithmetic, squared_distances, unit_rows
-from usl_lightning.selection.neighbors import approximate_knn, knn, nearest_neighbors
+from usl_lightning.base.errors import UslError
+from usl_lightning.vectors import neighbors
+from usl_lightning.vectors.distances import exact_arithmetic, squared_distances, unit_rows
+from usl_lightning.vectors.neighbors import approximate_knn, knn, nearest_neighbors
 
 
 def slow_knn(x: Tensor, k: int, include_self: bool = True) -> tuple[np.ndarray, np.ndarray]:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.report.chosen import group_shares, least_representative
 from usl_lightning.report.embedding import plane
-from usl_lightning.selection import overview as module
-from usl_lightning.selection.overview import Overview, make_overview, principal_components
+from usl_lightning.stage import overview as module
+from usl_lightning.stage.overview import Overview, make_overview, principal_components
 
 
 def points(n: int, d: int = 6) -> torch.Tensor:

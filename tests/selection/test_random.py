@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.selection.random import select_random
 
 

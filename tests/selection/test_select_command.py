@@ -17,19 +17,21 @@ from runs import usl
 from sklearn.datasets import load_digits
 
 import usl_lightning.selection
+from usl_lightning.base.configs import shipped_folder
+from usl_lightning.base.errors import UslError
 from usl_lightning.cli import main
-from usl_lightning.configs import shipped_folder
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.modules import ImageData
-from usl_lightning.data.sources import dataset_id, open_source
-from usl_lightning.errors import UslError
+from usl_lightning.engine.trainer import Trainer
 from usl_lightning.evaluation.label_quality import label_quality
 from usl_lightning.labels import LabelIndex
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry
-from usl_lightning.selection.base import Selector
 from usl_lightning.selection.coreset import Coreset
-from usl_lightning.selection.outcome import chosen_index, chosen_quality
+from usl_lightning.selection.selector import Selector
 from usl_lightning.selection.stratified import Stratified
-from usl_lightning.trainer import Selection, Trainer
+from usl_lightning.stage.outcome import chosen_index, chosen_quality
+from usl_lightning.stage.select import Selection, choose
 
 N = 1437
 
@@ -70,7 +72,7 @@ def made(name: str, budget: int, data: ImageData, **more: Any) -> Selector:
 
 
 def select(model: Selector, data: ImageData) -> Selection:
-    return Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).select(model, data)
+    return choose(Trainer(accelerator="cpu", logger=False, enable_checkpointing=False), model, data)
 
 
 def test_they_are_all_here() -> None:
@@ -184,7 +186,7 @@ def test_what_was_decided_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_warnings_are_marked(capsys: pytest.CaptureFixture[str]) -> None:
     run(*CORESET)
-    logging.getLogger("usl_lightning.selection.features").warning("no %s", "room")
+    logging.getLogger("usl_lightning.features.images").warning("no %s", "room")
     assert capsys.readouterr().err == "warning: no room\n"
 
 

@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from real_features import NAMES, real_features
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.keys import permutation
-from usl_lightning.errors import UslError
 from usl_lightning.selection.activeft import select_activeft
 from usl_lightning.selection.as3l import select_as3l
 from usl_lightning.selection.coreset import select_coreset
-from usl_lightning.selection.density import density_distance, select_density
-from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.selection.density import select_density
 from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
 from usl_lightning.selection.kmedoids import select_kmedoids
 from usl_lightning.selection.maxherding import select_maxherding
@@ -25,6 +24,8 @@ from usl_lightning.selection.probcover import pure_radius, select_probcover
 from usl_lightning.selection.rdss import select_rdss
 from usl_lightning.selection.typiclust import select_typiclust
 from usl_lightning.selection.usl import select_usl
+from usl_lightning.vectors.density import density_distance
+from usl_lightning.vectors.kmeans import kmeans
 
 SELECTORS: dict[str, Callable[..., Tensor]] = {
     "activeft": partial(select_activeft, iterations=10),

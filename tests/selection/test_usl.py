@@ -11,14 +11,9 @@ from hypothesis import strategies as st
 from real_features import NAMES, real_features
 from torch import Tensor
 
-from usl_lightning.errors import UslError
-from usl_lightning.selection import density
-from usl_lightning.selection.density import density_distance
-from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.base.errors import UslError
 from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
 from usl_lightning.selection.maxherding import select_maxherding
-from usl_lightning.selection.memo import remembering
-from usl_lightning.selection.neighbors import Neighbors
 from usl_lightning.selection.probcover import select_probcover
 from usl_lightning.selection.rdss import select_rdss
 from usl_lightning.selection.typiclust import select_typiclust
@@ -29,6 +24,11 @@ from usl_lightning.selection.usl import (
     regularized_selection,
     select_usl,
 )
+from usl_lightning.vectors import density
+from usl_lightning.vectors.density import density_distance
+from usl_lightning.vectors.kmeans import kmeans
+from usl_lightning.vectors.memo import remembering
+from usl_lightning.vectors.neighbors import Neighbors
 
 PLAIN = {"weight": 1.0, "alpha": 1.0, "momentum": 0.0, "iterations": 2}
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from real_features import real_features
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.keys import Key
 from usl_lightning.data.sampling import drawn_neighbors
-from usl_lightning.errors import UslError
-from usl_lightning.selection.neighbors import knn
 from usl_lightning.selection.uslt import Reduction, global_loss, local_loss
+from usl_lightning.vectors.neighbors import knn
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(2, 6))
 

@@ -11,16 +11,18 @@ from real_features import real_features
 from torch import Tensor
 from training import digits, train
 
-from usl_lightning.data.modules import ImageData, NeighborData
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.optim import Optimization
+from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
-from usl_lightning.errors import UslError
-from usl_lightning.optim import Optimization
+from usl_lightning.engine.trainer import Trainer
+from usl_lightning.features.neighbor_data import NeighborData
+from usl_lightning.models.cluster_heads import ClusterHeads, cluster_confidence
 from usl_lightning.pretrain.simclr import SimCLR
-from usl_lightning.selection.density import density_distance
 from usl_lightning.selection.uslt import USLTTraining
-from usl_lightning.selection.uslt_heads import ClusterHeads, cluster_confidence
 from usl_lightning.selection.uslt_selection import USLT, Representative, best_followers, best_of_clusters, select_uslt
-from usl_lightning.trainer import Trainer
+from usl_lightning.stage.select import choose
+from usl_lightning.vectors.density import density_distance
 
 
 def heads(clusters: int, inputs: int = 64, seed: int = 0, scale: float = 20.0) -> ClusterHeads:
@@ -138,7 +140,7 @@ def test_the_heads_and_the_encoder_come_from_one_checkpoint(tmp_path: Path, monk
     state = train(training, data, tmp_path, 3)["state_dict"]
     selector = USLT(digits().spec, 9, str(tmp_path / "checkpoints" / "last.ckpt"), followers=3)
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
-    chosen = trainer.select(selector, digits()).indices
+    chosen = choose(trainer, selector, digits()).indices
     model = training(data())
     model.load_state_dict(state)
     source = digits().source("train")
@@ -152,7 +154,7 @@ def test_the_heads_and_the_encoder_come_from_one_checkpoint(tmp_path: Path, monk
         assert set(clusters[list(following)].tolist()) <= {int(clusters[image])}
     (tmp_path / "keep.json").write_text("[1436]")
     keeping = USLT(digits().spec, 9, selector.init_from, keep_from=str(tmp_path / "keep.json"))
-    assert trainer.select(keeping, digits()).indices[0] == 1436
+    assert choose(trainer, keeping, digits()).indices[0] == 1436
     assert len(list((tmp_path / "cache").glob("features-*.npz"))) == 1, "the second time they are taken from there"
 
 

@@ -13,18 +13,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, train
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, PairBatch
+from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.keys import Key
-from usl_lightning.data.modules import ImageData, NeighborData
-from usl_lightning.data.sources import open_source
+from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
-from usl_lightning.errors import UslError
 from usl_lightning.evaluation.clusters import cluster_metrics
+from usl_lightning.features.neighbor_data import NeighborData
+from usl_lightning.models.cluster_heads import ClusterHeads, Reassignment, load_heads, reassign, update_sizes
 from usl_lightning.models.encoder import init_encoder, load_encoder
-from usl_lightning.optim import Optimization
-from usl_lightning.selection.neighbors import knn
 from usl_lightning.selection.uslt import USLTTraining, global_loss, local_loss
-from usl_lightning.selection.uslt_heads import ClusterHeads, Reassignment, load_heads, reassign, update_sizes
+from usl_lightning.vectors.neighbors import knn
 
 GREY = ImageSpec(1, 8, 8, (0.3,), (0.2,), ("a", "b", "c"), count=60)
 

@@ -8,17 +8,16 @@ import torch
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from training import assert_resumes_exactly, few_labels, train
 
-from usl_lightning.data import pixels
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
-from usl_lightning.data.views import CoMatchStrong, FixMatchStrong, Weak
-from usl_lightning.optim import Optimization
-from usl_lightning.semisup.base import SemiSupervisedModule
+from usl_lightning.data.views import CoMatchStrong, FixMatchStrong, Weak, pixels
 from usl_lightning.semisup.comatch import CoMatch
 from usl_lightning.semisup.fixmatch import FixMatch
 from usl_lightning.semisup.flexmatch import FlexMatch
 from usl_lightning.semisup.mixmatch import MixMatch
+from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 
 METHODS: dict[str, Callable[[ImageSpec, str], SemiSupervisedModule]] = {
     "fixmatch": lambda image, net: FixMatch(image, Weak(), FixMatchStrong(), Optimization(), net, threshold=0.2),

@@ -10,13 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels, train
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData, LabelledData
 from usl_lightning.data.views import Weak
-from usl_lightning.errors import UslError
 from usl_lightning.models.heads import load_classifier
-from usl_lightning.optim import Optimization
 from usl_lightning.pretrain.simclr import SimCLR
 from usl_lightning.semisup.finetune import FineTune
 

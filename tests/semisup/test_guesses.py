@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training import Stop, StopError, few_labels, train
 
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import SemiSupervisedData
 from usl_lightning.data.views import FixMatchStrong, Weak
-from usl_lightning.logs import MetricsCSV, Pace
-from usl_lightning.optim import Optimization
-from usl_lightning.semisup.base import GUESS_MOMENTUM, guess_statistics
+from usl_lightning.engine.logs import MetricsCSV, Pace
+from usl_lightning.engine.trainer import Trainer
 from usl_lightning.semisup.fixmatch import FixMatch
-from usl_lightning.trainer import Trainer
+from usl_lightning.semisup.semisup_module import GUESS_MOMENTUM, guess_statistics
 
 GREY = ImageSpec(1, 8, 8, (0.3,), (0.2,), ("a", "b", "c"))
 

@@ -13,11 +13,11 @@ from scipy import stats
 from torch import Tensor
 from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels
 
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
-from usl_lightning.optim import Optimization
 from usl_lightning.semisup import mixmatch
 from usl_lightning.semisup.mixmatch import (
     MixMatch,

@@ -11,12 +11,12 @@ import pytest
 import torch
 from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData, LabelledData, SemiSupervisedData
 from usl_lightning.data.views import Weak
-from usl_lightning.errors import UslError
-from usl_lightning.optim import Optimization
 from usl_lightning.semisup.supervised import Supervised
 
 GREY = ImageSpec(1, 8, 8, (0.3,), (0.2,), ("a", "b", "c"))

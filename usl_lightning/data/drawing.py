@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from usl_lightning.data.batch import Batch, PairBatch, SemiBatch
+from usl_lightning.data.images.source import ArraySource, ImageSource
 from usl_lightning.data.keys import Key
 from usl_lightning.data.sampling import StepSampler, drawn_neighbors
-from usl_lightning.data.sources import ArraySource, ImageSource
 
 
 @dataclass

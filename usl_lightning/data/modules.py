@@ -10,11 +10,13 @@ import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.data.drawing import Draw, Pairs, Pass, both, read_all
-from usl_lightning.data.folder_source import FolderSource
+from usl_lightning.data.drawing import Draw, Pass, both, read_all
+from usl_lightning.data.images.folder_source import FolderSource
+from usl_lightning.data.images.opening import has_split, open_source, read_labels
+from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import permutation
-from usl_lightning.data.neighbors import encoder_neighbors, read_neighbors
 from usl_lightning.data.sampling import (
     StepLoader,
     StepSampler,
@@ -22,8 +24,6 @@ from usl_lightning.data.sampling import (
     process_range,
     process_slots,
 )
-from usl_lightning.data.sources import ImageSource, has_split, open_source, read_labels
-from usl_lightning.errors import UslError
 from usl_lightning.labels import LabelIndex
 
 log = logging.getLogger("usl_lightning")
@@ -376,53 +376,6 @@ class SemiSupervisedData(LabelledData):
             where = self.labels or "the index of all labels"
             raise UslError(f"data.include_labelled: every image is in {where}, so no unlabelled one is left")
         return rest
-
-
-class NeighborData(ImageData):
-    """Images, each with one of its nearest neighbours in a feature space that is learned already (USL-T).
-
-    Args:
-        neighbors: `.npy` file of int64 [n, k]: the neighbours of every image, computed once and fixed; or a `.npz`
-            that `neighbors_from` has kept.
-        neighbors_from: instead, the checkpoint of stage 1 whose encoder tells the neighbours; computed when training
-            starts, and kept in the folder of features ($USL_CACHE).
-        k: how many neighbours of each image are computed, beside the image itself, which is one of the candidates.
-        batch_size: images of the global batch; as many neighbours come with them.
-        images: as for `ImageData`.
-    """
-
-    def __init__(
-        self,
-        neighbors: str | None = None,
-        neighbors_from: str | None = None,
-        k: int = 20,
-        batch_size: int = 1024,
-        **images: Any,
-    ) -> None:
-        super().__init__(batch_size=batch_size, **images)
-        self.neighbors, self.neighbors_from, self.k = neighbors, neighbors_from, k
-
-    def train_dataloader(self) -> StepLoader[Any]:
-        """Endless `PairBatch`es that start where the trainer stands."""
-        return self._steps(Pairs(self._draw("images", self.batch_size), self._table()))
-
-    def val_dataloader(self) -> list[StepLoader[Batch]]:
-        """A pass over all training images, also amid training: a cluster is empty only if none of them is in it."""
-        return [self._pass(self.split)]
-
-    def test_dataloader(self) -> list[StepLoader[Batch]]:
-        """Passes over the training images and over the test images, for a look at the features."""
-        return super().val_dataloader()
-
-    def _table(self) -> Tensor:
-        if self.neighbors is not None and self.neighbors_from is None:
-            return read_neighbors(self.neighbors, self.train_source)
-        if self.neighbors_from is not None and self.neighbors is None:
-            return encoder_neighbors(self.neighbors_from, self, self.k)
-        raise UslError(
-            "data.neighbors_from: expected the checkpoint of stage 1 whose features tell the neighbours, or a table of "
-            "them in data.neighbors; one of the two"
-        )
 
 
 def _every_label(source: ImageSource) -> LabelIndex:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.keys import Key, permutation
-from usl_lightning.errors import UslError
 
 T = TypeVar("T")
 

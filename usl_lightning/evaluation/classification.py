@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from usl_lightning.distributed import gather
-from usl_lightning.files import atomic_path, write_json
+from usl_lightning.base.files import atomic_path, write_json
+from usl_lightning.compute.distributed import gather
 
 BINS = 15
 """Bins of the calibration error (Guo et al., 2017, section 4)."""

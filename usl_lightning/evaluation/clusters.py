@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 
 
 def cluster_metrics(clusters: Tensor, labels: Tensor, *, num_clusters: int | None = None) -> dict[str, float]:

@@ -12,7 +12,7 @@ from usl_lightning.evaluation.clusters import cluster_metrics
 from usl_lightning.evaluation.knn import knn_accuracy
 from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracy
 from usl_lightning.evaluation.spread import feature_std, uniformity
-from usl_lightning.selection.kmeans import kmeans
+from usl_lightning.vectors.kmeans import kmeans
 
 FEW = 1000
 """Labels of the second linear probe."""

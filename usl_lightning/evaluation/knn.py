@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 
 CHUNK_ENTRIES = 16 * 2**20
 """Similarities held at once: 64 MB in float32, about three times that with the sorting."""

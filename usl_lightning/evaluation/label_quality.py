@@ -5,10 +5,11 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.chunks import chunks
 from usl_lightning.evaluation.knn import weighted_knn
-from usl_lightning.selection.geometry import chunks, squared_distances, unit_rows
-from usl_lightning.selection.neighbors import knn
+from usl_lightning.vectors.distances import squared_distances, unit_rows
+from usl_lightning.vectors.neighbors import knn
 
 
 class LabelQuality(TypedDict):

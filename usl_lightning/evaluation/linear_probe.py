@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.keys import permutation
-from usl_lightning.errors import UslError
-from usl_lightning.selection.geometry import check_features, exact_arithmetic
+from usl_lightning.vectors.distances import check_features, exact_arithmetic
 
 _CHUNK = 65_536  # rows of logits at a time: 262 MB for 1,000 classes
 

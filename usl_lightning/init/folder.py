@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from usl_lightning.data import folders
-from usl_lightning.data.decode import UnreadableImageError, decode, probe
-from usl_lightning.data.threads import map_in_order
-from usl_lightning.errors import UslError
-from usl_lightning.progress import progress
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.progress import progress
+from usl_lightning.data.images import folders
+from usl_lightning.data.images.decode import UnreadableImageError, decode, probe
+from usl_lightning.data.images.threads import map_in_order
 
 LOOKED_AT = 20_000
 """Files of a split that are opened, evenly spaced if there are more."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.init.folder import Inspection
 from usl_lightning.init.speed import Network, best_network, candidates, device_name, machine_name
 

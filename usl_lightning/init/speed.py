@@ -9,15 +9,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.progress import progress
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import Key
-from usl_lightning.errors import UslError
+from usl_lightning.engine.precision import check_precision
 from usl_lightning.init.folder import Inspection
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import projection_mlp
-from usl_lightning.precision import check_precision
 from usl_lightning.pretrain.simclr import nt_xent
-from usl_lightning.progress import progress
 
 CPU_TABLE = (
     (48, 64, ("small_s2_w64", "small_s2")),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.data.folders import cache_folder
+from usl_lightning.data.images.folders import cache_folder
 from usl_lightning.data.modules import RESIDENT_FILES
 from usl_lightning.init.folder import Inspection, told
 from usl_lightning.init.plan import START, Plan, labels_known, readable

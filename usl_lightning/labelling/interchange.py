@@ -10,12 +10,13 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from usl_lightning.errors import UslError
-from usl_lightning.files import write_text
+from usl_lightning.base.arguments import known_options
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import write_text
 from usl_lightning.labelling.store import NOT_SURE, Answer, LabelStore, answers_of, name_of, with_class
-from usl_lightning.labels import LabelIndex, short
-from usl_lightning.stage import known_options
-from usl_lightning.waiting import images_to_label
+from usl_lightning.labels import LabelIndex
+from usl_lightning.labels.entries import short
+from usl_lightning.labels.index import images_to_label
 
 PREFIX = "/data/local-files/?d="
 """What Label Studio's own server calls files below its document root."""

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from usl_lightning.configs import load_yaml
-from usl_lightning.data import folders
-from usl_lightning.data.decode import decode
-from usl_lightning.data.unreadable import unreadable
-from usl_lightning.errors import UslError
+from usl_lightning.base.configs import load_yaml
+from usl_lightning.base.errors import UslError
+from usl_lightning.data.images import folders
+from usl_lightning.data.images.decode import decode
+from usl_lightning.data.images.unreadable import unreadable
 from usl_lightning.labels import LabelIndex
 
 if TYPE_CHECKING:  # a folder's images are shown without importing torch
-    from usl_lightning.data.sources import ImageSource
+    from usl_lightning.data.images.source import ImageSource
 
 _PNG_PIXELS = 256 * 256  # larger pictures are sent as JPEG
 
@@ -180,7 +180,8 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
 
 
 def _from_memory(index: LabelIndex, place: str | None) -> Pictures:
-    from usl_lightning.data.sources import dataset_id, open_source
+    from usl_lightning.data.images.opening import open_source
+    from usl_lightning.data.images.source import dataset_id
 
     assert index.dataset is not None
     source = open_source(index.dataset.name, index.dataset.split, dir=place)

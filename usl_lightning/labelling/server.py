@@ -13,7 +13,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.labelling.pictures import Pictures
 from usl_lightning.labelling.similar import SimilarImages
 from usl_lightning.labelling.store import AnsweredMeanwhileError, LabelStore, answers_of

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.labels import LabelIndex
 
 Answer = int | Literal["unsure"] | None

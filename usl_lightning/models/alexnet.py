@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 
 SMALLEST = 63
 """Pixels a side below which nothing is left to pool."""

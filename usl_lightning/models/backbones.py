@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.errors import UslError, did_you_mean
 from usl_lightning.models.alexnet import AlexNet
 from usl_lightning.models.small import SmallNet
 from usl_lightning.models.wrn import WideResNet

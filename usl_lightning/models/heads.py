@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.models.encoder import Encoder, load_encoder, read_checkpoint
 
 

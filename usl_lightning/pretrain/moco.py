@@ -4,15 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.distributed import gather, world_size
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
-from usl_lightning.distributed import gather, world_size
-from usl_lightning.errors import UslError
 from usl_lightning.models.ema import EMA
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import projection_mlp
-from usl_lightning.optim import Optimization
-from usl_lightning.pretrain.base import PretrainModule
+from usl_lightning.pretrain.pretrain_module import PretrainModule
 
 
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float) -> Tensor:

@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import atomic_path
+from usl_lightning.compute.distributed import gather_uneven
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.modules import ImageData
-from usl_lightning.distributed import gather_uneven
-from usl_lightning.errors import UslError
 from usl_lightning.evaluation.clusters import cluster_metrics
-from usl_lightning.files import atomic_path
 from usl_lightning.models.encoder import Encoder
-from usl_lightning.optim import Optimization
-from usl_lightning.pretrain.base import PretrainModule
-from usl_lightning.pretrain.sinkhorn import balanced_labels, sinkhorn_labels
+from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.vectors.sinkhorn import balanced_labels, sinkhorn_labels
 
 __all__ = ["SeLa", "first_labels", "label_entropy", "reassignment_steps", "self_label_loss", "sinkhorn_labels"]
 

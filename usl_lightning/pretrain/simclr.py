@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.compute.distributed import gather
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.distributed import gather
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import projection_mlp
-from usl_lightning.optim import Optimization
-from usl_lightning.pretrain.base import PretrainModule
+from usl_lightning.pretrain.pretrain_module import PretrainModule
 
 
 def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float) -> Tensor:

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import prediction_mlp, projection_mlp
-from usl_lightning.optim import Optimization
-from usl_lightning.pretrain.base import PretrainModule
+from usl_lightning.pretrain.pretrain_module import PretrainModule
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:

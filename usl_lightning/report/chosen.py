@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.labels import LabelIndex
 from usl_lightning.report.embedding import plane
 from usl_lightning.report.images import Thumbnail, open_images, thumbnails
@@ -14,8 +14,8 @@ from usl_lightning.report.run import RunReport, StageReport
 from usl_lightning.report.svg import Map, point_map, spread_colours
 
 if TYPE_CHECKING:
-    from usl_lightning.data.sources import ImageSource
-    from usl_lightning.selection.overview import Overview
+    from usl_lightning.data.images.source import ImageSource
+    from usl_lightning.stage.overview import Overview
 
 SHOWN = 240
 """Chosen images on a page, at most; selections share them evenly."""
@@ -65,7 +65,7 @@ class Choice:
 
 def read_choices(run: RunReport) -> list[Choice]:
     """The selections of a run, with their images."""
-    from usl_lightning.selection.overview import Overview
+    from usl_lightning.stage.overview import Overview
 
     opened: dict[str, tuple[ImageSource | None, str]] = {}
     choices = []
@@ -82,7 +82,7 @@ def read_choices(run: RunReport) -> list[Choice]:
 
 def _open(stage: StageReport, index: LabelIndex) -> "tuple[ImageSource | None, str]":
     """The images of a selection, if they are still those it chose from."""
-    from usl_lightning.data.sources import dataset_id
+    from usl_lightning.data.images.source import dataset_id
 
     try:
         source = open_images(stage.config)

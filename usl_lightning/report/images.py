@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from usl_lightning.data.sources import ImageSource
+    from usl_lightning.data.images.source import ImageSource
 
 SIDE = 112
 """Pixels of the longer side, at most."""
@@ -51,7 +51,7 @@ def open_images(config: Mapping[str, Any]) -> "ImageSource":
     Raises:
         UslError: they are not there any more.
     """
-    from usl_lightning.data.sources import open_source
+    from usl_lightning.data.images.opening import open_source
 
     given = {key.removeprefix("data."): value for key, value in config.items() if key.startswith("data.")}
     if "dataset" not in given:

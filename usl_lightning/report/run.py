@@ -12,12 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.configs import load_yaml
-from usl_lightning.errors import UslError, did_you_mean
-from usl_lightning.identity import flatten
+from usl_lightning.base.configs import load_yaml
+from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.chain.plan import Plan
 from usl_lightning.labels import LabelIndex
-from usl_lightning.plan import Plan
-from usl_lightning.stage import StageFolder
+from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.identity import flatten
 
 Curves = dict[str, list[tuple[int, float]]]
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from usl_lightning.errors import UslError
+from usl_lightning.base.errors import UslError
 from usl_lightning.report.markup import Child, Html, Names, render, section, table, tag
 from usl_lightning.report.run import Curves, RunReport, StageReport
 from usl_lightning.report.svg import Lines, figure, line_chart

@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.progress import counted
+from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
-from usl_lightning.errors import UslError
-from usl_lightning.progress import counted
-from usl_lightning.selection.base import Selector
-from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, unit_rows
+from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.distances import check_budget, exact_arithmetic, unit_rows
 
 
 def activeft_loss(features: Tensor, centres: Tensor, *, temperature: float, balance: float = 1.0) -> Tensor:

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
+from usl_lightning.base.progress import counted
+from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.keys import permutation
-from usl_lightning.progress import counted
-from usl_lightning.selection.base import Selector
-from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, squared_distances, unit_rows
+from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.distances import check_budget, exact_arithmetic, squared_distances, unit_rows
 
 
 def select_coreset(features: Tensor, budget: int, *, seed: int = 0) -> Tensor:

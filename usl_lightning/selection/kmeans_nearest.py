@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.selection.base import Selector
-from usl_lightning.selection.geometry import check_budget, chunks, unit_rows
-from usl_lightning.selection.kmeans import shared_kmeans
-from usl_lightning.selection.picks import best_of_each, fill_to_budget
+from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.distances import check_budget, unit_rows
+from usl_lightning.vectors.kmeans import shared_kmeans
+from usl_lightning.vectors.picks import best_of_each, fill_to_budget
 
 
 def select_kmeans_nearest(

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.progress import counted, shown
+from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
-from usl_lightning.errors import UslError
-from usl_lightning.progress import counted, shown
-from usl_lightning.selection.base import Selector
-from usl_lightning.selection.geometry import check_budget, chunks, exact_arithmetic, squared_distances, unit_rows
-from usl_lightning.selection.kmeans import shared_kmeans
+from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.distances import check_budget, exact_arithmetic, squared_distances, unit_rows
+from usl_lightning.vectors.kmeans import shared_kmeans
 
 log = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.modules import ImageData
-from usl_lightning.selection.base import Selector
-from usl_lightning.selection.geometry import check_budget
+from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.distances import check_budget
 
 
 def select_random(features_or_n: Tensor | int, budget: int, *, seed: int = 0) -> Tensor:

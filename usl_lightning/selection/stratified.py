@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.modules import ImageData
-from usl_lightning.errors import UslError
-from usl_lightning.selection.base import Selector
-from usl_lightning.selection.geometry import check_budget
+from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.distances import check_budget
 
 
 def select_stratified(labels: Tensor, budget: int, *, seed: int = 0) -> Tensor:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.selection.base import Selector
-from usl_lightning.selection.geometry import check_budget, unit_rows
-from usl_lightning.selection.kmeans import shared_kmeans
-from usl_lightning.selection.neighbors import knn
+from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.distances import check_budget, unit_rows
+from usl_lightning.vectors.kmeans import shared_kmeans
+from usl_lightning.vectors.neighbors import knn
 
 SMALL_CLUSTER = 5
 """Clusters of this size or less are used last; the published code never uses them, and may run out of others."""

@@ -8,26 +8,17 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.progress import progress
+from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.errors import UslError, did_you_mean
-from usl_lightning.progress import progress
-from usl_lightning.selection.base import Selector
-from usl_lightning.selection.density import limit_k, limited_density
-from usl_lightning.selection.geometry import (
-    check_budget,
-    check_features,
-    chunks,
-    exact_arithmetic,
-    squared_distances,
-    unit_rows,
-)
-from usl_lightning.selection.kmeans import shared_kmeans
-from usl_lightning.selection.picks import best_of_each, fill_to_budget
+from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.density import SMALLEST, limit_k, limited_density
+from usl_lightning.vectors.distances import check_budget, check_features, exact_arithmetic, squared_distances, unit_rows
+from usl_lightning.vectors.kmeans import shared_kmeans
+from usl_lightning.vectors.picks import best_of_each, fill_to_budget
 
 T = TypeVar("T")
-
-SMALLEST = 1e-12
-"""Distances are raised to this before they are inverted, so duplicates give large numbers, not infinity."""
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.distributed import gather, gather_uneven
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, PairBatch
 from usl_lightning.data.keys import Key, permutation
 from usl_lightning.data.sampling import process_range
-from usl_lightning.distributed import gather, gather_uneven
-from usl_lightning.errors import UslError
 from usl_lightning.evaluation.clusters import cluster_metrics
-from usl_lightning.models.encoder import Encoder
-from usl_lightning.optim import Optimization
-from usl_lightning.pretrain.base import PretrainModule
-from usl_lightning.selection.uslt_heads import (
+from usl_lightning.models.cluster_heads import (
     ENTRY,
     ClusterHeads,
     Reassignment,
@@ -27,6 +25,8 @@ from usl_lightning.selection.uslt_heads import (
     reassign,
     update_sizes,
 )
+from usl_lightning.models.encoder import Encoder
+from usl_lightning.pretrain.pretrain_module import PretrainModule
 
 Reduction = Literal["weights", "batch"]
 

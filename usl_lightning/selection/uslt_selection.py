@@ -6,14 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.errors import UslError
-from usl_lightning.selection.base import Selector
-from usl_lightning.selection.density import limit_k, limited_density
-from usl_lightning.selection.geometry import check_budget, check_features, unit_rows
-from usl_lightning.selection.picks import best_of_each, fill_to_budget
-from usl_lightning.selection.usl import SMALLEST
-from usl_lightning.selection.uslt_heads import ClusterHeads, cluster_confidence, load_heads
+from usl_lightning.models.cluster_heads import ClusterHeads, cluster_confidence, load_heads
+from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.density import SMALLEST, limit_k, limited_density
+from usl_lightning.vectors.distances import check_budget, check_features, unit_rows
+from usl_lightning.vectors.picks import best_of_each, fill_to_budget
 
 log = logging.getLogger(__name__)
 

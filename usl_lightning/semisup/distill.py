@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.optim import Optimization
+from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.batch import ImageSpec, SemiBatch
-from usl_lightning.errors import UslError
 from usl_lightning.models.heads import Classifier, load_classifier
-from usl_lightning.optim import Optimization
-from usl_lightning.precision import full_precision
-from usl_lightning.semisup.base import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:

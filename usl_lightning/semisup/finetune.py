@@ -10,14 +10,14 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.optim import Optimization
+from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.errors import UslError
 from usl_lightning.models.ema import EMA
 from usl_lightning.models.encoder import read_checkpoint
 from usl_lightning.models.heads import classifier_head
-from usl_lightning.optim import Optimization
-from usl_lightning.precision import full_precision
-from usl_lightning.semisup.base import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 
 PROJECTOR = "projector."
 """What the names of a stage-1 projection head's weights begin with."""

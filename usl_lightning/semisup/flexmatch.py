@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.compute.distributed import gather
+from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
-from usl_lightning.distributed import gather
-from usl_lightning.optim import Optimization
-from usl_lightning.semisup.base import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 
 
 def adaptive_thresholds(counts: Tensor, unused: int | Tensor, *, threshold: float, warmup: bool = True) -> Tensor:

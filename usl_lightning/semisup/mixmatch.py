@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.compute.distributed import gather
+from usl_lightning.compute.optim import Optimization
+from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
-from usl_lightning.distributed import gather
-from usl_lightning.optim import Optimization
-from usl_lightning.precision import full_precision
-from usl_lightning.semisup.base import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 
 
 def guessed_labels(logits: Tensor, *, temperature: float) -> Tensor:

@@ -1,0 +1,46 @@
+"""Words on the command line: `--key value`, and what a value means. Imports nothing heavy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from usl_lightning.base.errors import UslError, did_you_mean
+
+
+def typed(key: str, text: str) -> Any:
+    """The value that a text on the command line means; a text is itself, whole, as the path `photos #1` is."""
+    try:
+        value = yaml.safe_load(text) if text else text
+    except yaml.YAMLError as error:
+        raise UslError(f"--{key}: {text!r} is not valid YAML; put quotes around it if it is a text") from error
+    return text if isinstance(value, str) and not text.startswith(("'", '"')) else value
+
+
+def options(arguments: Sequence[str]) -> list[tuple[str, str]]:
+    """`--key value`, `--key=value` and `--flag` in the order given."""
+    options: list[tuple[str, str]] = []
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("-") or not word.lstrip("-"):
+            raise UslError(f"unexpected argument '{word}'; expected --key value")
+        key, equals, value = word.lstrip("-").partition("=")
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        options.append((key, value))
+    return options
+
+
+def known_options(command: str, arguments: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """`options` of a command that knows these and no others.
+
+    Raises:
+        UslError: another one; it names the nearest.
+    """
+    given = dict(options(arguments))
+    for key in given:
+        if key not in known:
+            some = f"; expected --{', --'.join(known)}" if known else "; it takes none"
+            raise UslError(f"{command}: unknown option --{key}{did_you_mean(key, known)}{some}")
+    return given

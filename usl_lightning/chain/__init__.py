@@ -1,0 +1,1 @@
+"""Several stages in order, as one run."""

@@ -1,0 +1,105 @@
+"""A chain: the file that names stages, what each does, and what it takes from earlier ones."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from usl_lightning.base.configs import find_config, load_yaml
+from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.stage.words import RESULTS
+
+REFERENCE = re.compile(r"\$\{([\w-]+)\.(\w+)\}")
+CHAIN_KEYS = ("seed", "set", "stages")
+STAGE_KEYS = ("name", "command", "config", "set")
+
+
+@dataclass
+class Stage:
+    """One entry of a chain.
+
+    Attributes:
+        name: of its folder, unique in the chain.
+        command: `fit` or `select`.
+        config: its configuration file.
+        set: overrides; a value may hold `${stage.checkpoint}` or `${stage.labels}` of an earlier stage.
+    """
+
+    name: str
+    command: str
+    config: Path
+    set: dict[str, Any] = field(default_factory=dict)
+
+    def needs(self, output: str | None = None) -> list[str]:
+        """Names of the stages it takes something from, or this output alone."""
+        found = [match for value in self.set.values() for match in REFERENCE.finditer(str(value))]
+        return [match[1] for match in found if output in (None, match[2])]
+
+
+@dataclass
+class Chain:
+    """A file of stages and the folder they run in; what it sets outside of them, it sets for all of them."""
+
+    name: str
+    seed: int
+    stages: list[Stage]
+
+    @classmethod
+    def read(cls, path: Path) -> "Chain":
+        """Read and check a chain file.
+
+        Raises:
+            UslError: names the file, the stage and the key.
+        """
+        content = load_yaml(path)
+        if "stages" not in content:
+            how = f"usl compare {path}" if "selectors" in content else f"to run one stage: usl fit --config {path}"
+            raise UslError(f"{path}: not a chain, it has no 'stages:'; {how}")
+        for key in content:
+            if key not in CHAIN_KEYS:
+                known = ", ".join(CHAIN_KEYS)
+                raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, CHAIN_KEYS)}; expected {known}")
+        entries = content.get("stages")
+        if not isinstance(entries, list) or not entries:
+            raise UslError(f"{path}: stages: expected a list of name, command, config, set")
+        shared = _overrides(content, str(path))
+        stages: list[Stage] = []
+        for number, entry in enumerate(entries):
+            stages.append(_read_stage(path, number, entry, shared, [stage.name for stage in stages]))
+        seed = content.get("seed", 0)
+        if not isinstance(seed, int):
+            raise UslError(f"{path}: seed: expected a whole number, found {seed!r}")
+        return cls(path.stem, seed, stages)
+
+
+def _overrides(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What stands under `set` of a chain or a stage."""
+    overrides = entry.get("set") or {}
+    if not isinstance(overrides, Mapping):
+        raise UslError(f"{where}: set: expected a mapping of keys to values")
+    return dict(overrides)
+
+
+def _read_stage(path: Path, number: int, entry: Any, shared: Mapping[str, Any], earlier: list[str]) -> Stage:
+    if not isinstance(entry, Mapping):
+        raise UslError(f"{path}: stage {number + 1}: expected name, command, config, set; found {entry!r}")
+    name = str(entry.get("name", f"#{number + 1}"))
+    for key in entry:
+        if key not in STAGE_KEYS:
+            raise UslError(f"{path}: stage {name}: unknown key '{key}'{did_you_mean(str(key), STAGE_KEYS)}")
+    missing = [key for key in ("name", "command", "config") if key not in entry]
+    if missing:
+        raise UslError(f"{path}: stage {name}: '{missing[0]}' is missing")
+    if not re.fullmatch(r"\w[\w-]*", name) or name in earlier:
+        raise UslError(f"{path}: stage name '{name}' must be unique and of letters, digits, _ and -")
+    if entry["command"] not in RESULTS:
+        raise UslError(f"{path}: stage {name}: command '{entry['command']}'; expected {' or '.join(RESULTS)}")
+    overrides = {**shared, **_overrides(entry, f"{path}: stage {name}")}
+    stage = Stage(name, entry["command"], find_config(entry["config"], beside=path.parent), overrides)
+    for needed in stage.needs():
+        if needed not in earlier:
+            raise UslError(
+                f"{path}: stage {name} takes from '{needed}', which is no earlier stage{did_you_mean(needed, earlier)}"
+            )
+    return stage

@@ -1,0 +1,114 @@
+"""The words after `usl run`, and what they come to."""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from usl_lightning.base.arguments import options
+from usl_lightning.base.configs import find_config
+from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.chain.file import REFERENCE, Chain
+from usl_lightning.stage.folder import StageFolder
+
+SHARED_GROUPS = ("data", "trainer", "checkpoint", "processes")
+"""`usl run CHAIN --data.dir X` gives a parameter of these groups to every stage."""
+
+
+@dataclass
+class RunOptions:
+    """`usl run CHAIN [--name NAME] [--seed N] [--out runs] [--redo STAGE] [--dry-run] [--STAGE.KEY VALUE]`.
+
+    Attributes:
+        only: run this stage alone; what it takes from must be complete.
+        launcher: words before the command of each stage, such as `srun`, which starts it once for each process.
+        slurm: make each stage a SLURM job: `print` the scripts or `submit` them.
+        slurm_header: file of what the jobs ask SLURM for; None: `slurm.HEADER`.
+        typed: the arguments, but those that are about SLURM.
+    """
+
+    chain: Chain
+    out: Path
+    name: str
+    seed: int
+    redo: list[str] = field(default_factory=list)
+    dry_run: bool = False
+    wandb: str | None = None
+    only: str | None = None
+    launcher: list[str] = field(default_factory=list)
+    slurm: str | None = None
+    slurm_header: Path | None = None
+    typed: list[str] = field(default_factory=list)
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> "RunOptions":
+        """Read the arguments after `usl run`.
+
+        Raises:
+            UslError: no chain, or an option that means nothing.
+        """
+        if not arguments or arguments[0].startswith("-"):
+            raise UslError("usl run: expected a chain, e.g. usl run digits_quickstart.yaml; `usl configs` lists them")
+        chain = Chain.read(find_config(arguments[0]))
+        run = cls(chain, Path("runs"), chain.name, chain.seed, typed=[str(arguments[0])])
+        stages = {stage.name: stage for stage in chain.stages}
+        for key, value in options(arguments[1:]):
+            stage, _, parameter = key.partition(".")
+            run.typed += [] if key.startswith("slurm") else [f"--{key}={value}"]
+            if key == "seed" and value.lstrip("-").isdigit():
+                run.seed = int(value)
+            elif key == "redo" and value in stages:
+                run.redo.append(value)
+            elif key == "only" and value in stages:
+                run.only = value
+            elif key == "launcher":
+                run.launcher = shlex.split(value)
+            elif key == "slurm" and value in ("true", "print", "submit"):
+                run.slurm = {"true": "print"}.get(value, value)
+            elif key == "slurm-header":
+                run.slurm_header = Path(value)
+            elif key in ("name", "out"):
+                setattr(run, key, Path(value) if key == "out" else value)
+            elif key == "dry-run":
+                run.dry_run = True
+            elif key == "wandb":
+                run.wandb = {"true": "online"}.get(value, value)
+            elif stage in stages and parameter:
+                stages[stage].set[parameter] = value
+            elif stage in SHARED_GROUPS and parameter:
+                for each in chain.stages:
+                    each.set[key] = value
+            else:
+                raise UslError(_bad_option(key, value, list(stages)))
+        return run
+
+    def folder(self, stage: str) -> StageFolder:
+        """Where a stage of this run lives."""
+        return StageFolder(self.out / self.name / stage)
+
+    def resolve(self, text: str) -> str:
+        """A text with the path of what a stage left in place of each `${stage.output}`.
+
+        Raises:
+            UslError: a stage has not left it.
+        """
+        return REFERENCE.sub(lambda match: _output(self, match[1], match[2]), text)
+
+
+def _bad_option(key: str, value: str, stages: list[str]) -> str:
+    one = f"one of the stages {', '.join(stages)}"
+    expected = {"seed": "a whole number", "redo": one, "only": one, "slurm": "print or submit"}.get(key)
+    if expected:
+        return f"usl run: --{key} {value}: expected {expected}"
+    groups = (f"{stage}.KEY" for stage in (*stages, *SHARED_GROUPS))
+    own = ("name", "seed", "out", "redo", "only", "dry-run", "wandb", "launcher", "slurm", "slurm-header")
+    options = [*own, *groups]
+    return f"usl run: unknown option --{key}{did_you_mean(key, options)}; expected --{', --'.join(options)}"
+
+
+def _output(run: RunOptions, stage: str, name: str) -> str:
+    outputs = run.folder(stage).outputs()
+    if name not in outputs:
+        has = f"it has {', '.join(outputs) or 'nothing'}; if it is lost, repeat the stage with --redo {stage}"
+        raise UslError(f"${{{stage}.{name}}}: stage {stage} left no {name}; {has}")
+    return outputs[name]

@@ -1,0 +1,213 @@
+"""`usl run CHAIN`: stages in order, each its own process; finished ones are skipped, interrupted ones resumed."""
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import write_json
+from usl_lightning.base.interrupt import HEEDED, Interruption
+from usl_lightning.chain import slurm
+from usl_lightning.chain.file import Stage
+from usl_lightning.chain.options import RunOptions
+from usl_lightning.chain.plan import Plan
+from usl_lightning.chain.summary import draw_summary, summarise, table
+from usl_lightning.chain.waiting import WAITING, Waiting
+from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.words import StageCommand
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run a chain and print its table; exits with 3 if it waits for a person to label images.
+
+    Raises:
+        UslError: a mistake in the chain or its options, a changed stage, or a stage that failed.
+    """
+    run = RunOptions.parse(arguments)
+    if run.slurm is not None:
+        _queue(run)
+    elif run.dry_run:
+        _run_stages(run)
+    else:
+        # Jobs of other stages may be at work in the folder of a run of which one is wanted.
+        lock = nullcontext() if run.only is not None else StageFolder(run.out / run.name).locked()
+        with Interruption() as interruption, lock:
+            try:
+                _conclude(run, _run_stages(run))
+            except KeyboardInterrupt:
+                interruption.requeue()  # between two stages; a stage has done it itself
+                raise
+
+
+def _queue(run: RunOptions) -> None:
+    """Print or submit a job for each stage that is not complete, and does not wait for labels."""
+    if run.redo or run.only:
+        raise UslError("usl run: --slurm takes whole chains; to repeat a stage give the run another --name")
+    _refuse_changes(run, set())
+    header = slurm.HEADER if run.slurm_header is None else slurm.read_header(run.slurm_header)
+    folder = run.out / run.name
+    jobs, waiting = [], Waiting(run.chain.stages)
+    for stage in run.chain.stages:
+        if not run.folder(stage.name).complete and not waiting.holds(stage, _label_files(run, stage)):
+            needs = [name for name in stage.needs() if not run.folder(name).complete]
+            jobs.append(slurm.job(run.name, stage.name, needs, folder, run.typed, header))
+    if run.slurm == "submit" and not run.dry_run:
+        slurm.submit(jobs, folder)
+    else:
+        slurm.show(jobs)
+    _stop_if(waiting)
+
+
+def _conclude(run: RunOptions, ran: bool) -> None:
+    """Sum the run up, when all of it is done."""
+    if not all(run.folder(stage.name).complete for stage in run.chain.stages):
+        return
+    summary = summarise(run)
+    if ran or not (run.out / run.name / "summary.json").exists():
+        write_json(run.out / run.name / "summary.json", summary)
+        draw_summary(run, summary)
+    print(table(summary))
+
+
+def _run_stages(run: RunOptions) -> bool:
+    """Run what is to be run; tells whether anything was. Exits with 3 if the rest waits for labels."""
+    redo = _with_dependants(run.chain.stages, run.redo)
+    _refuse_changes(run, redo)
+    ran, waiting = False, Waiting(run.chain.stages)
+    for number, stage in enumerate(run.chain.stages, 1):
+        place = f"[{number}/{len(run.chain.stages)}] {stage.name}"
+        if run.only not in (None, stage.name):
+            continue
+        if not (run.dry_run and stage.name in redo) and waiting.holds(stage, _label_files(run, stage)):
+            continue
+        ran |= _run_one(run, stage, place, redo=stage.name in redo)
+    if not run.dry_run:
+        _stop_if(waiting)
+    elif waiting.files:
+        print("\n".join(waiting.lines()))
+    return ran
+
+
+def _label_files(run: RunOptions, stage: Stage) -> list[Path]:
+    """The label files that a stage takes from earlier ones, as far as they are there."""
+    folders = [run.folder(name) for name in stage.needs("labels")]
+    return [folder.labels for folder in folders if folder.complete and folder.labels.exists()]
+
+
+def _stop_if(waiting: Waiting) -> None:
+    """End the command if some stage waits for labels."""
+    if waiting.files:
+        print("\n".join(waiting.lines()), flush=True)
+        sys.exit(WAITING)
+
+
+def _with_dependants(stages: list[Stage], redo: list[str]) -> set[str]:
+    """The named stages and all that takes something from them, directly or not."""
+    chosen = set(redo)
+    for stage in stages:
+        if chosen & set(stage.needs()):
+            chosen.add(stage.name)
+    return chosen
+
+
+def _refuse_changes(run: RunOptions, redo: set[str]) -> None:
+    """Stop before anything runs if a stage was run with other settings; nothing is ever overwritten."""
+    for stage in run.chain.stages:
+        folder = run.folder(stage.name)
+        ready = all(run.folder(name).complete and name not in redo for name in stage.needs())
+        if folder.record() is not None and stage.name not in redo and ready:
+            _refuse_changed(stage, folder, _command(run, stage, folder))
+
+
+def _refuse_changed(stage: Stage, folder: StageFolder, command: StageCommand) -> None:
+    changes = folder.changes(command.identity())
+    if changes:
+        raise UslError(
+            f"{folder.path}: {stage.name} was run with other settings: {'; '.join(changes)}; repeat it and what "
+            f"depends on it with --redo {stage.name}, or give this run another --name"
+        )
+
+
+def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> bool:
+    """Skip, resume or run one stage; tells whether it ran."""
+    folder = run.folder(stage.name)
+    waiting = [name for name in stage.needs() if not run.folder(name).complete]
+    if run.dry_run and (waiting or redo):
+        print(f"{place}: would run")
+        return False
+    if waiting:
+        raise UslError(
+            f"usl run: --only {stage.name}: it takes from {', '.join(waiting)}, not complete in {folder.path.parent}"
+        )
+    command = _command(run, stage, folder)
+    record = folder.record()
+    if record is not None and not redo:
+        _refuse_changed(stage, folder, command)  # what it takes from an earlier stage may be new by now
+        if record["status"] == "complete":
+            print(f"{place}: complete, skipped")
+            return False
+        if folder.has_checkpoint:
+            command.ckpt_path = "last"
+    if run.dry_run:
+        print(f"{place}: would {'resume' if command.ckpt_path else 'run'}")
+        return False
+    print(f"{place}: {'resuming' if command.ckpt_path else stage.command} {stage.config.name}", flush=True)
+    if redo:
+        _set_aside(folder)
+    with Plan.of(run.typed, run.seed, run.chain.stages).written(run.out / run.name, folder):
+        _launch(command, stage, run.launcher)
+    return True
+
+
+def _command(run: RunOptions, stage: Stage, folder: StageFolder) -> StageCommand:
+    overrides = {"seed_everything": str(run.seed)}
+    for key, value in stage.set.items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        overrides[key] = run.resolve(text)
+    return StageCommand(stage.command, [stage.config], overrides, folder.path, wandb=run.wandb)
+
+
+def _set_aside(folder: StageFolder) -> None:
+    """Keep what an earlier run left, under another name: nothing is overwritten."""
+    if folder.path.exists():
+        number = 1
+        while (aside := folder.path.with_name(f"{folder.path.name}.old{number}")).exists():
+            number += 1
+        folder.path.rename(aside)
+
+
+def _launch(command: StageCommand, stage: Stage, launcher: Sequence[str]) -> None:
+    """Run a stage in a process of its own; a signal is handed on, and the stage saves, and requeues its job."""
+    with Interruption() as interruption:
+        process = _start([*launcher, sys.executable, "-m", "usl_lightning.cli", *command.arguments()], launcher)
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
+            code = process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGUSR1 if interruption.signum == signal.SIGUSR1 else signal.SIGTERM)
+            process.wait()
+            raise
+    if code == 2:
+        sys.exit(2)  # the stage has said what is wrong
+    if code == 130:
+        raise KeyboardInterrupt  # it has been told to stop, and has saved
+    if code:
+        reason = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
+        raise UslError(f"stage {stage.name} {reason}; the same command continues it")
+
+
+def _start(words: Sequence[str], launcher: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a stage; signals are left blocked, here until the process is known, in the stage until it can heed them."""
+    heed = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, HEEDED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
+    try:
+        return subprocess.Popen(words, preexec_fn=heed if launcher else None)
+    except OSError as error:
+        heed()
+        raise UslError(f"usl run: --launcher {shlex.join(launcher)}: {words[0]}: {error.strerror}") from error

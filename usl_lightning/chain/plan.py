@@ -1,0 +1,88 @@
+"""`run.json` of a chain's folder: the stages it is to have, and the command that makes or continues it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from usl_lightning.base.arguments import options
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import write_json
+from usl_lightning.chain.file import Stage
+from usl_lightning.stage.folder import StageFolder
+
+_ONCE = ("redo", "only", "dry-run", "launcher")
+"""Options of `usl run` that say what to do this time, not what the run is."""
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """A stage of a chain, which may not have begun.
+
+    Attributes:
+        name: of its folder.
+        command: `fit` or `select`.
+        needs: the stages it takes something from.
+    """
+
+    name: str
+    command: str
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `usl run` set out to do in a folder.
+
+    Attributes:
+        arguments: the words after `usl run`, without those that say what to do this time alone.
+        seed: of all stages.
+        stages: in order.
+    """
+
+    arguments: tuple[str, ...]
+    seed: int
+    stages: tuple[PlannedStage, ...]
+
+    @classmethod
+    def of(cls, typed: Sequence[str], seed: int, stages: Sequence[Stage]) -> "Plan":
+        """The plan that the words after `usl run` mean.
+
+        Args:
+            typed: the chain, then options.
+            seed, stages: what they come to.
+        """
+        kept = [f"--{key}={value}" for key, value in options(typed[1:]) if key not in _ONCE]
+        planned = tuple(PlannedStage(s.name, s.command, tuple(dict.fromkeys(s.needs()))) for s in stages)
+        return cls((*typed[:1], *kept), seed, planned)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Plan | None":
+        """The plan of a chain's folder; None where there is none.
+
+        Raises:
+            UslError: the file is damaged.
+        """
+        path = folder / "run.json"
+        try:
+            content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            stages = tuple(PlannedStage(s["name"], s["command"], tuple(s["needs"])) for s in content["stages"])
+            return cls(tuple(content["arguments"]), content["seed"], stages)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UslError(f"{path}: damaged ({error!r}); delete it, `usl run` writes it again") from error
+
+    @contextmanager
+    def written(self, folder: Path, stage: StageFolder) -> Iterator[None]:
+        """Keep the plan in the chain's folder while a stage runs and after; a run refused at once leaves nothing."""
+        path = folder / "run.json"
+        new = not path.exists()
+        write_json(path, asdict(self))
+        try:
+            yield
+        finally:
+            if new and stage.record() is None:
+                path.unlink(missing_ok=True)

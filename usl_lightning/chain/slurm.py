@@ -1,0 +1,118 @@
+"""`usl run CHAIN --slurm`: a chain as SLURM jobs, one a stage, each waiting for those it takes something from."""
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from usl_lightning.base.errors import UslError
+
+HEADER = """\
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --time=04:00:00
+#SBATCH --signal=USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+"""
+"""One GPU for four hours; two minutes before they are over the stage saves, and its job goes back into the queue."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage of a chain.
+
+    Attributes:
+        stage: its name.
+        needs: the stages that must have ended well before.
+        script: what `sbatch` is given.
+    """
+
+    stage: str
+    needs: tuple[str, ...]
+    script: str
+
+
+def job(run: str, stage: str, needs: Sequence[str], folder: Path, arguments: Sequence[str], header: str) -> Job:
+    """The job of one stage.
+
+    Args:
+        run: name of the run.
+        stage: of the chain.
+        needs: stages it takes something from.
+        folder: of the run; what the job prints goes into `STAGE.log` in it.
+        arguments: of `usl run`, as typed, without those that are about SLURM.
+        header: lines that begin with `#SBATCH`, and what the shell is to do first.
+    """
+    words = [sys.executable, "-m", "usl_lightning.cli", "run", *arguments, f"--only={stage}"]
+    lines = [
+        "#!/bin/bash",
+        f"#SBATCH --job-name={run}/{stage}",
+        f"#SBATCH --output={(folder / f'{stage}.log').absolute()}",
+        header.rstrip(),
+        f"cd {shlex.quote(os.getcwd())}",
+        f"exec {shlex.join([*words, '--launcher=srun --kill-on-bad-exit=1'])}",
+    ]
+    return Job(stage, tuple(dict.fromkeys(needs)), "\n".join(lines) + "\n")
+
+
+def read_header(path: Path) -> str:
+    """What the jobs ask SLURM for.
+
+    Args:
+        path: a file with lines that begin with `#SBATCH`, and what the shell is to do before the stage.
+
+    Raises:
+        UslError: it cannot be read, or asks for nothing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UslError(f"--slurm-header {path}: cannot be read ({error})") from error
+    if not any(line.startswith("#SBATCH") for line in lines):
+        raise UslError(f"--slurm-header {path}: no line begins with #SBATCH; see configs/cluster/header.sh")
+    return "\n".join(line for line in lines if not line.startswith("#!"))
+
+
+def show(jobs: Sequence[Job]) -> None:
+    """Print the scripts, each after the line that says what it waits for."""
+    for each in jobs:
+        print(f"# ---- {each.stage}{', after ' + ', '.join(each.needs) if each.needs else ''}\n{each.script}")
+
+
+def submit(jobs: Sequence[Job], folder: Path) -> None:
+    """Give the jobs to `sbatch`: each waits until those it needs have ended well.
+
+    Args:
+        jobs: in an order in which those needed come first.
+        folder: of the run; it is made, for what the jobs print.
+
+    Raises:
+        UslError: there is no `sbatch`, or it refuses; names the jobs that are in the queue already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers: dict[str, str] = {}
+    for each in jobs:
+        after = [numbers[name] for name in each.needs if name in numbers]
+        words = ["sbatch", "--parsable"]
+        if after:  # a job whose stage failed leaves nothing that could be waited for
+            words += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+        numbers[each.stage] = _sbatch(words, each, list(numbers.values()))
+        print(f"{each.stage}: job {numbers[each.stage]}{', after ' + ', '.join(after) if after else ''}", flush=True)
+
+
+def _sbatch(words: Sequence[str], job: Job, queued: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(words, input=job.script, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise UslError("--slurm submit: there is no sbatch here; run it on a login node of the cluster") from None
+    number = done.stdout.strip().partition(";")[0]  # JOB;CLUSTER where there are several
+    if done.returncode or not number.isdigit():
+        rest = f"; jobs {', '.join(queued)} are in the queue, scancel takes them out" if queued else ""
+        raise UslError(f"sbatch refused stage {job.stage}: {(done.stderr or done.stdout).strip()}{rest}")
+    return number

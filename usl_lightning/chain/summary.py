@@ -1,0 +1,87 @@
+"""What came of a chain: `summary.json`, its picture, and the table that `usl run` ends with. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from usl_lightning.chain.file import Stage
+from usl_lightning.labels import LabelIndex
+
+if TYPE_CHECKING:
+    from usl_lightning.chain.options import RunOptions
+
+
+def summarise(run: RunOptions) -> dict[str, Any]:
+    """What `summary.json` holds; see the documentation of the chain's files."""
+    stages, results = [], []
+    for stage in run.chain.stages:
+        folder = run.folder(stage.name)
+        record = folder.record() or {}
+        metrics = record.get("metrics", {})
+        stages.append(
+            {
+                "name": stage.name,
+                "command": stage.command,
+                "seconds": record.get("seconds"),
+                "metrics": metrics,
+                "outputs": record.get("outputs", {}),
+            }
+        )
+        if stage.command == "fit" and "data.labels" in stage.set:
+            results.append(_branch(run, stage, record))
+    return {
+        "run": run.name,
+        "seed": run.seed,
+        "seconds": round(sum(stage["seconds"] or 0 for stage in stages), 1),
+        "stages": stages,
+        "results": results,
+    }
+
+
+def _branch(run: RunOptions, stage: Stage, record: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry of `results`: a classifier, and the selection it was trained on."""
+    path = run.resolve(str(stage.set["data.labels"]))
+    index = LabelIndex.read(path)
+    counts = [index.labels.count(label) for label in range(len(index.classes))]
+    method = str(record.get("identity", {}).get("model.class_path", "")).rpartition(".")[2].lower()
+    return {
+        "selection": index.method.get("name", Path(path).stem), "method": method,
+        "budget": len(index) - len(index.unsure),
+        "classes_covered": sum(count > 0 for count in counts), "class_counts": counts,
+        "test_accuracy": record.get("metrics", {}).get("test_accuracy"), "labels": path,
+        "seconds": record.get("seconds"),
+    }  # fmt: skip
+
+
+def draw_summary(run: RunOptions, summary: Mapping[str, Any]) -> None:
+    """Write `summary.png`, if every branch's selection left its picture."""
+    strips = [Path(result["labels"]).with_name("chosen.png") for result in summary["results"]]
+    if strips and all(strip.exists() for strip in strips):
+        from usl_lightning.pictures.gallery import summary_picture
+
+        summary_picture(summary["results"], strips, run.out / run.name / "summary.png")
+
+
+def table(summary: Mapping[str, Any]) -> str:
+    """The results as text."""
+    rows = [("selection", "labels", "classes covered", "method", "test accuracy", "seconds")]
+    for result in summary["results"]:
+        counts = result["class_counts"]  # empty if the label file names no classes
+        covered = f"{result['classes_covered']} of {len(counts)}" if counts else "-"
+        accuracy = result["test_accuracy"]
+        rows.append(
+            (
+                result["selection"],
+                str(result["budget"]),
+                covered,
+                result["method"],
+                "-" if accuracy is None else f"{accuracy:.3f}",
+                str(result["seconds"]),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines)

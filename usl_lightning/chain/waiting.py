@@ -1,0 +1,61 @@
+"""What a chain waits for: images that a person has yet to label. Imports nothing heavy."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from usl_lightning.chain.file import Stage
+from usl_lightning.labels import LabelIndex
+from usl_lightning.labels.index import images_to_label
+
+WAITING = 3
+"""Exit code of `usl run` when the chain goes on only after images were labelled."""
+
+
+class Waiting:
+    """Which stages of a chain have to wait for labels, told one by one in the chain's order.
+
+    A stage waits if it takes a label file in which images have no answer yet (those that a person was not sure of
+    have one), or something of a stage that waits. Once one waits, the only others to go on are the selections and
+    what these need: so all images that are to be labelled are known at once, and nothing long is begun meanwhile.
+
+    Args:
+        stages: of the chain.
+
+    Attributes:
+        files: the label files that are waited for, in the order met.
+    """
+
+    def __init__(self, stages: Sequence[Stage]) -> None:
+        self.files: dict[Path, LabelIndex] = {}
+        self._held: set[str] = set()
+        self._choosing: set[str] = set()
+        for stage in reversed(stages):
+            if stage.command == "select" or stage.name in self._choosing:
+                self._choosing |= {stage.name, *stage.needs()}
+
+    def holds(self, stage: Stage, label_files: Sequence[Path]) -> bool:
+        """Whether the next stage has to wait.
+
+        Args:
+            stage: the next one.
+            label_files: those that earlier stages left and this one takes.
+
+        Raises:
+            UslError: a label file is damaged.
+        """
+        unlabelled = {path: index for path in label_files if (index := LabelIndex.read(path)).unlabelled}
+        self.files |= unlabelled
+        later = bool(self._held) and stage.name not in self._choosing
+        if unlabelled or later or self._held & set(stage.needs()):
+            self._held.add(stage.name)
+        return stage.name in self._held
+
+    def lines(self) -> list[str]:
+        """What to tell the user: a line for each file with the command that labels its images, and what then."""
+        lines = []
+        for path, index in self.files.items():
+            done = len(index) - index.unlabelled
+            progress = f"  # {done} of {len(index)} are done" if done else ""
+            lines.append(f"{images_to_label(index)}: usl label {shlex.quote(str(path))}{progress}")
+        return [*lines, "then repeat this command: it goes on from here"]

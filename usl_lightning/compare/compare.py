@@ -1,0 +1,30 @@
+"""`usl compare CONFIG`: what is to be compared, read and checked before anything heavy is imported."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from usl_lightning.base.arguments import options
+from usl_lightning.base.configs import find_config
+from usl_lightning.base.errors import UslError
+from usl_lightning.compare.spec import USAGE, Comparison
+from usl_lightning.stage.folder import StageFolder
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compare selectors on the same features, and write the table and the plot.
+
+    Args:
+        arguments: what follows `usl compare`.
+
+    Raises:
+        UslError: a mistake in the arguments, the configuration or a file.
+    """
+    if not arguments or arguments[0].startswith("-"):
+        raise UslError(f"usl compare: the configuration is missing; use {USAGE}")
+    given = dict(options(arguments[1:]))
+    out = given.pop("out", None)
+    comparison = Comparison.read(find_config(arguments[0]), given, None if out is None else Path(out))
+    with StageFolder(comparison.out).locked():
+        from usl_lightning.compare.comparison import compare
+
+        compare(comparison)

@@ -1,0 +1,1 @@
+"""What a training step may call: processes, optimizers, precision."""

@@ -1,0 +1,125 @@
+"""Opening one split of a data set by its name, and the label index made for it."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.data.images import array_files, arrays, catalog, folders
+from usl_lightning.data.images.source import ArraySource, ImageSource, array_fingerprint, convert_images, dataset_id
+from usl_lightning.labels import LabelIndex
+
+
+def open_source(
+    name: str,
+    split: str,
+    *,
+    dir: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    labels_file: str | None = None,
+    class_list: str | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
+    cache: str | None = None,
+    download: bool = False,
+    classes: Sequence[str] | None = None,
+) -> ImageSource:
+    """Open one split of a data set.
+
+    Args:
+        name: a named set, `folder`, or `arrays` (see `catalog.NAMES`).
+        split: `train`, `test`, or another the set has; parts are joined with `+` (`train+unlabeled` of
+            STL-10 is its 5,000 labelled images, then its 100,000 unlabelled ones).
+        dir: the folder that holds the data sets (default: `$USL_DATA`, then `./data`); for `folder`, the
+            image folder itself; for `arrays`, the file or the folder of the files.
+        image_size: side in pixels. Images of another size are resized (shorter side, then centre crop).
+        channels: 1 or 3; default: as the images are.
+        labels_file: for folders, a CSV `file,label`.
+        class_list: for ImageNet, a file with one class folder a line.
+        on_error: for folders, what to do with an unreadable image: stop, or leave it out and list it.
+        cache: for folders, where to keep the decoded images.
+        download: fetch what is missing, where a public address is known.
+        classes: for folders whose sub-folders are no classes, the names that people will label by, perhaps none; no
+            image has a label then.
+
+    Raises:
+        UslError: unknown name or split, missing or damaged data, an option the set does not have.
+    """
+    name = catalog.canonical_name(name)
+    _check_options(image_size, channels)
+    if name in catalog.FOLDER_SETS:
+        from usl_lightning.data.images.cache import CachedSource
+        from usl_lightning.data.images.folder_source import open_folder
+
+        source = open_folder(
+            name,
+            split,
+            dir=dir,
+            image_size=image_size,
+            channels=channels,
+            labels_file=labels_file,
+            class_list=class_list,
+            on_error=on_error,
+            classes=classes,
+        )
+        return source if cache is None else CachedSource(source, cache)
+    unused = {"labels_file": labels_file, "class_list": class_list, "cache": cache, "classes": classes}
+    for option, value in unused.items():
+        if value is not None:
+            raise UslError(f"--data.{option} is for image folders; data set {name} does not use it")
+    return _open_arrays(name, split, dir, image_size, channels, download)
+
+
+def _check_options(image_size: int | None, channels: int | None) -> None:
+    if image_size is not None and image_size < 1:
+        raise UslError(f"--data.image_size is {image_size}, expected a number of pixels, 1 or more")
+    if channels not in (None, 1, 3):
+        raise UslError(f"--data.channels is {channels}, expected 1 or 3")
+
+
+def _open_arrays(
+    name: str, split: str, folder: str | None, image_size: int | None, channels: int | None, download: bool
+) -> ArraySource:
+
+    if name in catalog.FILE_SETS:
+        read = array_files.read(split, folder)
+    else:
+        read = arrays.read_named(name, catalog.locate(name, split, folder, image_size=image_size, download=download))
+    images = torch.from_numpy(read.images)
+    converted = convert_images(images, image_size, channels)
+    original = None if converted is images else array_fingerprint(images)
+    labels = torch.from_numpy(read.labels)
+    return ArraySource(converted, labels, read.classes, name=name, split=split, fingerprint=original)
+
+
+def has_split(name: str, split: str, *, dir: str | None = None) -> bool:
+    """Whether the set has this split (for folders and arrays: whether it is there).
+
+    Raises:
+        UslError: there is no such set.
+    """
+
+    name = catalog.canonical_name(name)
+    if name in catalog.FOLDER_SETS:
+        return split in folders.split_folders(name, dir)
+    if name in catalog.FILE_SETS:
+        return split in array_files.locate(dir)
+    return all(part in catalog.ARRAY_SETS[name].splits for part in split.split("+"))
+
+
+def read_labels(path: str, source: ImageSource) -> LabelIndex:
+    """Read a label index made for `source`.
+
+    It is checked against the source first; a format without labels then gets the source's labels of its
+    indices, and of no other image.
+
+    Raises:
+        UslError: it is damaged, of another data set, or has no labels and the source has none either.
+    """
+    index = LabelIndex.read(path)
+    index.check(dataset_id(source), source.classes, source.files)
+    if index.dataset is not None:
+        return index
+    chosen = source.labels[torch.tensor(index.indices, dtype=torch.int64)]
+    return index.with_labels(chosen.tolist(), source.classes)

@@ -1,0 +1,229 @@
+"""The steps recipes for views are made of.
+
+A step takes uint8 images [b, c, h, w] and a key with one slot an image, draws each sample's parameters from the key
+and returns uint8 images. The operations themselves are in `usl_lightning.data.views.ops`.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from usl_lightning.data.keys import Key
+from usl_lightning.data.views import ops, warps
+from usl_lightning.data.views.pixels import on_samples
+
+
+class Step(nn.Module, ABC):
+    """One step of a recipe: uint8 images [b, c, h, w] and a key of b slots to uint8 images."""
+
+    @abstractmethod
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        """The images after this step; one without randomness ignores the key."""
+
+
+class FlipTranslate(Step):
+    """Mirror with probability 1/2, then move by whole pixels up to a share of the side, with reflection.
+
+    Args:
+        flip: whether to mirror at all (not for digits or letters).
+        translate: the largest move in either direction, as a share of the side; 0.125 is 4 pixels of 32.
+    """
+
+    def __init__(self, flip: bool = True, translate: float = 0.125) -> None:
+        super().__init__()
+        self.flip = flip
+        self.translate = translate
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        h, w = images.shape[-2:]
+        down, right = (
+            key.fold(name).integers(1, 2 * most + 1)[:, 0] - most
+            for name, most in (("down", int(self.translate * h)), ("right", int(self.translate * w)))
+        )
+        flip = key.fold("flip").chance(0.5) if self.flip else None
+        return ops.shift_and_flip(images, down, right, flip)
+
+
+class RandomResizedCrop(Step):
+    """A box of random area and aspect, resized to one size, mirrored with probability 1/2: one resampling.
+
+    The box is drawn as in torchvision (Inception crop): up to ten tries for one that fits, then the largest
+    central box within the ratios.
+
+    Args:
+        size: side of the result in pixels; None keeps the images' own height and width.
+        scale: smallest and largest share of the area.
+        ratio: smallest and largest width over height, log-uniform.
+        flip: whether to mirror at all.
+    """
+
+    def __init__(
+        self,
+        size: int | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        flip: bool = True,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        self.scale = scale
+        self.ratio = ratio
+        self.flip = flip
+
+    def box(self, key: Key, h: int, w: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """top, left, height, width of the boxes, int64 [b] each."""
+        area = h * w * key.fold("area").uniform(10, *self.scale).double()
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        aspect = key.fold("aspect").uniform(10, low, high).double().exp()
+        widths = (area * aspect).sqrt().round().long()
+        heights = (area / aspect).sqrt().round().long()
+        fits = (widths > 0) & (widths <= w) & (heights > 0) & (heights <= h)
+        first = fits.to(torch.uint8).argmax(1, keepdim=True)
+        found = fits.gather(1, first)[:, 0]
+        fallback_w = min(w, round(h * self.ratio[1]))
+        fallback_h = min(h, round(w / self.ratio[0]))
+        width = torch.where(found, widths.gather(1, first)[:, 0], fallback_w)
+        height = torch.where(found, heights.gather(1, first)[:, 0], fallback_h)
+        corner = key.fold("corner").uniform(2).double()
+        top = torch.where(found, (corner[:, 0] * (h - height + 1)).long(), (h - height) // 2)
+        left = torch.where(found, (corner[:, 1] * (w - width + 1)).long(), (w - width) // 2)
+        return top, left, height, width
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        h, w = images.shape[-2:]
+        flip = key.fold("flip").chance(0.5) if self.flip else None
+        size = (h, w) if self.size is None else (self.size, self.size)
+        return ops.resized_crop(images, *self.box(key, h, w), size, flip)
+
+
+class Rotate(Step):
+    """Turn about the centre by up to `degrees` either way, uniform; black where there is no image."""
+
+    def __init__(self, degrees: float = 15.0) -> None:
+        super().__init__()
+        self.degrees = degrees
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        return ops.rotate(images, key.uniform(1, -self.degrees, self.degrees)[:, 0])
+
+
+class ColorJitter(Step):
+    """Brightness, contrast, saturation and hue in random order, with probability p (as torchvision's).
+
+    Args:
+        brightness, contrast, saturation: the factor is uniform in [max(0, 1 − x), 1 + x].
+        hue: the shift is uniform in [−x, x] of a turn, x ≤ 0.5.
+        p: probability that a sample is jittered at all.
+
+    Images of one channel get brightness and contrast only.
+    """
+
+    def __init__(
+        self,
+        brightness: float = 0.4,
+        contrast: float = 0.4,
+        saturation: float = 0.4,
+        hue: float = 0.1,
+        p: float = 0.8,
+    ) -> None:
+        super().__init__()
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+        self.p = p
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        brightness = self.factor(key.fold("brightness"), self.brightness)
+        contrast = self.factor(key.fold("contrast"), self.contrast)
+        saturation = self.factor(key.fold("saturation"), self.saturation)
+        hue = key.fold("hue").uniform(1, -self.hue, self.hue)[:, 0]
+        order = key.fold("order").order(4)
+        order = torch.where(key.fold("apply").chance(self.p)[:, None], order, -1)
+        return ops.color_jitter(images, brightness, contrast, saturation, hue, order)
+
+    @staticmethod
+    def factor(key: Key, amount: float) -> Tensor:
+        """Uniform in [max(0, 1 − amount), 1 + amount], float32 [b]."""
+        return key.uniform(1, max(0.0, 1 - amount), 1 + amount)[:, 0]
+
+
+class Greyscale(Step):
+    """Luminance in all channels, with probability p."""
+
+    def __init__(self, p: float = 0.2) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        if images.shape[1] == 1:
+            return images
+        return on_samples(images, key.chance(self.p), ops.greyscale)
+
+
+class GaussianBlur(Step):
+    """Gaussian blur with probability p.
+
+    Args:
+        p: probability.
+        sigma: smallest and largest standard deviation in pixels, uniform.
+        kernel: number of taps (odd); None is a tenth of the shorter side, odd, at least 3 (SimCLR).
+    """
+
+    def __init__(self, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0), kernel: int | None = None) -> None:
+        super().__init__()
+        self.p = p
+        self.sigma = sigma
+        self.kernel = kernel
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        side = min(images.shape[-2:])
+        kernel = warps.odd_kernel(0.1, side) if self.kernel is None else min(self.kernel, 2 * side - 1)
+        sigma = key.fold("sigma").uniform(1, *self.sigma)[:, 0]
+        return on_samples(images, key.fold("apply").chance(self.p), lambda x, s: ops.gaussian_blur(x, s, kernel), sigma)
+
+
+class Cutout(Step):
+    """Paint a square about a uniformly drawn centre, clipped at the right and lower edges.
+
+    Args:
+        size: side of the square as a share of the images' shorter side.
+        random_size: draw the side uniformly from 0 to `size`; in whole pixels either way.
+        fill: 0 to 255, one number for every channel or one a channel.
+    """
+
+    def __init__(self, size: float = 0.5, random_size: bool = False, fill: tuple[float, ...] = (127.0,)) -> None:
+        super().__init__()
+        self.size = size
+        self.random_size = random_size
+        self.fill = fill
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        h, w = images.shape[-2:]
+        center = key.fold("center").uniform(2)
+        side = torch.full_like(center[:, 0], self.size * min(h, w))
+        if self.random_size:
+            side = side * key.fold("size").uniform()[:, 0]
+        side = side.floor()
+        top, bottom = warps.half_open_box(center[:, 0] * h, side, h)
+        left, right = warps.half_open_box(center[:, 1] * w, side, w)
+        return ops.cutout(images, top, left, bottom, right, self.fill)
+
+
+class Resize(Step):
+    """Resize the shorter side to `resize` pixels and cut the central square of `size`."""
+
+    def __init__(self, size: int, resize: int) -> None:
+        super().__init__()
+        self.size = size
+        self.resize = resize
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        h, w = images.shape[-2:]
+        short = min(h, w)
+        images = ops.resize(images, (int(self.resize * h / short), int(self.resize * w / short)))
+        h, w = images.shape[-2:]
+        top, left = round((h - self.size) / 2), round((w - self.size) / 2)
+        return images[:, :, top : top + self.size, left : left + self.size]

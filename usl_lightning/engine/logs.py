@@ -1,0 +1,240 @@
+"""What a run writes down while it goes, and what it shows."""
+
+import logging
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.utilities import rank_zero_only
+from tqdm import tqdm
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import write_text
+from usl_lightning.base.progress import progress
+from usl_lightning.base.rank import is_main_process
+from usl_lightning.data.batch import Batch
+
+HEADER = "step,name,value\n"
+
+
+class _Said(logging.Handler):
+    """Messages of the package on stderr, each a line; a progress bar makes room for it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            mark = "warning: " if record.levelno >= logging.WARNING else ""
+            tqdm.write(mark + record.getMessage(), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
+
+
+def show_messages() -> None:
+    """From now on the main process says what the package logs: what it decided, found and measured."""
+    log = logging.getLogger("usl_lightning")
+    if is_main_process() and not any(isinstance(handler, _Said) for handler in log.handlers):
+        log.addHandler(_Said())
+        log.setLevel(logging.INFO)
+
+
+class MetricsCSV(Logger):
+    """Every metric as a row `step,name,value`, flushed as it comes: a kill loses nothing, a resume goes on.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for one."""
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        """Lightning asks for one."""
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The parameters are in config.yaml."""
+
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Drop the rows of `step` and later: they are about to be made again."""
+        rows = self.path.read_text().splitlines()[1:] if step and self.path.exists() else []
+        kept = [row for row in rows if row.count(",") == 2 and int(row.split(",", 1)[0]) < step]
+        write_text(self.path, HEADER + "".join(f"{row}\n" for row in kept))
+
+    @rank_zero_only
+    def complete(self, metrics: dict[str, float], step: int) -> None:
+        """Append those of a step's rows that are not there."""
+        text = self.path.read_text() if self.path.exists() else ""
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # a full disk has cut the last row short
+            write_text(self.path, whole)
+        self.log_metrics({name: value for name, value in metrics.items() if f"\n{step},{name}," not in whole}, step)
+
+    def noted(self, step: int) -> dict[str, float]:
+        """The rows of one step."""
+        text = self.path.read_text() if self.path.exists() else ""
+        rows = (row.split(",") for row in text.splitlines() if row.startswith(f"{step},"))
+        return {name: float(value) for _, name, value in rows}
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append one row a metric.
+
+        Raises:
+            UslError: the disk is full.
+        """
+        rows = [f"{step or 0},{name},{value:.8g}\n" for name, value in metrics.items() if name != "epoch"]
+        try:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write("".join(rows))
+        except OSError as error:
+            raise UslError(
+                f"{self.path}: cannot be written ({error.strerror}); free some space, then "
+                "continue with --ckpt_path last"
+            ) from error
+
+
+class Progress(Callback):
+    """A bar with the time left on a terminal; elsewhere a line at every tenth of the way.
+
+    Args:
+        label: what is running.
+    """
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self._bar: tqdm[Any] | None = None
+        self._tenth = -1
+        self._first, self._begun = 0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start at the step the run starts from, and drop what was logged after it."""
+        self._first, self._begun = trainer.global_step, time.monotonic()
+        _rewind(trainer)
+        if trainer.is_global_zero and sys.stderr.isatty():
+            self._bar = tqdm(
+                desc=self.label,
+                total=trainer.max_steps,
+                initial=trainer.global_step,
+                unit="step",
+                dynamic_ncols=True,
+            )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on; the metrics shown are the last logged ones, so that the device is not waited for."""
+        if not trainer.is_global_zero:
+            return
+        step, total = trainer.global_step, trainer.max_steps
+        if self._bar is not None:
+            self._bar.update(step - self._bar.n)
+            if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+                self._bar.set_postfix_str(_shown(trainer))
+        elif (tenth := 10 * step // total) != self._tenth:
+            self._tenth = tenth
+            left = (time.monotonic() - self._begun) / max(1, step - self._first) * (total - step)
+            print(
+                f"{self.label}: step {step}/{total}, {left:.0f} s left  {_shown(trainer)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A run killed while it was tested is tested again, without training in between."""
+        _rewind(trainer)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A pass over the images has a bar too; a selection, one "batch", has bars of its own."""
+        total = sum(int(batches) for batches in trainer.num_predict_batches)
+        if trainer.is_global_zero and total > 1:
+            self._bar = progress(f"{self.label}: images", total, "batch")
+
+    def on_predict_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """One more batch of images is done."""
+        if self._bar is not None:
+            self._bar.update()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The bar of a pass goes."""
+        self._close()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the last state of the bar standing."""
+        self._close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Do not write the error into the bar's line."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+class Pace(Callback):
+    """Logs the learning rate of the steps that are logged, and how many images a second were trained on.
+
+    The speed goes into a file of its own: `metrics.csv` holds what a resumed run repeats to the last digit.
+
+    Args:
+        path: the file, of the form of `metrics.csv`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = MetricsCSV(path)
+        self._images, self._since, self._pause = 0, 0.0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Drop what was noted after the step the run starts from."""
+        self._file.rewind(trainer.global_step)
+        self._images, self._since = 0, time.monotonic()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Log the learning rate that this step is about to use."""
+        if (trainer.global_step + 1) % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the images a second of all processes since the last note; validations do not count."""
+        self._images += len(batch) if isinstance(batch, Batch) else sum(len(part) for part in batch)
+        if trainer.global_step % trainer.log_every_n_steps or (batch_idx + 1) % trainer.accumulate_grad_batches:  # type: ignore[attr-defined]
+            return
+        now = time.monotonic()
+        speed = {"images_per_second": self._images * trainer.world_size / max(now - self._since, 1e-9)}
+        self._images, self._since = 0, now
+        for logger in (self._file, *(each for each in trainer.loggers if not isinstance(each, MetricsCSV))):
+            logger.log_metrics(speed, trainer.global_step - 1)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Stop the clock."""
+        self._pause = time.monotonic()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let it go on."""
+        self._since += time.monotonic() - self._pause
+
+
+def _rewind(trainer: Trainer) -> None:
+    for logger in trainer.loggers:
+        if isinstance(logger, MetricsCSV):
+            logger.rewind(trainer.global_step)
+
+
+def _shown(trainer: Trainer) -> str:
+    metrics = {name: value for name, value in trainer.logged_metrics.items() if name != "epoch"}
+    return " ".join(f"{name}={float(value):.3g}" for name, value in list(metrics.items())[:6])

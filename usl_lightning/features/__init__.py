@@ -1,0 +1,1 @@
+"""What is computed of all images once, and kept."""

@@ -1,0 +1,135 @@
+"""`usl init FOLDER`: from a folder of images to a chain that can be run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from usl_lightning.base.arguments import known_options
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import write_text
+from usl_lightning.chain.file import Chain
+
+if TYPE_CHECKING:  # it imports torch
+    from usl_lightning.init.plan import Plan
+
+OPTIONS = ("budget", "classes", "minutes", "output", "force")
+
+
+@dataclass(frozen=True)
+class InitOptions:
+    """`usl init FOLDER [--budget N] [--classes N|a,b,c] [--minutes M] [--output FILE.yaml] [--force]`.
+
+    Attributes:
+        folder: of the images.
+        output: the chain file; by default beside the folder, with its name.
+        budget: images to label; None: 4 of each class, or 40.
+        classes: names to label by, perhaps none, where sub-folders are no classes; None: they are.
+        class_count: how many classes there will be; None: not known.
+        minutes: how long the chain may take; None: by the device.
+        force: replace the chain file.
+    """
+
+    folder: Path
+    output: Path
+    budget: int | None = None
+    classes: tuple[str, ...] | None = None
+    class_count: int | None = None
+    minutes: float | None = None
+    force: bool = False
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> "InitOptions":
+        """Read the arguments after `usl init`.
+
+        Raises:
+            UslError: no folder, or an option that means nothing.
+        """
+        if not arguments or arguments[0].startswith("-"):
+            raise UslError("usl init: expected the folder of your images, e.g. usl init photos")
+        folder = Path(arguments[0]).expanduser()
+        typed = known_options("usl init", arguments[1:], OPTIONS)
+        named = folder.resolve()
+        output = Path(typed.get("output", named.parent / f"{named.name or 'images'}.yaml"))
+        if output.suffix not in (".yaml", ".yml"):
+            raise UslError(f"usl init: --output {output}: expected a name that ends in .yaml")
+        classes, count = _classes(typed.get("classes"))
+        return cls(
+            folder,
+            output,
+            _positive("budget", typed, int),
+            classes,
+            count,
+            _positive("minutes", typed, float),
+            typed.get("force") == "true",
+        )
+
+
+def _positive(key: str, typed: dict[str, str], kind: type) -> Any:
+    """The number given for an option, None if there is none."""
+    if key not in typed:
+        return None
+    try:
+        value = kind(typed[key])
+    except ValueError:
+        value = 0
+    if not 0 < value < float("inf"):
+        what = "a whole number, 1 or more" if kind is int else "a number above 0"
+        raise UslError(f"usl init: --{key} {typed[key]}: expected {what}")
+    return value
+
+
+def _classes(text: str | None) -> tuple[tuple[str, ...] | None, int | None]:
+    """The class names, and how many classes there are, as far as a text says: `10` or `cat,dog`."""
+    if text is None:
+        return None, None
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    count = int(text) if text.isdecimal() else len(names)
+    if count < 2 or len(set(names)) < len(names) or text == "true":
+        raise UslError(f"usl init: --classes {text}: expected how many, or names: 2 or more, each once, as in cat,dog")
+    return (() if text.isdecimal() else names), count
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Look at a folder, say what is in it, and write a chain for it.
+
+    Raises:
+        UslError: no folder, no image in it, a budget it does not have, or a chain file that is there already.
+    """
+    given = InitOptions.parse(arguments)
+    if given.output.exists() and not given.force:
+        raise UslError(f"usl init: {given.output} is there already; --force replaces it, --output FILE.yaml is another")
+    from usl_lightning.init.folder import inspect_folder
+
+    found = inspect_folder(given.folder)
+    if not isinstance(yaml.safe_load(str(found.data.resolve())), str):
+        raise UslError(f"usl init: {found.data.resolve()}: ': ' in a path cannot be handed on; rename the folder")
+    from usl_lightning.init.plan import Wishes, check_budget, make_plan
+    from usl_lightning.init.template import chain_text, screen
+
+    wishes = Wishes(given.budget, given.classes, given.class_count, given.minutes)
+    check_budget(found, wishes)
+    plan = make_plan(found, wishes)
+    _open_as_stages_do(plan)
+    write_text(given.output, chain_text(plan, given.output))
+    Chain.read(given.output)
+    print(screen(plan, given.output))
+
+
+def _open_as_stages_do(plan: "Plan") -> None:
+    """Refuse now what the first stage would refuse."""
+    from usl_lightning.data.images.opening import open_source
+
+    found, network = plan.found, plan.network
+    for split in ("train",) if found.test is None else ("train", "test"):
+        open_source(
+            "folder",
+            split,
+            dir=str(found.data),
+            image_size=network.image_size,
+            channels=found.channels,
+            on_error="skip" if found.unreadable else "fail",
+            classes=plan.classes,
+        )

@@ -1,0 +1,145 @@
+"""`usl label LABELS.json`: serves the labelling page until it is stopped."""
+
+import secrets
+import shlex
+import socket
+import threading
+import webbrowser
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from usl_lightning.base.arguments import known_options
+from usl_lightning.base.errors import UslError
+from usl_lightning.chain.plan import Plan
+from usl_lightning.labelling.store import LabelStore
+from usl_lightning.labels import LabelIndex
+from usl_lightning.labels.index import images_to_label
+
+PORT = 8642
+"""Tried first; if it is taken and was not asked for, any free one."""
+
+OPTIONS = ("dir", "classes", "port", "no-browser")
+
+
+@dataclass
+class LabelOptions:
+    """`usl label LABELS.json [--dir DIR] [--classes a,b,c] [--port N] [--no-browser]`.
+
+    Attributes:
+        labels: the label file.
+        dir: the data folder; None: as the selection's `config.yaml` says.
+        classes: names to label by, beside those in the file.
+        port: to listen on; None: `PORT` or a free one.
+        browser: open one.
+    """
+
+    labels: Path
+    dir: str | None = None
+    classes: list[str] = field(default_factory=list)
+    port: int | None = None
+    browser: bool = True
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> "LabelOptions":
+        """Read the arguments after `usl label`.
+
+        Raises:
+            UslError: no file, or an option that means nothing.
+        """
+        words = list(arguments)
+        place = next((i for i, word in enumerate(words) if word.endswith(".json") and not word.startswith("-")), None)
+        if place is None:
+            raise UslError("usl label: expected a label file, e.g. usl label runs/NAME/select/labels.json")
+        typed = cls(Path(words.pop(place)))
+        for key, value in known_options("usl label", words, OPTIONS).items():
+            if key == "no-browser" and value in ("true", "false"):
+                typed.browser = value == "false"
+            elif key == "port" and value.isdecimal() and 0 < int(value) < 65536:
+                typed.port = int(value)
+            elif key == "dir" and value != "true":
+                typed.dir = value
+            elif key == "classes" and value != "true":
+                typed.classes = [name for name in value.split(",") if name.strip()]
+            else:
+                expected = {"port": "a number from 1 to 65535", "dir": "a folder", "classes": "names: cat,dog"}
+                raise UslError(f"usl label: --{key} {value}: expected {expected.get(key, 'no value')}")
+        return typed
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve the page, on this machine alone, until Ctrl-C; prints its address.
+
+    Raises:
+        UslError: a mistake in the arguments, the label file, or where its images are; a port that is taken.
+    """
+    typed = LabelOptions.parse(arguments)
+    store = LabelStore(typed.labels)
+    for name in typed.classes:
+        store.add_class(name)
+    index = store.read()
+    if not len(index):
+        raise UslError(f"{typed.labels}: no image in it to label")
+    from usl_lightning.labelling.pictures import open_pictures
+    from usl_lightning.labelling.similar import SimilarImages
+
+    pictures = open_pictures(index, typed.dir)
+    similar = SimilarImages.beside(index, typed.labels.parent / "overview.npz")
+    with _listening(typed.port) as listener:
+        port = listener.getsockname()[1]
+        token = secrets.token_urlsafe(24)
+        address = f"http://127.0.0.1:{port}/{token}/"
+        print(f"{_progress(index)}: {address}", flush=True)
+        print("every answer is saved at once; Ctrl-C stops", flush=True)
+        if typed.browser:
+            threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
+        import uvicorn
+
+        from usl_lightning.labelling.server import LabellingApp
+
+        app = LabellingApp(store, pictures, similar, next_command(typed.labels)).guarded(token, port)
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app, log_level="warning", access_log=False, lifespan="off", ws="none", server_header=False,
+                timeout_graceful_shutdown=1,
+            )
+        )  # fmt: skip
+        with suppress(KeyboardInterrupt):  # the way to stop it
+            server.run(sockets=[listener])
+    index = store.read()
+    again = f"usl label {shlex.quote(str(typed.labels))} goes on" if index.unlabelled else next_command(typed.labels)
+    print(f"\n{_progress(index)}: {again}")
+
+
+def next_command(labels: Path) -> str:
+    """The command that goes on with labelled images: that of the chain whose selection wrote the file, if one did."""
+    plan = Plan.read(labels.absolute().parent.parent)
+    return "usl run, as before" if plan is None else shlex.join(["usl", "run", *plan.arguments])
+
+
+def _progress(index: LabelIndex) -> str:
+    if not index.unlabelled:
+        return f"all {len(index)} images have an answer"
+    done = len(index) - index.unlabelled
+    return images_to_label(index) + (f", {done} of {len(index)} are done" if done else "")
+
+
+def _listening(port: int | None) -> socket.socket:
+    """A socket that this machine's own programs alone can reach.
+
+    Raises:
+        UslError: the port that was asked for is taken.
+    """
+    for attempt in (PORT, 0) if port is None else (port,):
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", attempt))
+            listener.listen()
+        except OSError as error:
+            listener.close()
+            reason = error.strerror
+        else:
+            return listener
+    raise UslError(f"usl label: --port {port}: cannot be listened on ({reason}); choose another, or leave it out")

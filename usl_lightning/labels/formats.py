@@ -1,0 +1,178 @@
+"""The formats of a label index: JSON (ours, or a plain list), `.npy`, CSV `Index,ImageID`.
+
+Used through `LabelIndex.read` and `LabelIndex.write`.
+"""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.files import atomic_path, write_json
+from usl_lightning.labels.entries import DatasetId, Entries, refuse, short
+
+FORMAT = "usl-label-index"
+VERSION = 1
+_KEYS = ("format", "version", "dataset", "method", "indices", "labels", "classes", "files", "unsure", "followers")
+
+
+def read(path: Path) -> Entries:
+    """Read a file by its suffix; what can be wrong with its entries is checked by the caller.
+
+    Raises:
+        UslError: the file is missing or not of its format.
+    """
+    reader = {".json": _read_json, ".npy": _read_npy, ".csv": _read_csv}.get(path.suffix.lower())
+    if reader is None:
+        raise UslError(f"{path}: a label index is a .json, .npy or .csv file")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UslError(f"{path}: label index cannot be read ({error.strerror})") from error
+    return reader(path, content)
+
+
+def write(index: Entries, path: Path) -> None:
+    """Write a file atomically, in the format of its suffix; `.npy` and `.csv` carry no labels.
+
+    Raises:
+        UslError: another suffix, or the file cannot be written.
+    """
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        write_json(path, _to_json(index))
+    elif suffix == ".npy":
+        import numpy as np
+
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            np.save(file, np.asarray(index.indices, dtype=np.int64), allow_pickle=False)
+    elif suffix == ".csv":
+        names = index.files or [str(i) for i in index.indices]
+        with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as text:
+            csv.writer(text).writerows([("Index", "ImageID"), *zip(index.indices, names, strict=True)])
+    else:
+        raise UslError(f"{path}: a label index is a .json, .npy or .csv file")
+
+
+def _plain(path: Path, indices: list[Any], files: tuple[str, ...] | None = None) -> Entries:
+    return Entries(None, {}, tuple(indices), (None,) * len(indices), (), files, str(path))
+
+
+def _read_json(path: Path, content: bytes) -> Entries:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UslError(f"{path}: not JSON ({error}); expected a label index or a list of indices") from error
+    if isinstance(value, list):
+        return _plain(path, value)
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise UslError(f'{path}: not a label index; expected a list, or an object with "format": "{FORMAT}"')
+    if value.get("version") != VERSION:
+        raise UslError(f"{path}: version {short(value.get('version'))}; this program reads {VERSION}")
+    for key in value:
+        if key not in _KEYS:
+            raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, _KEYS)}")
+    files = value.get("files")
+    return Entries(
+        _dataset_id(path, _get(path, value, "dataset", dict)),
+        _get(path, value, "method", dict),
+        tuple(_get(path, value, "indices", list)),
+        tuple(_get(path, value, "labels", list)),
+        _texts(path, value, "classes"),
+        None if files is None else tuple(_get(path, value, "files", list)),
+        str(path),
+        tuple(_get(path, value, "unsure", list)) if "unsure" in value else (),
+        _followers(path, value) if "followers" in value else (),
+    )
+
+
+def _get(path: Path, value: dict[str, Any], key: str, kind: type) -> Any:
+    if key not in value:
+        raise UslError(f"{path}: key '{key}' is missing")
+    if type(value[key]) is not kind:
+        names = {dict: "an object", list: "a list", str: "a text", int: "a whole number"}
+        raise UslError(f"{path}: '{key}' is {short(value[key])}, expected {names[kind]}")
+    return value[key]
+
+
+def _texts(path: Path, value: dict[str, Any], key: str) -> tuple[str, ...]:
+    texts = _get(path, value, key, list)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UslError(f"{path}: entry {i} of '{key}' is {short(text)}, expected a text")
+    if len(set(texts)) < len(texts):
+        raise UslError(f"{path}: '{key}' names a class twice")
+    return tuple(texts)
+
+
+def _followers(path: Path, value: dict[str, Any]) -> tuple[tuple[Any, ...], ...]:
+    lists = _get(path, value, "followers", list)
+    for i, followers in enumerate(lists):
+        if not isinstance(followers, list):
+            raise UslError(f"{path}: entry {i} of 'followers' is {short(followers)}, expected a list of indices")
+    return tuple(map(tuple, lists))
+
+
+def _dataset_id(path: Path, value: dict[str, Any]) -> DatasetId:
+    size = _get(path, value, "size", int)
+    fingerprint = _get(path, value, "fingerprint", str)
+    if size < 0 or not re.fullmatch("sha256:[0-9a-f]{64}", fingerprint):
+        raise UslError(f"{path}: 'dataset' has size {size} and fingerprint {short(fingerprint)}: damaged")
+    return DatasetId(_get(path, value, "name", str), _get(path, value, "split", str), size, fingerprint)
+
+
+def _to_json(index: Entries) -> Any:
+    if index.dataset is None:
+        if not index.plain:
+            raise UslError(f"{index.path or 'label index'}: labels cannot be written without a data set")
+        return list(index.indices)
+    value: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "dataset": vars(index.dataset),
+        "method": index.method,
+        "indices": index.indices,
+        "labels": index.labels,
+        "classes": index.classes,
+    }
+    if index.files is not None:
+        value["files"] = index.files
+    if index.unsure:
+        value["unsure"] = index.unsure
+    if index.followers:
+        value["followers"] = index.followers
+    return value
+
+
+def _read_npy(path: Path, content: bytes) -> Entries:
+    import numpy as np
+
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UslError(f"{path}: not an .npy file ({error})") from error
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":
+        kind = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
+        raise UslError(f"{path}: {kind}, expected whole numbers [n]")
+    return _plain(path, array.tolist())
+
+
+def _read_csv(path: Path, content: bytes) -> Entries:
+    try:
+        rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UslError(f"{path}: not a CSV file ({error})") from error
+    rows = [row for row in rows if row]
+    if not rows or [cell.strip() for cell in rows[0][:2]] not in (["Index", "ImageID"], ["Index"]):
+        found = ",".join(rows[0]) if rows else "nothing"
+        raise UslError(f"{path}: first line is {short(found)}, expected Index,ImageID")
+    indices, files = [], []
+    for i, row in enumerate(rows[1:]):
+        if len(row) < min(len(rows[0]), 2) or not re.fullmatch("[0-9]{1,18}", row[0].strip()):
+            refuse(str(path), i, f"{short(','.join(row))} is not Index,ImageID")
+        indices.append(int(row[0]))
+        files += row[1:2]
+    return _plain(path, indices, tuple(f.strip() for f in files) if len(rows[0]) > 1 else None)

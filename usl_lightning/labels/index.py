@@ -1,0 +1,275 @@
+"""The label index: which images were chosen, and the labels they were given.
+
+One file, read and written by every stage. Neither torch nor Lightning is imported here, so that a wrong
+file is refused at once. Only entries of an index ever reach a loss.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.labels import formats
+from usl_lightning.labels.entries import DatasetId, Entries, refuse, short
+
+_LARGEST = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class LabelIndex(Entries):
+    """Chosen images in order of choice; see `Entries` for what it holds."""
+
+    @property
+    def unlabelled(self) -> int:
+        """How many entries have no label yet, but those that are `unsure`."""
+        return sum(label is None for label in self.labels) - len(self.unsure)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "LabelIndex":
+        """Read `.json` (this format or a plain list), `.npy` or `.csv` (`Index,ImageID`).
+
+        Raises:
+            UslError: the file is missing or damaged, or an entry is wrong; the line names file and entry.
+        """
+        index = cls(**vars(formats.read(Path(path))))
+        _validate(index, str(path))
+        return index
+
+    def write(self, path: str | Path) -> None:
+        """Write atomically, in the format of the suffix; `.npy` and `.csv` carry no labels.
+
+        Raises:
+            UslError: an entry is wrong, the suffix is not known, or the file cannot be written.
+        """
+        _validate(self, str(path))
+        formats.write(self, Path(path))
+
+    def check(self, dataset: DatasetId, classes: Sequence[str] = (), files: Sequence[str] | None = None) -> None:
+        """Make sure that this index belongs to `dataset`.
+
+        Args:
+            dataset: the data set it is to be used with.
+            classes: that data set's class names; empty: not known, not checked. People who label may add some.
+            files: that data set's files, if it is an image folder.
+
+        Raises:
+            UslError: another data set, an index or a label out of range, another class list or another file.
+        """
+        where = self.path or "label index"
+        if self.dataset is not None and (self.dataset.fingerprint, self.dataset.size) != (
+            dataset.fingerprint,
+            dataset.size,
+        ):
+            raise UslError(
+                f"{where}: chosen from {self.dataset}, but the data is {dataset}; use the data it was chosen"
+                " from, or select again"
+            )
+        for i, index in enumerate(self.indices):
+            if index >= dataset.size:
+                refuse(where, i, f"index {index} is out of range, {dataset} ends before it")
+        if classes and self.classes and tuple(classes) != self.classes[: len(classes)]:
+            raise UslError(
+                f"{where}: its {len(self.classes)} classes ({_some(self.classes)}) are not the data set's"
+                f" {len(classes)} ({_some(classes)}); label it again with these"
+            )
+        known = max(len(classes), len(self.classes))
+        for i, label in enumerate(self.labels):
+            if classes and label is not None and label >= known:
+                refuse(where, i, f"label {label} is out of range, {dataset} has {known} classes")
+        if files is not None and self.files is not None:
+            _check_files(where, self, files)
+
+    def with_labels(self, labels: Sequence[int], classes: Sequence[str] = ()) -> "LabelIndex":
+        """This index with the data set's labels of *these indices alone*, as the formats without labels need.
+
+        Args:
+            labels: one label for each entry, -1 where the data set has none:
+                `source.labels[list(index.indices)].tolist()`.
+            classes: the data set's class names.
+
+        Raises:
+            UslError: the data set has no label for an entry.
+        """
+        missing = sum(label < 0 for label in labels)
+        if missing or len(labels) != len(self):
+            where = self.path or "label index"
+            raise UslError(
+                f"{where}: carries no labels, and the data set has none for {missing} of its {len(self)}"
+                " images; give a JSON label index with labels"
+            )
+        return replace(self, labels=tuple(int(label) for label in labels), classes=tuple(classes))
+
+    def for_training(self) -> tuple[list[int], list[int]]:
+        """(indices, labels) of the labelled entries, all but those that are `unsure`; then of their followers.
+
+        Raises:
+            UslError: the index is empty, some images have no label yet, or all are `unsure`.
+        """
+        where = self.path or "label index"
+        if not self.indices:
+            raise UslError(f"{where}: no entry; select at least one image")
+        if self.unlabelled:
+            raise UslError(
+                f"{where}: {self.unlabelled} of {len(self)} images have no label yet; give them theirs with "
+                f"usl label {where}"
+            )
+        known = [(index, label) for index, label in zip(self.indices, self.labels, strict=True) if label is not None]
+        if not known:
+            raise UslError(f"{where}: all {len(self)} images are marked not sure; expected at least one label")
+        for followers, label in zip(self.followers, self.labels, strict=False):
+            known += [(index, label) for index in followers if label is not None]
+        return [index for index, _ in known], [label for _, label in known]
+
+    def union(self, other: "LabelIndex") -> "LabelIndex":
+        """The entries of this index, then those of `other` that are new; a label beats no label.
+
+        An image follows one entry at most, the first's before the other's, and none if it is an entry itself.
+
+        Raises:
+            UslError: the two are of different data sets or classes, disagree on a label, or one has an index outside
+                the other's data set; the line names its file.
+        """
+        self._check_same(other)
+        theirs = other.path or "the other label index"
+        dataset = self.dataset or other.dataset
+        unsure = {*self.unsure, *other.unsure}
+        for part in (self, other):
+            if dataset is not None:
+                part.check(dataset)
+        label_of = dict(zip(self.indices, self.labels, strict=True))
+        file_of = dict(zip(self.indices, self.files or (), strict=False))
+        for i, (index, label) in enumerate(zip(other.indices, other.labels, strict=True)):
+            known = label_of.get(index)
+            if known is not None and label is not None and known != label:
+                refuse(theirs, i, f"image {index} has label {label}, but {known} in the first")
+            label_of[index] = label if known is None else known
+            if other.files is not None:
+                file_of.setdefault(index, other.files[i])
+        complete = len(file_of) == len(label_of)
+        return LabelIndex(
+            dataset,
+            {"name": "union", "of": [self.method, other.method]},
+            tuple(label_of),
+            tuple(label_of.values()),
+            self.classes or other.classes,
+            tuple(file_of[index] for index in label_of) if complete else None,
+            unsure=tuple(index for index, label in label_of.items() if label is None and index in unsure),
+            followers=_followers_of_both(self, other, tuple(label_of)),
+        )
+
+    def difference(self, other: "LabelIndex") -> "LabelIndex":
+        """The entries of this index that are not in `other`.
+
+        Raises:
+            UslError: the two are of different data sets or classes.
+        """
+        self._check_same(other)
+        taken = set(other.indices)
+        keep = [i for i, index in enumerate(self.indices) if index not in taken]
+        return LabelIndex(
+            self.dataset,
+            {"name": "difference", "of": [self.method, other.method]},
+            tuple(self.indices[i] for i in keep),
+            tuple(self.labels[i] for i in keep),
+            self.classes,
+            None if self.files is None else tuple(self.files[i] for i in keep),
+            unsure=tuple(index for index in self.unsure if index not in taken),
+            followers=tuple(
+                tuple(index for index in self.followers[i] if index not in taken) for i in keep if self.followers
+            ),
+        )
+
+    def _check_same(self, other: "LabelIndex") -> None:
+        mine, theirs = self.path or "label index", other.path or "the other label index"
+        if self.dataset and other.dataset and self.dataset.fingerprint != other.dataset.fingerprint:
+            raise UslError(f"{mine} was chosen from {self.dataset}, {theirs} from {other.dataset}")
+        if self.classes and other.classes and self.classes != other.classes:
+            raise UslError(f"{mine} has classes {_some(self.classes)}; {theirs} {_some(other.classes)}")
+
+
+# checks --------------------------------------------------------------------------------------------------
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _followers_of_both(first: LabelIndex, second: LabelIndex, entries: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    if not (first.followers or second.followers):
+        return ()
+    taken, followers_of = set(entries), dict[int, list[int]]()
+    for part in (first, second):
+        for entry, followers in zip(part.indices, part.followers, strict=False):
+            free = [image for image in followers if image not in taken]
+            followers_of.setdefault(entry, []).extend(free)
+            taken.update(free)
+    return tuple(tuple(followers_of.get(entry, ())) for entry in entries)
+
+
+def _validate(index: LabelIndex, where: str) -> None:
+    """What can be said of an index without its data set."""
+    for key in ("labels", "files", "followers"):
+        values = getattr(index, key)
+        if values and len(values) != len(index.indices):
+            raise UslError(f"{where}: {len(index.indices)} indices but {len(values)} {key}")
+    seen: dict[int, int] = {}
+    for i, value in enumerate(index.indices):
+        if not _is_count(value):
+            refuse(where, i, f"index {short(value)} is not a whole number, 0 or more")
+        if value in seen:
+            refuse(where, i, f"index {value} is there twice (entry {seen[value]} is the first)")
+        if index.dataset is not None and value >= index.dataset.size:
+            refuse(where, i, f"index {value} is out of range, {index.dataset} ends before it")
+        seen[value] = i
+    for i, label in enumerate(index.labels):
+        if label is not None and not _is_count(label):
+            refuse(where, i, f"label {short(label)} is neither null nor a whole number, 0 or more")
+        if label is not None and index.classes and label >= len(index.classes):
+            refuse(where, i, f"label {label} is out of range, there are {len(index.classes)} classes")
+    open_entries = {value for value, label in zip(index.indices, index.labels, strict=True) if label is None}
+    for value in index.unsure:
+        if not _is_count(value) or value not in open_entries:
+            raise UslError(f"{where}: 'unsure' names {short(value)}, expected each of 'indices' without a label once")
+        open_entries.discard(value)
+    _validate_followers(index, where, set(seen))
+    for i, file in enumerate(index.files or ()):
+        if not _is_inside(file):
+            refuse(where, i, f"file {short(file)} is not a path inside the image folder (relative, with /)")
+
+
+def _validate_followers(index: LabelIndex, where: str, taken: set[int]) -> None:
+    for i, followers in enumerate(index.followers):
+        for value in followers:
+            if not _is_count(value) or (index.dataset is not None and value >= index.dataset.size):
+                refuse(where, i, f"follower {short(value)} is no image of the data set")
+            if value in taken:
+                refuse(where, i, f"follower {value} is among the indices or follows twice")
+            taken.add(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST
+
+
+def _is_inside(file: Any) -> bool:
+    if not isinstance(file, str) or not file or "\0" in file or "\\" in file:
+        return False
+    return not file.startswith("/") and ".." not in file.split("/") and not re.match("[A-Za-z]:", file)
+
+
+def _check_files(where: str, index: LabelIndex, files: Sequence[str]) -> None:
+    """Each entry's file is the data set's at that index; an `ImageID` may lack folders and suffix."""
+    assert index.files is not None
+    exact = index.dataset is not None
+    for i, (position, file) in enumerate(zip(index.indices, index.files, strict=True)):
+        actual = PurePosixPath(files[position])
+        names = {str(actual), actual.name, actual.stem, str(actual.with_suffix("")), str(position)}
+        if file != str(actual) and (exact or file not in names):
+            refuse(where, i, f"index {position} is {short(file)} there, but {actual} in the data")
+
+
+def images_to_label(index: LabelIndex) -> str:
+    """`"40 images to label"`."""
+    return "1 image to label" if index.unlabelled == 1 else f"{index.unlabelled} images to label"

@@ -1,0 +1,78 @@
+"""What all methods share: which verbs they have, how they are optimised, and what they say of themselves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import LightningModule
+from torch import nn
+
+from usl_lightning.compute.optim import Optimization
+from usl_lightning.data.modules import ImageData
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a method says of itself after a pass over the test images.
+
+    Attributes:
+        metrics: name -> value, plain numbers; accuracies are fractions of 1.
+        table: the same, and more, for people.
+        write: writes everything there is to know, as JSON: called with the file and what was tested (plain data).
+            None: there is no more than the metrics.
+    """
+
+    metrics: dict[str, Any]
+    table: str = ""
+    write: Callable[[Path, Mapping[str, Any]], None] | None = None
+
+
+class Method(LightningModule):
+    """Thin base of all methods: what a stage may ask of any of them.
+
+    Attributes:
+        verbs: the commands that a stage of this method has: `fit`, `validate`, `test`, `predict`, `select`.
+        optimization: how the weights are updated; of methods that train.
+        sync_batch_norm: whether batch norm is to see the global batch where that can be had (several GPUs).
+    """
+
+    verbs: tuple[str, ...] = ("fit", "validate", "test")
+    optimization: Optimization
+    sync_batch_norm = True
+
+    @property
+    def constant_lr(self) -> Sequence[nn.Module]:
+        """Parts whose learning rate is not scheduled."""
+        return ()
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and its schedule over `trainer.max_steps`."""
+        batch_size: int = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
+        return self.optimization.build(
+            self,
+            max_steps=self.trainer.max_steps,
+            batch_size=batch_size * self.trainer.accumulate_grad_batches,
+            constant=self.constant_lr,
+            clipped=bool(self.trainer.gradient_clip_val),
+        )
+
+    def check_classes(self, data: ImageData, checkpoint: Path) -> None:
+        """Refuse to look at a checkpoint of this method with data of other classes; features have none."""
+
+    def untestable(self, data: ImageData) -> str | None:
+        """Why this method cannot be tested on a data set; None: it can."""
+        return None
+
+    def evaluate(self, metrics: Mapping[str, Any], data: ImageData, *, closely: bool) -> Evaluation:
+        """What the pass over the test images that has just ended says; called on the main process alone.
+
+        Args:
+            metrics: what was logged.
+            data: the images.
+            closely: also what takes time.
+        """
+        return Evaluation(dict(metrics))
+
+    def write_outputs(self, folder: Path) -> None:
+        """Write files that other stages can take from this one by their names without suffix; none here."""

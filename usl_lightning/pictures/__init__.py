@@ -1,0 +1,1 @@
+"""Arrays and numbers as pictures and charts."""

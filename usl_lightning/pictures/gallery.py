@@ -1,0 +1,84 @@
+"""Pictures of what was chosen, and of what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image, ImageDraw, ImageFont
+
+from usl_lightning.base.files import atomic_path
+
+if TYPE_CHECKING:  # a chain's picture is drawn without importing torch
+    from torch import Tensor
+
+TILE = 64
+PAD = 6
+INK, PAPER, BAR = (32, 33, 36), (255, 255, 255), (66, 133, 244)
+
+
+def chosen_strip(images: Tensor, captions: Sequence[str], path: Path, *, columns: int = 10) -> None:
+    """Write the chosen images in order of choice, each with its caption, as a PNG.
+
+    Args:
+        images: uint8 [n, c, h, w].
+        captions: n texts, the class names where known.
+        path: the file.
+        columns: tiles in a row.
+    """
+    font = ImageFont.load_default(12)
+    rows = -(-len(images) // columns)
+    height = TILE + 18
+    width = min(columns, len(images)) * (TILE + PAD) + PAD
+    sheet = Image.new("RGB", (width, rows * (height + PAD) + PAD), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        x, y = PAD + number % columns * (TILE + PAD), PAD + number // columns * (height + PAD)
+        sheet.paste(_tile(image), (x, y))
+        draw.text((x + TILE / 2, y + TILE + 8), _fit(caption, font), INK, font, anchor="mm")
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _tile(image: Tensor) -> Image.Image:
+    array = image.permute(1, 2, 0).numpy()
+    picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array).convert("RGB")
+    small = max(picture.size) <= TILE
+    return picture.resize((TILE, TILE), Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
+
+
+def _fit(text: str, font: Any) -> str:
+    while len(text) > 1 and font.getlength(text) > TILE + PAD:
+        text = text[:-2] + "…"
+    return text
+
+
+def summary_picture(results: Sequence[Mapping[str, Any]], strips: Sequence[Path], path: Path) -> None:
+    """Write one picture of a chain: for each branch the images it labelled, and the accuracy they led to.
+
+    Args:
+        results: entries of `summary.json`'s `results`.
+        strips: for each of them the PNG written by `chosen_strip`.
+        path: the file.
+    """
+    title, small = ImageFont.load_default(18), ImageFont.load_default(14)
+    pictures = [Image.open(strip).convert("RGB") for strip in strips]
+    width = max(picture.width for picture in pictures) + 2 * PAD
+    heights = [picture.height + 64 for picture in pictures]
+    sheet = Image.new("RGB", (width, sum(heights) + PAD), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    y = PAD
+    for result, picture, height in zip(results, pictures, heights, strict=True):
+        accuracy = result["test_accuracy"]
+        draw.text((2 * PAD, y), f"{result['budget']} labels chosen by {result['selection']}", INK, title)
+        covered = f"{result['classes_covered']} of {len(result['class_counts'])} classes covered"
+        shown = "" if accuracy is None else f"{result['method']}: {accuracy:.1%} of the test images right"
+        draw.text((2 * PAD, y + 24), f"{covered}   {shown}", INK, small)
+        full = width - 4 * PAD
+        draw.rectangle((2 * PAD, y + 46, 2 * PAD + full, y + 52), fill=(225, 228, 232))
+        draw.rectangle((2 * PAD, y + 46, 2 * PAD + full * (accuracy or 0), y + 52), fill=BAR)
+        sheet.paste(picture, (PAD, y + 56))
+        y += height
+    with atomic_path(path) as temporary:
+        sheet.save(temporary, format="PNG")

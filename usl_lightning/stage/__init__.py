@@ -1,0 +1,1 @@
+"""One stage: words, identity, folder, verb; a verb is a file."""

@@ -1,0 +1,200 @@
+"""Turns a parser's page of complaint into the one line that matters."""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import re
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from usl_lightning.base.configs import load_yaml
+from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.stage.identity import flatten
+from usl_lightning.stage.words import StageCommand
+
+_GIVEN = re.compile(r"NestedArg\(key='([^']*)'")
+_KEY = re.compile(r"Parser key \"([^\"]+)\":")
+_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_TROUBLE = re.compile(
+    r"Option '(?P<unknown>[^']+)' is not accepted"
+    r"|Group '(?P<group>[^']+)' does not accept option '(?P<option>[^']+)'"
+    r"|Expected an? (?P<expected>.+?)\. Got value: (?P<got>.*)"
+    r"|Expected a dot import path string: (?P<path>.*)"
+    # A value that fits none of several types; not the model as a whole, whose own trouble is inside.
+    r"|Subtypes: \[(?P<union>(?!<class 'pytorch_lightning\.core).*)\]\n(?:.*\n)*?\s*Given value: (?P<value>.*)"
+    r"|(?P<module>(?:No module named|module) '.*)"
+    r"|[Uu]nrecognized arguments: --(?P<argument>[\w.+-]+)"
+    r"|following arguments are required: (?P<required>.+)"
+    r"|Key '(?P<key>[^']+)' is not expected"
+)
+
+
+def explain(message: str, stage: StageCommand, known: Iterable[str]) -> str:
+    """One line for a parser's message: where the key was given, what is wrong with it, the nearest name.
+
+    Args:
+        message: as the parser raised it.
+        stage: what was typed; tells which file or option the key came from.
+        known: dotted keys that the parser knows.
+    """
+    path = [name for name in _KEY.findall(message) if name]
+    given = _GIVEN.search(message)
+    for trouble in _TROUBLE.finditer(message):
+        found = trouble.groupdict()
+        if found["expected"] == "<class 'NoneType'>":
+            continue
+        prefix = ".".join([*path[:1], given[1]] if given else path)
+        if found["unknown"] or found["key"]:
+            leaf = found["unknown"] or found["key"]
+            names = _parameters(_CLASS.findall(message)[: len(path)])
+            key = prefix if prefix.endswith(leaf) else f"{prefix}.{leaf}"
+            return f"{_where(stage, key)}: unknown key '{leaf}'{did_you_mean(leaf, names)}; {_expected(names)}"
+        if found["option"]:
+            leaf, group = found["option"], found["group"]
+            names = _parameters(_CLASS.findall(message), group) or [
+                key.removeprefix(f"{group}.") for key in known if key.startswith(f"{group}.")
+            ]
+            where = _where(stage, ".".join([*path, group, leaf]))
+            return f"{where}: unknown key '{leaf}'{did_you_mean(leaf, names)}; {_expected(names)}"
+        if found["argument"]:
+            where = _where(stage, found["argument"].split("=")[0])
+            key = where.removeprefix("--")
+            names = [name for name in (*known, *stage.flat()) if name != key]
+            return f"{where}: unknown key{did_you_mean(key, names)}; see --help"
+        if found["module"]:
+            return f"{_where(stage, prefix)}: {found['module'].strip()}{_nearest_in_module(found['module'])}"
+        if found["required"]:
+            parent = path[0] if path else ""
+            missing = [f"--{parent}.{name.strip()}" for name in found["required"].split(",")]
+            return f"{stage.configs[-1]}: {', '.join(missing)} must be given"
+        if found["path"]:
+            meant = _nearest_method(found["path"])
+            return (
+                f"{_where(stage, prefix)}: expected the name of a class, package.module.Class, "
+                f"found {found['path']}{meant}"
+            )
+        if found["union"]:
+            types = re.split(r", (?=<|typing)", found["union"])
+            expected = " or ".join(_plain(name) for name in types if name != "<class 'NoneType'>")
+            return f"{_where(stage, prefix)}: expected {expected}, found {found['value'].strip()}"
+        if found["expected"]:
+            return f"{_where(stage, prefix)}: expected {_plain(found['expected'])}, found {found['got'].strip()}"
+    return " ".join(message.split())
+
+
+def _where(stage: StageCommand, key: str) -> str:
+    """The option or the file that a dotted key was given in."""
+    leaf = key.rpartition(".")[2]
+    for option in stage.overrides:
+        if option == key or option.rpartition(".")[2] == leaf:
+            return f"--{option}"
+    for path in reversed(stage.configs):
+        for name in flatten(load_yaml(path)):
+            if name == key or leaf in name.split("."):
+                return f"{path}: {name}"
+    return key
+
+
+def _parameters(classes: list[str], group: str = "") -> list[str]:
+    """Parameter names of the innermost class that can be imported, its bases' included.
+
+    Args:
+        classes: dotted names, the innermost last.
+        group: a parameter of the class that is a group of parameters itself, whose names are wanted instead.
+    """
+    for name in reversed(classes):
+        module, _, attribute = name.rpartition(".")
+        try:
+            found: Any = getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError, ValueError):
+            continue
+        return _names(typing.get_type_hints(vars(found)["__init__"])[group] if group else found)
+    return []
+
+
+def _names(found: Any) -> list[str]:
+    """Parameters to type of a class; a base's are accepted only if `**kwargs` passes them on."""
+    names: set[str] = set()
+    for base in inspect.getmro(found):
+        if "__init__" in vars(base):
+            parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
+            passed_on = [each for each in parameters if each.kind is inspect.Parameter.VAR_KEYWORD]
+            names |= {each.name for each in parameters if each not in passed_on}
+            if not passed_on:
+                break
+    return sorted(names - {"self", "image", "seed"})  # the last two come from elsewhere in the configuration
+
+
+def _nearest_in_module(complaint: str) -> str:
+    found = re.match("module '(.+)' has no attribute '(.+)'", complaint)
+    if found:
+        return did_you_mean(found[2], vars(importlib.import_module(found[1])))
+    missing = re.match(r"No module named '(.+)\.(.+)'", complaint)
+    if not missing:
+        return ""
+    try:
+        siblings = pkgutil.iter_modules(importlib.import_module(missing[1]).__path__)
+    except (ImportError, AttributeError):
+        return ""
+    return did_you_mean(missing[2], [sibling.name for sibling in siblings])
+
+
+def _nearest_method(name: str) -> str:
+    """A class of the method that a bare name may mean; its file is called as it is."""
+    methods: dict[str, str] = {}
+    for package in ("pretrain", "selection", "semisup"):
+        folder = importlib.import_module(f"usl_lightning.{package}").__path__
+        methods |= {each.name: f"usl_lightning.{package}.{each.name}" for each in pkgutil.iter_modules(folder)}
+    near = difflib.get_close_matches(name.strip().lower(), methods, n=1)
+    return f" (did you mean the class in {methods[near[0]]}?)" if near else ""
+
+
+def _expected(names: list[str]) -> str:
+    return f"expected one of {', '.join(names)}" if 0 < len(names) <= 20 else "see --help"
+
+
+def _plain(expected: str) -> str:
+    words = re.sub(r"<class '(\w+)'>", r"\1", expected).replace("typing.", "")
+    choices = re.fullmatch(r"Literal\[(.+)\]", words)
+    return f"one of {choices[1]}" if choices else words
+
+
+@contextmanager
+def naming_missing_packages(stage: StageCommand) -> Iterator[None]:
+    """Make one line of a class that cannot be built because a package that it needs is not installed.
+
+    Raises:
+        UslError: says which.
+    """
+    try:
+        yield
+    except ValueError as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, ImportError):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise UslError(f"{stage.configs[-1]}: {str(cause).splitlines()[0]}") from error
+
+
+def check_keys(stage: StageCommand, resolved: Mapping[str, Any]) -> None:
+    """Refuse keys that the parser took for something else, as it does with abbreviations of nested names.
+
+    Args:
+        stage: what was typed.
+        resolved: the configuration with every default, as dotted keys.
+
+    Raises:
+        UslError: names the key, its file and the nearest valid one.
+    """
+    overrides = stage.flat_overrides()
+    replaced = tuple(key.removesuffix("class_path") for key in overrides if key.endswith(".class_path"))
+    for key in stage.flat():
+        name = key.rstrip("+")
+        if key not in overrides and name.startswith(replaced):
+            continue  # an argument of a class that was replaced went with it
+        if not any(full == name or full.startswith(f"{name}.") or name.startswith(f"{full}.") for full in resolved):
+            raise UslError(f"{_where(stage, name)}: unknown key '{name}'{did_you_mean(name, resolved)}")

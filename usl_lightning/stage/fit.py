@@ -1,0 +1,53 @@
+"""`usl fit`: train, then measure what came of it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+from pytorch_lightning.accelerators import CPUAccelerator
+from pytorch_lightning.callbacks import LambdaCallback
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.allocator import keep_freed_memory
+from usl_lightning.models.encoder import compile_encoders, recompute_encoders
+from usl_lightning.stage.finish import finish
+from usl_lightning.stage.parser import StageCLI
+from usl_lightning.stage.test import measure
+
+
+def fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
+    """Run the verb; returns the metrics on the test images.
+
+    Args:
+        cli: the stage, built.
+        trainer: that runs it.
+        checkpoint: to continue from.
+        begin: called when the first step is about to be taken.
+    """
+    _check(cli, trainer)
+    if cli.config.compile:
+        compile_encoders(cli.model)
+    if cli.config.activation_checkpointing:
+        recompute_encoders(cli.model)
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        keep_freed_memory()
+    trainer.callbacks.insert(0, LambdaCallback(on_train_start=lambda *_: begin()))  # type: ignore[attr-defined]
+    trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    metrics = measure(cli, trainer)
+    finish(cli, trainer, metrics)
+    return metrics
+
+
+def _check(cli: StageCLI, trainer: Trainer) -> None:
+    if trainer.max_steps < 1:
+        raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
+    every, part = trainer.val_check_interval, trainer.accumulate_grad_batches
+    if isinstance(every, int) and every % part:
+        valid = [size for size in (every - every % part, every - every % part + part) if size]
+        raise UslError(
+            f"trainer.val_check_interval: {every} batches end amid a step of {part} (trainer.accumulate_grad_batches); "
+            f"use {' or '.join(map(str, valid))}"
+        )
+    if cli.config.compile and cli.config.activation_checkpointing:
+        raise UslError("activation_checkpointing: a compiled network decides itself what to keep; leave one out")

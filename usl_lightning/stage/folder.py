@@ -1,0 +1,140 @@
+"""The folder that a stage leaves, and the record of it. Imports nothing heavy."""
+
+import fcntl
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import write_json
+from usl_lightning.base.machine import this_machine
+from usl_lightning.stage.identity import differences, digest
+
+
+class StageFolder:
+    """`runs/<run>/<stage>/`: what a stage leaves behind.
+
+    `config.yaml` (everything resolved), `stage.json` (identity and status), `checkpoints/`, `metrics.csv`,
+    `result.json`, for a selection `labels.json`, `chosen.png` and `overview.npz`, and in `outputs/` what else its
+    method hands on.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record_path = path / "stage.json"
+        self.last_checkpoint = path / "checkpoints" / "last.ckpt"
+        self.labels = path / "labels.json"
+        self.result = path / "result.json"
+        self.picture = path / "chosen.png"
+        self.overview = path / "overview.npz"
+        self.files = path / "outputs"
+        self.evaluation = path / "evaluation.json"
+
+    def record(self) -> dict[str, Any] | None:
+        """`stage.json`, or None if the stage was never begun.
+
+        Raises:
+            UslError: the file is damaged.
+        """
+        try:
+            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise UslError(f"{self.record_path}: cannot be read ({error}); use another --run_dir") from error
+        return record
+
+    @property
+    def in_chain(self) -> bool:
+        """Whether the stage is one of a chain's."""
+        return (self.path.parent / "run.json").exists()
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """A run has saved its state here, even if the newest file has been lost since: the one before may be there."""
+        return os.path.lexists(self.last_checkpoint)
+
+    @property
+    def complete(self) -> bool:
+        """The stage has run to its end."""
+        record = self.record()
+        return record is not None and record["status"] == "complete"
+
+    def changes(self, identity: Mapping[str, Any]) -> list[str]:
+        """What differs between the run in this folder and `identity`; empty if nothing does."""
+        record = self.record()
+        if record is None or record["identity_hash"] == digest(identity):
+            return []
+        return differences(record["identity"], identity)
+
+    def outputs(self) -> dict[str, str]:
+        """Name -> path of what later stages can take from this one."""
+        paths = {"checkpoint": self.last_checkpoint, "labels": self.labels}
+        paths |= {path.stem: path for path in sorted(self.files.glob("[!.]*"))}
+        return {name: str(path) for name, path in paths.items() if path.exists()}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder: a second run in it is refused as long as this process lives.
+
+        Raises:
+            UslError: another process holds it, or it cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below, after the lock
+        except OSError as error:
+            raise UslError(f"{self.path}: cannot be written ({error.strerror}); choose another --run_dir") from error
+        # Forked workers would hold the lock for seconds after this process was killed.
+        os.register_at_fork(after_in_child=lock.close)
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UslError(
+                    f"{self.path}: another run is using this folder; wait for it or choose another"
+                ) from None
+            except OSError as error:  # a cluster's file system may have none
+                print(
+                    f"usl: {self.path}: this file system has no locks ({error.strerror}); do not start two runs in it",
+                    file=sys.stderr,
+                )
+            try:
+                yield
+            finally:
+                self._forget_if_unused()
+
+    def _forget_if_unused(self) -> None:
+        """A refused command leaves no folder behind."""
+        if not self.record_path.exists():
+            (self.path / ".lock").unlink(missing_ok=True)
+            with suppress(OSError):
+                self.path.rmdir()
+
+    def begin(self, identity: Mapping[str, Any]) -> None:
+        """Note that the stage is running."""
+        self._write(identity, "running", seconds=self._spent())
+
+    def pause(self, seconds: float) -> None:
+        """Note the time spent by a run that was interrupted; a kill leaves no chance to."""
+        record = self.record()
+        if record is not None and record["status"] == "running":
+            write_json(self.record_path, {**record, "seconds": round(self._spent() + seconds, 1)})
+
+    def finish(self, identity: Mapping[str, Any], seconds: float, metrics: Mapping[str, Any]) -> None:
+        """Note that the stage is complete, what came out, and the seconds of all its runs."""
+        spent = round(self._spent() + seconds, 1)
+        self._write(identity, "complete", seconds=spent, metrics=dict(metrics), outputs=self.outputs())
+
+    def _spent(self) -> float:
+        record = self.record() or {}
+        return float(record.get("seconds", 0.0)) if record.get("status") == "running" else 0.0
+
+    def _write(self, identity: Mapping[str, Any], status: str, **more: Any) -> None:
+        record = {"status": status, "identity_hash": digest(identity), "identity": dict(identity), **more}
+        record["machine"] = this_machine()
+        write_json(self.record_path, record)

@@ -1,0 +1,74 @@
+"""Runs one stage in this process and keeps its folder's record; imports what is heavy only then."""
+
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.interrupt import Interruption
+from usl_lightning.base.rank import is_main_process
+from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.words import RESULTS, StageCommand
+
+
+def run_stage(stage: StageCommand) -> None:
+    """Run a stage in this process and keep its folder's record.
+
+    SIGUSR1, which SLURM can send ahead of a time limit, saves and puts the job back into the queue.
+
+    Raises:
+        UslError: anything the user can mend, before anything is written where possible.
+        KeyboardInterrupt: the run was told to stop.
+    """
+    stage.check()
+    with Interruption() as interruption:
+        try:
+            _run(stage, interruption)
+        except KeyboardInterrupt:
+            if is_main_process():
+                interruption.requeue()
+            raise
+
+
+def _run(stage: StageCommand, interruption: Interruption) -> None:
+    if stage.command not in RESULTS or not is_main_process():
+        from usl_lightning.stage.runner import run
+
+        run(stage, interruption)
+        return
+    folder = StageFolder(stage.run_dir)
+    identity = stage.identity()
+    with folder.locked():
+        _check_folder(stage, folder, identity)
+        from usl_lightning.stage.runner import run
+
+        start = time.monotonic()
+        try:
+            metrics = run(stage, interruption, on_ready=lambda: folder.begin(identity))
+        except BaseException:
+            with suppress(UslError):
+                folder.pause(time.monotonic() - start)
+            raise
+        folder.finish(identity, time.monotonic() - start, metrics)
+
+
+def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[str, Any]) -> None:
+    """A run is continued on request only, and only if it is the same run."""
+    record = folder.record()
+    if record is None:
+        return
+    if stage.ckpt_path is None:
+        if record["status"] == "complete" or folder.has_checkpoint:
+            state = "a finished run" if record["status"] == "complete" else "an interrupted run"
+            raise UslError(
+                f"{folder.path}: holds {state}; continue it with --ckpt_path last, or choose another --run_dir"
+            )
+        return
+    changes = [line for line in folder.changes(identity) if not line.startswith("version ")]
+    if stage.extend:
+        changes = [line for line in changes if not line.startswith("trainer.max_steps ")]
+    if changes:
+        raise UslError(
+            f"{folder.path}: holds another run, continue that or choose another --run_dir: {'; '.join(changes)}"
+        )

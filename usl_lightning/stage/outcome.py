@@ -1,0 +1,106 @@
+"""What a selection leaves: the label index of the chosen images, and how good they are."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from usl_lightning.data.images.source import ImageSource, dataset_id
+from usl_lightning.evaluation.label_quality import label_quality
+from usl_lightning.labels import LabelIndex
+from usl_lightning.pictures.gallery import chosen_strip
+
+SHOWN = 200
+"""Images in the picture of a selection: their pixels are all in memory at once."""
+
+
+def chosen_index(
+    source: ImageSource,
+    indices: Tensor,
+    method: dict[str, Any],
+    kept: LabelIndex | None,
+    followers: tuple[tuple[int, ...], ...] = (),
+) -> LabelIndex:
+    """The label index of a selection. No label is looked up but those of the chosen images.
+
+    Args:
+        source: the images.
+        indices: int64 [m], the kept ones first.
+        method: its name, seed and parameters.
+        kept: the images that were to be kept; a label they have there stands, whatever the data set says.
+        followers: see `LabelIndex`.
+    """
+    positions = indices.tolist()
+    labels = [None if label < 0 else int(label) for label in source.labels[indices].tolist()]
+    classes, unsure = source.classes, set[int]()
+    if kept is not None:
+        labels[: len(kept)] = [
+            own if own is not None else known for own, known in zip(kept.labels, labels, strict=False)
+        ]
+        classes, unsure = max(classes, kept.classes, key=len), set(kept.unsure)  # people may have added some
+    return LabelIndex(
+        dataset=dataset_id(source),
+        method=method,
+        indices=tuple(positions),
+        labels=tuple(labels),
+        classes=classes,
+        files=None if source.files is None else tuple(source.files[i] for i in positions),
+        unsure=tuple(i for i, label in zip(positions, labels, strict=True) if label is None and i in unsure),
+        followers=followers,
+    )
+
+
+def chosen_quality(index: LabelIndex, source: ImageSource, features: Tensor) -> dict[str, Any]:
+    """How good the chosen images are, if all of their labels are known; see `LabelQuality`. Nothing chooses by it.
+
+    The labels of the whole set are read here, for these figures alone.
+
+    Args:
+        index: the chosen images.
+        source: the images they were chosen from.
+        features: [n, d] of all images; with d = 0, or a row of zeros, which has no direction, the figures that
+            need distances are left out.
+
+    Returns:
+        The figures that can be told; none if a chosen image has no label.
+    """
+    if not index.classes or None in index.labels:
+        return {}
+    chosen, labels = torch.tensor(index.indices), source.labels.clone()
+    labels[chosen] = torch.tensor(index.labels)
+    shown = features if bool(features.any(1).all()) else None
+    quality = label_quality(labels, chosen, shown, num_classes=len(index.classes))
+    return {name: value for name, value in quality.items() if value is not None}
+
+
+def draw_chosen(index: LabelIndex, source: ImageSource, path: Path) -> None:
+    """Write a picture of the chosen images, of the first `SHOWN` at most, which is then said.
+
+    Args:
+        index: the chosen images.
+        source: the images they were chosen from.
+        path: the PNG.
+    """
+    captions = ["?" if label is None else index.classes[label] for label in index.labels[:SHOWN]]
+    chosen_strip(source.read(torch.tensor(index.indices[:SHOWN])), captions, path)
+    if len(index) > SHOWN:
+        print(f"{path}: the first {SHOWN} of the {len(index)} chosen images")
+
+
+def print_quality(metrics: Mapping[str, Any]) -> None:
+    """Print the figures of `chosen_quality`, those that there are."""
+    counts = metrics.get("class_counts")
+    if counts is None:
+        return
+    print(f"classes covered      {metrics['classes_covered']} of {len(counts)}")
+    print(f"images of a class    {min(counts)} to {max(counts)}: {_short(counts)}")
+    for name, value in metrics.items():
+        if isinstance(value, float):
+            print(f"{name.replace('_', ' '):20} {value:.4f}")
+
+
+def _short(counts: list[int]) -> str:
+    shown = " ".join(map(str, counts[:40]))
+    return shown if len(counts) <= 40 else f"{shown} …"

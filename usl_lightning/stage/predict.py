@@ -1,0 +1,153 @@
+"""`usl predict`: the class of every image of a split or a folder, and how probable it is."""
+
+import csv
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import write_text
+from usl_lightning.compute.distributed import gather_uneven
+from usl_lightning.data.batch import Batch, ImageSpec
+from usl_lightning.data.images.folder_source import FolderSource, open_images
+from usl_lightning.data.images.source import ImageSource
+from usl_lightning.data.keys import Key
+from usl_lightning.data.modules import ImageData
+from usl_lightning.data.sampling import StepLoader, process_range
+from usl_lightning.stage.parser import StageCLI
+
+
+def predict(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
+    """Run the verb: write a CSV with file or number of the image, class and its probability."""
+    data, options, image = cli.datamodule, cli.stage.options, cli.model.image
+    source = images_to_predict(data, image, options, cli.config.data.init_args.on_error)
+    labels, probabilities = classify(
+        trainer, cli.model, source, batch_size=data.eval_batch_size, checkpoint=checkpoint, workers=data.workers
+    )
+    if trainer.is_global_zero:
+        what = options.get("split") or (Path(options["folder"]).resolve().name if "folder" in options else "")
+        path = Path(options.get("out", cli.stage.run_dir / f"predictions{'_' if what else ''}{what}.csv"))
+        write_text(path, predictions_csv(source, labels, probabilities, image.classes))
+        print(f"{len(labels)} predictions: {path}")
+    return {}
+
+
+def images_to_predict(
+    data: ImageData, image: ImageSpec, options: Mapping[str, str], on_error: Literal["fail", "skip"]
+) -> ImageSource:
+    """The images asked for, as the classifier takes them.
+
+    Args:
+        data: that of the training.
+        image: what the classifier was trained on: images of a folder are brought to its size and channels.
+        options: `folder`: any folder of images, nested or flat, or `split` of the data set; neither: the images that
+            were trained on.
+        on_error: what to do with an unreadable file of the folder: stop, or leave it out and say so.
+
+    Raises:
+        UslError: both are given, there is no such folder or split, or its images do not fit.
+    """
+    if "folder" not in options:
+        source = data.source(options.get("split", data.split))
+    elif "split" in options:
+        raise UslError("usl predict: --folder and --split are both given; expected one of them")
+    elif not Path(options["folder"]).expanduser().is_dir():
+        raise UslError(f"usl predict: --folder: no such folder: {options['folder']}")
+    else:
+        size = image.height if image.height == image.width else None
+        source = open_images(options["folder"], image_size=size, channels=image.channels, on_error=on_error)
+    found, expected = ((i.channels, i.height, i.width) for i in (source, image))
+    if found != expected:
+        raise UslError(
+            f"usl predict: the images are {_shape(found)} (channels × height × width), the classifier was trained on "
+            f"{_shape(expected)}; set data.image_size and data.channels as in the training"
+        )
+    return source
+
+
+def classify(
+    trainer: Trainer,
+    model: LightningModule,
+    source: ImageSource,
+    *,
+    batch_size: int,
+    checkpoint: Any,
+    workers: int | None,
+) -> tuple[Tensor, Tensor]:
+    """The most probable class of each image (int64 [n]) and its probability (float32 [n]), in order, on the CPU.
+
+    Args:
+        trainer: tells on which devices.
+        model: its `predict_step` gives probabilities [b, classes].
+        source: the n images.
+        batch_size: images in a batch, on each process.
+        checkpoint: the weights.
+        workers: processes that read files; None: the cores, 8 at most.
+    """
+    share = process_range(len(source), trainer.global_rank, trainer.world_size)
+    processes = (min(8, os.cpu_count() or 1) if workers is None else workers) if isinstance(source, FolderSource) else 0
+    loader = StepLoader(_Reading(source, share, batch_size), stop=-(-len(share) // batch_size), workers=processes)
+    best = _Best()
+    trainer.callbacks.append(best)  # type: ignore[attr-defined]
+    trainer.predict(model, dataloaders=loader, ckpt_path=checkpoint, return_predictions=False)
+    device = trainer.strategy.root_device
+    probabilities, labels = (gather_uneven(torch.cat(parts).to(device)).cpu() for parts in (best.values, best.labels))
+    return labels, probabilities
+
+
+def predictions_csv(source: ImageSource, labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> str:
+    """`image,label,probability`: the file, or the number of the image; the name of the class; to six places."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "label", "probability"])
+    names = source.files or range(len(source))
+    for name, label, probability in zip(names, labels.tolist(), probabilities.tolist(), strict=True):
+        writer.writerow([name, classes[label], f"{probability:.6f}"])
+    return text.getvalue()
+
+
+class _Best(Callback):
+    """Keeps the largest probability of each image; all of them would be gigabytes for a thousand classes."""
+
+    def __init__(self) -> None:
+        self.values, self.labels = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """One more batch."""
+        value, label = outputs.max(1)
+        self.values.append(value.cpu())
+        self.labels.append(label.cpu())
+
+
+@dataclass
+class _Reading:
+    """The batches of this process's share of a source, without labels."""
+
+    source: ImageSource
+    share: range
+    batch_size: int
+
+    def __call__(self, number: int) -> Batch:
+        chunk = self.share[number * self.batch_size : (number + 1) * self.batch_size]
+        indices = torch.arange(chunk.start, chunk.stop)
+        key = Key.of("predict", slots=indices)
+        return Batch(self.source.read(indices), torch.full_like(indices, -1), indices, key, self.source.split)
+
+
+def _shape(size: tuple[int, ...]) -> str:
+    return "×".join(map(str, size))

@@ -1,0 +1,48 @@
+"""`usl test` and `usl validate`: how good a checkpoint is, told by the method itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning import Trainer
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.parser import StageCLI
+
+
+def test(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
+    """Run the verb: a table, and `evaluation.json` in the stage's folder. What the stage recorded of itself stays."""
+    problem = cli.model.untestable(cli.datamodule)
+    if problem is not None:
+        raise UslError(f"usl {cli.stage.command}: {problem}")
+    return measure(cli, trainer, checkpoint, closely=True)
+
+
+def measure(
+    cli: StageCLI, trainer: Trainer, checkpoint: Path | None = None, *, closely: bool = False
+) -> dict[str, Any]:
+    """Metrics on the test images; empty if there are none, or on another than the main process.
+
+    Args:
+        cli: the stage, built.
+        trainer: that runs the pass.
+        checkpoint: whose weights to take; None: those that are there.
+        closely: measure all there is, and show it.
+    """
+    model, data = cli.model, cli.datamodule
+    if not (data.has_test or closely):
+        return {}
+    trainer.test(model, datamodule=data, ckpt_path=checkpoint, verbose=False)
+    if not trainer.is_global_zero:
+        return {}
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    evaluation = model.evaluate(logged, data, closely=closely)
+    if evaluation.write is not None:
+        folder = StageFolder(cli.stage.run_dir)
+        tested = checkpoint or folder.last_checkpoint
+        about = {"method": type(model).__name__, "dataset": data.dataset, "checkpoint": str(tested)}
+        evaluation.write(folder.evaluation, about)
+        if closely:
+            print(f"{evaluation.table}\n{folder.evaluation}")
+    return evaluation.metrics

@@ -1,0 +1,69 @@
+"""`usl views`: a picture of the views that a configuration draws, on its own images."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.keys import Key
+from usl_lightning.pictures.grid import view_grid
+from usl_lightning.stage.words import StageCommand
+
+SOURCE_OPTIONS = (
+    "dir", "image_size", "channels", "labels_file", "class_list", "classes", "on_error", "cache", "download",
+)  # fmt: skip
+
+
+def draw_views(stage: StageCommand, out: Path, *, images: int = 8, draws: int = 4) -> None:
+    """Write a grid of `images` rows: an image, then `draws` of each view of the configuration.
+
+    Args:
+        stage: the configuration and its overrides.
+        out: the PNG file.
+        images: rows, evenly spaced over the training images.
+        draws: independent draws of each view.
+
+    Raises:
+        UslError: the configuration has no view, or its images cannot be opened.
+    """
+    from usl_lightning.stage.parser import StageCLI
+
+    config = StageCLI(stage, build=False).resolved()
+    recipes = _recipes(config["model"]["init_args"])
+    if not recipes:
+        raise UslError(f"{stage.configs[-1]}: its model draws no view")
+    data: Mapping[str, Any] = config["data"]["init_args"]
+    options = {name: data[name] for name in SOURCE_OPTIONS if data.get(name) is not None}
+    source = open_source(data["dataset"], data["split"], **options)
+    picks = torch.arange(min(images, len(source))) * len(source) // min(images, len(source))
+    originals, key = source.read(picks), Key.of(config["seed_everything"], "picture", slots=picks)
+    views: dict[str, Sequence[Tensor]] = {
+        name: [recipe(originals, key.fold(name, draw)) for draw in range(draws)] for name, recipe in recipes.items()
+    }
+    view_grid(originals, views, out)
+    print(f"{len(picks)} images, views {', '.join(recipes)}: {out}")
+
+
+def _recipes(arguments: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Parameter name -> the view it describes."""
+    return {
+        name: _build(value)
+        for name, value in arguments.items()
+        if isinstance(value, Mapping) and str(value.get("class_path", "")).startswith("usl_lightning.data.views.")
+    }
+
+
+def _build(value: Any) -> Any:
+    """Instances of every `class_path` in a resolved configuration."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        module, _, name = value["class_path"].rpartition(".")
+        arguments = {key: _build(item) for key, item in (value.get("init_args") or {}).items()}
+        return getattr(importlib.import_module(module), name)(**arguments)
+    if isinstance(value, list):
+        return [_build(item) for item in value]
+    return value

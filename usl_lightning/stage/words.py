@@ -1,0 +1,158 @@
+"""One stage as typed on the command line, and the folder it leaves. Imports nothing heavy."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from usl_lightning.base.arguments import options, typed
+from usl_lightning.base.configs import find_config, load_yaml
+from usl_lightning.base.errors import UslError
+from usl_lightning.labels import LabelIndex
+from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.identity import flatten, stage_identity
+
+COMMANDS = ("fit", "validate", "test", "predict", "select")
+RESULTS = ("fit", "select")
+"""Commands that fill a stage folder; the others look at one."""
+OPTIONS = {"predict": ("folder", "split", "out"), "export": ("out", "pixels")}
+"""What a command takes that is no parameter of the stage."""
+
+SHORT = {"keep": "model.keep_from", "allow-oracle": "model.allow_oracle"}
+"""Options with a name of their own, and the parameters they mean."""
+
+
+@dataclass
+class StageCommand:
+    """`usl COMMAND --config FILE [--KEY VALUE …]`.
+
+    Attributes:
+        command: one of `COMMANDS`.
+        configs: configuration files, later ones win.
+        overrides: dotted key -> text as typed; they win over every file.
+        run_dir: the stage's folder.
+        ckpt_path: checkpoint to continue or evaluate; `last` is the newest in the stage's folder.
+        extend: allow a larger trainer.max_steps than the checkpoint was made for.
+        wandb: log to Weights & Biases too: `online` or `offline`.
+        options: what only this command takes, see `OPTIONS`.
+    """
+
+    command: str
+    configs: list[Path]
+    overrides: dict[str, str] = field(default_factory=dict)
+    run_dir: Path = Path("runs/stage")
+    ckpt_path: str | None = None
+    extend: bool = False
+    wandb: str | None = None
+    options: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, command: str, arguments: Sequence[str]) -> "StageCommand":
+        """Read the arguments after the command, in any order.
+
+        Raises:
+            UslError: no configuration, or an argument that is not `--key value`.
+        """
+        given, own = options(arguments), OPTIONS.get(command, ())
+        for key, value in given:
+            if key in ("config", "c", "run_dir", "ckpt_path", *own) and value == "true":
+                raise UslError(f"--{key}: its value is missing")
+        configs = [find_config(value) for key, value in given if key in ("config", "c")]
+        if not configs:
+            raise UslError(f"usl {command}: --config FILE is missing; `usl configs` lists the shipped ones")
+        first = configs[0]
+        looks_at_own = command not in RESULTS and first.name == "config.yaml" and (first.parent / "stage.json").exists()
+        stage = cls(command, configs, run_dir=first.parent if looks_at_own else Path("runs") / first.stem)
+        for key, value in given:
+            if key == "run_dir":
+                stage.run_dir = Path(value)
+            elif key == "ckpt_path":
+                stage.ckpt_path = value
+            elif key == "extend":
+                stage.extend = value == "true"
+            elif key == "wandb":
+                stage.wandb = {"true": "online", "false": None}.get(value, value)
+            elif key in own:
+                stage.options[key] = value
+            elif key not in ("config", "c"):
+                stage.overrides[SHORT.get(key, key)] = value
+        return stage
+
+    def arguments(self) -> list[str]:
+        """The command line that means this stage, as `parse` reads it."""
+        line = [self.command, *(f"--config={path}" for path in self.configs), f"--run_dir={self.run_dir}"]
+        line += [f"--ckpt_path={self.ckpt_path}"] if self.ckpt_path else []
+        line += ["--extend"] if self.extend else []
+        line += [f"--wandb={self.wandb}"] if self.wandb else []
+        line += [f"--{key}={value}" for key, value in self.options.items()]
+        return line + self.override_arguments()
+
+    def override_arguments(self) -> list[str]:
+        """The overrides as `--key=value`."""
+        return [f"--{key}={value}" for key, value in self.overrides.items()]
+
+    def flat(self) -> dict[str, Any]:
+        """The configuration with its overrides, as dotted keys without `init_args`."""
+        flat: dict[str, Any] = {"seed_everything": 0}
+        for path in self.configs:
+            flat.update(flatten(load_yaml(path)))
+        return flat | self.flat_overrides()
+
+    def flat_overrides(self) -> dict[str, Any]:
+        """The overrides alone, in the same way."""
+        flat: dict[str, Any] = {}
+        for key, text in self.overrides.items():
+            value = typed(key, text)
+            name = key.replace(".init_args", "")
+            flat.update(flatten(value, name) if isinstance(value, Mapping) else {name: value})
+        return flat
+
+    def identity(self) -> dict[str, Any]:
+        """What makes this stage's result what it is; see `stage_identity`."""
+        return stage_identity(self.command, self.flat())
+
+    def check(self) -> None:
+        """Refuse what can be seen to be wrong without importing torch.
+
+        Raises:
+            UslError: one line that names the key or the file.
+        """
+        flat = self.flat()
+        if "stages" in flat:
+            raise UslError(f"{self.configs[-1]}: a chain of stages; run it with usl run {self.configs[-1].name}")
+        if "selectors" in flat:
+            raise UslError(f"{self.configs[-1]}: a comparison; run it with usl compare {self.configs[-1].name}")
+        if self.wandb not in (None, "online", "offline"):
+            raise UslError(f"--wandb {self.wandb}: expected online or offline")
+        labels = flat.get("data.labels")
+        if labels is not None and self.command == "fit":
+            index = LabelIndex.read(str(labels))
+            if not index.plain:
+                index.for_training()
+        kept, budget = flat.get("model.keep_from"), flat.get("model.budget")
+        if kept is not None and self.command == "select":
+            LabelIndex.read(str(kept))
+        if self.command == "select" and isinstance(budget, int) and budget < 1:
+            raise UslError(f"model.budget: {budget} images cannot be picked; expected at least 1")
+        if self.ckpt_path is not None:
+            self.checkpoint()
+        elif self.command not in RESULTS:
+            raise UslError(f"usl {self.command}: --ckpt_path FILE is missing; `last` is the newest in {self.run_dir}")
+
+    def checkpoint(self) -> Path:
+        """The checkpoint that `ckpt_path` means.
+
+        Raises:
+            UslError: there is none.
+        """
+        folder = StageFolder(self.run_dir)
+        if self.ckpt_path == "last":
+            if not folder.has_checkpoint:
+                raise UslError(
+                    f"--ckpt_path last: {folder.last_checkpoint} does not exist; leave it out to start afresh"
+                )
+            return folder.last_checkpoint
+        path = Path(str(self.ckpt_path))
+        if not path.is_file():
+            raise UslError(f"--ckpt_path: no such checkpoint: {path}")
+        return path

@@ -1,0 +1,1 @@
+"""Arithmetic on feature matrices, which knows no image."""

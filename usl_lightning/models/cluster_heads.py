@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.models.encoder import read_checkpoint
 from usl_lightning.compute.chunks import chunks
+from usl_lightning.models.encoder import read_checkpoint
 
 ENTRY = "cluster_heads"
 """Key of a checkpoint under which `heads_entry` is stored."""

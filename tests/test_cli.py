@@ -137,7 +137,7 @@ def test_wrong_commands(arguments: list[str], parts: list[str], refusal: Refusal
     [
         ("a: [1\n", "line 2 is not valid YAML"),
         ("- 1\n", "expected a mapping of keys to values, found list"),
-        ("", "expected a mapping of keys to values, found NoneType"),
+        ("", "expected a mapping of keys to values, found nothing"),
         ("\xff\xfe".encode("latin1"), "cannot be read"),
     ],
 )
@@ -187,9 +187,9 @@ def test_wrong_keys_in_a_file(old: str, new: str, parts: list[str], refusal: Ref
         ("--model.temprature", "1", ["did you mean 'temperature'?"]),
         ("--model.temp", "1", ["unknown key 'temp'"]),
         ("--model.view.flipp", "true", ["did you mean 'flip'?"]),
-        ("--model.optimizer.lrr", "1", ["did you mean 'model.optimizer.lr'?"]),
+        ("--model.optimizer.lrr", "1", ["did you mean 'lr'?"]),
         ("--data.batch_siz", "8", ["did you mean 'batch_size'?"]),
-        ("--trainer.max_step", "3", ["did you mean 'trainer.max_steps'?"]),
+        ("--trainer.max_step", "3", ["did you mean 'max_steps'?"]),
         ("--trainer.max", "3", ["unknown key"]),
         ("--mdel.temperature", "3", ["unknown key"]),
         ("--seed", "3", ["unknown key"]),

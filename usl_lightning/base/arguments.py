@@ -1,20 +1,8 @@
-"""Words on the command line: `--key value`, and what a value means. Imports nothing heavy."""
+"""Words on the command line: `--key value`. Imports nothing heavy."""
 
 from collections.abc import Sequence
-from typing import Any
-
-import yaml
 
 from usl_lightning.base.errors import UslError, did_you_mean
-
-
-def typed(key: str, text: str) -> Any:
-    """The value that a text on the command line means; a text is itself, whole, as the path `photos #1` is."""
-    try:
-        value = yaml.safe_load(text) if text else text
-    except yaml.YAMLError as error:
-        raise UslError(f"--{key}: {text!r} is not valid YAML; put quotes around it if it is a text") from error
-    return text if isinstance(value, str) and not text.startswith(("'", '"')) else value
 
 
 def options(arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -4,8 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from usl_lightning.base.documents import read_document, settled
 from usl_lightning.base.errors import UslError, did_you_mean
 
 # The first line of a shipped configuration: chain or stage, data set, what it does.
@@ -68,20 +67,19 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
     )
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
-    """A YAML file whose top level is a mapping.
+def load_part(path: Path) -> dict[str, Any]:
+    """A YAML file whose top level is a mapping, its plain scalars as typed; see `documents`.
 
     Raises:
         UslError: unreadable, or something else than a mapping; names the line.
     """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UslError(f"{path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UslError(f"{path}:{where} is not valid YAML: {getattr(error, 'problem', error)}") from error
+    value = read_document(path)
     if not isinstance(value, dict):
-        raise UslError(f"{path}: expected a mapping of keys to values, found {type(value).__name__}")
+        found = "nothing" if value is None else type(settled(value)).__name__
+        raise UslError(f"{path}: expected a mapping of keys to values, found {found}")
     return value
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """`load_part` with every scalar as what it means by itself."""
+    return dict(settled(load_part(path)))

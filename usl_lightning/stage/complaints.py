@@ -190,11 +190,6 @@ def check_keys(stage: StageCommand, resolved: Mapping[str, Any]) -> None:
     Raises:
         UslError: names the key, its file and the nearest valid one.
     """
-    overrides = stage.flat_overrides()
-    replaced = tuple(key.removesuffix("class_path") for key in overrides if key.endswith(".class_path"))
-    for key in stage.flat():
-        name = key.rstrip("+")
-        if key not in overrides and name.startswith(replaced):
-            continue  # an argument of a class that was replaced went with it
+    for name in stage.flat():
         if not any(full == name or full.startswith(f"{name}.") or name.startswith(f"{full}.") for full in resolved):
             raise UslError(f"{_where(stage, name)}: unknown key '{name}'{did_you_mean(name, resolved)}")

@@ -46,7 +46,6 @@ class StageCLI(LightningCLI):
         self.stage, self._build = stage, build
         self._image: ImageSpec | None = None
         self.wandb: WandbLogger | None = None
-        arguments = [*(f"--config={path}" for path in stage.configs), *stage.override_arguments()]
         super().__init__(
             trainer_class=Trainer,
             trainer_defaults=dict(TRAINER_DEFAULTS),
@@ -55,7 +54,7 @@ class StageCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
-            args=arguments,
+            args=stage.tree(),
             run=False,
         )
 
@@ -74,9 +73,9 @@ class StageCLI(LightningCLI):
         parser.add_argument("--processes.check_every", type=int | None, default=None, help="steps; compare all state")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse; a mistake becomes one line that names the key, its file and the nearest valid name."""
+        """Take the composed configuration; a mistake becomes one line that names the key, its file and a valid name."""
         try:
-            self.config = parser.parse_args(args)
+            self.config = parser.parse_object(args)
         except ArgumentError as error:
             raise UslError(explain(str(error), self.stage, parser.get_defaults(skip_validation=True).keys())) from error
 

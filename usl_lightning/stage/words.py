@@ -1,12 +1,13 @@
 """One stage as typed on the command line, and the folder it leaves. Imports nothing heavy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base.arguments import options, typed
-from usl_lightning.base.configs import find_config, load_yaml
+from usl_lightning.base.arguments import options
+from usl_lightning.base.composition import compose
+from usl_lightning.base.configs import find_config, load_part
 from usl_lightning.base.errors import UslError
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder
@@ -91,21 +92,14 @@ class StageCommand:
         """The overrides as `--key=value`."""
         return [f"--{key}={value}" for key, value in self.overrides.items()]
 
+    def tree(self) -> dict[str, Any]:
+        """The configuration with its overrides, nested, as LightningCLI takes it; see `composition`."""
+        parts = [load_part(path) for path in self.configs]
+        return {"seed_everything": 0, **compose(parts, self.overrides)}
+
     def flat(self) -> dict[str, Any]:
         """The configuration with its overrides, as dotted keys without `init_args`."""
-        flat: dict[str, Any] = {"seed_everything": 0}
-        for path in self.configs:
-            flat.update(flatten(load_yaml(path)))
-        return flat | self.flat_overrides()
-
-    def flat_overrides(self) -> dict[str, Any]:
-        """The overrides alone, in the same way."""
-        flat: dict[str, Any] = {}
-        for key, text in self.overrides.items():
-            value = typed(key, text)
-            name = key.replace(".init_args", "")
-            flat.update(flatten(value, name) if isinstance(value, Mapping) else {name: value})
-        return flat
+        return flatten(self.tree())
 
     def identity(self) -> dict[str, Any]:
         """What makes this stage's result what it is; see `stage_identity`."""

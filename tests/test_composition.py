@@ -1,0 +1,213 @@
+"""What is typed, and what stands in files, means the same to the front, to identity and to LightningCLI."""
+
+import inspect
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+
+from usl_lightning.base.composition import compose
+from usl_lightning.base.configs import load_part, shipped_folder
+from usl_lightning.base.documents import LARGEST, parse_document, plain_value, settled
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import parameters
+from usl_lightning.stage.identity import differences, flatten
+from usl_lightning.stage.parser import StageCLI
+from usl_lightning.stage.words import StageCommand
+
+STAGES = [path for path in sorted(shipped_folder().glob("*.yaml")) if "model" in yaml.safe_load(path.read_text())]
+ODD = ("010", "01", "3.10", "0x10", "1_0", "12:30", "no", "[old]", "{x}", "a: b", "@home", "photos #1", "'x'", "true",
+       "1e3", "2024-01-01", "*", "&a", "!x", "- a", "? b", "%", "…", "a\tb")  # fmt: skip
+
+
+TEXT = st.text(st.characters(exclude_categories=("C", "Z")), max_size=5)
+
+
+def stage(*words: str, config: str = "folder_random.yaml", command: str = "select") -> StageCommand:
+    return StageCommand.parse(command, [f"--config={config}", *words])
+
+
+# Documents -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ("a: 1\nb: 2\na: 3", 3, "the key 'a' is there twice, first in line 1"),
+        ("a:\n  b: 1\n  b: 1", 3, "twice"),
+        ("m: &m {x: *m}", 1, "contains itself"),
+        ("a: !!python/object/apply:os.getcwd []", 1, "tag"),
+        ("? [1]\n: 2", 1, "a key that is no text"),
+        ("a: " + "9" * 5000, 1, "5,000 digits"),
+        ("a: [", 2, "not valid YAML"),
+        ("- 1\n---\n- 2", 2, "not valid YAML"),
+    ],
+)
+def test_wrong_documents_are_refused_by_line(text: str, line: int, problem: str) -> None:
+    with pytest.raises(UslError) as error:
+        parse_document(text, "my.yaml")
+    assert str(error.value).startswith("my.yaml: line")
+    assert f"line {line}" in str(error.value)
+    assert problem in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_aliases_end() -> None:
+    lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x,x]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    with pytest.raises(UslError, match=f"more than {LARGEST:,} values"):
+        parse_document("\n".join(lines), "bomb")
+    assert settled(parse_document("a: &x {k: 1}\nb: *x\nc: {<<: *x, k: 2, l: 3}", "")) == {
+        "a": {"k": 1},
+        "b": {"k": 1},
+        "c": {"k": 2, "l": 3},
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("010", 10), ("1e-3", 0.001), ("1.", 1.0), ("-.inf", float("-inf")), ("yes", "yes"), ("12:30", "12:30"),
+     ("1_0", "1_0"), ("null", None), ("~", None), ("true", True), ("nan", "nan"), ("²", "²")],
+)  # fmt: skip
+def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
+    assert plain_value(text) == value
+    assert type(plain_value(text)) is type(value)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers(-999, 999) | TEXT, lambda inner: st.lists(
+    inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=8))  # fmt: skip
+def test_what_is_written_is_read(value: Any) -> None:
+    assert settled(parse_document(yaml.safe_dump({"k": value}, allow_unicode=True), "")) == {"k": value}
+
+
+# Types ---------------------------------------------------------------------------------------------------
+
+
+def classes() -> list[str]:
+    """Every class of this package that a shipped configuration names."""
+    found: set[str] = set()
+
+    def walk(value: Any) -> None:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if key == "class_path" and str(item).startswith("usl_lightning."):
+                found.add(item)
+            elif isinstance(item, dict | list):
+                walk(item)
+
+    for path in STAGES:
+        walk(yaml.safe_load(path.read_text()))
+    return sorted({*found, "usl_lightning.compute.optim.Optimization"})
+
+
+@pytest.mark.parametrize("class_path", classes())
+def test_types_read_from_source_are_the_classes(class_path: str) -> None:
+    """jsonargparse, which resolves what is forwarded to a base, is the second opinion."""
+    module, _, name = class_path.rpartition(".")
+    found = getattr(__import__(module, fromlist=[name]), name)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(found, "x")
+    kinds = parameters(class_path)
+    real = {action.dest.removeprefix("x."): action for action in parser._actions if action.dest.startswith("x.")}
+    hints = typing.get_type_hints(found.__init__)
+    assert {name.split(".")[0] for name in real} <= set(kinds), "a parameter is missing"
+    for name, parameter in inspect.signature(found.__init__).parameters.items():
+        if name in hints and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            members = set(union(hints[name])) - {type(None)}
+            assert kinds[name].text == bool(members & {str, Path}), name
+            assert (kinds[name].number == "float") == (members == {float}), name
+            assert (kinds[name].number == "int") == (members == {int}), name
+
+
+def union(hint: Any) -> tuple[Any, ...]:
+    if typing.get_origin(hint) is typing.Literal:
+        return tuple(type(value) for value in typing.get_args(hint))
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_a_text_is_taken_as_typed(text: str, tmp_path: Path) -> None:
+    assert stage(f"--data.dir={text}").flat()["data.dir"] == text
+    file = tmp_path / "own.yaml"
+    whole = yaml.safe_load((shipped_folder() / "folder_random.yaml").read_text())
+    whole["data"]["init_args"].pop("dir", None)
+    file.write_text(yaml.safe_dump(whole))
+    if text[0] not in "*&!?%@-" and ": " not in text and " #" not in text and text[0] != "'":  # other YAML, or none
+        content = file.read_text().replace("  init_args:\n", f"  init_args:\n    dir: {text}\n", 1)
+        file.write_text(content)
+        assert stage(config=str(file)).flat()["data.dir"] == text
+
+
+def test_the_parser_gets_the_same_text(tmp_path: Path) -> None:
+    for text in ("1.10", "{x}", "null.", "010"):
+        assert StageCLI(stage(f"--data.dir={text}"), build=False).resolved()["data"]["init_args"]["dir"] == text
+
+
+def test_an_optional_text_can_be_unset_and_home_is_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert stage("--data.dir=null").flat()["data.dir"] is None
+    assert stage("--data.dir=./null").flat()["data.dir"] == "./null"
+    assert stage("--data.dir=~/photos").flat()["data.dir"] == "/home/me/photos"
+
+
+def test_numbers_are_compared_as_numbers() -> None:
+    def identity(text: str) -> dict[str, Any]:
+        word = f"--model.optimizer.weight_decay={text}"
+        return stage(word, config="digits_simclr.yaml", command="fit").identity()
+
+    for a, b in (("1e-3", "0.001"), ("0.0010", "1.0e-3"), ("1", "1.0"), ("0", "0.0")):
+        assert differences(identity(a), identity(b)) == []
+    assert differences(identity("1"), identity("2"))
+
+
+# Composition ---------------------------------------------------------------------------------------------
+
+
+def test_parts_and_overrides() -> None:
+    parts = [
+        {"model": {"class_path": "a.B", "init_args": {"x": 1, "y": {"z": 2}}}, "trainer": {"max_steps": 3}},
+        {"model": {"init_args": {"y": {"w": 4}}}},
+    ]
+    tree = compose(parts, {"model.y.z": "5", "trainer.max_steps": "7", "trainer.callbacks+": "[1]"})
+    assert flatten(tree) == {
+        "model.class_path": "a.B", "model.x": 1, "model.y.z": 5, "model.y.w": 4, "trainer.max_steps": 7,
+        "trainer.callbacks": [1],
+    }  # fmt: skip
+    assert parts[0]["model"]["init_args"]["y"] == {"z": 2}, "the parts stay as they are"
+
+
+def test_another_class_takes_no_arguments_over() -> None:
+    parts = [{"model": {"class_path": "a.B", "init_args": {"x": 1}}}]
+    for overrides in ({"model.class_path": "a.C", "model.k": "2"}, {"model": "a.C", "model.k": "2"}):
+        assert flatten(compose(parts, overrides)) == {"model.class_path": "a.C", "model.k": 2}
+    assert flatten(compose([*parts, {"model": {"class_path": "a.C"}}], {})) == {"model.class_path": "a.C"}
+
+
+def test_a_value_without_parts_is_not_reached_into() -> None:
+    with pytest.raises(UslError, match=r"--trainer.max_steps.x: trainer.max_steps is 3, which has no 'x'"):
+        compose([{"trainer": {"max_steps": 3}}], {"trainer.max_steps.x": "1"})
+
+
+@pytest.mark.parametrize("path", STAGES, ids=lambda path: path.stem)
+def test_the_parser_resolves_what_the_front_composed(path: Path) -> None:
+    command = stage(config=str(path), command="fit")
+    front, parsed = command.flat(), flatten(StageCLI(command, build=False).resolved())
+    assert load_part(path)
+    wrong = {key: (value, parsed.get(key)) for key, value in front.items() if not within(value, parsed.get(key, value))}
+    missing = [key for key in front if key not in parsed and not any(k.startswith(f"{key}.") for k in parsed)]
+    assert not wrong
+    assert not missing
+
+
+def within(part: Any, whole: Any) -> bool:
+    """Whether `whole` says all that `part` says; the parser adds defaults to what stands in lists."""
+    if isinstance(part, dict) and isinstance(whole, dict):
+        return all(key in whole and within(value, whole[key]) for key, value in part.items())
+    if isinstance(part, list) and isinstance(whole, list):
+        return len(part) == len(whole) and all(map(within, part, whole))
+    return bool(part == whole)

@@ -1,0 +1,215 @@
+"""The types of a class's parameters, read from its source: the front imports neither torch nor Lightning.
+
+What a class outside of this package takes is not known here; its values mean what YAML says.
+"""
+
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+TRAINER = {"accelerator": "str", "default_root_dir": "str", "max_steps": "int", "gradient_clip_val": "float"}
+"""Parameters of Lightning's Trainer whose type counts here; all others mean what YAML says."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a parameter takes.
+
+    Attributes:
+        text: a text is among it.
+        optional: so is None.
+        number: `float` or `int`, if it takes numbers of that type alone (None aside); "".
+        classes: dotted paths of classes of this package whose parameters are below it (a group of options).
+    """
+
+    text: bool = False
+    optional: bool = False
+    number: str = ""
+    group: str = ""
+
+
+UNKNOWN = Kind()
+
+
+@dataclass(frozen=True)
+class _Class:
+    node: ast.ClassDef
+    module: str
+
+
+def parameters(class_path: str) -> Mapping[str, Kind]:
+    """Name -> kind of each parameter of a class of this package; empty for all others.
+
+    Args:
+        class_path: `package.module.Class`.
+    """
+    found = _find_class(class_path)
+    return _parameters(class_path) if found is not None else {}
+
+
+def kind_at(tree: Mapping[str, Any], path: list[str]) -> Kind:
+    """The kind of the value at a path of a configuration (without `init_args`), by the classes that it names.
+
+    Args:
+        tree: the configuration, nested, with its `class_path` and `init_args`.
+        path: keys, as in `["model", "optimizer", "lr"]`.
+    """
+    if path[:1] == ["trainer"] and len(path) == 2:
+        return _kind_of_source(TRAINER.get(path[1], ""))
+    node: Any = tree
+    known: Mapping[str, Kind] = {}
+    kind = UNKNOWN
+    for key in path:
+        kind = known.get(key, UNKNOWN)
+        node = node.get(key) if isinstance(node, Mapping) else None
+        if isinstance(node, Mapping) and "class_path" in node:
+            known = parameters(str(node["class_path"]))
+            node = node.get("init_args", {})
+        else:
+            known = parameters(kind.group) if kind.group else {}
+    return kind
+
+
+@cache
+def _parameters(class_path: str) -> dict[str, Kind]:
+    found = _find_class(class_path)
+    if found is None:
+        return {}
+    own = _own(found)
+    if own is None:  # no constructor: a dataclass, or its bases'
+        fields = {name: _kind(annotation, found.module) for name, annotation in _fields(found.node)}
+        return {**_of_bases(found), **fields} if _is_dataclass(found.node) else _of_bases(found)
+    names, passes_on = own
+    return {**(_of_bases(found) if passes_on else {}), **names}
+
+
+def _of_bases(found: _Class) -> dict[str, Kind]:
+    kinds: dict[str, Kind] = {}
+    for base in reversed(found.node.bases):
+        path = _dotted(base, found.module)
+        kinds |= _parameters(path) if path else {}
+    return kinds
+
+
+def _own(found: _Class) -> tuple[dict[str, Kind], bool] | None:
+    """Parameters of the class's own constructor, and whether it hands others to its base."""
+    for node in found.node.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][1:]
+            kinds = {each.arg: _kind(each.annotation, found.module) for each in given}
+            return kinds, node.args.kwarg is not None
+    return None
+
+
+def _fields(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+            yield line.target.id, line.annotation
+
+
+def _is_dataclass(node: ast.ClassDef) -> bool:
+    return any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list)
+
+
+def _kind_of_source(annotation: str) -> Kind:
+    return _kind(ast.parse(annotation, mode="eval").body, "") if annotation else UNKNOWN
+
+
+def _kind(annotation: ast.expr | None, module: str) -> Kind:
+    members = list(_members(annotation, module))
+    names = {member for member in members if member != "None"}
+    optional = len(names) < len(set(members))
+    if names & {"str", "Path", "PathLike"}:
+        return Kind(text=True, optional=optional)
+    if len(names) == 1 and names <= {"int", "float"}:
+        return Kind(optional=optional, number=names.pop())
+    groups = [name for name in names if "." in name]
+    return Kind(optional=optional, group=groups[0] if len(groups) == len(names) == 1 else "")
+
+
+def _members(annotation: ast.expr | None, module: str) -> Iterator[str]:
+    """Names of the types of a union; a class of this package by its dotted path, texts of a Literal as `str`."""
+    if isinstance(annotation, ast.BinOp):
+        yield from _members(annotation.left, module)
+        yield from _members(annotation.right, module)
+    elif isinstance(annotation, ast.Constant):
+        if isinstance(annotation.value, str):
+            yield from _members(ast.parse(annotation.value, mode="eval").body, module)
+        else:
+            yield "None"
+    elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).endswith("Literal"):
+        elements = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+        kinds = {type(element.value).__name__ for element in elements if isinstance(element, ast.Constant)}
+        yield from ("None" if kind == "NoneType" else kind for kind in kinds)
+    elif isinstance(annotation, ast.Name | ast.Attribute):
+        path = _dotted(annotation, module) if module else None
+        alias = _alias(path) if path else None
+        if alias is not None:
+            yield from _members(*alias)
+        else:
+            yield path if path and _find_class(path) else ast.unparse(annotation).rpartition(".")[2]
+    elif annotation is not None:
+        yield ast.unparse(annotation)
+
+
+def _alias(path: str) -> tuple[ast.expr, str] | None:
+    """The expression that a name of this package stands for, as `Schedule = Literal[…]` does, and its module."""
+    module, _, name = path.rpartition(".")
+    tree = _tree(module)
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            return node.value, module
+    return None
+
+
+# Finding -------------------------------------------------------------------------------------------------
+
+
+@cache
+def _tree(module: str) -> ast.Module | None:
+    """The syntax of a module of this package."""
+    package, *parts = module.split(".")
+    if package != ROOT.name or not all(part.isidentifier() for part in parts):
+        return None
+    path = ROOT.joinpath(*parts)
+    for file in (path.with_suffix(".py"), path / "__init__.py"):
+        if file.is_file():
+            return ast.parse(file.read_text(encoding="utf-8"))
+    return None
+
+
+@cache
+def _find_class(class_path: str) -> _Class | None:
+    """Where a class of this package is defined, through the imports that hand it on."""
+    module, _, name = class_path.rpartition(".")
+    tree = _tree(module)
+    if tree is None:
+        return None
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return _Class(node, module)
+    path = _imported(name, module)
+    return _find_class(path) if path and path != class_path else None
+
+
+def _imported(name: str, module: str) -> str | None:
+    tree = _tree(module)
+    for node in tree.body if tree else ():
+        if isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                if (alias.asname or alias.name) == name:
+                    return f"{node.module}.{alias.name}"
+    return None
+
+
+def _dotted(node: ast.expr, module: str) -> str | None:
+    """The dotted path of what a name in a module means, if it is of this package."""
+    if not isinstance(node, ast.Name):
+        return None
+    path = _imported(node.id, module) or f"{module}.{node.id}"
+    return path if path.startswith(ROOT.name) else None

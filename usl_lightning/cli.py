@@ -65,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     try:
         _dispatch(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by `>&-`
+            sys.stdout.flush()
     except KeyboardInterrupt:
         from usl_lightning.base.rank import is_main_process
 

@@ -1,8 +1,29 @@
 """Words on the command line: `--key value`. Imports nothing heavy."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
+
+LARGEST_SEED = 2**32 - 1
+
+
+def as_seed(value: str, where: str) -> int:
+    """The seed that a text means.
+
+    Raises:
+        UslError: no whole number from 0 to 2³² − 1, which is what NumPy takes.
+    """
+    text = str(value)
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= LARGEST_SEED):
+        raise UslError(f"{where}: {text[:40]} is no seed; expected a whole number from 0 to {LARGEST_SEED}")
+    return int(text)
+
+
+def home(text: str) -> Path:
+    """A path as typed, `~/` as the home folder."""
+    return Path(os.path.expanduser(text))
 
 
 def options(arguments: Sequence[str]) -> list[tuple[str, str]]:

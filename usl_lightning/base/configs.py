@@ -1,6 +1,8 @@
 """The configurations that ship with the package, and how a name on the command line finds a file."""
 
+import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,19 +54,26 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
     Raises:
         UslError: says where it looked and names the nearest shipped configuration.
     """
+    name = os.path.expanduser(name)
     names = [str(name)] if str(name).endswith((".yaml", ".yml")) else [str(name), f"{name}.yaml"]
     folders = [folder for folder in (beside, Path()) if folder is not None]
     if Path(name).parent == Path():
         folders.append(shipped_folder())
     for folder in folders:
         for candidate in names:
-            if (folder / candidate).is_file():
-                return folder / candidate
+            with suppress(OSError, ValueError):  # names that no file can have
+                if (folder / candidate).is_file():
+                    return folder / candidate
     bare = Path(name).name
     raise UslError(
-        f"{name}: no such configuration here or among the shipped ones{did_you_mean(bare, shipped())}; "
+        f"{short(name)}: no such configuration here or among the shipped ones{did_you_mean(bare, shipped())}; "
         "`usl configs` lists them"
     )
+
+
+def short(name: str) -> str:
+    """A name cut to 100 characters, for messages."""
+    return name if len(name) <= 100 else f"{name[:99]}…"
 
 
 def load_part(path: Path) -> dict[str, Any]:

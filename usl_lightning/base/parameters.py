@@ -7,10 +7,14 @@ import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+
+FROM_ELSEWHERE = {"image", "seed"}
+"""Parameters that other parts of the configuration give."""
 
 TRAINER = {"accelerator": "str", "default_root_dir": "str", "max_steps": "int", "gradient_clip_val": "float"}
 """Parameters of Lightning's Trainer whose type counts here; all others mean what YAML says."""
@@ -23,14 +27,28 @@ class Kind:
     Attributes:
         text: a text is among it.
         optional: so is None.
-        number: `float` or `int`, if it takes numbers of that type alone (None aside); "".
-        classes: dotted paths of classes of this package whose parameters are below it (a group of options).
+        number: `float` or `int`, if it takes numbers of that type alone (None aside); or `bool`; else "".
+        group: dotted path of a class of this package whose parameters are below it; or "".
+        choices: the texts that it takes, if there are only some.
     """
 
     text: bool = False
     optional: bool = False
     number: str = ""
     group: str = ""
+    choices: tuple[str, ...] = ()
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a value of this kind, as far as can be told without the class; None: nothing."""
+        if value is None:
+            return None if self.optional or not (self.text or self.number) else "expected a value, found null"
+        if self.choices and value not in self.choices:
+            return f"expected one of {', '.join(self.choices)}, found {value}"
+        numbers: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
+        right = numbers.get(self.number, (object,))
+        if not isinstance(value, right) or (isinstance(value, bool) and self.number in ("int", "float")):
+            return f"expected {self.number}, found {value}"
+        return None
 
 
 UNKNOWN = Kind()
@@ -73,6 +91,54 @@ def kind_at(tree: Mapping[str, Any], path: list[str]) -> Kind:
         else:
             known = parameters(kind.group) if kind.group else {}
     return kind
+
+
+def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[str]]]:
+    """What can be seen to be wrong with the parameters of a configuration's classes without importing them.
+
+    Args:
+        tree: nested, with its `class_path` and `init_args`.
+
+    Yields:
+        The dotted key without `init_args`, what is wrong, and the names that are known beside it if it is none.
+    """
+    for group in ("model", "data"):
+        if isinstance(tree.get(group), Mapping):
+            yield from _wrong(tree[group], UNKNOWN, group)
+    names = trainer_parameters()
+    for key in tree.get("trainer") or {}:
+        if names and key not in names:
+            yield f"trainer.{key}", f"unknown key '{key}'", list(names)
+
+
+def _wrong(value: Any, kind: Kind, path: str) -> Iterator[tuple[str, str, list[str]]]:
+    if isinstance(value, Mapping) and ("class_path" in value or kind.group):
+        class_path = str(value.get("class_path", kind.group))
+        known = parameters(class_path)
+        arguments = value.get("init_args") or {} if "class_path" in value else value
+        for key, item in arguments.items() if known else ():
+            if key not in known:
+                yield f"{path}.{key}", f"unknown key '{key}'", sorted({*known} - FROM_ELSEWHERE)
+            else:
+                yield from _wrong(item, known[key], f"{path}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _wrong(item, UNKNOWN, path)
+    elif not isinstance(value, Mapping) and (problem := kind.problem(value)):
+        yield path, problem, []
+
+
+@cache
+def trainer_parameters() -> tuple[str, ...]:
+    """The names of the parameters of Lightning's Trainer, from its source; none if that is not found."""
+    package = find_spec("pytorch_lightning")
+    path = Path(package.origin or "").parent / "trainer" / "trainer.py" if package else Path()
+    if not path.is_file():
+        return ()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            return tuple(each.arg for each in [*node.args.args, *node.args.kwonlyargs][1:])
+    return ()
 
 
 @cache
@@ -124,16 +190,19 @@ def _kind(annotation: ast.expr | None, module: str) -> Kind:
     members = list(_members(annotation, module))
     names = {member for member in members if member != "None"}
     optional = len(names) < len(set(members))
-    if names & {"str", "Path", "PathLike"}:
+    choices = tuple(name[1:] for name in members if name.startswith("="))
+    if choices and len(choices) == len(names):
+        return Kind(text=True, optional=optional, choices=choices)
+    if choices or names & {"str", "Path", "PathLike"}:
         return Kind(text=True, optional=optional)
-    if len(names) == 1 and names <= {"int", "float"}:
+    if len(names) == 1 and names <= {"int", "float", "bool"}:
         return Kind(optional=optional, number=names.pop())
     groups = [name for name in names if "." in name]
     return Kind(optional=optional, group=groups[0] if len(groups) == len(names) == 1 else "")
 
 
 def _members(annotation: ast.expr | None, module: str) -> Iterator[str]:
-    """Names of the types of a union; a class of this package by its dotted path, texts of a Literal as `str`."""
+    """Names of the types of a union; a class of this package by its dotted path, a text of a Literal as `=text`."""
     if isinstance(annotation, ast.BinOp):
         yield from _members(annotation.left, module)
         yield from _members(annotation.right, module)
@@ -144,8 +213,9 @@ def _members(annotation: ast.expr | None, module: str) -> Iterator[str]:
             yield "None"
     elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).endswith("Literal"):
         elements = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
-        kinds = {type(element.value).__name__ for element in elements if isinstance(element, ast.Constant)}
-        yield from ("None" if kind == "NoneType" else kind for kind in kinds)
+        for element in elements:
+            value = element.value if isinstance(element, ast.Constant) else ""
+            yield "None" if value is None else f"={value}" if isinstance(value, str) else type(value).__name__
     elif isinstance(annotation, ast.Name | ast.Attribute):
         path = _dotted(annotation, module) if module else None
         alias = _alias(path) if path else None

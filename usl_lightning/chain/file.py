@@ -1,12 +1,15 @@
 """A chain: the file that names stages, what each does, and what it takes from earlier ones."""
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base.configs import find_config, load_yaml
+from usl_lightning.base.arguments import as_seed
+from usl_lightning.base.configs import find_config, load_part
+from usl_lightning.base.documents import settled
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.stage.words import RESULTS
 
@@ -23,13 +26,13 @@ class Stage:
         name: of its folder, unique in the chain.
         command: `fit` or `select`.
         config: its configuration file.
-        set: overrides; a value may hold `${stage.checkpoint}` or `${stage.labels}` of an earlier stage.
+        set: overrides, as typed; a value may hold `${stage.checkpoint}` or `${stage.labels}` of an earlier stage.
     """
 
     name: str
     command: str
     config: Path
-    set: dict[str, Any] = field(default_factory=dict)
+    set: dict[str, str] = field(default_factory=dict)
 
     def needs(self, output: str | None = None) -> list[str]:
         """Names of the stages it takes something from, or this output alone."""
@@ -52,7 +55,7 @@ class Chain:
         Raises:
             UslError: names the file, the stage and the key.
         """
-        content = load_yaml(path)
+        content = load_part(path)
         if "stages" not in content:
             how = f"usl compare {path}" if "selectors" in content else f"to run one stage: usl fit --config {path}"
             raise UslError(f"{path}: not a chain, it has no 'stages:'; {how}")
@@ -67,36 +70,37 @@ class Chain:
         stages: list[Stage] = []
         for number, entry in enumerate(entries):
             stages.append(_read_stage(path, number, entry, shared, [stage.name for stage in stages]))
-        seed = content.get("seed", 0)
-        if not isinstance(seed, int):
-            raise UslError(f"{path}: seed: expected a whole number, found {seed!r}")
+        seed = as_seed(content.get("seed", "0"), f"{path}: seed")
         return cls(path.stem, seed, stages)
 
 
-def _overrides(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _overrides(entry: Mapping[str, Any], where: str) -> dict[str, str]:
     """What stands under `set` of a chain or a stage."""
     overrides = entry.get("set") or {}
     if not isinstance(overrides, Mapping):
         raise UslError(f"{where}: set: expected a mapping of keys to values")
-    return dict(overrides)
+    return {key: value if isinstance(value, str) else json.dumps(settled(value)) for key, value in overrides.items()}
 
 
-def _read_stage(path: Path, number: int, entry: Any, shared: Mapping[str, Any], earlier: list[str]) -> Stage:
+def _read_stage(path: Path, number: int, entry: Any, shared: Mapping[str, str], earlier: list[str]) -> Stage:
     if not isinstance(entry, Mapping):
         raise UslError(f"{path}: stage {number + 1}: expected name, command, config, set; found {entry!r}")
     name = str(entry.get("name", f"#{number + 1}"))
     for key in entry:
         if key not in STAGE_KEYS:
             raise UslError(f"{path}: stage {name}: unknown key '{key}'{did_you_mean(str(key), STAGE_KEYS)}")
-    missing = [key for key in ("name", "command", "config") if key not in entry]
+    missing = [key for key in ("name", "command", "config") if not entry.get(key)]
     if missing:
         raise UslError(f"{path}: stage {name}: '{missing[0]}' is missing")
+    for key in ("name", "command", "config"):
+        if not isinstance(entry[key], str):
+            raise UslError(f"{path}: stage {name}: {key}: expected a text, found {entry[key]!r}")
     if not re.fullmatch(r"\w[\w-]*", name) or name in earlier:
         raise UslError(f"{path}: stage name '{name}' must be unique and of letters, digits, _ and -")
     if entry["command"] not in RESULTS:
         raise UslError(f"{path}: stage {name}: command '{entry['command']}'; expected {' or '.join(RESULTS)}")
     overrides = {**shared, **_overrides(entry, f"{path}: stage {name}")}
-    stage = Stage(name, entry["command"], find_config(entry["config"], beside=path.parent), overrides)
+    stage = Stage(name, str(entry["command"]), find_config(str(entry["config"]), beside=path.parent), overrides)
     for needed in stage.needs():
         if needed not in earlier:
             raise UslError(

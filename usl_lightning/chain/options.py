@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from usl_lightning.base.arguments import options
+from usl_lightning.base.arguments import as_seed, home, options
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.chain.file import REFERENCE, Chain
@@ -55,20 +55,20 @@ class RunOptions:
         for key, value in options(arguments[1:]):
             stage, _, parameter = key.partition(".")
             run.typed += [] if key.startswith("slurm") else [f"--{key}={value}"]
-            if key == "seed" and value.lstrip("-").isdigit():
-                run.seed = int(value)
+            if key == "seed":
+                run.seed = as_seed(value, "usl run: --seed")
             elif key == "redo" and value in stages:
                 run.redo.append(value)
             elif key == "only" and value in stages:
                 run.only = value
             elif key == "launcher":
-                run.launcher = shlex.split(value)
+                run.launcher = _words(value)
             elif key == "slurm" and value in ("true", "print", "submit"):
                 run.slurm = {"true": "print"}.get(value, value)
             elif key == "slurm-header":
-                run.slurm_header = Path(value)
+                run.slurm_header = home(value)
             elif key in ("name", "out"):
-                setattr(run, key, Path(value) if key == "out" else value)
+                setattr(run, key, home(value) if key == "out" else value)
             elif key == "dry-run":
                 run.dry_run = True
             elif key == "wandb":
@@ -95,9 +95,16 @@ class RunOptions:
         return REFERENCE.sub(lambda match: _output(self, match[1], match[2]), text)
 
 
+def _words(text: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UslError(f"usl run: --launcher {text}: {error}; expected words as a shell takes them") from error
+
+
 def _bad_option(key: str, value: str, stages: list[str]) -> str:
     one = f"one of the stages {', '.join(stages)}"
-    expected = {"seed": "a whole number", "redo": one, "only": one, "slurm": "print or submit"}.get(key)
+    expected = {"redo": one, "only": one, "slurm": "print or submit"}.get(key)
     if expected:
         return f"usl run: --{key} {value}: expected {expected}"
     groups = (f"{stage}.KEY" for stage in (*stages, *SHARED_GROUPS))

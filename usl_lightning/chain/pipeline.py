@@ -1,6 +1,5 @@
 """`usl run CHAIN`: stages in order, each its own process; finished ones are skipped, interrupted ones resumed."""
 
-import json
 import shlex
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.plan import Plan
 from usl_lightning.chain.summary import draw_summary, summarise, table
 from usl_lightning.chain.waiting import WAITING, Waiting
+from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.words import StageCommand
 
@@ -30,6 +30,7 @@ def main(arguments: Sequence[str]) -> None:
         UslError: a mistake in the chain or its options, a changed stage, or a stage that failed.
     """
     run = RunOptions.parse(arguments)
+    _check_stages(run)
     if run.slurm is not None:
         _queue(run)
     elif run.dry_run:
@@ -116,6 +117,20 @@ def _with_dependants(stages: list[Stage], redo: list[str]) -> set[str]:
     return chosen
 
 
+def _check_stages(run: RunOptions) -> None:
+    """Refuse what can be seen to be wrong with any stage, before the first of them starts.
+
+    Raises:
+        UslError: names the stage, the key and what was expected.
+    """
+    for stage in run.chain.stages:
+        command = StageCommand(stage.command, [stage.config], dict(stage.set), run.folder(stage.name).path)
+        try:
+            check_parameters(command)
+        except UslError as error:
+            raise UslError(f"stage {stage.name}: {error}") from error
+
+
 def _refuse_changes(run: RunOptions, redo: set[str]) -> None:
     """Stop before anything runs if a stage was run with other settings; nothing is ever overwritten."""
     for stage in run.chain.stages:
@@ -168,8 +183,7 @@ def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> bool:
 def _command(run: RunOptions, stage: Stage, folder: StageFolder) -> StageCommand:
     overrides = {"seed_everything": str(run.seed)}
     for key, value in stage.set.items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        overrides[key] = run.resolve(text)
+        overrides[key] = run.resolve(value)
     return StageCommand(stage.command, [stage.config], overrides, folder.path, wandb=run.wandb)
 
 

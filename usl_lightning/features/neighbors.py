@@ -1,14 +1,13 @@
 """The neighbours that USL-T draws from: a table made by others, or the nearest images to an encoder's eye."""
 
 import logging
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from usl_lightning.base.arrays import load_arrays
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.models.encoder import load_encoder
@@ -33,13 +32,13 @@ def read_neighbors(path: str, source: ImageSource) -> Tensor:
 
     where, n = f"data.neighbors: {path}", len(source)
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {"neighbors": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
-        table = torch.from_numpy(arrays["neighbors"])
-    except KeyError:
-        raise UslError(f"{where} holds {', '.join(arrays) or 'nothing'}; expected an array 'neighbors'") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise UslError(f"{where} is not a readable .npy or .npz file ({error})") from error
+        arrays = load_arrays(Path(path), where=where)
+    except FileNotFoundError as error:
+        raise UslError(f"{where}: no such file") from error
+    array = arrays.get("neighbors", arrays.get(""))
+    if array is None or array.dtype.kind not in "iufb":
+        raise UslError(f"{where} holds {', '.join(arrays) or 'nothing'}; expected an array 'neighbors' of positions")
+    table = torch.from_numpy(array)
     check_dataset(arrays.get("about"), source.fingerprint, "neighbours", where)
     kind, whole = table.dtype, _is_integer(table) and table.dim() == 2 and len(table) == n and table.shape[1] > 0
     table = table.long() if whole else table

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from usl_lightning.base.arguments import known_options
+from usl_lightning.base.arguments import home, known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.chain.file import Chain
@@ -49,7 +49,7 @@ class InitOptions:
         """
         if not arguments or arguments[0].startswith("-"):
             raise UslError("usl init: expected the folder of your images, e.g. usl init photos")
-        folder = Path(arguments[0]).expanduser()
+        folder = home(arguments[0])
         typed = known_options("usl init", arguments[1:], OPTIONS)
         named = folder.resolve()
         output = Path(typed.get("output", named.parent / f"{named.name or 'images'}.yaml"))

@@ -1,11 +1,12 @@
 """Which images look like one that is to be labelled, by the features it was chosen by."""
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from usl_lightning.base.arrays import load_arrays
+from usl_lightning.base.errors import UslError
 from usl_lightning.labels import LabelIndex
 
 
@@ -31,9 +32,9 @@ class SimilarImages:
             overview: the `overview.npz` beside it.
         """
         try:
-            with np.load(overview, allow_pickle=False) as kept:
-                images, features, total = kept["images"], kept["features"], int(kept["total"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            kept = load_arrays(overview)
+            images, features, total = kept["images"], kept["features"], int(kept["total"])
+        except (FileNotFoundError, UslError, ValueError, TypeError, KeyError):
             return None
         same = index.dataset is not None and index.dataset.size == total and len(images) == len(features)
         return cls(images, features) if same and set(index.indices[:1]) <= set(images.tolist()) else None

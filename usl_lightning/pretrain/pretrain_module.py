@@ -61,6 +61,8 @@ class PretrainModule(Method):
         self.optimization = optimizer
         self.init_from = init_from
         self.knn_k, self.knn_temperature = knn_k, knn_temperature
+        self.knn_used = knn_k
+        """Of the last measurement: at most as many as there are labelled training images."""
         self.measured: tuple[Features, ...] = ()
         """Of the training and the test images, from the last `trainer.test`; the same on every process."""
         self._passes: dict[int, list[Features]] = {}
@@ -163,10 +165,11 @@ class PretrainModule(Method):
         self.log("feature_std", feature_std(features), rank_zero_only=True)
         known = all(bool((part.labels >= 0).any()) for part in passes)
         if len(passes) == 2 and not self.trainer.sanity_checking and known:
+            self.knn_used = min(self.knn_k, int((labels >= 0).sum()))
             accuracy = knn_accuracy(
                 *bank,
                 *passes[1],
-                k=min(self.knn_k, len(labels)),
+                k=self.knn_used,
                 temperature=self.knn_temperature,
                 num_classes=int(labels.max()) + 1,
             )
@@ -175,7 +178,7 @@ class PretrainModule(Method):
     def evaluate(self, metrics: Mapping[str, Any], data: ImageData, *, closely: bool) -> Evaluation:
         """What was logged; `closely`: everything that can be told of the features."""
         if not closely:
-            return Evaluation({**metrics, **({"knn_k": self.knn_k} if "knn_accuracy" in metrics else {})})
+            return Evaluation({**metrics, **({"knn_k": self.knn_used} if "knn_accuracy" in metrics else {})})
         report = evaluate_features(
             *self.measured, knn_k=self.knn_k, knn_temperature=self.knn_temperature, seed=data.seed
         )

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.arrays import load_array
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import atomic_path
 from usl_lightning.compute.distributed import gather_uneven
@@ -251,9 +252,10 @@ def read_self_labels(path: str, clusters: Sequence[int], count: int) -> Tensor:
         UslError: no such file, or not labels for these heads, clusters and images.
     """
     try:
-        labels = torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, TypeError) as error:
-        raise UslError(f"model.labels_file: {path} is not a readable .npy file ({error})") from error
+        array = load_array(Path(path), where=f"model.labels_file: {path}")
+    except FileNotFoundError as error:
+        raise UslError(f"model.labels_file: no such file: {path}") from error
+    labels = torch.from_numpy(array) if array.dtype.kind in "iu" else torch.zeros(array.shape)
     expected = f"expected [{len(clusters)}, {count}] integers from 0 to below {', '.join(map(str, clusters))}"
     if labels.is_floating_point() or labels.shape != (len(clusters), count):
         raise UslError(f"model.labels_file: {path} holds {list(labels.shape)} {labels.dtype}; {expected}")

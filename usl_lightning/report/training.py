@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from usl_lightning.base.arrays import load_array
 from usl_lightning.base.errors import UslError
 from usl_lightning.report.markup import Child, Html, Names, render, section, table, tag
 from usl_lightning.report.run import Curves, RunReport, StageReport
@@ -153,10 +154,8 @@ def _matrix(stage: StageReport, confusion: Any) -> list[list[int]]:
     """The counts, which are in a file of their own where there are many classes."""
     if not isinstance(confusion, str):
         return confusion  # type: ignore[no-any-return]
-    import numpy as np
-
     path = stage.folder.path / confusion
     try:
-        return np.load(path, allow_pickle=False).tolist()  # type: ignore[no-any-return]
-    except (OSError, ValueError) as error:
+        return load_array(path).tolist()  # type: ignore[no-any-return]
+    except (FileNotFoundError, UslError) as error:
         raise UslError(f"{path}: cannot be read ({error}); `usl test` writes it again") from error

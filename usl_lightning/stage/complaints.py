@@ -12,6 +12,7 @@ from typing import Any
 
 from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.parameters import wrong_parameters
 from usl_lightning.stage.identity import flatten
 from usl_lightning.stage.words import StageCommand
 
@@ -178,6 +179,18 @@ def naming_missing_packages(stage: StageCommand) -> Iterator[None]:
         if cause is None:
             raise
         raise UslError(f"{stage.configs[-1]}: {str(cause).splitlines()[0]}") from error
+
+
+def check_parameters(stage: StageCommand) -> None:
+    """Refuse keys and values that the classes' sources show to be wrong; nothing heavy is imported.
+
+    Raises:
+        UslError: names the key, where it was given, and what was expected.
+    """
+    for key, problem, names in wrong_parameters(stage.tree()):
+        leaf = key.rpartition(".")[2]
+        near = f"{did_you_mean(leaf, names)}; {_expected(names)}" if names else ""
+        raise UslError(f"{_where(stage, key)}: {problem}{near}")
 
 
 def check_keys(stage: StageCommand, resolved: Mapping[str, Any]) -> None:

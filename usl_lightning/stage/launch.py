@@ -8,6 +8,7 @@ from typing import Any
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.interrupt import Interruption
 from usl_lightning.base.rank import is_main_process
+from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.words import RESULTS, StageCommand
 
@@ -22,6 +23,7 @@ def run_stage(stage: StageCommand) -> None:
         KeyboardInterrupt: the run was told to stop.
     """
     stage.check()
+    check_parameters(stage)
     with Interruption() as interruption:
         try:
             _run(stage, interruption)

@@ -1,6 +1,5 @@
 """What a report shows of the features a choice was made from: a few thousand images, with density and group."""
 
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from usl_lightning.base.arrays import load_arrays
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import atomic_path
 from usl_lightning.data.keys import permutation
@@ -73,21 +73,21 @@ class Overview:
             UslError: the file is damaged.
         """
         try:
-            with np.load(path, allow_pickle=False) as kept:
-                return cls(
-                    images=kept["images"],
-                    chosen=int(kept["chosen"]),
-                    total=int(kept["total"]),
-                    neighbors=int(kept["neighbors"]),
-                    density=kept["density"],
-                    nearest=kept["nearest"],
-                    features=kept["features"],
-                    clusters=kept.get("clusters"),
-                    cluster_sizes=kept.get("cluster_sizes"),
-                )
+            kept = load_arrays(path)
+            return cls(
+                images=kept["images"],
+                chosen=int(kept["chosen"]),
+                total=int(kept["total"]),
+                neighbors=int(kept["neighbors"]),
+                density=kept["density"],
+                nearest=kept["nearest"],
+                features=kept["features"],
+                clusters=kept.get("clusters"),
+                cluster_sizes=kept.get("cluster_sizes"),
+            )
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (UslError, ValueError, TypeError, KeyError) as error:
             raise UslError(f"{path}: damaged ({error}); delete it, the report does without") from error
 
 

@@ -1,11 +1,12 @@
 """One stage as typed on the command line, and the folder it leaves. Imports nothing heavy."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base.arguments import options
+from usl_lightning.base.arguments import as_seed, home, options
 from usl_lightning.base.composition import compose
 from usl_lightning.base.configs import find_config, load_part
 from usl_lightning.base.errors import UslError
@@ -66,15 +67,15 @@ class StageCommand:
         stage = cls(command, configs, run_dir=first.parent if looks_at_own else Path("runs") / first.stem)
         for key, value in given:
             if key == "run_dir":
-                stage.run_dir = Path(value)
+                stage.run_dir = home(value)
             elif key == "ckpt_path":
-                stage.ckpt_path = value
+                stage.ckpt_path = os.path.expanduser(value)
             elif key == "extend":
                 stage.extend = value == "true"
             elif key == "wandb":
                 stage.wandb = {"true": "online", "false": None}.get(value, value)
             elif key in own:
-                stage.options[key] = value
+                stage.options[key] = os.path.expanduser(value)
             elif key not in ("config", "c"):
                 stage.overrides[SHORT.get(key, key)] = value
         return stage
@@ -116,6 +117,7 @@ class StageCommand:
             raise UslError(f"{self.configs[-1]}: a chain of stages; run it with usl run {self.configs[-1].name}")
         if "selectors" in flat:
             raise UslError(f"{self.configs[-1]}: a comparison; run it with usl compare {self.configs[-1].name}")
+        as_seed(str(flat["seed_everything"]), "seed_everything")
         if self.wandb not in (None, "online", "offline"):
             raise UslError(f"--wandb {self.wandb}: expected online or offline")
         labels = flat.get("data.labels")

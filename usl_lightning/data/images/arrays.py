@@ -6,7 +6,6 @@ int64 labels [n], -1 where there is none, in the order of the files (torchvision
 
 import gzip
 import pickle
-import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from usl_lightning.base.arrays import DAMAGE, load_array
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.images.catalog import ARRAY_SETS, Found
 
@@ -226,12 +226,7 @@ def load_npy(path: Path) -> NDArray[Any]:
     Raises:
         UslError: it is not an `.npy` file.
     """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UslError(f"{path}: not an .npy file ({error}); write it again") from error
-    if not isinstance(array, np.ndarray):
-        raise UslError(f"{path}: an archive of arrays, expected one array; name it .npz")
+    array: NDArray[Any] = load_array(path)
     return array
 
 
@@ -243,7 +238,7 @@ def open_npz(path: Path) -> Any:
     """
     try:
         content = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UslError(f"{path}: not an .npz file ({error}); fetch or write it again") from error
     if not isinstance(content, np.lib.npyio.NpzFile):
         raise UslError(f"{path}: not an .npz file; fetch or write it again")
@@ -260,7 +255,7 @@ def array_of(path: Path, content: Any, key: str) -> NDArray[Any]:
         raise UslError(f"{path}: no array '{key}'; it has {', '.join(content.files) or 'none'}")
     try:
         return np.asarray(content[key])
-    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UslError(f"{path}: array '{key}' cannot be read ({error})") from error
 
 

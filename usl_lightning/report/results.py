@@ -229,7 +229,7 @@ def _labelled_by_people(stage: StageReport) -> bool:
 def _takeover(stage: StageReport) -> Iterator[str]:
     """Commands that hand the labels of a selection to that of the run's repetition."""
     labels, answers = stage.folder.labels, f"{stage.name}_answers.csv"
-    again = labels.parents[2] / "again" / stage.name / labels.name
+    again = labels.parent.parent.parent / "again" / stage.name / labels.name
     yield shlex.join(["usl", "labels", "export", str(labels), "--out", answers])
     yield shlex.join(["usl", "labels", "import", str(again), answers])
 

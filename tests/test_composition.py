@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from usl_lightning.base.composition import compose
-from usl_lightning.base.configs import load_part, shipped_folder
+from usl_lightning.base.configs import config_parts, find_config, names_of_all, pairs, shipped, shipped_folder
 from usl_lightning.base.documents import LARGEST, parse_document, plain_value, settled
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import parameters
@@ -21,11 +21,16 @@ from usl_lightning.stage.identity import differences, flatten
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.words import StageCommand
 
-STAGES = [path for path in sorted(shipped_folder().glob("*.yaml")) if "model" in yaml.safe_load(path.read_text())]
 ODD = ("010", "01", "3.10", "0x10", "1_0", "12:30", "no", "[old]", "{x}", "a: b", "@home", "photos #1", "'x'", "true",
        "1e3", "2024-01-01", "*", "&a", "!x", "- a", "? b", "%", "…", "a\tb")  # fmt: skip
 
 
+def whole(name: str) -> dict[str, Any]:
+    """A shipped configuration, put together of its parts."""
+    return compose([tree for _, tree in config_parts(find_config(name))], {})
+
+
+STAGES = [find_config(name) for name in names_of_all() if not {"stages", "selectors"} & set(whole(name))]
 TEXT = st.text(st.characters(exclude_categories=("C", "Z")), max_size=5)
 
 
@@ -101,7 +106,7 @@ def classes() -> list[str]:
                 walk(item)
 
     for path in STAGES:
-        walk(yaml.safe_load(path.read_text()))
+        walk(whole(path.name))
     return sorted({*found, "usl_lightning.compute.optim.Optimization"})
 
 
@@ -134,9 +139,9 @@ def union(hint: Any) -> tuple[Any, ...]:
 def test_a_text_is_taken_as_typed(text: str, tmp_path: Path) -> None:
     assert stage(f"--data.dir={text}").flat()["data.dir"] == text
     file = tmp_path / "own.yaml"
-    whole = yaml.safe_load((shipped_folder() / "folder_random.yaml").read_text())
-    whole["data"]["init_args"].pop("dir", None)
-    file.write_text(yaml.safe_dump(whole))
+    own = whole("folder_random.yaml")
+    own["data"]["init_args"].pop("dir", None)
+    file.write_text(yaml.safe_dump(own))
     if text[0] not in "*&!?%@-" and ": " not in text and " #" not in text and text[0] != "'":  # other YAML, or none
         content = file.read_text().replace("  init_args:\n", f"  init_args:\n    dir: {text}\n", 1)
         file.write_text(content)
@@ -197,7 +202,6 @@ def test_a_value_without_parts_is_not_reached_into() -> None:
 def test_the_parser_resolves_what_the_front_composed(path: Path) -> None:
     command = stage(config=str(path), command="fit")
     front, parsed = command.flat(), flatten(StageCLI(command, build=False).resolved())
-    assert load_part(path)
     wrong = {key: (value, parsed.get(key)) for key, value in front.items() if not within(value, parsed.get(key, value))}
     missing = [key for key in front if key not in parsed and not any(k.startswith(f"{key}.") for k in parsed)]
     assert not wrong
@@ -211,3 +215,46 @@ def within(part: Any, whole: Any) -> bool:
     if isinstance(part, list) and isinstance(whole, list):
         return len(part) == len(whole) and all(map(within, part, whole))
     return bool(part == whole)
+
+
+# Parts ---------------------------------------------------------------------------------------------------
+
+
+def test_a_pair_without_a_file_is_found_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    alone = sorted(set(pairs()) - set(shipped()))
+    assert alone
+    flat = stage(config=alone[0]).flat()
+    method, of_data = pairs()[alone[0]]
+    parts = [stage(config=str(shipped_folder() / "parts" / f"{name}.yaml")).flat() for name in (method, of_data)]
+    assert flat["model.class_path"] == parts[0]["model.class_path"]
+    assert flat["data.dataset"] == parts[1]["data.dataset"]
+    assert stage(config=alone[0].removesuffix(".yaml")).flat() == flat
+
+
+def test_parts_of_a_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("parts: [simclr, digits_pretrain, more]\ntrainer: {max_steps: 5}\n")
+    (tmp_path / "more.yaml").write_text("model: {init_args: {temperature: 0.3}}\n")
+    flat = stage(config="mine.yaml", command="fit").flat()
+    assert (flat["data.dataset"], flat["model.temperature"], flat["trainer.max_steps"]) == ("digits", 0.3, 5)
+    (tmp_path / "more.yaml").write_text("parts: [simclr]\n")
+    with pytest.raises(UslError, match="a part with parts of its own"):
+        stage(config="mine.yaml").flat()
+    (tmp_path / "mine.yaml").write_text("parts: [simclrr]\n")
+    with pytest.raises(UslError, match=r"no such part: simclrr \(did you mean 'simclr'"):
+        stage(config="mine.yaml").flat()
+
+
+def test_settings_are_written_once() -> None:
+    """A setting of a pair that its parts have too is not repeated, and all of them are few."""
+    count = 0
+    for path in [*shipped_folder().glob("*.yaml"), *(shipped_folder() / "parts").glob("*.yaml")]:
+        *before, (_, own) = config_parts(path)
+        if {"stages", "selectors"} & set(own):
+            continue
+        count += len(flatten(settled(own)))
+        parts = flatten(compose([tree for _, tree in before], {}))
+        again = [key for key, value in flatten(compose([own], {})).items() if parts.get(key, "?") == value]
+        assert not [key for key in again if not key.endswith("class_path")], path.name
+    assert count <= 1100

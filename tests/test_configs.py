@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from usl_lightning.base.configs import HEADLINE, find_config, load_yaml, shipped, shipped_folder
+from usl_lightning.base.configs import HEADLINE, find_config, load_yaml, pairs, shipped, shipped_folder
 from usl_lightning.base.errors import UslError
 from usl_lightning.chain.file import REFERENCE, Chain
 from usl_lightning.cli import main
@@ -174,7 +174,7 @@ def test_listing_names_every_file_under_its_data_set(capsys: pytest.CaptureFixtu
     *groups, where = capsys.readouterr().out.strip().split("\n\n")
     listed: dict[str, list[tuple[str, str]]] = {}
     for group in groups:
-        dataset, *lines = group.split("\n")
+        dataset, *lines = group.partition("\n  without a file")[0].split("\n")
         assert dataset not in listed
         listed[dataset] = [(re.split(" {2,}", line)[2], re.split(" {2,}", line)[1]) for line in lines]
         for (kind, name), line in zip(listed[dataset], lines, strict=True):
@@ -183,6 +183,7 @@ def test_listing_names_every_file_under_its_data_set(capsys: pytest.CaptureFixtu
             assert line.endswith(f"  {what}")
         assert listed[dataset] == sorted(listed[dataset]), "chains first, then the stages in their order"
     assert sorted(name for group in listed.values() for _, name in group) == ALL
+    assert all(name.removesuffix(".yaml") in "\n".join(groups) for name in pairs())
     assert str(shipped_folder()) in where
 
 

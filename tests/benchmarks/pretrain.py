@@ -17,12 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from machine import machine
 
-from usl_lightning.base.configs import find_config
 from usl_lightning.data.modules import ImageData
 from usl_lightning.evaluation.features import Features, evaluate_features
+from usl_lightning.stage.words import StageCommand
 
 HERE = Path(__file__).parent
 K = 20
@@ -105,7 +104,7 @@ def main() -> None:
     arguments = parser.parse_args()
     path = HERE / "results" / f"pretrain_{arguments.dataset}.json"
     path.parent.mkdir(exist_ok=True)
-    config = yaml.safe_load(find_config(f"{arguments.dataset}_{arguments.methods[0]}.yaml").read_text())
+    config = StageCommand.parse("fit", [f"--config={arguments.dataset}_{arguments.methods[0]}.yaml"]).tree()
     network = config["model"]["init_args"]["backbone"]
     report: dict[str, Any] = {
         "machine": machine(),

@@ -11,13 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 from runs import usl
 from sklearn.datasets import load_digits
 
 import usl_lightning.selection
-from usl_lightning.base.configs import shipped_folder
 from usl_lightning.base.errors import UslError
 from usl_lightning.cli import main
 from usl_lightning.data.images.opening import open_source
@@ -32,6 +30,7 @@ from usl_lightning.selection.selector import Selector
 from usl_lightning.selection.stratified import Stratified
 from usl_lightning.stage.outcome import chosen_index, chosen_quality
 from usl_lightning.stage.select import Selection, choose
+from usl_lightning.stage.words import StageCommand
 
 N = 1437
 
@@ -85,7 +84,7 @@ def test_they_are_all_here() -> None:
 @pytest.mark.parametrize("dataset", ["digits", "fashion_mnist", "cifar10"])
 @pytest.mark.parametrize("name", SELECTORS)
 def test_each_has_a_configuration(name: str, dataset: str) -> None:
-    config = yaml.safe_load((shipped_folder() / f"{dataset}_{name}.yaml").read_text())
+    config = StageCommand.parse("select", [f"--config={dataset}_{name}.yaml"]).tree()
     assert config["model"]["class_path"] == f"{SELECTORS[name].__module__}.{SELECTORS[name].__name__}"
     assert config["data"]["init_args"]["dataset"] == dataset
 

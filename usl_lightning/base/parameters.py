@@ -43,7 +43,7 @@ class Kind:
         if value is None:
             return None if self.optional or not (self.text or self.number) else "expected a value, found null"
         if self.choices and value not in self.choices:
-            return f"expected one of {', '.join(self.choices)}, found {value}"
+            return f"expected one of {', '.join(map(repr, self.choices))}, found {value}"
         numbers: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
         right = numbers.get(self.number, (object,))
         if not isinstance(value, right) or (isinstance(value, bool) and self.number in ("int", "float")):

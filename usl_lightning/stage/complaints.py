@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from usl_lightning.base.configs import load_yaml
+from usl_lightning.base.configs import config_parts
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.parameters import wrong_parameters
 from usl_lightning.stage.identity import flatten
@@ -92,8 +92,8 @@ def _where(stage: StageCommand, key: str) -> str:
     for option in stage.overrides:
         if option == key or option.rpartition(".")[2] == leaf:
             return f"--{option}"
-    for path in reversed(stage.configs):
-        for name in flatten(load_yaml(path)):
+    for path, tree in reversed([part for config in stage.configs for part in config_parts(config)]):
+        for name in flatten(tree):
             if name == key or leaf in name.split("."):
                 return f"{path}: {name}"
     return key

@@ -8,7 +8,7 @@ from typing import Any
 
 from usl_lightning.base.arguments import as_seed, home, options
 from usl_lightning.base.composition import compose
-from usl_lightning.base.configs import find_config, load_part
+from usl_lightning.base.configs import config_parts, find_config
 from usl_lightning.base.errors import UslError
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder
@@ -95,7 +95,7 @@ class StageCommand:
 
     def tree(self) -> dict[str, Any]:
         """The configuration with its overrides, nested, as LightningCLI takes it; see `composition`."""
-        parts = [load_part(path) for path in self.configs]
+        parts = [tree for config in self.configs for _, tree in config_parts(config)]
         return {"seed_everything": 0, **compose(parts, self.overrides)}
 
     def flat(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class StageCommand:
             raise UslError(f"{self.configs[-1]}: a chain of stages; run it with usl run {self.configs[-1].name}")
         if "selectors" in flat:
             raise UslError(f"{self.configs[-1]}: a comparison; run it with usl compare {self.configs[-1].name}")
-        as_seed(str(flat["seed_everything"]), "seed_everything")
+        as_seed(str(flat["seed_everything"]), f"{'--' * ('seed_everything' in self.overrides)}seed_everything")
         if self.wandb not in (None, "online", "offline"):
             raise UslError(f"--wandb {self.wandb}: expected online or offline")
         labels = flat.get("data.labels")

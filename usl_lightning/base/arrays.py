@@ -1,0 +1,56 @@
+"""NumPy files, read so that nothing in them is unpickled and a damaged one is told in a line."""
+
+import io
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+from usl_lightning.base.errors import UslError
+
+DAMAGE = (
+    OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, NotImplementedError, RuntimeError,
+    SyntaxError, AttributeError, struct.error, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy raises at damaged files."""
+
+
+def load_arrays(path: Path, *, where: str | None = None, content: bytes | None = None) -> dict[str, Any]:
+    """The arrays of an `.npz` file by name; that of an `.npy` file under "".
+
+    Args:
+        path: the file.
+        where: what it is called in messages; None: its path.
+        content: what is in it, if that has been read already.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UslError: it is damaged, holds Python objects, or is no NumPy file.
+    """
+    import numpy as np  # the front tells of other mistakes without it
+
+    try:
+        loaded = np.load(path if content is None else io.BytesIO(content), allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"": loaded}
+        with loaded:
+            return {name: loaded[name] for name in loaded.files}
+    except FileNotFoundError:
+        raise
+    except DAMAGE as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise UslError(f"{where or path}: not a whole .npy or .npz file of numbers ({reason[:200]})") from error
+
+
+def load_array(path: Path, *, where: str | None = None, content: bytes | None = None) -> Any:
+    """The one array of an `.npy` file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UslError: as `load_arrays`, or it is an archive of several.
+    """
+    arrays = load_arrays(path, where=where, content=content)
+    if "" not in arrays:
+        raise UslError(f"{where or path}: an archive of arrays, expected one array (.npy)")
+    return arrays[""]

@@ -276,6 +276,23 @@ def test_a_signal_amid_a_validation_saves_at_once(tmp_path: Path, step: int, mom
     assert sum(",knn_accuracy," in row for row in rows[0].splitlines()) == 2 * accumulate
 
 
+class Asked(Callback):
+    """A signal while a run is made ready: the model is read, what the optimizer knew is not."""
+
+    def on_fit_start(self, *_: Any) -> None:
+        """Nothing is trained yet."""
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_signal_before_a_resumed_validation_begins_changes_no_file(tmp_path: Path) -> None:
+    checkpoints = tmp_path / "own/checkpoints"
+    for stop in (Kill(4, "validation", by="SIGTERM"), Asked()):
+        with Interruption() as interruption, pytest.raises(SystemExit):
+            train(simclr, digits, tmp_path / "own", 8, stop=stop, interruption=interruption, every_steps=3)
+        assert sorted(path.name for path in checkpoints.glob("step=*")) == ["step=00000003.ckpt", "step=00000004.ckpt"]
+        assert (checkpoints / "last.ckpt").resolve().name == "step=00000004.ckpt"
+
+
 @pytest.mark.parametrize("other", [{"limit_val_batches": 0}, {"val_check_interval": 3}])
 def test_a_run_that_validates_no_more_where_it_was_stopped(tmp_path: Path, other: dict[str, int]) -> None:
     """At the last step, where there is nothing else to do."""

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning import Trainer
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import atomic_path, flush_folder
@@ -45,6 +46,21 @@ class CheckpointFolder:
     def file(self, step: int) -> Path:
         """Where the checkpoint of a step goes."""
         return self.path / f"step={step:08d}.ckpt"
+
+    def write(self, trainer: Trainer, *, alone: bool = False) -> None:
+        """Save the state of all processes, as the newest.
+
+        Args:
+            trainer: of a run.
+            alone: on the main process only: the others may be gone, and are not waited for.
+        """
+        path = self.file(trainer.global_step)
+        if alone:
+            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), path)
+        else:
+            trainer.save_checkpoint(path, weights_only=False)
+        if trainer.is_global_zero:
+            self.tidy(path)
 
     def tidy(self, newest: Path) -> None:
         """Have `last.ckpt` name what has just been written, and keep one other."""

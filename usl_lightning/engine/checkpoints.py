@@ -1,22 +1,21 @@
-"""When a run is saved, and what is to be known of the step that was."""
+"""A run is saved: the states it goes through, and which of Lightning's hooks leads from one to the next."""
 
 import sys
-import time
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.interrupt import Interruption
-from usl_lightning.engine.agreement import Agreement, fewest
 from usl_lightning.engine.checkpoint_files import IDENTITY, CheckpointFolder
-from usl_lightning.engine.logs import MetricsCSV
+from usl_lightning.engine.noted import note_again, noted, yet_to_be_noted
 from usl_lightning.engine.processes import says_lost
-from usl_lightning.engine.resumed_validation import begin_with_validation, forget_validation
+from usl_lightning.engine.resumed_validation import begin_with_validation, forget_validation, validates_after
 from usl_lightning.engine.stopping import Stopping
+from usl_lightning.engine.timetable import Timetable
 
 ROW = "usl_row"
 """Key under which the metrics of its step are, where metrics.csv may have lost them or holds more."""
@@ -25,8 +24,29 @@ UNVALIDATED = "usl_unvalidated"
 """Key that tells whether the step is yet to be validated: the run was stopped amid that."""
 
 
+class State(Enum):
+    """Where a run stands.
+
+        OUTSIDE --load--> RESUMING             if the checkpoint is of a validation that was broken off
+        OUTSIDE, RESUMING --train start--> STEPPING
+        STEPPING --validation start--> VALIDATING --validation end--> STEPPING
+        STEPPING, VALIDATING --batch start--> LEAVING                   if the processes have agreed to stop
+        any --train end, exception--> OUTSIDE  VALIDATING: the main process saves first, when it is asked to stop or
+                                               another has gone
+
+    Whether the step that was done last is due to be saved is the timetable's to say; whether the run is to stop,
+    `Stopping`'s. All processes agree on both, and so pass through the states together.
+    """
+
+    OUTSIDE = "nothing is trained, nothing saved; a signal ends the run at once"
+    RESUMING = "the same; the step that was read is to be validated before all else"
+    STEPPING = "a signal waits until the step is done; a save that is due, also until it is validated, if it is to be"
+    VALIDATING = "the step is done, not validated: a signal breaks the validation off, and the step is saved as it is"
+    LEAVING = "what there is to save is saved: the run ends"
+
+
 class Checkpoints(Callback):
-    """Keeps the newest two checkpoints of a run; `last.ckpt` names the newer one.
+    """Keeps the newest two checkpoints of a run; `last.ckpt` names the newer one. See `State` for how.
 
     Args:
         folder: where they go; the command line sets it to `checkpoints/` of the stage's folder.
@@ -45,73 +65,61 @@ class Checkpoints(Callback):
         identity: Mapping[str, Any] | None = None,
         interruption: Interruption | None = None,
     ) -> None:
-        self.folder, self.every_minutes, self.every_steps = CheckpointFolder(folder), every_minutes, every_steps
+        self.folder = CheckpointFolder(folder)
         self.identity = dict(identity or {})
         self.interruption = interruption or Interruption()
+        self._timetable = Timetable(every_minutes, every_steps)
         self._stopping = Stopping(self.interruption)
-        self._step, self._saved_step, self._saved_time = -1, -1, 0.0
-        self._due = False
-        self._row: dict[str, float] = {}
-        self._unvalidated = False
-        self._agreement = self._amid = Agreement()
-        self._turns = iter(range(0))
+        self._state = State.OUTSIDE
+        self._row: dict[str, float] = {}  # goes into a checkpoint, or came out of one
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """What was, and was not, noted of the step that was saved."""
-        self._row, self._unvalidated = checkpoint.get(ROW, {}), checkpoint.get(UNVALIDATED, False)
-        if self._unvalidated:
+        """OUTSIDE, or RESUMING what was not validated."""
+        self._row = checkpoint.get(ROW, {})
+        if checkpoint.get(UNVALIDATED, False):
+            self._state = State.RESUMING
             begin_with_validation(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The step a resumed run starts from is saved already; what a killed run left half written goes."""
-        self._step = self._saved_step = trainer.global_step
-        self._saved_time = time.monotonic()
-        self._agreement = Agreement(trainer.global_step)
+        """STEPPING from a step that is saved already; what a killed run left half written goes."""
+        resuming = self._state is State.RESUMING
+        self._timetable.begin(trainer.global_step, trainer.max_steps, saved=not resuming)
+        self._stopping.begin_steps(trainer.global_step)
         self.interruption.deferred = True
-        if self._unvalidated:
-            self._saved_step, self._due = -1, trainer.global_step != trainer.max_steps
-            forget_validation(trainer, again=_validates_after(trainer))
-        for metrics in _metrics(trainer):
-            if self._unvalidated:
-                metrics.rewind(trainer.global_step - 1)
-            metrics.complete(self._row, trainer.global_step - 1)
-        self._row, self._unvalidated = {}, False
+        if resuming:
+            forget_validation(trainer, again=validates_after(trainer))
+        note_again(trainer, self._row, alone=resuming)
+        self._state, self._row = State.STEPPING, {}
         if trainer.is_global_zero:
             self.folder.sweep()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Stop here, where the metrics of the step that was saved are noted too."""
+        """LEAVING here, where the metrics of the step that was saved are noted too."""
         if self._stopping.agreed:
-            self._stopping.leave(trainer)
+            self._leave(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Save when it is time; called after every state change of the step, all of which precede it."""
         step = trainer.global_step
-        if step == self._step:
+        if step == self._timetable.step:
             return  # amid accumulation: the gradients so far would be lost
-        self._step = step
-        late: int = self.every_steps is None and time.monotonic() - self._saved_time >= 60 * self.every_minutes
-        (late,) = self._stopping.agree(self._agreement, step, late, device=pl_module.device)
-        due = bool(late) or self._stopping.agreed or (self.every_steps is not None and step % self.every_steps == 0)
-        self._due = due and step != trainer.max_steps  # the last state is saved when its metrics are noted
-        if self._due and not _validates_after(trainer):
-            self._row = _yet_to_be_noted(trainer)
+        late = self._stopping.after_step(step, self._timetable.is_late, device=pl_module.device)
+        self._timetable.plan(step, now=late or self._stopping.agreed)
+        if self._timetable.due and not validates_after(trainer):
+            self._row = yet_to_be_noted(trainer)
             self._save(trainer)
             self._row = {}
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on the main process leaves as soon as it is asked to: what it has done is what is saved."""
-        if not self.interruption.deferred or trainer.fit_loop._should_accumulate():
+        """VALIDATING: the main process leaves as soon as it is asked to; what it has done is what is saved."""
+        if self._state is not State.STEPPING or trainer.fit_loop._should_accumulate():
             return  # not amid training; amid accumulation
-        self._unvalidated = True
-        for metrics in _metrics(trainer):
-            self._row = metrics.noted(trainer.global_step - 1)
+        self._state, self._row = State.VALIDATING, noted(trainer)
         if self._stopping.agreed:
             self._break_off(trainer)
-        self._amid = Agreement()
-        self._turns = iter(range(fewest(sum(int(n) for n in trainer.num_val_batches), device=pl_module.device)))
+        self._stopping.begin_batches(sum(int(n) for n in trainer.num_val_batches), device=pl_module.device)
         self.interruption.breaks = trainer.is_global_zero
         if self.interruption.breaks and self.interruption.signum is not None:
             raise KeyboardInterrupt
@@ -119,82 +127,64 @@ class Checkpoints(Callback):
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Stop here if another process was asked to."""
-        turn = next(self._turns, None)  # some processes have one more, at which the others do not answer
-        if self._unvalidated and turn is not None:
-            self._stopping.agree(self._amid, turn, device=pl_module.device)
+        """LEAVING if another process was asked to stop."""
+        if self._state is State.VALIDATING:
+            self._stopping.before_batch(device=pl_module.device)
             if self._stopping.agreed:
                 self._break_off(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A checkpoint due at a step that is validated waits for it: a resume does not validate that step again."""
-        self.interruption.breaks = False
-        if self._unvalidated:
-            self._row, self._unvalidated = {}, False
-            self._stopping.agree(Agreement(), 1, device=pl_module.device)
-            self._due |= self._stopping.agreed and trainer.global_step != trainer.max_steps
-        if self._due:
-            self._save(trainer)
+        """STEPPING again; a checkpoint that was due waited for this: a resume does not validate the step again."""
+        if self._state is State.VALIDATING:
+            self.interruption.breaks = False
+            self._state, self._row = State.STEPPING, {}
+            self._stopping.exchange(device=pl_module.device)
+            if self._stopping.agreed:
+                self._timetable.plan(trainer.global_step, now=True)
+            if self._timetable.due:
+                self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The last state is always saved."""
-        if trainer.global_step != self._saved_step:
+        """OUTSIDE; the last state is always saved."""
+        if not self._timetable.has(trainer.global_step):
             self._save(trainer)
-        self.interruption.deferred = False
+        self._state, self.interruption.deferred = State.OUTSIDE, False
         if not self._stopping.agreed:  # a signal since the last exchange
-            self._stopping.agree(Agreement(), 1, device=pl_module.device)
+            self._stopping.exchange(device=pl_module.device)
         if self._stopping.agreed:
-            self._stopping.leave(trainer)
+            self._leave(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save what a validation was to judge; elsewhere nothing is saved any more, and signals need not wait."""
-        asked = isinstance(exception, KeyboardInterrupt)
-        if self._unvalidated and trainer.is_global_zero and (asked or says_lost(exception)):
+        """OUTSIDE. What a validation was to judge is saved; elsewhere nothing is, and signals need not wait."""
+        stopped = isinstance(exception, KeyboardInterrupt) or says_lost(exception)
+        if self._state is State.VALIDATING and trainer.is_global_zero and stopped:
             try:
                 self._save(trainer, alone=True)
             except UslError as error:
                 print(f"usl: {error}", file=sys.stderr)
             self.interruption.requeue()
+        self._state = State.OUTSIDE
         self.interruption.deferred = self.interruption.breaks = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say what the run is."""
-        checkpoint |= {IDENTITY: self.identity, ROW: self._row, UNVALIDATED: self._unvalidated}
-
-    def _break_off(self, trainer: Trainer) -> None:
-        """Save what the validation was to judge, on all processes, and end the run."""
-        self.interruption.breaks = False
-        self._save(trainer)
-        self._unvalidated = False
-        self._stopping.leave(trainer)
+        unvalidated = self._state in (State.RESUMING, State.VALIDATING)
+        checkpoint |= {IDENTITY: self.identity, ROW: self._row, UNVALIDATED: unvalidated}
 
     def _save(self, trainer: Trainer, *, alone: bool = False) -> None:
         """Write a checkpoint; `alone`: the other processes may be gone, they are not waited for."""
-        path = self.folder.file(trainer.global_step)
-        if alone:
-            trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), path)
-        else:
-            trainer.save_checkpoint(path, weights_only=False)
-        if trainer.is_global_zero:
-            self.folder.tidy(path)
-            if self._unvalidated:
-                print(f"usl: validation broken off after step {self._step}; a resume begins with it", file=sys.stderr)
-        self._saved_step, self._saved_time, self._due = trainer.global_step, time.monotonic(), False
+        step = trainer.global_step
+        self.folder.write(trainer, alone=alone)
+        if self._state is State.VALIDATING and trainer.is_global_zero:
+            print(f"usl: validation broken off after step {step}; a resume begins with it", file=sys.stderr)
+        self._timetable.saved(step)
 
+    def _break_off(self, trainer: Trainer) -> NoReturn:
+        """Save what the validation was to judge, on all processes."""
+        self.interruption.breaks = False
+        self._save(trainer)
+        self._leave(trainer)
 
-def _validates_after(trainer: Trainer) -> bool:
-    """Whether Lightning validates once this batch is done."""
-    every, done = trainer.val_check_batch, trainer.fit_loop.epoch_loop.total_batch_idx + 1
-    return trainer.enable_validation and every is not None and done % every == 0
-
-
-def _metrics(trainer: Trainer) -> list[MetricsCSV]:
-    return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
-
-
-def _yet_to_be_noted(trainer: Trainer) -> dict[str, float]:
-    """The metrics that Lightning hands to the loggers once the hooks of this batch are done."""
-    connector = trainer._logger_connector
-    if not connector.should_update_logs:
-        return {}
-    return {name: float(value) for name, value in connector.metrics["log"].items() if isinstance(value, Tensor | float)}
+    def _leave(self, trainer: Trainer) -> NoReturn:
+        self._state = State.LEAVING
+        self._stopping.leave(trainer)

@@ -15,6 +15,12 @@ class _FromValidation(_FitLoop):
         return super().done and (validation._has_run or not validation.restarting)
 
 
+def validates_after(trainer: Trainer) -> bool:
+    """Whether Lightning validates once this batch is done."""
+    every, done = trainer.val_check_batch, trainer.fit_loop.epoch_loop.total_batch_idx + 1
+    return trainer.enable_validation and every is not None and done % every == 0
+
+
 def begin_with_validation(trainer: Trainer) -> None:
     """For the hook in which a checkpoint is loaded."""
     trainer.fit_loop.__class__ = _FromValidation

@@ -6,11 +6,11 @@ import torch
 from pytorch_lightning import Trainer
 
 from usl_lightning.base.interrupt import Interruption
-from usl_lightning.engine.agreement import Agreement
+from usl_lightning.engine.agreement import Agreement, fewest
 
 
 class Stopping:
-    """Whether the run is to end.
+    """Whether the run is to end: the processes tell each other after steps, and before the batches of a validation.
 
     Args:
         interruption: the signals of this process; then also what signal another one got.
@@ -21,10 +21,35 @@ class Stopping:
 
     def __init__(self, interruption: Interruption) -> None:
         self.interruption, self.agreed = interruption, False
+        self._steps = self._batches = Agreement()
+        self._turns = iter(range(0))
 
-    def agree(self, agreement: Agreement, step: int, *values: int, device: torch.device) -> tuple[int, ...]:
-        """Exchange who was asked to stop, and other values with it; see `Agreement.most`."""
-        asked, *others = agreement.most(step, self.interruption.signum or 0, *values, device=device)
+    def begin_steps(self, step: int) -> None:
+        """Training starts, with as many steps done."""
+        self._steps = Agreement(step)
+
+    def after_step(self, step: int, late: bool, device: torch.device) -> bool:
+        """Exchange who was asked to stop; whether any process is late, as far as they have talked (`Agreement`)."""
+        (any_late,) = self._exchange(self._steps, step, int(late), device=device)
+        return bool(any_late)
+
+    def begin_batches(self, count: int, device: torch.device) -> None:
+        """A validation starts, of as many batches on this process."""
+        self._batches = Agreement()
+        self._turns = iter(range(fewest(count, device=device)))
+
+    def before_batch(self, device: torch.device) -> None:
+        """Exchange who was asked to stop; some processes have one batch more, at which the others do not answer."""
+        turn = next(self._turns, None)
+        if turn is not None:
+            self._exchange(self._batches, turn, device=device)
+
+    def exchange(self, device: torch.device) -> None:
+        """Exchange at once who was asked to stop, at a point that all processes reach."""
+        self._exchange(Agreement(), 1, device=device)
+
+    def _exchange(self, agreement: Agreement, turn: int, *values: int, device: torch.device) -> tuple[int, ...]:
+        asked, *others = agreement.most(turn, self.interruption.signum or 0, *values, device=device)
         if asked:
             self.agreed, self.interruption.signum = True, asked
         return tuple(others)

@@ -42,6 +42,18 @@ def test_parameters_follow_the_closed_form_and_buffers_are_copied(decay: float) 
         assert torch.equal(own, theirs)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.3, 0.999, 1 - 2**-9])
+def test_a_step_is_that_of_lerp_bit_for_bit(decay: float) -> None:
+    online = network().float()
+    ema = EMA(online, decay)
+    change(online.double(), 1)
+    online.float()
+    expected = [own.lerp(new, 1 - decay) for own, new in zip(ema.module.parameters(), online.parameters(), strict=True)]
+    ema.update(online)
+    for own, value in zip(ema.module.parameters(), expected, strict=True):
+        assert torch.equal(own.view(torch.int32), value.view(torch.int32))
+
+
 def test_it_is_a_copy_in_evaluation_mode_without_gradients() -> None:
     online = network()
     ema = EMA(online, 0.9)

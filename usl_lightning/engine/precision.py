@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.compute.batch_norm import batch_norms
 from usl_lightning.compute.precision import device_of
 from usl_lightning.models.ema import EMA
 
@@ -43,8 +44,7 @@ def check_averages(network: nn.Module, precision: str | int | None) -> None:
     if dtype is None:
         return
     averages = [(1 - part.decay, "the weights") for part in network.modules() if isinstance(part, EMA) and part.decay]
-    norms = [part for part in network.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
-    averages += [(norm.momentum, "batch norm's statistics") for norm in norms if norm.momentum is not None]
+    averages += [(n.momentum, "batch norm's statistics") for n in batch_norms(network) if n.momentum is not None]
     step, what = min(averages, default=(1.0, ""))
     if step < 4 * torch.finfo(dtype).eps:
         mixed = str(precision).replace("true", "mixed")

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.compute.batch_norm import BatchNorm
 from usl_lightning.compute.distributed import gather, world_size
 from usl_lightning.compute.precision import device_of
 from usl_lightning.engine.children import LostChildError
@@ -83,7 +83,7 @@ def process_statistics(model: nn.Module) -> set[str]:
     return {
         f"{prefix}.{name}".lstrip(".")
         for prefix, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
+        if isinstance(module, BatchNorm) and not isinstance(module, nn.SyncBatchNorm)
         for name, _ in module.named_buffers(recurse=False)
     }
 

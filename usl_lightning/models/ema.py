@@ -4,6 +4,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 
 class EMA(nn.Module):
@@ -32,11 +33,11 @@ class EMA(nn.Module):
     @torch.no_grad()
     def update(self, online: nn.Module) -> None:
         """One step towards `online`, in a few fused kernels."""
-        own, new = list(self.module.parameters()), list(online.parameters())
-        torch._foreach_lerp_(own, new, 1.0 - self.decay)  # type: ignore[arg-type]
-        buffers = list(self.module.buffers())
-        if buffers and self.evaluated:
-            torch._foreach_copy_(buffers, list(online.buffers()))
+        step = get_ema_multi_avg_fn(self.decay)  # type: ignore[no-untyped-call]
+        step(list(self.module.parameters()), list(online.parameters()), None)
+        if self.evaluated:
+            for own, new in zip(self.module.buffers(), online.buffers(), strict=True):
+                own.copy_(new)
 
     @torch.no_grad()
     def copy_from(self, online: nn.Module) -> None:

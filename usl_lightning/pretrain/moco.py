@@ -89,8 +89,6 @@ class MoCo(PretrainModule):
         self.key_encoder = EMA(self._query_encoder(), momentum, evaluated=False)
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, projection_dim), dim=1))
         self.register_buffer("queue_end", torch.zeros((), dtype=torch.long))
-        # All processes enqueue the same keys; DistributedDataParallel would send the queue around at every step.
-        self._ddp_params_and_buffers_to_ignore = ["queue", "queue_end"]
 
     def setup(self, stage: str) -> None:
         """Start from an earlier encoder, with the key encoder as its copy.

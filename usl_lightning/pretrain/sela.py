@@ -155,8 +155,6 @@ class SeLa(PretrainModule):
         self.head = nn.Linear(widths[-1], sum(self.clusters))
         self.register_buffer("labels", torch.zeros(heads, image.count, dtype=torch.long))
         self.register_buffer("reassigned", torch.tensor(0))
-        # All processes compute the same labels; DistributedDataParallel would send them around at every step.
-        self._ddp_params_and_buffers_to_ignore = ["labels", "reassigned"]
         self._steps: tuple[int, ...] = ()
         self._done = 0
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.compute.batch_norm import batch_norms
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.compute.precision import full_precision
@@ -181,7 +182,7 @@ def partners_of(groups: list[Tensor], keys: list[Key]) -> Tensor:
 @contextmanager
 def _kept_statistics(network: nn.Module) -> Iterator[None]:
     """Batch norm normalises with the batch, as in training, but leaves its running statistics as they are."""
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [norm for norm in batch_norms(network) if norm.track_running_stats]
     try:
         for norm in norms:
             norm.track_running_stats = False

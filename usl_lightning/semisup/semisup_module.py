@@ -157,8 +157,11 @@ class SemiSupervisedModule(Method):
 
     def _is_logged(self) -> bool:
         """Whether the step that is being taken goes to the loggers."""
-        trainer = self._trainer
-        return trainer is not None and (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        try:
+            trainer = self.trainer
+        except RuntimeError:
+            return False  # there is none
+        return (trainer.global_step + 1) % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how to rebuild the encoders without this class."""

@@ -124,10 +124,9 @@ class StageCLI(LightningCLI):
             self.wandb = wandb_logger(stage.wandb, stage.run_dir, flatten(config))
             loggers += [self.wandb] if stage.command == "fit" else []
         own = dict(self.config_init.trainer)
-        if own.get("logger") not in (None, False, True):
-            loggers += own["logger"] if isinstance(own["logger"], list) else [own["logger"]]
-        own["logger"] = loggers or False
-        own["plugins"] = [*(own.get("plugins") or []), AtomicCheckpointIO()]
+        own["logger"] = [*loggers, *_listed(own.get("logger"))] or False
+        own["callbacks"] = [*_listed(own.get("callbacks")), *callbacks]
+        own["plugins"] = [*_listed(own.get("plugins")), AtomicCheckpointIO()]
         if SLURMEnvironment.detect():  # Lightning's requeueing saves elsewhere, amid a step
             own["plugins"].append(SLURMEnvironment(auto_requeue=False))
         if not isinstance(own["val_check_interval"], int | float | None):
@@ -139,9 +138,14 @@ class StageCLI(LightningCLI):
         check_averages(self.model, own["precision"])
         own["sync_batchnorm"] = syncs_batch_norm(self.model, own["sync_batchnorm"], own["accelerator"])
         try:
-            trainer = self._instantiate_trainer(own, callbacks)
+            trainer = Trainer(**own)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:  # say, no such device
             raise UslError(f"trainer: {' '.join(str(error).split())}") from error
         set_timeout(trainer.strategy, self.config.processes.timeout_minutes)
         watch_children(trainer.strategy)
-        return trainer  # type: ignore[return-value]
+        return trainer
+
+
+def _listed(given: Any) -> list[Any]:
+    """What is given to the Trainer of a kind, where it takes none, one or several."""
+    return [] if given in (None, False, True) else given if isinstance(given, list) else [given]

@@ -55,9 +55,10 @@ class Outcome:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """One thread, so that tests can run side by side; the callbacks of `kill.py` and what pip installed are found."""
+    """One thread, so that tests can run side by side; found are `kill.py`, the package beside, what pip installed."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), "PATH": path, **more}
+    places = f"{HERE}{os.pathsep}{HERE.parent}"
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": places, "PATH": path, **more}
 
 
 def _heed_signals() -> None:

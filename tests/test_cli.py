@@ -284,7 +284,7 @@ def test_the_seed_reaches_the_data() -> None:
         (["--data.dataset", "cifar10"], ["cifar10 was not found: looked in", "USL_DATA", "--data.download true"]),
         (["--data.dataset", "folder", "--data.dir", "nowhere"], ["nowhere", "--data.dir"]),
         (["--data.dataset", "digit"], ["'digit'", "did you mean 'digits'?"]),
-        (["--data.batch_size", "0"], ["data.batch_size: 0 images"]),
+        (["--data.batch_size", "0"], ["--data.batch_size: 0 is out of range; expected 1 or more"]),
         (["--trainer.max_steps", "0"], ["trainer.max_steps: ", "expected 1 or more"]),
         (["--trainer.devices", "abc"], ["trainer: ", "devices"]),
         (["--model.backbone", "smal"], ["model.backbone: unknown 'smal' (did you mean 'small'?)"]),
@@ -303,8 +303,8 @@ def test_wrong_values(arguments: list[str], parts: list[str], refusal: Refusal) 
 @pytest.mark.parametrize(
     ("budget", "part"),
     [
-        ("0", "model.budget: 0 images cannot be picked; expected at least 1"),
-        ("-2", "model.budget: -2 images cannot be picked; expected at least 1"),
+        ("0", "--model.budget: 0 is out of range; expected 1 or more"),
+        ("-2", "--model.budget: -2 is out of range; expected 1 or more"),
         (PLENTY, f"model.budget: {PLENTY} images cannot be picked from 1437"),
         ("ten", "--model.budget: expected int, found ten"),
     ],

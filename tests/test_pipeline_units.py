@@ -199,9 +199,9 @@ def test_a_chain_finds_configurations_beside_itself(tmp_path: Path, monkeypatch:
 
 def test_options() -> None:
     run = RunOptions.parse(
-        ["chain.yaml", "--name", "mine", "--seed=-7", "--out", "there", "--train.model.threshold", "0.7", "--wandb"]
+        ["chain.yaml", "--name", "mine", "--seed=7", "--out", "there", "--train.model.threshold", "0.7", "--wandb"]
     )
-    assert (run.name, run.seed, run.out, run.wandb, run.dry_run) == ("mine", -7, Path("there"), "online", False)
+    assert (run.name, run.seed, run.out, run.wandb, run.dry_run) == ("mine", 7, Path("there"), "online", False)
     assert run.chain.stages[-1].set["model.threshold"] == "0.7"
     assert run.folder("train").path == Path("there/mine/train")
 

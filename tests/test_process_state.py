@@ -19,7 +19,6 @@ from usl_lightning.engine.processes import (
     fingerprint,
     process_statistics,
     says_lost,
-    set_timeout,
     syncs_batch_norm,
     unequal,
 )
@@ -105,11 +104,6 @@ def test_a_lost_process_is_told_from_other_errors() -> None:
         dist.DistBackendError("Duplicate GPU detected"),
     ):
         assert not says_lost(error)
-
-
-def test_no_time_to_wait_is_refused() -> None:
-    with pytest.raises(UslError, match=r"processes\.timeout_minutes: 0 is no time to wait"):
-        set_timeout(None, 0)
 
 
 def test_processes_talk_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:

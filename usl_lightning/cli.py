@@ -195,10 +195,12 @@ def _export(words: list[str]) -> None:
 
 
 def _draw_views(words: list[str]) -> None:
+    from usl_lightning.stage.complaints import check_parameters
     from usl_lightning.stage.words import StageCommand
 
     stage = StageCommand.parse("fit", words)
     out = stage.overrides.pop("out", "views.png")
+    check_parameters(stage)
     from usl_lightning.stage.views import draw_views
 
     draw_views(stage, Path(out))

@@ -271,7 +271,7 @@ def test_a_queue_of_no_whole_number_of_batches_is_refused(size: int, queue: int,
         moco(size=size, queue=int(number), groups=None).setup("fit")
 
 
-@given(st.integers(1, 4), st.integers(2, 12), st.integers(0, 20))
+@given(st.integers(1, 4), st.integers(2, 12), st.integers(1, 20))
 @settings(max_examples=30, deadline=None)
 def test_groups_are_equal_and_on_one_process_each(processes: int, share: int, groups: int) -> None:
     size = processes * share

@@ -264,10 +264,9 @@ def test_more_clusters_than_images_are_refused_in_a_line(tmp_path: Path) -> None
         train(lambda data: make(data, clusters=[6, 1438]), digits, tmp_path, 1)
 
 
-@pytest.mark.parametrize(("heads", "clusters"), [(3, [4, 5]), (0, 4), (2, [4, 0])])
-def test_heads_and_clusters_must_fit(heads: int, clusters: int | list[int]) -> None:
+def test_heads_and_clusters_must_fit() -> None:
     with pytest.raises(UslError, match=r"model.clusters: .* expected a number, or one for each head"):
-        make(heads=heads, clusters=clusters)
+        make(heads=3, clusters=[4, 5])
 
 
 # Training -------------------------------------------------------------------------------------------------

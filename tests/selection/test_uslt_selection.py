@@ -165,5 +165,3 @@ def test_a_checkpoint_without_heads_is_refused(tmp_path: Path) -> None:
         selector.setup("predict")
     with pytest.raises(UslError, match=r"model\.init_from: expected a checkpoint of USL-T's training"):
         USLT(digits().spec, 9).setup("predict")
-    with pytest.raises(UslError, match=r"model\.followers: -1 images cannot follow"):
-        USLT(digits().spec, 9, followers=-1)

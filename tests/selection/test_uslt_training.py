@@ -312,10 +312,9 @@ def test_what_is_handed_on(tmp_path: Path) -> None:
     assert torch.equal(heads.layers[2].weight, state["heads.layers.2.weight"])
 
 
-@pytest.mark.parametrize("clusters", [1, 1438])
-def test_more_clusters_than_images_are_refused(clusters: int, tmp_path: Path) -> None:
+def test_more_clusters_than_images_are_refused(tmp_path: Path) -> None:
     def model(data: ImageData) -> USLTTraining:
-        return USLTTraining(data.spec, Weak(), Optimization(), clusters, "small_w16")
+        return USLTTraining(data.spec, Weak(), Optimization(), 1438, "small_w16")
 
-    with pytest.raises(UslError, match=rf"model\.clusters: {clusters} clusters of 1437 images; expected .* 2 to 1437"):
+    with pytest.raises(UslError, match=r"model\.clusters: 1438 clusters of 1437 images; expected .* 2 to 1437"):
         train(model, neighbor_digits, tmp_path, 1)

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
-
-LARGEST_SEED = 2**32 - 1
+from usl_lightning.base.ranges import SEED
 
 
 def as_seed(value: str, where: str) -> int:
@@ -16,8 +15,8 @@ def as_seed(value: str, where: str) -> int:
         UslError: no whole number from 0 to 2³² − 1, which is what NumPy takes.
     """
     text = str(value)
-    if not (text.isascii() and text.isdecimal() and len(text) < 20 and int(text) <= LARGEST_SEED):
-        raise UslError(f"{where}: {text[:40]} is no seed; expected a whole number from 0 to {LARGEST_SEED}")
+    if not (text.isascii() and text.isdecimal() and len(text) < 20 and SEED.problem(int(text)) is None):
+        raise UslError(f"{where}: {text[:40]} is no seed; expected a whole number from {SEED}")
     return int(text)
 
 

@@ -1,15 +1,18 @@
-"""The types of a class's parameters, read from its source: the front imports neither torch nor Lightning.
+"""The types and ranges of a class's parameters, read from its source: the front imports neither torch nor Lightning.
 
 What a class outside of this package takes is not known here; its values mean what YAML says.
 """
 
 import ast
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from usl_lightning.base import ranges
+from usl_lightning.base.ranges import Range
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,6 +21,13 @@ FROM_ELSEWHERE = {"image", "seed"}
 
 TRAINER = {"accelerator": "str", "default_root_dir": "str", "max_steps": "int", "gradient_clip_val": "float"}
 """Parameters of Lightning's Trainer whose type counts here; all others mean what YAML says."""
+
+GROUPS = {
+    "trainer": "usl_lightning.engine.trainer.Trainer",
+    "checkpoint": "usl_lightning.engine.checkpoints.Checkpoints",
+    "processes": "usl_lightning.engine.processes.Processes",
+}
+"""Groups of parameters that name no class, and the class that declares their ranges."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,7 @@ class Kind:
         number: `float` or `int`, if it takes numbers of that type alone (None aside); or `bool`; else "".
         group: dotted path of a class of this package whose parameters are below it; or "".
         choices: the texts that it takes, if there are only some.
+        range: the numbers that it takes, if the class says so.
     """
 
     text: bool = False
@@ -37,6 +48,7 @@ class Kind:
     number: str = ""
     group: str = ""
     choices: tuple[str, ...] = ()
+    range: Range | None = None
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value of this kind, as far as can be told without the class; None: nothing."""
@@ -48,7 +60,7 @@ class Kind:
         right = numbers.get(self.number, (object,))
         if not isinstance(value, right) or (isinstance(value, bool) and self.number in ("int", "float")):
             return f"expected {self.number}, found {value}"
-        return None
+        return None if self.range is None else self.range.problem(value)
 
 
 UNKNOWN = Kind()
@@ -60,14 +72,15 @@ class _Class:
     module: str
 
 
+@cache
 def parameters(class_path: str) -> Mapping[str, Kind]:
     """Name -> kind of each parameter of a class of this package; empty for all others.
 
     Args:
         class_path: `package.module.Class`.
     """
-    found = _find_class(class_path)
-    return _parameters(class_path) if found is not None else {}
+    allowed = _ranges(class_path)
+    return {name: replace(kind, range=allowed.get(name)) for name, kind in _parameters(class_path).items()}
 
 
 def kind_at(tree: Mapping[str, Any], path: list[str]) -> Kind:
@@ -109,6 +122,23 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
     for key in tree.get("trainer") or {}:
         if names and key not in names:
             yield f"trainer.{key}", f"unknown key '{key}'", list(names)
+    for group, class_path in GROUPS.items():
+        known = _ranges(class_path)
+        for key, value in (tree.get(group) or {}).items():
+            if key in known and (problem := known[key].problem(value)):
+                yield f"{group}.{key}", problem, []
+
+
+def wrong_options(class_path: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Options of a class whose values are wrong, nested ones too: the key and what is wrong.
+
+    Args:
+        class_path: `package.module.Class`.
+        options: name -> value.
+    """
+    for key, problem, names in _wrong({"class_path": class_path, "init_args": options}, UNKNOWN, ""):
+        if not names:
+            yield key.removeprefix("."), problem
 
 
 def _wrong(value: Any, kind: Kind, path: str) -> Iterator[tuple[str, str, list[str]]]:
@@ -121,9 +151,9 @@ def _wrong(value: Any, kind: Kind, path: str) -> Iterator[tuple[str, str, list[s
                 yield f"{path}.{key}", f"unknown key '{key}'", sorted({*known} - FROM_ELSEWHERE)
             else:
                 yield from _wrong(item, known[key], f"{path}.{key}")
-    elif isinstance(value, list):
-        for item in value:
-            yield from _wrong(item, UNKNOWN, path)
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for number, item in enumerate(value):
+            yield from _wrong(item, UNKNOWN, f"{path}[{number}]")
     elif not isinstance(value, Mapping) and (problem := kind.problem(value)):
         yield path, problem, []
 
@@ -154,6 +184,21 @@ def _parameters(class_path: str) -> dict[str, Kind]:
     return {**(_of_bases(found) if passes_on else {}), **names}
 
 
+@cache
+def _ranges(class_path: str) -> dict[str, Range]:
+    """Parameter -> range, as a class of this package and its bases declare them."""
+    found = _find_class(class_path)
+    if found is None:
+        return {}
+    declared: dict[str, Range] = {}
+    for base in reversed(found.node.bases):
+        declared |= _ranges(_dotted(base, found.module) or "")
+    for line in found.node.body:
+        if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "ranges" and line.value is not None:
+            declared |= eval(ast.unparse(line.value), {"__builtins__": {}}, vars(ranges))
+    return declared
+
+
 def _of_bases(found: _Class) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
     for base in reversed(found.node.bases):
@@ -174,7 +219,7 @@ def _own(found: _Class) -> tuple[dict[str, Kind], bool] | None:
 
 def _fields(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
     for line in node.body:
-        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name):
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id != "ranges":
             yield line.target.id, line.annotation
 
 
@@ -197,7 +242,7 @@ def _kind(annotation: ast.expr | None, module: str) -> Kind:
         return Kind(text=True, optional=optional)
     if len(names) == 1 and names <= {"int", "float", "bool"}:
         return Kind(optional=optional, number=names.pop())
-    groups = [name for name in names if "." in name]
+    groups = [name for name in names if name.startswith(f"{ROOT.name}.")]
     return Kind(optional=optional, group=groups[0] if len(groups) == len(names) == 1 else "")
 
 

@@ -128,7 +128,7 @@ def _check_stages(run: RunOptions) -> None:
         try:
             check_parameters(command)
         except UslError as error:
-            raise UslError(f"stage {stage.name}: {error}") from error
+            raise UslError(f"stage {stage.name}: {str(error).removeprefix('--')}") from error
 
 
 def _refuse_changes(run: RunOptions, redo: set[str]) -> None:

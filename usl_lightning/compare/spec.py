@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from usl_lightning.base.configs import load_yaml
+from usl_lightning.base.documents import parse_document, settled
 from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.parameters import wrong_options
+from usl_lightning.base.ranges import SEED, Range, whole
 from usl_lightning.stage.identity import names_a_file
 
 KEYS = ("data", "features", "selectors", "budgets", "seeds")
@@ -90,23 +91,24 @@ class Comparison:
         for key, text in overrides.items():
             group, _, name = key.partition(".")
             if group in ("data", "features") and name:
-                (data if group == "data" else features)[name] = _typed(key, text)
+                (data if group == "data" else features)[name] = settled(parse_document(text, f"--{key}"))
             elif key in lists:
-                lists[key] = _typed(key, text)
+                lists[key] = settled(parse_document(text, f"--{key}"))
             else:
                 known = (*lists, "out", *(f"features.{name}" for name in FEATURE_KEYS))
                 raise UslError(f"--{key}: unknown option{did_you_mean(key, known)}; use {USAGE}")
         if "dataset" not in data:
             raise UslError(f"{path}: data.dataset: the data set is missing; expected its name")
         _check_features(path, features)
+        _check_values(f"{path}: data", "usl_lightning.data.modules.ImageData", data)
         return cls(
             path,
             out or Path("runs") / path.stem,
             data,
             features,
             _entries(path, content.get("selectors")),
-            _numbers(f"{path}: budgets", lists["budgets"], least=1),
-            _numbers(f"{path}: seeds", lists["seeds"], least=0),
+            _numbers(f"{path}: budgets", lists["budgets"], whole(1)),
+            _numbers(f"{path}: seeds", lists["seeds"], SEED),
         )
 
 
@@ -137,7 +139,9 @@ def _entries(path: Path, listed: Any) -> tuple[Entry, ...]:
             raise UslError(f"{where}: name: {name!r} is no name; expected letters, digits, spaces and . + - _")
         if name in [entry.name for entry in entries]:
             raise UslError(f"{where}: the name '{name}' is taken; give it another with name:")
-        entries.append(Entry(name, _class_path(short, where), _mapping(given.get("init_args", {}), where)))
+        entry = Entry(name, _class_path(short, where), _mapping(given.get("init_args", {}), where))
+        _check_values(f"{path}: selectors: {name}", entry.class_path, entry.options)
+        entries.append(entry)
     return tuple(entries)
 
 
@@ -169,11 +173,17 @@ def _check_features(path: Path, features: Mapping[str, Any]) -> None:
         raise UslError(f"features.{given[0]}: no such file: {file}")
 
 
-def _numbers(where: str, value: Any, least: int) -> tuple[int, ...]:
+def _check_values(where: str, class_path: str, options: Mapping[str, Any]) -> None:
+    for key, problem in wrong_options(class_path, options):
+        raise UslError(f"{where}: {key}: {problem}")
+
+
+def _numbers(where: str, value: Any, each: Range) -> tuple[int, ...]:
     values = value if isinstance(value, list) else [value]
     for number in values:
-        if not isinstance(number, int) or isinstance(number, bool) or number < least:
-            raise UslError(f"{where}: expected a list of whole numbers from {least} on, found {number!r}")
+        problem = each.problem(number)
+        if problem is not None or not isinstance(number, int):
+            raise UslError(f"{where}: {problem or f'expected a list of whole numbers, {each}, found {number!r}'}")
     if not values or len(set(values)) < len(values):
         raise UslError(f"{where}: expected at least one number, none of them twice")
     return tuple(values)
@@ -183,10 +193,3 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise UslError(f"{where}: expected keys and values, found {value!r}")
     return {str(key): inner for key, inner in value.items()}
-
-
-def _typed(key: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UslError(f"--{key}: {text!r} is not valid YAML; put quotes around it if it is a text") from error

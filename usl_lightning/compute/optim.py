@@ -4,12 +4,15 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, at_least, check, whole
 
 Schedule = Literal["cosine", "fixmatch", "constant"]
 
@@ -46,6 +49,14 @@ class Optimization:
         warmup_steps: steps of linear warm-up.
     """
 
+    ranges: ClassVar[Ranges] = {
+        "lr": at_least(0),
+        "per_batch": whole(1),
+        "momentum": at_least(0, below=1),
+        "weight_decay": at_least(0),
+        "warmup_steps": whole(0),
+    }
+
     name: Literal["sgd", "adam", "adamw", "lars"] = "sgd"
     lr: float = 0.03
     per_batch: int | None = None
@@ -54,6 +65,12 @@ class Optimization:
     weight_decay: float = 5e-4
     schedule: Schedule = "cosine"
     warmup_steps: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range, and Nesterov's momentum where there is none."""
+        check(type(self), vars(self))
+        if self.name == "sgd" and self.nesterov and not self.momentum:
+            raise UslError("model.optimizer.nesterov: it needs a momentum; expected model.optimizer.momentum above 0")
 
     def build(
         self,

@@ -4,13 +4,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import SEED, Ranged, Ranges, one_of, whole
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.drawing import Draw, Pass, both, read_all
 from usl_lightning.data.images.folder_source import FolderSource
@@ -38,7 +39,7 @@ GUESSED = 2_048
 """Unlabelled images whose pseudo-labels a validation looks at: the standard error of a share is 1%."""
 
 
-class ImageData(LightningDataModule):
+class ImageData(Ranged, LightningDataModule):
     """Images without labels: random batches to learn features from, whole-set passes to measure and select.
 
     Training batches carry the label -1 only. Whole-set passes carry the data set's own labels, for reports.
@@ -64,6 +65,15 @@ class ImageData(LightningDataModule):
         eval_batch_size: images in a batch of a whole-set pass, on each process.
         seed: of the images' order and of all augmentations; the command line sets it to `seed_everything`.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "batch_size": whole(1),
+        "image_size": whole(1),
+        "channels": one_of(1, 3),
+        "workers": whole(0),
+        "eval_batch_size": whole(1),
+        "seed": SEED,
+    }
 
     def __init__(
         self,
@@ -330,6 +340,8 @@ class SemiSupervisedData(LabelledData):
         include_labelled: the labelled images are among the unlabelled ones too (FixMatch's default).
         images: as for `LabelledData`.
     """
+
+    ranges: ClassVar[Ranges] = {"unlabelled_ratio": whole(1)}
 
     def __init__(
         self,

@@ -4,12 +4,13 @@ import sys
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.interrupt import Interruption
+from usl_lightning.base.ranges import Ranged, Ranges, at_least, whole
 from usl_lightning.engine.checkpoint_files import IDENTITY, CheckpointFolder
 from usl_lightning.engine.noted import note_again, noted, yet_to_be_noted
 from usl_lightning.engine.processes import says_lost
@@ -45,7 +46,7 @@ class State(Enum):
     LEAVING = "what there is to save is saved: the run ends"
 
 
-class Checkpoints(Callback):
+class Checkpoints(Ranged, Callback):
     """Keeps the newest two checkpoints of a run; `last.ckpt` names the newer one. See `State` for how.
 
     Args:
@@ -56,6 +57,8 @@ class Checkpoints(Callback):
         interruption: signals that any process may get: the run is saved when its step is done; then it stops. A
             validation is broken off; a resume begins with it.
     """
+
+    ranges: ClassVar[Ranges] = {"every_minutes": at_least(0, infinite=True), "every_steps": whole(1)}
 
     def __init__(
         self,

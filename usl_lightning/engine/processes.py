@@ -1,7 +1,7 @@
 """What processes that train as one must keep to, and what is said when one of them does not."""
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranged, Ranges, above, whole
 from usl_lightning.compute.batch_norm import BatchNorm
 from usl_lightning.compute.distributed import gather, world_size
 from usl_lightning.compute.precision import device_of
@@ -24,7 +25,7 @@ LOST = (
 """How gloo and NCCL say that another process does not answer."""
 
 
-class Processes(Callback):
+class Processes(Ranged, Callback):
     """Sends between processes only the state that differs, and checks on request that nothing else does.
 
     Queues, banks, counters and moving averages are functions of the global batch, hence the same everywhere; DDP
@@ -35,6 +36,8 @@ class Processes(Callback):
         check_every: steps between two comparisons of all weights and buffers, bit for bit; None: never. Each waits
             for the device and takes about as long as an optimizer step.
     """
+
+    ranges: ClassVar[Ranges] = {"check_every": whole(1), "timeout_minutes": above(0, up_to=525_600)}
 
     def __init__(self, check_every: int | None = None) -> None:
         self.check_every = check_every
@@ -147,8 +150,6 @@ def set_timeout(strategy: Any, minutes: float) -> None:
         strategy: Lightning's; only DDP has processes to wait for.
         minutes: longer than the main process needs for what it does alone, such as writing a checkpoint.
     """
-    if minutes <= 0:
-        raise UslError(f"processes.timeout_minutes: {minutes} is no time to wait; expected more than 0")
     if isinstance(strategy, DDPStrategy):
         strategy._timeout = timedelta(minutes=minutes)
 

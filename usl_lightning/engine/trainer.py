@@ -2,12 +2,13 @@
 
 import logging
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning
 import torch
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
+from usl_lightning.base.ranges import Ranges, above, at_least, whole
 from usl_lightning.data.keys import derive_seed
 
 # Said at every start, about choices made on purpose here.
@@ -51,6 +52,14 @@ class _NoSignals(_SignalConnector):
 
 class Trainer(pytorch_lightning.Trainer):
     """Lightning's Trainer without its handlers of signals."""
+
+    ranges: ClassVar[Ranges] = {
+        "accumulate_grad_batches": whole(1),
+        "gradient_clip_val": at_least(0),
+        "log_every_n_steps": whole(0),
+        "val_check_interval": above(0),
+        "num_nodes": whole(1),
+    }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

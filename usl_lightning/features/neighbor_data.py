@@ -1,10 +1,11 @@
 """Images with their neighbours, as USL-T trains on them."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import Batch
 from usl_lightning.data.drawing import Pairs
 from usl_lightning.data.modules import ImageData
@@ -24,6 +25,8 @@ class NeighborData(ImageData):
         batch_size: images of the global batch; as many neighbours come with them.
         images: as for `ImageData`.
     """
+
+    ranges: ClassVar[Ranges] = {"k": whole(1)}
 
     def __init__(
         self,

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranged, Ranges, above, at_least, check, whole, within
 from usl_lightning.compute.chunks import chunks
 from usl_lightning.models.encoder import read_checkpoint
 
@@ -16,7 +17,7 @@ ENTRY = "cluster_heads"
 """Key of a checkpoint under which `heads_entry` is stored."""
 
 
-class ClusterHeads(nn.Module):
+class ClusterHeads(Ranged, nn.Module):
     """Features -> logits of several clusterings, each from a linear layer of its own.
 
     Args:
@@ -25,6 +26,8 @@ class ClusterHeads(nn.Module):
         heads: H.
         cosine_scale: if set, a head's logits are scale · cosine(feature, centroid), without bias (40 on ImageNet).
     """
+
+    ranges: ClassVar[Ranges] = {"inputs": whole(1), "clusters": whole(1), "heads": whole(1), "cosine_scale": above(0)}
 
     def __init__(self, inputs: int, clusters: int, heads: int, cosine_scale: float | None = None) -> None:
         super().__init__()
@@ -112,12 +115,25 @@ class Reassignment:
             of the entries' unit is lost in half precision.
     """
 
+    ranges: ClassVar[Ranges] = {
+        "smallest": at_least(0),
+        "largest": at_least(0),
+        "after": whole(0),
+        "every": whole(1),
+        "momentum": within(0, 1),
+        "perturbation": above(0),
+    }
+
     smallest: float = 100.0
     largest: float = 1000.0
     after: int = 1250
     every: int = 1
     momentum: float = 0.9
     perturbation: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        check(type(self), vars(self))
 
 
 def update_sizes(sizes: Tensor, clusters: Tensor, counts: Tensor, *, images: int, momentum: float) -> Tensor:

@@ -1,13 +1,16 @@
 """Exponential moving averages of networks."""
 
 import copy
+from typing import ClassVar
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from usl_lightning.base.ranges import Ranged, Ranges, at_least
 
-class EMA(nn.Module):
+
+class EMA(Ranged, nn.Module):
     """A copy of a network whose parameters follow it slowly.
 
     `parameters ← decay·own + (1 − decay)·online`. The copy is part of the state dict and is never trained.
@@ -19,6 +22,8 @@ class EMA(nn.Module):
             normalisation) of the online network. False: it is in training mode with it and keeps batch-norm
             statistics of its own, as a momentum encoder does.
     """
+
+    ranges: ClassVar[Ranges] = {"decay": at_least(0, below=1)}
 
     def __init__(self, online: nn.Module, decay: float, *, evaluated: bool = True) -> None:
         super().__init__()

@@ -2,10 +2,12 @@
 
 import itertools
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranged, Ranges, whole
 from usl_lightning.models.encoder import Encoder, load_encoder, read_checkpoint
 
 
@@ -63,8 +65,10 @@ def classifier_head(inputs: int, hidden: int, outputs: int, *, layers: int, norm
     return nn.Sequential(*kept, nn.ReLU(inplace=True), nn.Linear(hidden, outputs))
 
 
-class Classifier(nn.Module):
+class Classifier(Ranged, nn.Module):
     """An encoder and a head, at first a linear layer: images [b, c, h, w] -> logits [b, classes]."""
+
+    ranges: ClassVar[Ranges] = {"num_classes": whole(1)}
 
     head: nn.Module
 

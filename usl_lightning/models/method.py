@@ -8,6 +8,7 @@ from typing import Any
 from pytorch_lightning import LightningModule
 from torch import nn
 
+from usl_lightning.base.ranges import Ranged
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.modules import ImageData
 
@@ -28,7 +29,7 @@ class Evaluation:
     write: Callable[[Path, Mapping[str, Any]], None] | None = None
 
 
-class Method(LightningModule):
+class Method(Ranged, LightningModule):
     """Thin base of all methods: what a stage may ask of any of them.
 
     Attributes:

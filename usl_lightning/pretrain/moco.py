@@ -1,10 +1,13 @@
 """MoCo: Momentum Contrast (He et al., 2020), with the head and views of MoCo v2 (Chen et al., 2020b)."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, above, at_least, whole
 from usl_lightning.compute.distributed import gather, world_size
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
@@ -59,6 +62,15 @@ class MoCo(PretrainModule):
         init_from: checkpoint of an earlier stage whose encoder to start from.
         knn_k: neighbours of the kNN monitor.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "temperature": above(0),
+        "queue_size": whole(1),
+        "momentum": at_least(0, below=1),
+        "shuffle_groups": whole(1),
+        "hidden_dim": whole(1),
+        "projection_dim": whole(1),
+    }
 
     sync_batch_norm = False
 
@@ -149,7 +161,7 @@ class MoCo(PretrainModule):
 
 def _check_queue(size: int, batch_size: int) -> None:
     below = size // batch_size * batch_size
-    if size % batch_size or size == 0:
+    if size % batch_size:
         sizes = f"{below} or {below + batch_size}" if below else f"{batch_size}"
         raise UslError(
             f"model.queue_size: {size} keys are not a whole number of global batches of {batch_size} "

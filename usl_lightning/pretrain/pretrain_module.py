@@ -3,13 +3,14 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_json
+from usl_lightning.base.ranges import Ranges, above, whole
 from usl_lightning.compute.distributed import gather_uneven, mean_over_processes
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch
@@ -46,6 +47,8 @@ class PretrainModule(Method):
         knn_temperature: of its weights, exp(cosine / temperature).
 
     """
+
+    ranges: ClassVar[Ranges] = {"knn_k": whole(1), "knn_temperature": above(0)}
 
     def __init__(
         self,

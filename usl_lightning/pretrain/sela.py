@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from usl_lightning.base.arrays import load_array
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import atomic_path
+from usl_lightning.base.ranges import Ranges, above, whole
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
@@ -121,6 +122,15 @@ class SeLa(PretrainModule):
         init_from: checkpoint of an earlier stage whose encoder to start from.
         knn_k: neighbours of the kNN monitor.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "heads": whole(1),
+        "clusters": whole(1),
+        "hidden_dims": whole(1),
+        "power": above(0),
+        "tolerance": above(0),
+        "reassignments": whole(0),
+    }
 
     labels: Tensor
     reassigned: Tensor
@@ -265,7 +275,7 @@ def read_self_labels(path: str, clusters: Sequence[int], count: int) -> Tensor:
 def _clusters(heads: int, clusters: int | list[int]) -> list[int]:
     """K of each head."""
     each = [clusters] * heads if isinstance(clusters, int) else list(clusters)
-    if heads < 1 or len(each) != heads or min(each) < 1:
+    if len(each) != heads:
         raise UslError(f"model.clusters: {clusters} for model.heads {heads}; expected a number, or one for each head")
     return each
 

@@ -1,9 +1,12 @@
 """SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., 2020)."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.ranges import Ranges, above, whole
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
@@ -47,6 +50,13 @@ class SimCLR(PretrainModule):
         init_from: checkpoint of an earlier stage whose encoder to start from.
         knn_k: neighbours of the kNN monitor.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "temperature": above(0),
+        "hidden_dim": whole(1),
+        "projection_dim": whole(1),
+        "projection_layers": whole(1),
+    }
 
     def __init__(
         self,

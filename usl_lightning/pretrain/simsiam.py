@@ -1,11 +1,13 @@
 """SimSiam: Exploring Simple Siamese Representation Learning (Chen and He, 2021)."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.models.encoder import Encoder
@@ -48,6 +50,13 @@ class SimSiam(PretrainModule):
         init_from: checkpoint of an earlier stage whose encoder to start from.
         knn_k: neighbours of the kNN monitor.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "hidden_dim": whole(1),
+        "projection_dim": whole(1),
+        "projection_layers": whole(1),
+        "prediction_dim": whole(1),
+    }
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted
+from usl_lightning.base.ranges import Ranges, above, whole
 from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
@@ -122,6 +123,8 @@ class ActiveFT(Selector):
         balance: weight of the diversity.
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    ranges: ClassVar[Ranges] = {"temperature": above(0), "iterations": whole(0), "lr": above(0), "balance": above(0)}
 
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(

@@ -1,7 +1,7 @@
 """AS3L's selection: features tightened around several clusterings, then the middle of what stays together."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted
+from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import derive_seed, permutation
@@ -130,6 +131,8 @@ class AS3L(Selector):
         iterations: of k-means, at most.
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    ranges: ClassVar[Ranges] = {"clusterings": whole(1), "epochs": whole(0), "iterations": whole(1)}
 
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(

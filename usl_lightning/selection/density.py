@@ -2,11 +2,12 @@
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.selector import Selector
 from usl_lightning.vectors.density import limit_k, limited_density
@@ -50,6 +51,8 @@ class Density(Selector):
         k, squared, include_self: of the density, see `select_usl`.
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    ranges: ClassVar[Ranges] = {"k": whole(1)}
 
     seeded = False
 

@@ -2,13 +2,14 @@
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted
+from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
@@ -92,6 +93,8 @@ class KMedoids(Selector):
         iterations: at most this many.
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    ranges: ClassVar[Ranges] = {"iterations": whole(1)}
 
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(

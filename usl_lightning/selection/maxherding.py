@@ -1,13 +1,14 @@
 """MaxHerding: greedy maximisation of a smooth coverage (Bae, Noh, Sutherland, ECCV 2024)."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted, shown
+from usl_lightning.base.ranges import Ranges, above
 from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.selector import Selector
@@ -95,6 +96,8 @@ class MaxHerding(Selector):
         sigma: the kernel's width.
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    ranges: ClassVar[Ranges] = {"sigma": above(0)}
 
     seeded = False
 

@@ -2,13 +2,14 @@
 
 import logging
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted, shown
+from usl_lightning.base.ranges import Ranges, above, whole, within
 from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
@@ -130,9 +131,11 @@ class ProbCover(Selector):
         init_from: checkpoint whose encoder gives the features.
         delta: radius of a ball; default: the largest at which `purity` of the balls are pure.
         purity: fraction of the balls that hold points of one cluster only.
-        clusters: of k-means, by which purity is judged; default: the budget, but at least 10.
+        clusters: of k-means, by which purity is judged; default: 10, or the budget if that is more.
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    ranges: ClassVar[Ranges] = {"delta": above(0), "purity": within(0, 1), "clusters": whole(1)}
 
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(

@@ -1,13 +1,14 @@
 """RDSS: representative and diverse samples by minimising α-MMD (Shao, Kang et al., NeurIPS 2024)."""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted, shown
+from usl_lightning.base.ranges import Ranges, above, within
 from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
@@ -105,6 +106,8 @@ class RDSS(Selector):
         gamma: of the kernel exp(-γ|x - y|²); default: 1/(median distance)².
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    ranges: ClassVar[Ranges] = {"alpha": within(0, 1), "gamma": above(0)}
 
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(

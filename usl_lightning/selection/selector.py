@@ -1,13 +1,14 @@
 """What every selector shares: features of the images, a budget, a choice, and images that are kept."""
 
 from abc import abstractmethod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.modules import ImageData
@@ -41,6 +42,8 @@ class Selector(Method):
         clusters: int64 [n], the cluster of each image in the last choice; None of a method that makes none.
     """
 
+    ranges: ClassVar[Ranges] = {"budget": whole(1)}
+
     verbs = ("select",)
     seeded: bool = True
     encoder: Encoder
@@ -59,8 +62,6 @@ class Selector(Method):
         cache: str | None = None,
     ) -> None:
         super().__init__()
-        if budget < 1:
-            raise UslError(f"model.budget: {budget} images cannot be picked; expected at least 1")
         given = {"init_from": init_from, "backbone": backbone, "features": features}
         if sum(value is not None for value in given.values()) > 1:
             names = " and ".join(f"model.{name}" for name, value in given.items() if value is not None)

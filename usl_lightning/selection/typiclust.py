@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.selector import Selector
 from usl_lightning.vectors.distances import check_budget, unit_rows
@@ -91,6 +92,8 @@ class TypiClust(Selector):
         iterations: of k-means, at most.
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    ranges: ClassVar[Ranges] = {"k": whole(1), "max_clusters": whole(1), "iterations": whole(1)}
 
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(

@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.progress import progress
+from usl_lightning.base.ranges import Ranges, at_least, whole, within
 from usl_lightning.compute.chunks import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.selector import Selector
@@ -285,6 +286,18 @@ class USL(Selector):
         squared, include_self: the density as in the published code (true) or the paper's text (false).
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "clusters": whole(1),
+        "k": whole(1),
+        "weight": at_least(0),
+        "alpha": within(0, 20),
+        "momentum": within(0, 1),
+        "iterations": whole(1),
+        "horizon": at_least(0, infinite=True),
+        "nearest": whole(1),
+        "kmeans_iterations": whole(1),
+    }
 
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(

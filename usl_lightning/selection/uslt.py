@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, above, at_least, whole, within
 from usl_lightning.compute.distributed import gather, gather_uneven
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, PairBatch
@@ -131,6 +132,17 @@ class USLTTraining(PretrainModule):
         reassignment: move nearly empty clusters onto the largest ones; None: never.
     """
 
+    ranges: ClassVar[Ranges] = {
+        "clusters": whole(2),
+        "heads": whole(1),
+        "adjustment": at_least(0),
+        "temperature": above(0, up_to=1),
+        "momentum": within(0, 1),
+        "local_weight": at_least(0),
+        "threshold": within(0, 1),
+        "cosine_scale": above(0),
+    }
+
     mean_prob: Tensor
     sizes: Tensor
 
@@ -174,7 +186,7 @@ class USLTTraining(PretrainModule):
             UslError: more clusters than images, or the checkpoint does not fit.
         """
         super().setup(stage)
-        if stage == "fit" and not 2 <= self.heads.clusters <= self.images:
+        if stage == "fit" and self.heads.clusters > self.images:
             raise UslError(
                 f"model.clusters: {self.heads.clusters} clusters of {self.images} images; expected a number from 2 "
                 f"to {self.images}"

@@ -1,12 +1,13 @@
 """USL-T's selection: the most representative image of each learned cluster (Wang, Lian, Yu, ECCV 2022, section 2.3)."""
 
 import logging
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.models.cluster_heads import ClusterHeads, cluster_confidence, load_heads
 from usl_lightning.selection.selector import Selector
@@ -127,6 +128,8 @@ class USLT(Selector):
         keep_from, cache: see `Selector`.
     """
 
+    ranges: ClassVar[Ranges] = {"k": whole(1), "followers": whole(0)}
+
     heads: ClusterHeads
     _ranked: tuple[Tensor, Tensor]
 
@@ -142,8 +145,6 @@ class USLT(Selector):
         cache: str | None = None,
     ) -> None:
         super().__init__(image, budget, init_from, keep_from=keep_from, cache=cache)
-        if followers < 0:
-            raise UslError(f"model.followers: {followers} images cannot follow; expected 0 or more")
         self.representative, self.k, self.count = representative, k, followers
 
     def setup(self, stage: str) -> None:

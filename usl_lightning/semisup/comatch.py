@@ -1,9 +1,12 @@
 """CoMatch: Semi-supervised Learning with Contrastive Graph Regularization (Li et al., 2021)."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.ranges import Ranges, above, at_least, whole, within
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.compute.precision import full_precision
@@ -149,6 +152,18 @@ class CoMatch(SemiSupervisedModule):
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "threshold": within(0, 1),
+        "graph_threshold": within(0, 1),
+        "temperature": above(0),
+        "smoothing": within(0, 1),
+        "bank_size": whole(1),
+        "aligned_batches": whole(1),
+        "embedding_dim": whole(1),
+        "unlabelled_weight": at_least(0),
+        "contrastive_weight": at_least(0),
+    }
 
     def __init__(
         self,

@@ -1,10 +1,13 @@
 """SimCLRv2's distillation (Chen et al., 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners")."""
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, above
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.batch import ImageSpec, SemiBatch
@@ -43,6 +46,8 @@ class Distill(SemiSupervisedModule):
         ema_decay: of the moving average that is evaluated; 0, as published, evaluates the trained network itself.
         init_from: checkpoint of an earlier stage whose encoder the student starts from.
     """
+
+    ranges: ClassVar[Ranges] = {"temperature": above(0), "distillation_weight": above(0, up_to=1)}
 
     def __init__(
         self,

@@ -5,12 +5,13 @@ The distillation that follows it is in `distill.py`.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.batch import Batch, ImageSpec
@@ -82,6 +83,8 @@ class FineTune(SemiSupervisedModule):
         projection_norm: whether they have batch norm; as in the checkpoint.
         ema_decay: of the moving average that is evaluated; 0, as published, evaluates the trained network itself.
     """
+
+    ranges: ClassVar[Ranges] = {"projection_layers_kept": whole(0), "hidden_dim": whole(1)}
 
     def __init__(
         self,

@@ -1,8 +1,11 @@
 """FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence (Sohn et al., 2020)."""
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.ranges import Ranges, at_least, within
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
@@ -43,6 +46,8 @@ class FixMatch(SemiSupervisedModule):
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
     """
+
+    ranges: ClassVar[Ranges] = {"threshold": within(0, 1), "unlabelled_weight": at_least(0)}
 
     def __init__(
         self,

@@ -1,11 +1,12 @@
 """FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo Labeling (Zhang et al., 2021)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.ranges import Ranges, at_least, within
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
@@ -102,6 +103,8 @@ class FlexMatch(SemiSupervisedModule):
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
     """
+
+    ranges: ClassVar[Ranges] = {"threshold": within(0, 1), "unlabelled_weight": at_least(0)}
 
     record: Tensor
     counts: Tensor

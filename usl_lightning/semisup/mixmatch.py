@@ -4,11 +4,13 @@ import itertools
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.base.ranges import Ranges, above, at_least, whole
 from usl_lightning.compute.batch_norm import batch_norms
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
@@ -106,6 +108,14 @@ class MixMatch(SemiSupervisedModule):
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "views": whole(1),
+        "temperature": above(0),
+        "alpha": above(0),
+        "unlabelled_weight": at_least(0),
+        "ramp_steps": whole(0),
+    }
 
     def __init__(
         self,

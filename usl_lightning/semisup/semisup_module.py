@@ -3,12 +3,13 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, at_least
 from usl_lightning.compute.distributed import gather, mean_over_processes
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.compute.precision import full_precision
@@ -70,6 +71,8 @@ class SemiSupervisedModule(Method):
             method, if it has one.
         scores: what the last pass over the test images said of `ema` and `online`; empty if none has a label.
     """
+
+    ranges: ClassVar[Ranges] = {"ema_decay": at_least(0, below=1)}
 
     verbs = ("fit", "validate", "test", "predict")
     threshold: float = 0.95

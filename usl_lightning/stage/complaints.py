@@ -88,13 +88,22 @@ def explain(message: str, stage: StageCommand, known: Iterable[str]) -> str:
 
 def _where(stage: StageCommand, key: str) -> str:
     """The option or the file that a dotted key was given in."""
+    for option, text in reversed(stage.overrides.items()):
+        name = option.replace(".init_args", "").rstrip("+")
+        has_parts = text.lstrip().startswith(("{", "["))
+        if key == name or (has_parts and key.startswith((f"{name}.", f"{name}["))):
+            return f"--{option}{key.removeprefix(name)}"
+    parts = [(path, list(flatten(tree))) for config in stage.configs for path, tree in config_parts(config)]
+    for path, names in reversed(parts):
+        if key.partition("[")[0] in names:
+            return f"{path}: {key}"
     leaf = key.rpartition(".")[2]
     for option in stage.overrides:
-        if option == key or option.rpartition(".")[2] == leaf:
+        if option.rpartition(".")[2] == leaf:
             return f"--{option}"
-    for path, tree in reversed([part for config in stage.configs for part in config_parts(config)]):
-        for name in flatten(tree):
-            if name == key or leaf in name.split("."):
+    for path, names in reversed(parts):
+        for name in names:
+            if leaf in name.split("."):
                 return f"{path}: {name}"
     return key
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
+from usl_lightning.base.ranges import ranges_of
 from usl_lightning.stage.identity import TRAINER_FIELDS
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.words import StageCommand
@@ -25,9 +26,11 @@ def print_help(stage: StageCommand) -> None:
         found = _find(section["class_path"])
         print(f"{group}: {section['class_path']}\n  {(inspect.getdoc(found) or '').splitlines()[0]}")
         meanings = dict(_meanings(found))
+        ranges = ranges_of(found)
         for name, value in section["init_args"].items():
             if name not in ("image", "seed"):
-                print(_line(f"--{group}.{name}", value, meanings.get(name, "")))
+                allowed = f" ({ranges[name]})" if name in ranges else ""
+                print(_line(f"--{group}.{name}", value, meanings.get(name, "") + allowed))
     print("trainer: Lightning's; see its documentation for the others")
     for name in COMMON:
         print(_line(f"--trainer.{name}", config["trainer"].get(name), ""))

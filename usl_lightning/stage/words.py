@@ -125,11 +125,9 @@ class StageCommand:
             index = LabelIndex.read(str(labels))
             if not index.plain:
                 index.for_training()
-        kept, budget = flat.get("model.keep_from"), flat.get("model.budget")
+        kept = flat.get("model.keep_from")
         if kept is not None and self.command == "select":
             LabelIndex.read(str(kept))
-        if self.command == "select" and isinstance(budget, int) and budget < 1:
-            raise UslError(f"model.budget: {budget} images cannot be picked; expected at least 1")
         if self.ckpt_path is not None:
             self.checkpoint()
         elif self.command not in RESULTS:

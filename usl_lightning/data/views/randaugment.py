@@ -1,11 +1,12 @@
 """RandAugment as FixMatch and its descendants use it."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from usl_lightning.base.ranges import Ranges, at_least, whole, within
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import ops, warps
 from usl_lightning.data.views.pixels import on_samples, switch
@@ -69,6 +70,13 @@ class RandAugment(Step):
         dialect: how magnitudes are drawn.
         max_shear, max_translate: the ends of those two ranges.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "num_ops": whole(1),
+        "p": within(0, 1),
+        "max_shear": at_least(0),
+        "max_translate": within(0, 1),
+    }
 
     def __init__(
         self,

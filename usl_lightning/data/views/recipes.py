@@ -16,9 +16,12 @@ others, in a configuration file too:
           init_args: {p: 0.2}
 """
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
+from usl_lightning.base.ranges import Ranged, Ranges, above, at_least, rising, whole, within
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import ops
 from usl_lightning.data.views.randaugment import Dialect, RandAugment
@@ -35,7 +38,7 @@ from usl_lightning.data.views.steps import (
 )
 
 
-class Recipe(nn.Module):
+class Recipe(Ranged, nn.Module):
     """A view made of steps, applied in order.
 
     Args:
@@ -68,6 +71,8 @@ class Evaluation(Recipe):
         resize: what the shorter side is resized to first; None is size / 0.875 (224 from 256, as on ImageNet).
     """
 
+    ranges: ClassVar[Ranges] = {"size": whole(1), "resize": whole(1)}
+
     def __init__(self, size: int | None = None, resize: int | None = None) -> None:
         super().__init__([] if size is None else [Resize(size, round(size / 0.875) if resize is None else resize)])
 
@@ -79,6 +84,8 @@ class Weak(Recipe):
         flip: whether to mirror (not for digits or letters).
         translate: the largest move, as a share of the side.
     """
+
+    ranges: ClassVar[Ranges] = {"translate": within(0, 1)}
 
     def __init__(self, flip: bool = True, translate: float = 0.125) -> None:
         super().__init__([FlipTranslate(flip, translate)])
@@ -101,6 +108,8 @@ class FixMatchStrong(Recipe):
         translate: the largest move of the weak part, as a share of the side.
         cutout: side of the painted square as a share of the side; 0 for none.
     """
+
+    ranges: ClassVar[Ranges] = {"translate": within(0, 1), "cutout": within(0, 1)}
 
     def __init__(
         self, dialect: Dialect = "default", flip: bool = True, translate: float = 0.125, cutout: float = 0.5
@@ -131,6 +140,13 @@ class SimCLRView(Recipe):
         flip: whether to mirror.
     """
 
+    ranges: ClassVar[Ranges] = {
+        "size": whole(1),
+        "scale": rising(above(0, up_to=1)),
+        "strength": within(0, 2.5),
+        "blur": within(0, 1),
+    }
+
     def __init__(
         self,
         size: int | None = None,
@@ -159,6 +175,8 @@ class MoCoV2View(Recipe):
         blur: probability of the blur (σ uniform in 0.1 to 2 pixels, 13 taps; CIFAR 0).
         flip: whether to mirror.
     """
+
+    ranges: ClassVar[Ranges] = {"size": whole(1), "scale": rising(above(0, up_to=1)), "blur": within(0, 1)}
 
     def __init__(
         self,
@@ -190,6 +208,8 @@ class SeLaView(Recipe):
         flip: whether to mirror.
     """
 
+    ranges: ClassVar[Ranges] = {"size": whole(1), "scale": rising(above(0, up_to=1))}
+
     def __init__(self, size: int | None = None, scale: tuple[float, float] = (0.2, 1.0), flip: bool = True) -> None:
         super().__init__(
             [
@@ -213,6 +233,8 @@ class USLTView(Recipe):
         cutout: largest side of the painted square as a share of the side; 0 for none.
     """
 
+    ranges: ClassVar[Ranges] = {"translate": within(0, 1), "num_ops": whole(1), "cutout": within(0, 1)}
+
     def __init__(self, flip: bool = True, translate: float = 0.125, num_ops: int = 4, cutout: float = 0.5) -> None:
         super().__init__(
             [
@@ -233,6 +255,8 @@ class CoMatchStrong(Recipe):
         scale: share of the area cropped, smallest and largest.
         flip: whether to mirror.
     """
+
+    ranges: ClassVar[Ranges] = {"size": whole(1), "scale": rising(above(0, up_to=1))}
 
     def __init__(self, size: int | None = None, scale: tuple[float, float] = (0.2, 1.0), flip: bool = True) -> None:
         super().__init__(
@@ -256,6 +280,8 @@ class SmallGreyView(Recipe):
         jitter: brightness and contrast factors are uniform in 1 ± jitter, with probability 0.8.
         flip: whether to mirror (not for digits or letters).
     """
+
+    ranges: ClassVar[Ranges] = {"scale": rising(above(0, up_to=1)), "degrees": at_least(0), "jitter": at_least(0)}
 
     def __init__(
         self,

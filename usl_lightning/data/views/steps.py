@@ -6,16 +6,18 @@ and returns uint8 images. The operations themselves are in `usl_lightning.data.v
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from usl_lightning.base.ranges import Ranged, Ranges, above, at_least, rising, whole, within
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import ops, warps
 from usl_lightning.data.views.pixels import on_samples
 
 
-class Step(nn.Module, ABC):
+class Step(Ranged, nn.Module, ABC):
     """One step of a recipe: uint8 images [b, c, h, w] and a key of b slots to uint8 images."""
 
     @abstractmethod
@@ -30,6 +32,8 @@ class FlipTranslate(Step):
         flip: whether to mirror at all (not for digits or letters).
         translate: the largest move in either direction, as a share of the side; 0.125 is 4 pixels of 32.
     """
+
+    ranges: ClassVar[Ranges] = {"translate": within(0, 1)}
 
     def __init__(self, flip: bool = True, translate: float = 0.125) -> None:
         super().__init__()
@@ -58,6 +62,8 @@ class RandomResizedCrop(Step):
         ratio: smallest and largest width over height, log-uniform.
         flip: whether to mirror at all.
     """
+
+    ranges: ClassVar[Ranges] = {"size": whole(1), "scale": rising(above(0, up_to=1)), "ratio": rising(above(0))}
 
     def __init__(
         self,
@@ -101,6 +107,8 @@ class RandomResizedCrop(Step):
 class Rotate(Step):
     """Turn about the centre by up to `degrees` either way, uniform; black where there is no image."""
 
+    ranges: ClassVar[Ranges] = {"degrees": at_least(0)}
+
     def __init__(self, degrees: float = 15.0) -> None:
         super().__init__()
         self.degrees = degrees
@@ -119,6 +127,14 @@ class ColorJitter(Step):
 
     Images of one channel get brightness and contrast only.
     """
+
+    ranges: ClassVar[Ranges] = {
+        "brightness": at_least(0),
+        "contrast": at_least(0),
+        "saturation": at_least(0),
+        "hue": within(0, 0.5),
+        "p": within(0, 1),
+    }
 
     def __init__(
         self,
@@ -153,6 +169,8 @@ class ColorJitter(Step):
 class Greyscale(Step):
     """Luminance in all channels, with probability p."""
 
+    ranges: ClassVar[Ranges] = {"p": within(0, 1)}
+
     def __init__(self, p: float = 0.2) -> None:
         super().__init__()
         self.p = p
@@ -169,8 +187,10 @@ class GaussianBlur(Step):
     Args:
         p: probability.
         sigma: smallest and largest standard deviation in pixels, uniform.
-        kernel: number of taps (odd); None is a tenth of the shorter side, odd, at least 3 (SimCLR).
+        kernel: number of taps, odd; None is a tenth of the shorter side, made odd, or 3 if that is less (SimCLR).
     """
+
+    ranges: ClassVar[Ranges] = {"p": within(0, 1), "sigma": rising(above(0)), "kernel": whole(1, odd=True)}
 
     def __init__(self, p: float = 0.5, sigma: tuple[float, float] = (0.1, 2.0), kernel: int | None = None) -> None:
         super().__init__()
@@ -194,6 +214,8 @@ class Cutout(Step):
         fill: 0 to 255, one number for every channel or one a channel.
     """
 
+    ranges: ClassVar[Ranges] = {"size": within(0, 1), "fill": within(0, 255)}
+
     def __init__(self, size: float = 0.5, random_size: bool = False, fill: tuple[float, ...] = (127.0,)) -> None:
         super().__init__()
         self.size = size
@@ -214,6 +236,8 @@ class Cutout(Step):
 
 class Resize(Step):
     """Resize the shorter side to `resize` pixels and cut the central square of `size`."""
+
+    ranges: ClassVar[Ranges] = {"size": whole(1), "resize": whole(1)}
 
     def __init__(self, size: int, resize: int) -> None:
         super().__init__()

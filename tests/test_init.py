@@ -91,6 +91,53 @@ def test_everything_in_a_folder_is_counted(tmp_path: Path) -> None:
     assert found.decoding > 0
 
 
+def test_transparent_images_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(here / "photos", {"": 12}, grey=False)
+    image = Image.open(root / "003.png").convert("RGBA")
+    image.save(root / "opaque.png")
+    image.putpixel((2, 3), (1, 2, 3, 0))
+    image.save(root / "seen_through.png")
+    assert [one.file for one in inspect_folder(root).transparent] == ["seen_through.png"]
+    main(["init", "photos"])
+    said = capsys.readouterr().out
+    line = "transparent 1 image is transparent in places, learned and shown on white; data.background is another colour"
+    assert f"  {line}; first: seen_through.png\n" in said
+    assert yaml.safe_load((here / "photos.yaml").read_text())["set"]["data.background"] == "white"
+    (root / "seen_through.png").unlink()
+    main(["init", "photos", "--force"])
+    assert "transparent" not in capsys.readouterr().out
+    assert "data.background" not in (here / "photos.yaml").read_text()
+
+
+def test_pipes_mazes_and_links_to_nothing_are_survived(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(here / "photos", {"": 12, "sub": 1})
+    os.mkfifo(root / "pipe.png")
+    os.mkfifo(root / "pipe")
+    (root / "gone.png").symlink_to("nowhere")
+    (root / "zero.png").symlink_to("/dev/zero")
+    (root / "folder.png").mkdir()
+    for i in range(8):
+        (root / f"s{i}").mkdir()
+        for j in range(8):
+            (root / f"s{i}" / f"l{j}").symlink_to(f"../s{j}")
+    found = inspect_folder(root)
+    assert (found.train.count, len(found.train.readable)) == (17, 13)
+    assert {one.file for one in found.unreadable} == {"folder.png", "gone.png", "pipe.png", "zero.png"}
+    main(["init", "photos", "--classes", "2"])
+    said = capsys.readouterr().out
+    assert "4 files are left out: folder.png: a folder, expected an image file; gone.png: a link to nothing" in said
+    assert yaml.safe_load((here / "photos.yaml").read_text())["set"]["data.on_error"] == "skip"
+
+
+@pytest.mark.parametrize(("train", "test"), [("Train", "Valid"), ("training", "testing"), ("train", "validation")])
+def test_splits_are_found_whatever_they_are_called(train: str, test: str, tmp_path: Path) -> None:
+    root = tree(tmp_path / "photos", {f"export/{train}/a": 3, f"export/{train}/b": 3, f"export/{test}/a": 2})
+    found = inspect_folder(root)
+    assert found.train.class_counts == {"a": 3, "b": 3}
+    assert found.test is not None
+    assert found.test.looked[0].file == f"export/{test}/a/000.png"
+
+
 def test_links_out_of_a_folder_are_told(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """`usl label` shows nothing outside of the folder: better known before hours of training."""
     tree(here / "photos", {"": 12})

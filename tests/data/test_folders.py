@@ -327,12 +327,6 @@ def test_kinds_of_files_are_converted_as_pil_does(mode, channels):
     assert np.array_equal(decode(content, "x", channels, None), theirs.reshape(9, 9, channels))
 
 
-def test_a_palette_with_transparency():
-    image = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8)).convert("P")
-    plain = np.asarray(image.convert("RGB"))
-    assert np.array_equal(decode(encoded(image, transparency=b"\0" * 9), "x", 3, None), plain)
-
-
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_sixteen_bits_are_scaled(kind):
     values = np.array([[0, 1, 128, 129], [257, 32768, 65534, 65535]], dtype=np.uint16)
@@ -351,20 +345,6 @@ def test_kinds_that_are_refused_by_name(values, expected):
     with pytest.raises(UnreadableImageError, match=r"folder/x\.tif") as error:
         decode(encoded(Image.fromarray(values), "TIFF"), "folder/x.tif", 3, None)
     assert expected in message(error)
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation):
-    from PIL import ImageOps
-
-    image = Image.fromarray(rng.integers(0, 256, (6, 10, 3), dtype=np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    content = encoded(image, "PNG", exif=exif)
-    theirs = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))))
-    ours = decode(content, "x", 3, None)
-    assert np.array_equal(ours, theirs)
-    assert (probe(content, "x").height, probe(content, "x").width) == ours.shape[:2]
 
 
 @settings(max_examples=30, deadline=None)

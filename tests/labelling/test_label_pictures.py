@@ -88,6 +88,34 @@ def test_what_is_no_image_is_told(labels: Path, tmp_path: Path) -> None:
         open_pictures(index).encoded(index.indices[0], 100)
 
 
+def test_transparent_pixels_are_shown_on_the_background_of_the_run(labels: Path, tmp_path: Path) -> None:
+    index = LabelIndex.read(labels)
+    path = tmp_path / "images" / (index.files or ())[0]
+    hidden = Image.effect_noise((40, 20), 90).convert("RGBA")
+    hidden.putalpha(0)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    config = labels.parent / "config.yaml"
+    for background, colour in (("white", (255, 255, 255)), ("red", (255, 0, 0))):
+        hidden.save(path, exif=exif)
+        index = refreshed(labels, tmp_path / "images")
+        config.write_text(config.read_text().replace("class_list: null", f"class_list: null, background: {background}"))
+        image = shown(open_pictures(index).encoded(index.indices[0], 100)[0])
+        assert image.shape == (40, 20, 3), "turned"
+        assert (image == colour).all()
+        config.write_text(config.read_text().replace(f", background: {background}", ""))
+
+
+def refreshed(labels: Path, images: Path) -> LabelIndex:
+    """The label file as if it was written for the images as they are now."""
+    from usl_lightning.data.images.folders import fingerprint_of, scan
+
+    content, listed = json.loads(labels.read_text()), scan(images)
+    content["dataset"]["fingerprint"] = fingerprint_of(listed.files, listed.sizes)
+    labels.write_text(json.dumps(content))
+    return LabelIndex.read(labels)
+
+
 def test_a_large_image_is_a_small_jpeg(labels: Path, tmp_path: Path) -> None:
     index = LabelIndex.read(labels)
     Image.effect_noise((900, 600), 40).convert("RGB").save(tmp_path / "images" / (index.files or ())[0])

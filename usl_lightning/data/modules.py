@@ -16,6 +16,7 @@ from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.drawing import Draw, Pass, both, read_all
 from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.opening import has_split, open_source, read_labels
+from usl_lightning.data.images.rendering import WHITE, colour_of
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.sampling import (
@@ -57,6 +58,7 @@ class ImageData(Ranged, LightningDataModule):
         classes: for a folder whose sub-folders are no classes, the names that people will label by, or []: no image
             has a label then.
         on_error: `fail` on an unreadable image, or `skip` it.
+        background: the colour that transparent pixels of image files are laid on: a name (white), or "#rrggbb".
         cache: folder for a decoded copy of the images, built once.
         download: fetch the data set if it is missing.
         residence: `device` keeps all images decoded on the device, `stream` reads them as they are needed,
@@ -87,6 +89,7 @@ class ImageData(Ranged, LightningDataModule):
         class_list: str | None = None,
         classes: list[str] | None = None,
         on_error: Literal["fail", "skip"] = "fail",
+        background: str = WHITE,
         cache: str | None = None,
         download: bool = False,
         residence: Literal["auto", "device", "stream"] = "auto",
@@ -95,6 +98,7 @@ class ImageData(Ranged, LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        colour_of(background)
         self.dataset, self.split, self.batch_size, self.seed = dataset, split, batch_size, seed
         self.residence, self.workers, self.eval_batch_size = residence, workers, eval_batch_size
         self._open: Callable[[str], ImageSource] = partial(
@@ -107,6 +111,7 @@ class ImageData(Ranged, LightningDataModule):
             class_list=class_list,
             classes=classes,
             on_error=on_error,
+            background=background,
             cache=cache,
             download=download,
         )

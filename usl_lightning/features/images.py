@@ -22,6 +22,7 @@ from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import process_range
 from usl_lightning.features.kept import check_dataset, kept_or_made, process_device, process_rank
+from usl_lightning.labels.names import composed
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.vectors.distances import check_directions, check_features
 from usl_lightning.vectors.memory import check_memory
@@ -72,6 +73,7 @@ def features_about(encoder: Encoder, datamodule: ImageData) -> dict[str, Any]:
         "weights": digest.hexdigest(),
         "dataset": source.fingerprint,
         "images": [len(source), source.channels, source.height, source.width],
+        **({"rendering": source.rendering} if source.rendering else {}),
         "precision": "32-true" if trainer is None else str(trainer.precision),
     }
 
@@ -204,8 +206,9 @@ def _rows_of_images(ids: NDArray[Any], source: ImageSource, where: str) -> Tenso
     if ids.dtype.kind == "U":
         if source.files is None:
             raise UslError(f"{where}: its ids are texts, but {source.name} has no files; expected positions")
-        names = list(source.files)
-    row_of = {name: row for row, name in enumerate(ids.tolist())} if ids.shape == (len(source),) else {}
+        names = [composed(file) for file in source.files]
+    rows = ids.tolist() if ids.shape == (len(source),) else []
+    row_of = {composed(name) if isinstance(name, str) else name: row for row, name in enumerate(rows)}
     missing = [name for name in names if name not in row_of]
     if missing:
         raise UslError(

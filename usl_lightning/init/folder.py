@@ -11,8 +11,9 @@ from pathlib import Path, PurePath
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import progress
 from usl_lightning.data.images import folders
-from usl_lightning.data.images.decode import UnreadableImageError, decode, probe
+from usl_lightning.data.images.decode import decode, is_transparent, probe
 from usl_lightning.data.images.threads import map_in_order
+from usl_lightning.data.images.walk import SUFFIXES, UnreadableImageError, is_image, read_file
 
 LOOKED_AT = 20_000
 """Files of a split that are opened, evenly spaced if there are more."""
@@ -28,6 +29,7 @@ class Looked:
         grey: whether it has one channel.
         digest: of its bytes.
         away: a link leads from here out of the folder of its split.
+        transparent: it has pixels that show what is behind them.
         problem: why it cannot be read; empty if it can.
     """
 
@@ -37,6 +39,7 @@ class Looked:
     grey: bool = False
     digest: bytes = b""
     away: bool = False
+    transparent: bool = False
     problem: str = ""
 
 
@@ -122,6 +125,11 @@ class Inspection:
         return [one for one in self.train.readable if one.away]
 
     @property
+    def transparent(self) -> list[Looked]:
+        """Images of all splits that have transparent pixels."""
+        return [one for split in self._splits for one in split.readable if one.transparent]
+
+    @property
     def unreadable(self) -> list[Looked]:
         """Files of all splits that cannot be read."""
         return [one for split in self._splits for one in split.unreadable]
@@ -145,7 +153,7 @@ def inspect_folder(folder: Path, *, looked_at: int = LOOKED_AT) -> Inspection:
         what = "a file, not a folder" if folder.exists() else "no such folder"
         raise UslError(f"usl init: {folder}: {what}; expected the folder of your images")
     others = _others(folder)
-    data = _only_folder(folder)
+    data = folders.only_folder(folder)
     places = folders.split_folders("folder", str(data))
     start, looks = time.perf_counter(), 0
     splits = {}
@@ -163,23 +171,13 @@ def inspect_folder(folder: Path, *, looked_at: int = LOOKED_AT) -> Inspection:
     return Inspection(folder, data, train, splits.get("test"), others, seconds)
 
 
-def _only_folder(folder: Path) -> Path:
-    """The folder, or the only one in it as long as there is nothing else that counts."""
-    while True:
-        inside = [e for e in os.scandir(folder) if not e.name.startswith(".")]
-        below = [e for e in inside if e.is_dir()]
-        if len(below) != 1 or any(_is_image(e.name) for e in inside if not e.is_dir()):
-            return folder
-        folder = folder / below[0].name
-
-
 def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: int) -> Split:
     try:
         listing = folders.scan(root, trust_index=False)
     except UslError as error:
         if "no image in it" in str(error):
             there = f"; it has {told(others)}" if others else ""
-            kinds = ", ".join(folders.SUFFIXES)
+            kinds = ", ".join(SUFFIXES)
             raise UslError(f"usl init: {root}: no image in it{there}; expected files that end in {kinds}") from error
         raise
     count = len(listing.files)
@@ -190,26 +188,29 @@ def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: 
         for one in looked:
             found.append(one)
             bar.update()
+    for file, problem in listing.odd:
+        name = os.path.relpath(root / file, folder)
+        found.append(Looked(name, problem=f"{name}: {problem}"))
     counts = dict.fromkeys(listing.class_folders(), 0)
     for file in listing.files:
         first, slash, _ = file.partition("/")
         if slash:
             counts[first] += 1
-    return Split(name, count, tuple(found), counts)
+    return Split(name, count + len(listing.odd), tuple(found), counts)
 
 
 def _look(root: Path, file: str, name: str) -> Looked:
     path = root / file
     try:
-        content = path.read_bytes()
+        content = read_file(path)
         header = probe(content, name)
         decode(content, name, 3, 16)
+        transparent = header.alpha and is_transparent(content, name)
     except UnreadableImageError as error:
-        return Looked(name, problem=str(error))
-    except OSError as error:
-        return Looked(name, problem=f"{name}: cannot be read ({error.strerror})")
+        return Looked(name, problem=str(error).replace(f"{path}: ", f"{name}: "))
     away = not path.resolve().is_relative_to(root.resolve())
-    return Looked(name, header.height, header.width, header.grey, hashlib.sha256(content).digest(), away)
+    digest = hashlib.sha256(content).digest()
+    return Looked(name, header.height, header.width, header.grey, digest, away, transparent)
 
 
 def _groups(looked: Sequence[Looked]) -> list[list[str]]:
@@ -227,11 +228,7 @@ def _others(folder: Path) -> dict[str, int]:
 def _walk(folder: Path) -> Iterator[str]:
     for _, below, files in os.walk(folder):
         below[:] = [name for name in below if not name.startswith(".")]
-        yield from (name for name in files if not name.startswith(".") and not _is_image(name))
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(folders.SUFFIXES)
+        yield from (name for name in files if not name.startswith(".") and not is_image(name))
 
 
 def told(counts: dict[str, int], most: int = 4) -> str:

@@ -53,6 +53,8 @@ def _shared(plan: Plan) -> Iterator[str]:
     if network.image_size is not None:
         yield f"  data.image_size: {network.image_size}  # pixels a side, of the largest centred square"
     yield f"  data.channels: {found.channels}"
+    if found.transparent:
+        yield "  data.background: white  # what transparent pixels are laid on: a name, or '#rrggbb'"
     if found.unreadable:
         yield "  data.on_error: skip  # leave out files that cannot be read"
     if plan.classes is not None:
@@ -157,6 +159,10 @@ def _findings(plan: Plan) -> Iterator[str]:
             f"{are} out of the folder, which `usl label` does not show: copy them (cp -rL); first: "
             f"{found.away[0].file}",
         )
+    if found.transparent:
+        some = "1 image is" if len(found.transparent) == 1 else f"{len(found.transparent):,} images are"
+        behind = "learned and shown on white; data.background is another colour"
+        yield _row("transparent", f"{some} transparent in places, {behind}; first: {found.transparent[0].file}")
     bad = [one.problem for one in found.unreadable]
     left_out = "1 file is left out" if len(bad) == 1 else f"{len(bad):,} files are left out"
     some = f"{'; '.join(bad[:EXAMPLES])}{'; …' * (len(bad) > EXAMPLES)}"

@@ -16,7 +16,9 @@ from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.images import folders
 from usl_lightning.data.images.decode import decode
+from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.unreadable import unreadable
+from usl_lightning.data.images.walk import read_file
 from usl_lightning.labels import LabelIndex
 
 if TYPE_CHECKING:  # a folder's images are shown without importing torch
@@ -71,17 +73,25 @@ class FolderPictures(Pictures):
         index: the label file, whose `files` are relative to the folder.
         only: the first-level sub-folders that the data set is made of; None: all.
         skip: files that cannot be read are no part of the data set.
+        background: what transparent pixels are laid on.
 
     Raises:
         UslError: a file is not there, or a link leads out of the folder.
     """
 
     def __init__(
-        self, root: Path, index: LabelIndex, only: tuple[str, ...] | None = None, *, skip: bool = False
+        self,
+        root: Path,
+        index: LabelIndex,
+        only: tuple[str, ...] | None = None,
+        *,
+        skip: bool = False,
+        background: str = WHITE,
     ) -> None:
         assert index.files is not None
         assert index.dataset is not None
         self.root, self._only, self._skip, self._dataset = root.resolve(), only, skip, index.dataset
+        self._background = background
         self._files = dict(zip(index.indices, index.files, strict=True))
         for file in index.files:
             path = self.root / file
@@ -122,11 +132,7 @@ class FolderPictures(Pictures):
 
     def pixels(self, image: int) -> NDArray[np.uint8]:
         path = self.root / self.name(image)
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise UslError(f"{path}: cannot be read ({error.strerror})") from error
-        return decode(content, str(path), 3, None)
+        return decode(read_file(path), str(path), 3, None, self._background)
 
 
 class SourcePictures(Pictures):
@@ -174,9 +180,10 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
     places = folders.split_folders(name, place)
     if split not in places:
         raise UslError(f"{place}: has no split '{split}'; give the folder of the images of {index.path} with --dir")
-    class_list = settings.get("class_list")
-    only = None if class_list is None else folders.read_class_list(Path(class_list))
-    return FolderPictures(places[split], index, only, skip=settings.get("on_error") == "skip")
+    by_folder = settings.get("labels_file") is None and settings.get("classes") is None
+    only = folders.class_names(name, places["train"], settings.get("class_list")) if by_folder else None
+    skip, background = settings.get("on_error") == "skip", settings.get("background") or WHITE
+    return FolderPictures(places[split], index, only, skip=skip, background=background)
 
 
 def _from_memory(index: LabelIndex, place: str | None) -> Pictures:

@@ -15,7 +15,8 @@ from usl_lightning.pictures.grid import view_grid
 from usl_lightning.stage.words import StageCommand
 
 SOURCE_OPTIONS = (
-    "dir", "image_size", "channels", "labels_file", "class_list", "classes", "on_error", "cache", "download",
+    "dir", "image_size", "channels", "labels_file", "class_list", "classes", "on_error", "background", "cache",
+    "download",
 )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 The file is a header of 4,096 bytes (JSON, padded with spaces: what it was made from) and then the pixels,
 uint8 [n, c, h, w]. It is made under another name and renamed, so it is whole or not there; a lock lets one
-process make it while the others wait. Its name says which folder, split, size and channels it holds; its
-header has the fingerprint, so a file made from other images is noticed and made again in its place.
+process make it while the others wait. Its name says which folder, split, size, channels and background it holds; its
+header has the fingerprint and how files become pixels, so a file made from other images, or otherwise, is noticed and
+made again in its place.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ from tqdm import tqdm
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import atomic_path
-from usl_lightning.data.images.decode import VERSION
 from usl_lightning.data.images.folder_source import FolderSource
+from usl_lightning.data.images.rendering import WHITE, colour_of
 from usl_lightning.data.images.source import ImageSource
 
 _HEADER = 4096
@@ -48,6 +49,7 @@ class CachedSource(ImageSource):
         self.name, self.split, self.classes = source.name, source.split, source.classes
         self.labels, self.files, self.skipped = source.labels, source.files, source.skipped
         self.channels, self.height, self.width = source.channels, source.height, source.width
+        self.rendering = source.rendering
         self._source_fingerprint = source.fingerprint
         self.path = _path(source, Path(cache).expanduser())
         header = _header(source)
@@ -70,6 +72,8 @@ class CachedSource(ImageSource):
 
 def _path(source: FolderSource, cache: Path) -> Path:
     key = [os.path.realpath(source.root), source.split, source.channels, source.height, source.width]
+    if colour_of(source.background) != colour_of(WHITE):
+        key.append(source.background)
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache / f"{source.name}-{source.split}-{source.width}x{source.height}x{source.channels}-{digest}.u8"
 
@@ -77,7 +81,7 @@ def _path(source: FolderSource, cache: Path) -> Path:
 def _header(source: FolderSource) -> bytes:
     about = {
         "format": "usl-decoded-cache",
-        "version": VERSION,
+        "rendering": source.rendering,
         "fingerprint": source.fingerprint,
         "shape": [len(source), source.channels, source.height, source.width],
         "made_from": os.path.realpath(source.root)[-2000:],

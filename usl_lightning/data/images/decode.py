@@ -1,16 +1,22 @@
 """From the bytes of an image file to uint8 pixels of a given size. PIL and NumPy only.
 
-What becomes of each kind of file:
+A file is what its content says, whatever its name: one of `FORMATS`, and nothing else is tried. What becomes of each
+kind:
 
-- grey, colour, palette, CMYK, YCbCr, HSV and black-and-white: as PIL converts them; transparency is dropped.
-- 16 bits a channel: grey is scaled to 8 bits, v·255/65535 rounded; colour, as PIL reads it.
-- 32-bit integers, floating point, Lab: refused, because their range is not known.
-- EXIF orientation is applied. Of several frames, the first is taken.
+- grey, colour, palette, CMYK, YCbCr, HSV and black-and-white: as PIL converts them; colour profiles are not applied.
+- 16 bits a channel: grey is scaled to 8 bits, v·255/65535 rounded (12 bits: v·255/4095); colour, as PIL reads it.
+- 32-bit integers above 65535, floating point, Lab: refused, because their range is not known.
+- Transparency (alpha, a palette with it, a transparent colour) is laid on a background, at the file's own size.
+- The image is turned as its EXIF (or XMP) orientation says, once. Of several frames, the first is taken.
 - JPEG files are decoded at a half, quarter or eighth (in the DCT) as long as the shorter side stays at least
   twice what is wanted; the rest is bilinear with antialiasing.
+- An image of more than twice `PIL.Image.MAX_IMAGE_PIXELS` is refused by its header.
 """
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +26,16 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.data.images.rendering import WHITE, colour_of
+from usl_lightning.data.images.walk import UnreadableImageError
 
-VERSION = 1
-"""Raised when the same file would give other pixels; decoded caches are then made again."""
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
+"""What a file may be, by PIL's names. None of them starts another program; PostScript would."""
 
-_CONVERTED = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
-_GREY = ("1", "L", "LA", "La")
+_CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+_GREY = ("1", "L", "LA")
 _ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC = 0x0102, 0x0106  # of TIFF
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,45 +46,55 @@ _TRANSPOSE = {
     8: Image.Transpose.ROTATE_90,
 }
 
-
-class UnreadableImageError(UslError):
-    """An image file that cannot be decoded, or is of a kind that is refused."""
+# Large images, damaged tags: two lines each that name no file, about what is read all the same.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What an image file's header says: size after EXIF rotation, and whether it is grey."""
+    """What an image file's header says.
+
+    Attributes:
+        height, width: in pixels, turned as it is to be shown.
+        grey: whether it has one channel.
+        alpha: whether pixels may be transparent.
+    """
 
     height: int
     width: int
     grey: bool
+    alpha: bool = False
 
 
-def probe(content: bytes, where: str) -> Probe:
+def probe(content: bytes, where: str, background: str = WHITE) -> Probe:
     """Read the header alone.
 
     Args:
         content: the file.
         where: its name, for the message.
+        background: what transparent pixels are laid on; on a colour they are no longer grey.
 
     Raises:
         UnreadableImageError: it is not an image.
     """
-    with _opened(content, where) as image:
-        width, height = image.size
-        if _orientation(image) in (5, 6, 7, 8):
+    with _damage(where), _opened(content, where) as image:
+        width, height = image.size  # of TIFF, turned by that tag
+        if _orientation(image) in (5, 6, 7, 8) and _tag(image, _ORIENTATION) is None:
             width, height = height, width
-        return Probe(height, width, image.mode in _GREY or _is_deep(image))
+        alpha = image.has_transparency_data
+        grey = image.mode in _GREY or _is_deep(image)
+        return Probe(height, width, grey and not (alpha and len(set(colour_of(background))) > 1), alpha)
 
 
-def decode(content: bytes, where: str, channels: int, size: int | None) -> NDArray[np.uint8]:
-    """Decode, resize and crop an image.
+def decode(content: bytes, where: str, channels: int, size: int | None, background: str = WHITE) -> NDArray[np.uint8]:
+    """Decode, turn, resize and crop an image.
 
     Args:
         content: the file.
         where: its name, for the message.
         channels: 1 or 3.
         size: side in pixels: the largest centred square is resized to it; None: keep the size.
+        background: what transparent pixels are laid on, see `colour_of`.
 
     Returns:
         uint8 [h, w, channels].
@@ -83,33 +102,56 @@ def decode(content: bytes, where: str, channels: int, size: int | None) -> NDArr
     Raises:
         UnreadableImageError: damaged, empty, larger than PIL allows, or of a kind that is refused.
     """
-    with _opened(content, where) as image:
-        try:
-            if size is not None:
-                image.draft(None, (2 * size, 2 * size))
-            orientation = _orientation(image)
-            plain = _eight_bit(image, where, "L" if channels == 1 else "RGB")
-            if size is not None:
-                plain = _square(plain, size)
-            if orientation in _TRANSPOSE:
-                plain = plain.transpose(_TRANSPOSE[orientation])
-            pixels = np.asarray(plain)
-        except UslError:
-            raise
-        except Exception as error:  # PIL's plug-ins raise OSError, SyntaxError, struct.error, ValueError, …
-            raise UnreadableImageError(f"{where}: damaged image ({error})") from error
+    mode = "L" if channels == 1 else "RGB"
+    with _damage(where), _opened(content, where) as image:
+        if size is not None:
+            image.draft(None, (2 * size, 2 * size))
+        image.load()  # TIFF is turned here, and its orientation taken away; PNG's may stand at its end
+        plain = _eight_bit(image, content, where)
+        if plain.has_transparency_data:
+            behind = Image.new("RGBA", plain.size, colour_of(background))
+            plain = Image.alpha_composite(behind, plain.convert("RGBA"))
+        plain = plain if plain.mode == mode else plain.convert(mode)
+        orientation = _orientation(image)
+        if size is not None:
+            plain = _square(plain, size, orientation)
+        pixels = np.asarray(plain.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else plain)
     return pixels[:, :, None] if channels == 1 else pixels
+
+
+def is_transparent(content: bytes, where: str) -> bool:
+    """Whether a pixel of the image shows something of what is behind it; an alpha channel alone may be opaque.
+
+    Raises:
+        UnreadableImageError: see `decode`.
+    """
+    with _damage(where), _opened(content, where) as image:
+        image.load()
+        plain = _eight_bit(image, content, where)
+        return plain.has_transparency_data and bool(np.asarray(plain.convert("RGBA"))[..., 3].min() < 255)
+
+
+@contextmanager
+def _damage(where: str) -> Iterator[None]:
+    """Whatever goes wrong is told of the file: PIL's plug-ins raise OSError, SyntaxError, struct.error, …"""
+    try:
+        yield
+    except UslError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImageError(f"{where}: damaged image ({what})") from error
 
 
 def _opened(content: bytes, where: str) -> ImageFile:
     if not content:
         raise UnreadableImageError(f"{where}: empty file, expected an image")
     try:
-        return Image.open(io.BytesIO(content))
+        return Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"{where}: not an image file, or damaged at its beginning") from error
-    except Exception as error:
-        raise UnreadableImageError(f"{where}: damaged image ({error})") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(f"{where}: too many pixels ({error})") from error
 
 
 def _orientation(image: Image.Image) -> int:
@@ -120,32 +162,66 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _tag(image: Image.Image, number: int) -> Any:
+    """A tag of a TIFF file; None if it has none, or is none."""
+    return getattr(image, "tag_v2", {}).get(number)
+
+
+# kinds of pixels -----------------------------------------------------------------------------------------
+
+
 def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or image.mode == "I"
 
 
-def _eight_bit(image: Image.Image, where: str, mode: str) -> Image.Image:
+def _eight_bit(image: ImageFile, content: bytes, where: str) -> Image.Image:
+    """The loaded image with 8 bits a channel or fewer, and its transparency as PIL knows it."""
+    key, depth = image.info.get("transparency"), content[24] if image.format == "PNG" else 8
     if _is_deep(image):
-        return Image.fromarray(_scaled(image, where)).convert(mode)
+        return _scaled(image, key, where)
     if image.mode not in _CONVERTED:
-        raise UnreadableImageError(f"{where}: images of mode {image.mode} are not supported; save it as PNG")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # what PIL asks for; the colours are the same
-    return image if image.mode == mode else image.convert(mode)
+        why = " (floating point: their range is not known)" if image.mode == "F" else ""
+        raise UnreadableImageError(f"{where}: pixels of mode {image.mode} are not read{why}; save it with 8 or 16 bits")
+    if image.mode == "L" and isinstance(key, int) and depth < 8:  # it is given in the file's own depth
+        image.info["transparency"] = key * 255 // (2**depth - 1)
+    if image.mode == "RGB" and isinstance(key, tuple) and depth == 16:
+        return _with_colour_of_16_bits(image, content, key)
+    return image
 
 
-def _scaled(image: Image.Image, where: str) -> NDArray[np.uint8]:
-    """16-bit grey to 8 bits, v·255/65535 rounded."""
+def _scaled(image: Image.Image, key: Any, where: str) -> Image.Image:
+    """16-bit grey as 8 bits, v·255/65535 rounded, with an alpha channel if there is a transparent value."""
     values: NDArray[Any] = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    top = 4095 if _tag(image, _BITS) == (12,) else 65535
+    if values.min() < 0 or values.max() > top:
         raise UnreadableImageError(f"{where}: 32-bit values to {values.max()}; save it with 8 or 16 bits")
-    return ((values + 128) // 257).astype(np.uint8)
+    shown = top - values if _tag(image, _PHOTOMETRIC) == 0 else values  # 0: white is zero
+    grey = Image.fromarray(((shown * 510 + top) // (2 * top)).astype(np.uint8))
+    if not isinstance(key, int):
+        return grey
+    return Image.merge("LA", (grey, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))))
 
 
-def _square(image: Image.Image, size: int) -> Image.Image:
+def _with_colour_of_16_bits(image: Image.Image, content: bytes, key: tuple[int, ...]) -> Image.Image:
+    """A PNG of 16 bits a channel with a transparent colour: PIL keeps the upper bytes, and the colour has both."""
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as lower:
+        lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
+        values = 256 * np.asarray(image).astype(np.int64) + np.asarray(lower)
+    hidden = (values == np.array(key)).all(2)
+    return Image.merge("RGBA", (*image.split(), Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8))))
+
+
+def _square(image: Image.Image, size: int, orientation: int) -> Image.Image:
+    """The largest centred square at another size, as if the image was turned first: turning a small one is cheap.
+
+    Of an odd rest, the right and the lower side have more. PIL resizes rows, then columns.
+    """
     width, height = image.size
     side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
+    left = (width - side + (orientation in (2, 3, 7, 8))) // 2
+    top = (height - side + (orientation in (3, 4, 6, 7))) // 2
     if width != height:
         image = image.crop((left, top, left + side, top + side))
+    if side != size and orientation in (5, 6, 7, 8):
+        image = image.resize((side, size), Image.Resampling.BILINEAR)
     return image if side == size else image.resize((size, size), Image.Resampling.BILINEAR)

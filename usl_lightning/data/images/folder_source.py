@@ -3,7 +3,7 @@
 import csv
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -12,11 +12,14 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.images import folders
-from usl_lightning.data.images.decode import Probe, UnreadableImageError, decode, probe
+from usl_lightning.data.images.decode import Probe, decode, probe
 from usl_lightning.data.images.folders import FileList
+from usl_lightning.data.images.rendering import WHITE, rendering_of
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.images.threads import map_in_order
 from usl_lightning.data.images.unreadable import unreadable
+from usl_lightning.data.images.walk import read_file
+from usl_lightning.labels.names import composed
 
 log = logging.getLogger("usl_lightning")
 
@@ -34,7 +37,8 @@ class FolderSource(ImageSource):
         name, split: what the set is called.
         image_size: side in pixels; None: all files have one size, that of the first.
         channels: 1 or 3; None: 1 if all of 256 evenly spaced files are grey, else 3.
-        skipped: files left out.
+        background: what transparent pixels are laid on, see `colour_of`.
+        problems: files left out, and why.
     """
 
     statistics_images = 4096
@@ -49,12 +53,15 @@ class FolderSource(ImageSource):
         split: str,
         image_size: int | None = None,
         channels: int | None = None,
-        skipped: tuple[str, ...] = (),
+        background: str = WHITE,
+        problems: Mapping[str, str] | None = None,
     ) -> None:
         self.root, self.files, self.sizes = listing.root, listing.files, listing.sizes
         self._only = listing.only
-        self.labels, self.classes, self.skipped = labels, classes, skipped
-        self.name, self.split, self.image_size = name, split, image_size
+        self.problems = dict(problems or {})
+        self.labels, self.classes, self.skipped = labels, classes, tuple(self.problems)
+        self.name, self.split, self.image_size, self.background = name, split, image_size, background
+        self.rendering = rendering_of(background)
         probes = self._probe(image_size is None, channels is None)
         self.channels = channels or (1 if all(p.grey for p in probes) else 3)
         self.height = image_size or probes[0].height
@@ -69,7 +76,7 @@ class FolderSource(ImageSource):
         images = torch.empty(len(indices), self.height, self.width, self.channels, dtype=torch.uint8)
         pixels = images.numpy()
         for slot, i in enumerate(indices.tolist()):
-            image = decode(self._content(i), self._where(i), self.channels, self.image_size)
+            image = decode(self._content(i), self._where(i), self.channels, self.image_size, self.background)
             if image.shape != pixels.shape[1:]:
                 self._refuse_size(i, image.shape[0], image.shape[1])
             pixels[slot] = image
@@ -88,11 +95,7 @@ class FolderSource(ImageSource):
         return os.path.join(self.root, self.files[i])
 
     def _content(self, i: int) -> bytes:
-        try:
-            with open(self._where(i), "rb") as file:
-                content = file.read()
-        except OSError as error:
-            raise UnreadableImageError(f"{self._where(i)}: cannot be read ({error.strerror})") from error
+        content = read_file(self._where(i))
         if len(content) != self.sizes[i]:
             folders.drop_index(self.root, self._only)
             raise UslError(
@@ -107,7 +110,7 @@ class FolderSource(ImageSource):
             return []
         n = min(len(self), _PROBED)
         picks = [i * len(self) // n for i in range(n)]
-        probes = [probe(self._content(i), self._where(i)) for i in picks]
+        probes = [probe(self._content(i), self._where(i), self.background) for i in picks]
         for i, found in zip(picks, probes, strict=True):
             if sizes and (found.height, found.width) != (probes[0].height, probes[0].width):
                 self.height, self.width = probes[0].height, probes[0].width
@@ -135,6 +138,7 @@ def open_folder(
     class_list: str | None,
     on_error: Literal["fail", "skip"],
     classes: Sequence[str] | None = None,
+    background: str = WHITE,
 ) -> FolderSource:
     """Open one split of a set of image files; the arguments are those of `open_source`.
 
@@ -156,12 +160,13 @@ def open_folder(
             "--data.classes is for images without labels; leave out --data.labels_file and --data.class_list"
         )
     root = places[split]
-    wanted = None if labels_file or classes is not None else folders.class_names(name, places["train"], class_list)
-    listing = folders.scan(root, wanted)
-    listing, skipped = _check_readable(listing, on_error)
+    by_folder = labels_file is None and classes is None
+    wanted = folders.class_names(name, places["train"], class_list) if by_folder else None
+    listing, problems = _check_readable(folders.scan(root, wanted), on_error)
     if labels_file is not None:
-        prefix = f"{root.name}/" if len(places) > 1 else ""
-        labels, names = _labels_of_csv(Path(labels_file), class_list, listing.files, prefix, tuple(places))
+        base = Path(str(dir)).expanduser() if name == "folder" else root.parent
+        prefixes = {one: _prefix(place, base) for one, place in places.items()}
+        labels, names = _labels_of_csv(Path(labels_file), class_list, listing.files, split, prefixes)
     elif classes is not None:
         labels, names = [-1] * len(listing.files), tuple(classes)
     else:
@@ -175,19 +180,25 @@ def open_folder(
         split=split,
         image_size=image_size,
         channels=channels,
-        skipped=skipped,
+        background=background,
+        problems=problems,
     )
 
 
 def open_images(
-    dir: str, *, image_size: int | None, channels: int | None, on_error: Literal["fail", "skip"]
+    dir: str,
+    *,
+    image_size: int | None,
+    channels: int | None,
+    on_error: Literal["fail", "skip"],
+    background: str = WHITE,
 ) -> FolderSource:
     """All images below a folder, nested or flat, without labels; the arguments are those of `open_source`.
 
     Raises:
         UslError: no such folder, no image in it, or an unreadable one.
     """
-    listing, skipped = _check_readable(folders.scan(Path(dir).expanduser()), on_error)
+    listing, problems = _check_readable(folders.scan(Path(dir).expanduser()), on_error)
     return FolderSource(
         listing,
         torch.full((len(listing.files),), -1),
@@ -195,20 +206,36 @@ def open_images(
         split="all",
         image_size=image_size,
         channels=channels,
-        skipped=skipped,
+        background=background,
+        problems=problems,
     )
 
 
+def _prefix(place: Path, base: Path) -> str:
+    """What paths relative to `base` begin with in a folder below it."""
+    return "" if place == base else f"{place.relative_to(base).as_posix()}/"
+
+
 def _class_folders(train: Path, listing: FileList, split: str) -> tuple[str, ...]:
-    """The training split's class folders, every one with an image."""
+    """The names of the training split's class folders, every one with an image, in composed form."""
     if split != "train":
-        return tuple(sorted(e.name for e in os.scandir(train) if e.is_dir() and not e.name.startswith(".")))
-    classes = listing.class_folders()
+        listing = folders.scan(train)
+    folder_of: dict[str, str] = {}
+    for folder in sorted(listing.class_folders(), key=composed):
+        other = folder_of.setdefault(composed(folder), folder)
+        if other != folder:
+            raise UslError(f"{train}: {other!a} and {folder!a} are one name, written in two ways; rename one")
     filled = {file.partition("/")[0] for file in listing.files if "/" in file}
-    for one in classes:
-        if one not in filled:
-            raise UslError(f"{train / one}: class folder without an image; add images to it or remove it")
-    return tuple(classes)
+    for folder in folder_of.values():
+        inside = listing.folders_in(folder)
+        if folders.are_splits(inside):
+            raise UslError(
+                f"{train}: {folder} is no class: it has the splits {', '.join(sorted(inside))}; give the folder that"
+                f" holds the splits with --data.dir ({train / folder})"
+            )
+        if folder not in filled and split == "train":
+            raise UslError(f"{train / folder}: class folder without an image; add images to it or remove it")
+    return tuple(folder_of)
 
 
 def _labels_of_folders(listing: FileList, classes: tuple[str, ...], train: Path) -> list[int]:
@@ -216,14 +243,14 @@ def _labels_of_folders(listing: FileList, classes: tuple[str, ...], train: Path)
     labels = []
     for file in listing.files:
         first, slash, _ = file.partition("/")
-        if slash and first not in number:
+        if slash and composed(first) not in number:
             raise UslError(f"{listing.root / file}: class {first} is not among those of {train}")
-        labels.append(number[first] if slash else -1)
+        labels.append(number[composed(first)] if slash else -1)
     return labels
 
 
 def _labels_of_csv(
-    path: Path, class_list: str | None, files: Sequence[str], prefix: str, splits: tuple[str, ...]
+    path: Path, class_list: str | None, files: Sequence[str], split: str, prefixes: Mapping[str, str]
 ) -> tuple[list[int], tuple[str, ...]]:
     """Labels of `files` from a CSV `file,label`, and the class names.
 
@@ -234,19 +261,20 @@ def _labels_of_csv(
     label_of = _read_csv(path)
     names = {label for label in label_of.values() if label}
     if class_list is not None:
-        classes = folders.read_class_list(Path(class_list))
+        classes = folders.read_class_list(Path(class_list), names)
         for file, label in label_of.items():
             if label and label not in classes:
                 raise UslError(f"{path}: {file} has label {label}, which is not in {class_list}")
     else:
         classes = tuple(sorted(names, key=(lambda n: (int(n), n)) if all(map(_is_number, names)) else None))
-    known = {prefix + file for file in files}
-    elsewhere = tuple(f"{split}/" for split in splits if f"{split}/" != prefix) if prefix else ()
+    paths = [composed(prefixes[split] + file) for file in files]
+    known = set(paths)
+    elsewhere = tuple(composed(prefix) for prefix in prefixes.values() if prefix != prefixes[split])
     for file in label_of:
         if file not in known and not file.startswith(elsewhere):
             raise UslError(f"{path}: there is no image {file} in the folder (paths are relative to --data.dir)")
     number = {name: i for i, name in enumerate(classes)}
-    return [number.get(label_of.get(prefix + file, ""), -1) for file in files], classes
+    return [number.get(label_of.get(path, ""), -1) for path in paths], classes
 
 
 def _is_number(text: str) -> bool:
@@ -267,37 +295,39 @@ def _read_csv(path: Path) -> dict[str, str]:
             continue
         if len(row) != 2:
             raise UslError(f"{path}: line {line} has {len(row)} values, expected file,label")
-        if row[0] in label_of:
+        if composed(row[0]) in label_of:
             raise UslError(f"{path}: line {line} names {row[0]} a second time")
-        label_of[row[0]] = row[1]
+        label_of[composed(row[0])] = composed(row[1])
     return label_of
 
 
 # files that cannot be read -------------------------------------------------------------------------------
 
 
-def _check_readable(listing: FileList, on_error: str) -> tuple[FileList, tuple[str, ...]]:
-    """Stop at an empty file, or leave out everything that cannot be decoded.
+def _check_readable(listing: FileList, on_error: str) -> tuple[FileList, dict[str, str]]:
+    """Stop at what cannot be an image, or leave out everything that cannot be decoded: the list, and what is not in it.
 
     Which images make up the set must be known before training, so `skip` decodes every file once; what it
     found is kept in the cache folder.
     """
     if on_error == "fail":
-        empty = [file for file, size in zip(listing.files, listing.sizes, strict=True) if size == 0]
-        if empty:
-            more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
-            raise UslError(
-                f"{listing.root / empty[0]}: empty file{more}, expected an image; remove it or give"
-                " --data.on_error skip"
-            )
-        return listing, ()
-    skipped = unreadable(listing)
-    if len(skipped) == len(listing.files):
-        raise UslError(f"{listing.root}: none of its {len(skipped)} images can be read; first: {skipped[0]}")
-    if skipped:
-        named = ", ".join(skipped[:_LISTED]) + (", …" if len(skipped) > _LISTED else "")
+        wrong = dict(listing.odd)
+        wrong |= {
+            f: "empty file, expected an image" for f, n in zip(listing.files, listing.sizes, strict=True) if not n
+        }
+        if wrong:
+            first, problem = next(iter(wrong.items()))
+            more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
+            raise UslError(f"{listing.root / first}: {problem}{more}; remove it or give --data.on_error skip")
+        return listing, {}
+    problems = unreadable(listing)
+    count = len({*listing.files, *problems})
+    if len(problems) == count:
+        first, problem = next(iter(problems.items()))
+        raise UslError(f"{listing.root}: none of its {count} images can be read; first: {first}: {problem}")
+    if problems:
+        named = ", ".join(list(problems)[:_LISTED]) + (", …" if len(problems) > _LISTED else "")
         log.warning(
-            "%s: %d of %d images cannot be read and are left out: %s",
-            listing.root, len(skipped), len(listing.files), named,
-        )  # fmt: skip
-    return listing.without(set(skipped)), skipped
+            "%s: %d of %d images cannot be read and are left out: %s", listing.root, len(problems), count, named
+        )
+    return listing.without(set(problems)), problems

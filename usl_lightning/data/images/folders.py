@@ -13,22 +13,22 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import write_text
 from usl_lightning.data.images.catalog import data_folder
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-"""What counts as an image file, in either case."""
+from usl_lightning.data.images.walk import SUFFIXES, check_path, is_class_folder, is_image
+from usl_lightning.data.images.walk import walk as _walk
+from usl_lightning.labels.names import composed
 
 _INDEXED = 1000  # smaller folders are scanned faster than their list is checked
 _RACY = 2_000_000_000  # ns; a folder changed this shortly before the scan may change again unnoticed
-_INDEX_FORMAT = "usl-folder-index-1"
+_INDEX_FORMAT = "usl-folder-index-2"
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,12 @@ class FileList:
 
     Attributes:
         root: the folder.
-        files: paths relative to it with `/`, sorted by code point.
+        files: paths relative to it with `/`, sorted by the code points of their composed form.
         sizes: bytes of each.
         folders: every sub-folder scanned (`""` is the folder itself) and its modification time in ns.
         only: the first-level sub-folders that were looked into; None: all.
+        odd: what is called like an image and is no file that can be read, and folders that cannot be read: path and
+            problem.
     """
 
     root: Path
@@ -48,6 +50,7 @@ class FileList:
     sizes: tuple[int, ...]
     folders: dict[str, int]
     only: tuple[str, ...] | None = None
+    odd: tuple[tuple[str, str], ...] = ()
 
     def without(self, left_out: set[str]) -> "FileList":
         """The list without some files."""
@@ -58,10 +61,14 @@ class FileList:
         """The first-level sub-folders, sorted by code point."""
         return sorted(folder for folder in self.folders if folder and "/" not in folder)
 
+    def folders_in(self, folder: str) -> set[str]:
+        """The names of the sub-folders of a first-level one."""
+        return {path.split("/")[1] for path in self.folders if path.startswith(f"{folder}/")}
+
 
 def fingerprint_of(files: Sequence[str], sizes: Sequence[int]) -> str:
-    """`sha256:…` over each path (UTF-8), NUL, size in decimal digits, NUL."""
-    parts = [f"{file}\0{size}\0" for file, size in zip(files, sizes, strict=True)]
+    """`sha256:…` over each path (composed, UTF-8), NUL, size in decimal digits, NUL."""
+    parts = [f"{composed(file)}\0{size}\0" for file, size in zip(files, sizes, strict=True)]
     return "sha256:" + hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
@@ -71,16 +78,16 @@ def fingerprint_of(files: Sequence[str], sizes: Sequence[int]) -> str:
 def scan(root: Path, only: tuple[str, ...] | None = None, *, trust_index: bool = True) -> FileList:
     """List the image files below `root`.
 
-    Hidden files and folders (names that begin with a dot) are left out; links are followed.
+    Hidden files and folders (names that begin with a dot) are left out; links are followed, see `walk`.
 
     Args:
         root: the folder.
-        only: the first-level sub-folders to look into; default: everything.
+        only: the first-level sub-folders to look into, in composed form; default: everything.
         trust_index: take the list from the cache folder if it is still true, by the rule above.
 
     Raises:
-        UslError: no such folder, no image, an unreadable folder, a name that is not UTF-8, two names that
-            differ only by case (they could not be told apart on other file systems).
+        UslError: no such folder, one that cannot be read, no image, a name that a label index cannot hold, two names
+            that differ only by case or by how accents are written (elsewhere they are one file).
     """
     if not root.is_dir():
         raise UslError(f"{root}: no such folder; give the folder of the images with --data.dir")
@@ -89,60 +96,37 @@ def scan(root: Path, only: tuple[str, ...] | None = None, *, trust_index: bool =
         return known
     started = time.time_ns()
     folders: dict[str, int] = {}
-    found = sorted(_walk(root, only, folders))
+    odd: list[tuple[str, str]] = []
+    try:
+        found = sorted(_walk(root, only, folders, odd), key=lambda one: composed(one[0]))
+    except OSError as error:
+        raise UslError(f"{root}: cannot be read ({error.strerror})") from error
     files, sizes = tuple(file for file, _ in found), tuple(size for _, size in found)
-    result = FileList(root, files, sizes, folders, only)
+    result = FileList(root, files, sizes, folders, only, tuple(sorted(odd)))
     _check_names(result)
-    if len(found) >= _INDEXED:
+    if len(found) >= _INDEXED and not odd:  # what is wrong with those may be mended elsewhere
         _write_index(index, result, started)
     return result
 
 
-def _walk(root: Path, only: tuple[str, ...] | None, folders: dict[str, int]) -> Iterator[tuple[str, int]]:
-    """(path, size) of every image file; fills `folders`."""
-    wanted = set(only or ())
-    pending: list[tuple[str, tuple[tuple[int, int], ...]]] = [("", ())]
-    while pending:
-        folder, above = pending.pop()
-        where = os.path.join(root, folder)
-        try:
-            status = os.stat(where)
-            identity = (status.st_dev, status.st_ino)
-            if identity in above:  # a link to a folder it lies in
-                continue
-            folders[folder] = status.st_mtime_ns
-            with os.scandir(where) as entries:
-                for entry in entries:
-                    if entry.name.startswith(".") or (wanted and not folder and entry.name not in wanted):
-                        continue
-                    path = f"{folder}/{entry.name}" if folder else entry.name
-                    if entry.is_dir():
-                        pending.append((path, (*above, identity)))
-                    elif entry.name.lower().endswith(SUFFIXES):
-                        yield path, entry.stat().st_size
-        except OSError as error:
-            raise UslError(f"{error.filename or where}: cannot be read ({error.strerror})") from error
-
-
 def _check_names(found: FileList) -> None:
     seen: dict[str, str] = {}
-    for file in found.files:
-        if file.isascii():
-            key = file.lower()
-        else:
-            try:
-                file.encode()
-            except UnicodeEncodeError as error:
-                raise UslError(f"{found.root}: file name {file!r} is not UTF-8; rename it") from error
-            key = unicodedata.normalize("NFC", file).casefold()
+    for file in (*found.files, *(file for file, _ in found.odd)):
+        try:
+            check_path(file)
+        except UslError as error:
+            raise UslError(f"{found.root}: {error}") from error
+        key = file.lower() if file.isascii() else composed(file).casefold()
         if key in seen:
+            what = "case" if composed(seen[key]) != composed(file) else "how their accents are written"
             raise UslError(
-                f"{found.root}: {seen[key]} and {file} differ only by case, so that they are one file on"
+                f"{found.root}: {seen[key]} and {file} differ only by {what}, so that they are one file on"
                 " other file systems; rename one"
             )
         seen[key] = file
     if not found.files:
-        raise UslError(f"{found.root}: no image in it; expected files that end in {', '.join(SUFFIXES)}")
+        first = "".join(f"; {file}: {problem}" for file, problem in found.odd[:1])
+        raise UslError(f"{found.root}: no image in it; expected files that end in {', '.join(SUFFIXES)}{first}")
 
 
 # the kept list -------------------------------------------------------------------------------------------
@@ -196,13 +180,16 @@ def _write_index(index: Path, found: FileList, started: int) -> None:
 def split_folders(name: str, dir: str | None) -> dict[str, Path]:
     """The folder of each split of a set of image files that is there.
 
-    `folder`: `dir` is the image folder. If it has `train` and also `test` or `val`, these are the splits;
-    otherwise all of it is `train`. `imagenet`, `imagenet100`: below the data folder, `imagenet`,
-    `ImageNet`, `ILSVRC2012` or the data folder itself (for `imagenet100` also `imagenet100`), with `train`
-    and `val`. Without a folder `test`, `val` is also called `test`.
+    Split folders are called `train` and `test`, `val`, `valid` or `validation` (or `training`, `testing`), in any case;
+    without one for `test`, `val` is also called `test`.
+
+    `folder`: `dir` is the image folder. If it, or the only folder in it, has one for `train` and one for `test` or
+    `val`, these are the splits; a folder for `train` with nothing beside it is one too; otherwise all of `dir` is
+    `train`. `imagenet`, `imagenet100`: below the data folder, `imagenet`, `ImageNet`, `ILSVRC2012` or the data folder
+    itself (for `imagenet100` also `imagenet100`).
 
     Raises:
-        UslError: there is no such folder.
+        UslError: there is no such folder, or two for one split.
     """
     if name == "folder":
         if dir is None:
@@ -210,8 +197,7 @@ def split_folders(name: str, dir: str | None) -> dict[str, Path]:
         root = Path(dir).expanduser()
         if not root.is_dir():
             raise UslError(f"{root}: no such folder; give the folder of the images with --data.dir")
-        splits = _splits_in(root)
-        return splits if "train" in splits and "test" in splits else {"train": root}
+        return _splits_of_folder(root)
     places = [data_folder(dir) / sub for sub in ("imagenet", "ImageNet", "ILSVRC2012", "")]
     if name == "imagenet100":
         places = [data_folder(dir) / "imagenet100", *places]
@@ -225,24 +211,87 @@ def split_folders(name: str, dir: str | None) -> dict[str, Path]:
     )
 
 
+_SPLITS = {
+    "train": "train", "training": "train",
+    "test": "test", "testing": "test",
+    "val": "val", "valid": "val", "validation": "val",
+}  # fmt: skip
+
+
+def _splits_of_folder(root: Path) -> dict[str, Path]:
+    inner = only_folder(root)
+    for place in (root, inner):
+        splits = _splits_in(place)
+        if "train" in splits and "test" in splits:
+            return splits
+    for place in (inner, *inner.parents):
+        if place == root:
+            break
+        if _SPLITS.get(place.name.lower()) == "train":
+            return {"train": place}
+    return {"train": root}
+
+
 def _splits_in(root: Path) -> dict[str, Path]:
-    splits = {name: root / name for name in ("train", "test", "val") if (root / name).is_dir()}
-    if "test" not in splits and "val" in splits:
-        splits["test"] = splits["val"]
-    return splits
+    """Split -> its folder, in the order of training and testing."""
+    found: dict[str, Path] = {}
+    for name in sorted(e.name for e in _listed(root) if e.name.lower() in _SPLITS and is_class_folder(e)):
+        split = _SPLITS[name.lower()]
+        if split in found:
+            raise UslError(f"{root}: {found[split].name} and {name} are both the split '{split}'; rename one")
+        found[split] = root / name
+    if "test" not in found and "val" in found:
+        found["test"] = found["val"]
+    return {split: found[split] for split in ("train", "test", "val") if split in found}
 
 
-def read_class_list(path: Path) -> tuple[str, ...]:
-    """Class folders, one a line: the first word of each; empty lines and `#` comments are left out.
+def are_splits(names: Collection[str]) -> bool:
+    """Whether folders of these names, among others, are splits: one to train and one to measure on."""
+    found = {_SPLITS.get(name.lower()) for name in names}
+    return "train" in found and bool(found & {"test", "val"})
+
+
+def only_folder(folder: Path) -> Path:
+    """The folder, or the only one in it as long as there is nothing else that counts."""
+    passed = set[str]()
+    while True:
+        passed.add(os.path.realpath(folder))
+        below: list[str] = []
+        for entry in _listed(folder):
+            if is_class_folder(entry) and entry.name != "__MACOSX":
+                below.append(entry.name)
+            if len(below) > 1 or is_image(entry.name):
+                return folder
+        if not below or os.path.realpath(folder / below[0]) in passed:  # a link may lead back
+            return folder
+        folder = folder / below[0]
+
+
+def _listed(folder: Path) -> Iterator["os.DirEntry[str]"]:
+    """The entries of a folder that are not hidden; none if it cannot be read."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        yield from (entry for entry in entries if not entry.name.startswith("."))
+
+
+def read_class_list(path: Path, known: Collection[str] = ()) -> tuple[str, ...]:
+    """Class names, one a line, in composed form; empty lines and `#` comments are left out.
+
+    A line may go on after the name, as ImageNet's lists do (`n02119789 kit fox`): its first word is the name if that
+    is a WordNet id, or if it is known and the whole line is not.
+
+    Args:
+        path: the list, UTF-8 with or without a byte order mark.
+        known: names that there are.
 
     Raises:
         UslError: the file cannot be read, is empty, or names a class twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UslError(f"{path}: class list cannot be read ({error})") from error
-    names = [line.split()[0] for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    texts = [composed(line.strip()) for line in lines]
+    names = [_named_in(text, known) for text in texts if text and not text.startswith("#")]
     if not names:
         raise UslError(f"{path}: no class in it; expected one class folder a line")
     if len(set(names)) < len(names):
@@ -251,20 +300,25 @@ def read_class_list(path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _named_in(line: str, known: Collection[str]) -> str:
+    first = line.split()[0]
+    return first if line not in known and (first in known or re.fullmatch(r"n\d{8}", first)) else line
+
+
 def class_names(name: str, train: Path, class_list: str | None) -> tuple[str, ...] | None:
-    """The class folders asked for, in label order; None: all there are.
+    """The class folders asked for, in label order and composed form; None: all there are.
 
     Raises:
         UslError: a listed class has no folder, or `imagenet100` lacks its list.
     """
     if class_list is None and name != "imagenet100":
         return None
-    there = sorted(e.name for e in os.scandir(train) if e.is_dir() and not e.name.startswith("."))
+    there = sorted(composed(entry.name) for entry in _listed(train) if is_class_folder(entry))
     if class_list is None:
         if len(there) == 100:
             return None
         raise UslError(f"imagenet100: {train} has {len(there)} classes; name the 100 with --data.class_list FILE")
-    wanted = read_class_list(Path(class_list))
+    wanted = read_class_list(Path(class_list), there)
     for one in wanted:
         if one not in there:
             raise UslError(f"{class_list}: no folder {one} in {train}{did_you_mean(one, there)}")

@@ -7,6 +7,7 @@ import torch
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.images import array_files, arrays, catalog, folders
+from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.source import ArraySource, ImageSource, array_fingerprint, convert_images, dataset_id
 from usl_lightning.labels import LabelIndex
 
@@ -24,6 +25,7 @@ def open_source(
     cache: str | None = None,
     download: bool = False,
     classes: Sequence[str] | None = None,
+    background: str = WHITE,
 ) -> ImageSource:
     """Open one split of a data set.
 
@@ -42,6 +44,7 @@ def open_source(
         download: fetch what is missing, where a public address is known.
         classes: for folders whose sub-folders are no classes, the names that people will label by, perhaps none; no
             image has a label then.
+        background: for folders, the colour that transparent pixels are laid on: a name of CSS, or `#rrggbb`.
 
     Raises:
         UslError: unknown name or split, missing or damaged data, an option the set does not have.
@@ -62,9 +65,11 @@ def open_source(
             class_list=class_list,
             on_error=on_error,
             classes=classes,
+            background=background,
         )
         return source if cache is None else CachedSource(source, cache)
     unused = {"labels_file": labels_file, "class_list": class_list, "cache": cache, "classes": classes}
+    unused["background"] = None if background == WHITE else background
     for option, value in unused.items():
         if value is not None:
             raise UslError(f"--data.{option} is for image folders; data set {name} does not use it")

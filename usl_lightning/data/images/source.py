@@ -27,6 +27,7 @@ class ImageSource(ABC):
         height, width: in pixels.
         files: paths relative to the folder, with `/`; None unless the images are files.
         skipped: files left out because they cannot be read (`on_error="skip"`).
+        rendering: how files become pixels, where the fingerprint, which is of the files, does not say; "" in memory.
         statistics_images: how many images `statistics` looks at, at most.
     """
 
@@ -39,6 +40,7 @@ class ImageSource(ABC):
     width: int
     files: tuple[str, ...] | None = None
     skipped: tuple[str, ...] = ()
+    rendering: str = ""
     statistics_images: int = 50_000
 
     def __len__(self) -> int:

@@ -175,13 +175,67 @@ def test_predictions_of_a_folder(run_dir: Path, pictures: Path) -> None:
 
 
 def test_unreadable_files_of_a_folder(run_dir: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (pictures / "a/bad.png").write_bytes(b"not an image")
+    """They are left out, counted and listed; to stop at the first has to be asked for."""
+    (pictures / "a/bad, worse.png").write_bytes(b"not an image")
+    (pictures / "gone.png").symlink_to("nowhere")
+    capsys.readouterr()
+    look("predict", run_dir, "--folder", str(pictures), "--data.workers", "0")
+    listed = run_dir / "predictions_pictures_left_out.csv"
+    lines = [line for line in capsys.readouterr().out.splitlines() if "predictions" in line]
+    assert lines == [
+        f"3 predictions: {run_dir}/predictions_pictures.csv; 2 files that cannot be read are left out, listed with the"
+        f" reason in {listed}"
+    ]
+    assert [image for image, _, _ in rows(run_dir / "predictions_pictures.csv")] == [
+        "0.png",
+        "a/1, one.png",
+        "a/b/2.png",
+    ]
+    with open(listed, newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["image", "problem"],
+            ["a/bad, worse.png", "not an image file, or damaged at its beginning"],
+            ["gone.png", "a link to nothing, expected an image file"],
+        ]
+    (pictures / "gone.png").unlink()
     for workers in ("0", "1"):
-        line = refused(capsys, "predict", run_dir, "--folder", str(pictures), "--data.workers", workers)
-        assert line == f"usl: {pictures}/a/bad.png: not an image file, or damaged at its beginning"
+        words = ["--data.workers", workers, "--data.on_error", "fail"]
+        line = refused(capsys, "predict", run_dir, "--folder", str(pictures), *words)
+        assert line == f"usl: {pictures}/a/bad, worse.png: not an image file, or damaged at its beginning"
+    (pictures / "a/bad, worse.png").unlink()
+    look("predict", run_dir, "--folder", str(pictures), "--data.workers", "0")
+    assert not listed.exists(), "nothing is left out any more"
     out = pictures.parent / "mine.csv"
+    (pictures / "none.png").touch()
     look("predict", run_dir, "--folder", str(pictures), "--data.on_error", "skip", "--out", str(out))
     assert [image for image, _, _ in rows(out)] == ["0.png", "a/1, one.png", "a/b/2.png"]
+    assert (out.parent / "mine_left_out.csv").exists()
+
+
+def test_nothing_to_predict_is_an_error(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/1.png").write_bytes(b"x")
+    line = refused(capsys, "predict", run_dir, "--folder", str(tmp_path / "bad"))
+    assert line.startswith(f"usl: {tmp_path}/bad: none of its 1 images can be read; first: 1.png: not an image file")
+
+
+def test_transparent_pixels_are_predicted_on_the_background(run_dir: Path, pictures: Path) -> None:
+    """As they were learned: a hidden colour decides nothing."""
+    plain = pictures.parent / "plain"
+    plain.mkdir()
+    for file in pictures.rglob("*.png"):
+        image = Image.open(file).convert("RGBA")
+        image.putalpha(image.convert("L").point(lambda v: 255 if v > 99 else 0))
+        image.save(file)
+        laid = Image.alpha_composite(Image.new("RGBA", image.size, "#204060"), image).convert("RGB")
+        laid.save(plain / file.name)
+    for folder, words in ((pictures, ["--data.background", "#204060"]), (plain, [])):
+        look("predict", run_dir, "--folder", str(folder), "--data.workers", "0", *words)
+    found, expected = (
+        sorted((Path(image).name, *rest) for image, *rest in rows(run_dir / f"predictions_{name}.csv"))
+        for name in ("pictures", "plain")
+    )
+    assert found == expected
 
 
 @pytest.mark.parametrize(

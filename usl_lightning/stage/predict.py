@@ -17,6 +17,7 @@ from usl_lightning.base.files import write_text
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.folder_source import FolderSource, open_images
+from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
@@ -25,9 +26,14 @@ from usl_lightning.stage.parser import StageCLI
 
 
 def predict(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
-    """Run the verb: write a CSV with file or number of the image, class and its probability."""
+    """Run the verb: write a CSV with file or number of the image, class and its probability.
+
+    Files of a folder that cannot be read are left out and listed in a CSV beside it, unless `data.on_error` is typed.
+    """
     data, options, image = cli.datamodule, cli.stage.options, cli.model.image
-    source = images_to_predict(data, image, options, cli.config.data.init_args.on_error)
+    typed = cli.config.data.init_args
+    on_error: Literal["fail", "skip"] = typed.on_error if "data.on_error" in cli.stage.overrides else "skip"
+    source = images_to_predict(data, image, options, on_error, typed.background)
     labels, probabilities = classify(
         trainer, cli.model, source, batch_size=data.eval_batch_size, checkpoint=checkpoint, workers=data.workers
     )
@@ -35,12 +41,26 @@ def predict(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Cal
         what = options.get("split") or (Path(options["folder"]).resolve().name if "folder" in options else "")
         path = Path(options.get("out", cli.stage.run_dir / f"predictions{'_' if what else ''}{what}.csv"))
         write_text(path, predictions_csv(source, labels, probabilities, image.classes))
-        print(f"{len(labels)} predictions: {path}")
+        left_out = path.with_name(f"{path.stem}_left_out.csv")
+        left_out.unlink(missing_ok=True)  # of an earlier time
+        told = ""
+        if isinstance(source, FolderSource) and source.problems:
+            write_text(left_out, problems_csv(source.problems))
+            told = f"; {_counted(len(source.problems))} left out, listed with the reason in {left_out}"
+        print(f"{len(labels)} predictions: {path}{told}")
     return {}
 
 
+def _counted(count: int) -> str:
+    return "1 file that cannot be read is" if count == 1 else f"{count} files that cannot be read are"
+
+
 def images_to_predict(
-    data: ImageData, image: ImageSpec, options: Mapping[str, str], on_error: Literal["fail", "skip"]
+    data: ImageData,
+    image: ImageSpec,
+    options: Mapping[str, str],
+    on_error: Literal["fail", "skip"],
+    background: str = WHITE,
 ) -> ImageSource:
     """The images asked for, as the classifier takes them.
 
@@ -50,6 +70,7 @@ def images_to_predict(
         options: `folder`: any folder of images, nested or flat, or `split` of the data set; neither: the images that
             were trained on.
         on_error: what to do with an unreadable file of the folder: stop, or leave it out and say so.
+        background: what transparent pixels of the folder's images are laid on.
 
     Raises:
         UslError: both are given, there is no such folder or split, or its images do not fit.
@@ -62,7 +83,9 @@ def images_to_predict(
         raise UslError(f"usl predict: --folder: no such folder: {options['folder']}")
     else:
         size = image.height if image.height == image.width else None
-        source = open_images(options["folder"], image_size=size, channels=image.channels, on_error=on_error)
+        source = open_images(
+            options["folder"], image_size=size, channels=image.channels, on_error=on_error, background=background
+        )
     found, expected = ((i.channels, i.height, i.width) for i in (source, image))
     if found != expected:
         raise UslError(
@@ -110,6 +133,13 @@ def predictions_csv(source: ImageSource, labels: Tensor, probabilities: Tensor, 
     names = source.files or range(len(source))
     for name, label, probability in zip(names, labels.tolist(), probabilities.tolist(), strict=True):
         writer.writerow([name, classes[label], f"{probability:.6f}"])
+    return text.getvalue()
+
+
+def problems_csv(problems: Mapping[str, str]) -> str:
+    """`image,problem`: each file that was left out, and why."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("image", "problem"), *problems.items()])
     return text.getvalue()
 
 

@@ -1,5 +1,6 @@
 """Lines that reach the user from odd places: worker processes, YAML on the command line, help without a file."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,18 @@ def test_a_value_that_is_no_yaml(capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(capsys, "select", "--config", "digits_usl.yaml", "--model.budget", "[1")
     assert "--model.budget" in line
     assert "not valid YAML" in line
+
+
+def test_what_is_no_colour_stops_a_chain_before_its_first_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stages = [{"name": "first", "command": "select", "config": "digits_random.yaml"}]
+    stages += [{**stages[0], "name": "late", "set": {"data.background": "wite"}}]
+    Path("chain.yaml").write_text(json.dumps({"stages": stages}))
+    line = refused(capsys, "run", "chain.yaml")
+    assert "stage late: data.background: 'wite' is no colour (did you mean 'white'?); expected a name" in line
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize("words", [["fit", "--help"], ["select", "--help"], ["run", "--help"], ["run", "x", "--help"]])

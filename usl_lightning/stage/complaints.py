@@ -13,6 +13,7 @@ from typing import Any
 from usl_lightning.base.configs import config_parts
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.parameters import wrong_parameters
+from usl_lightning.data.images.rendering import colour_of
 from usl_lightning.stage.identity import flatten
 from usl_lightning.stage.words import StageCommand
 
@@ -200,6 +201,9 @@ def check_parameters(stage: StageCommand) -> None:
         leaf = key.rpartition(".")[2]
         near = f"{did_you_mean(leaf, names)}; {_expected(names)}" if names else ""
         raise UslError(f"{_where(stage, key)}: {problem}{near}")
+    background = stage.flat().get("data.background")
+    if background is not None:
+        colour_of(str(background))
 
 
 def check_keys(stage: StageCommand, resolved: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from usl_lightning.base.configs import listing, shipped_folder
-from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.version import __version__
 
 HELP = """\
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         if debug:
             traceback.print_exc()
-        line = str(mistake)
+        line = printable(str(mistake))
         print(line if line.startswith("usl ") else f"usl: {line}", file=sys.stderr)  # many name their command
         sys.exit(2)
 

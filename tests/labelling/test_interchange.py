@@ -155,3 +155,102 @@ def test_mistakes(store: LabelStore, words: list[str], part: str, capsys: pytest
     Path("there.csv").write_text("mine")
     assert part in refusal(capsys, *[word.replace("LABELS", str(store.path)) for word in words])
     assert Path("there.csv").read_text() == "mine"
+
+
+# exports of other projects, and what no export means -------------------------------------------------------
+
+
+def imported(store: LabelStore, name: str, content: str, capsys: pytest.CaptureFixture[str]) -> list[object]:
+    """The answers after an import into the file without any; `I0` … stand for the images' numbers, `F0` … files."""
+    forget(store)
+    Path(name).write_text(filled(store, content), encoding="utf-8")
+    main(["labels", "import", str(store.path), name])
+    return list(answers_of(store.read()).values())
+
+
+def filled(store: LabelStore, content: str) -> str:
+    index = store.read()
+    for number, (image, file) in enumerate(zip(index.indices, index.files or (), strict=True)):
+        content = content.replace(f"I{number}", str(image)).replace(f"F{number}", file)
+    return content
+
+
+EXPORTED = "annotation_id,annotator,created_at,id,image,index,file,choice\n1,1,2026,7,/x,I0,F0,"
+
+
+@pytest.mark.parametrize(("name", "content"), [
+    ("a.json", '[{"id": 1, "image": "/x", "index": I0, "choice": "cat"}]'),
+    ("a.json", '[{"id": 1, "file": "F0", "sentiment": "cat"}, {"id": 2, "file": "F1", "sentiment": ""}]'),
+    ("a.json", '[{"file": "F0", "choice": {"choices": ["cat"]}}, {"file": "F1"}]'),
+    ("a.json", '[{"index": I0, "label": ["cat"], "choice": "dog"}]'),
+    ("a.json", '[{"index": I0, "label": null, "choice": "cat", "annotator": 1, "lead_time": 2.5}]'),
+    ("a.json", '[{"data": {"index": I0}, "completions": [{"result": [{"type": "choices", "value": {"choices": '
+               '["cat"]}}]}]}]'),
+    ("a.json", '[{"data": {"index": I0}, "annotations": [{"result": [{"type": "textarea", "value": {"text": ["x"]}}, '
+               '{"type": "choices", "value": {"choices": ["cat"]}}]}]}]'),
+    ("a.csv", EXPORTED + "cat\n"),
+    ("a.csv", EXPORTED + '"{""choices"": [""cat""]}"\n'),
+    ("a.csv", EXPORTED + '"[""cat""]"\n'),
+    ("a.csv", "index,label,note\nI0,cat,\nI1,,why\n"),
+    ("a.csv", "index,label\nI0.0,cat\nI1,-1\nI2,nan\nI3,None\nI4,NaN\n"),
+    ("a.csv", "index,label,,\nI0,cat,,\nI1,,,\n"),
+    ("a.csv", "index,label,class\nI0,,cat\n"),
+])  # fmt: skip
+def test_one_choice_under_any_name(
+    store: LabelStore, name: str, content: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert imported(store, name, content, capsys) == [0, None, None, None, None]
+    assert len(store.read().classes) == 2
+
+
+@pytest.mark.parametrize(("name", "content", "part"), [
+    ("a.json", '[{"index": I0, "patient": "p7"}]', "'label' is empty; if the answers are in \"patient\", call that l"),
+    ("a.json", '[{"index": I0, "choice": "cat", "patient": "p7"}]', 'in "choice, patient", call that label'),
+    ("a.json", '[{"index": I0, "choice": 3}]', "entry 0: "),
+    ("a.json", '[{"index": I0, "label": {"choices": ["cat", "dog"]}}]', "not a task of one choice each"),
+    ("a.json", '[{"data": null, "annotations": []}]', "not a task of one choice each"),
+    ("a.json", '[{"data": {"index": I0}, "annotations": [{"result": [{"type": "rectanglelabels", "value": {}}]}]}]',
+     "not a task of one choice each"),
+    ("a.json", '[{"data": {"index": I0}, "annotations": [{"result": [{"type": "choices", "value": {"choices": ["cat"]}'
+               '}, {"type": "choices", "value": {"choices": ["dog"]}}]}]}]', "settle on one"),
+    ("a.json", '[{"index": I0, "label": "cat", "label": "dog"}]', 'key "label" is there twice'),
+    ("a.json", '[{"index": I0, "label": "none"}]', "'none' may mean 'no label', or be a class"),
+    ("a.csv", EXPORTED + '"{""choices"": [""cat"", ""dog""]}"\n', "is not one choice; settle on one"),
+    ("a.csv", EXPORTED + '"[""cat"", ""dog""]"\n', "is not one choice; settle on one"),
+    ("a.csv", EXPORTED.replace("choice", "patient") + "p7\n", "call that label"),
+    ("a.csv", "index,label,note\nI0,,blurred\n", "'label' is empty; if the answers are in \"note\", call that label"),
+    ("a.csv", "index,label,label\nI0,cat,dog\n", "expected each once"),
+    ("a.csv", "index,label\nI0,cat,dog\n", "line 2 has 3 cells, the first line 2"),
+    ("a.csv", "index,label\nI0,2\n", "2 is a number, but the classes have names"),
+    ("a.csv", "index,label\nI0,-2\n", "'-2' may mean 'no label'"),
+    ("a.csv", "index,label\n" + 5000 * "9" + ",cat\n", "not one of the images to label"),
+    ("a.csv", "index,label\nI0,c\u200dat\n", "looks like the class 'cat'"),
+    ("a.csv", "index,label\nI0,a\x00b\n", "control character"),
+])  # fmt: skip
+def test_what_could_be_taken_wrongly_changes_nothing(
+    store: LabelStore, name: str, content: str, part: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(name).write_text(filled(store, content), encoding="utf-8")
+    before = store.path.read_bytes()
+    assert part in refusal(capsys, "import", str(store.path), name)
+    assert store.path.read_bytes() == before
+
+
+NAMES = ("=1+1", "+x", "-dog", "@sum", "'=y", "'quoted", '["a"]', "None", "01")
+
+
+def test_any_class_comes_back_from_a_spreadsheet(store: LabelStore) -> None:
+    index = store.read()
+    store.merge(dict.fromkeys(index.indices), index.classes)
+    for name in NAMES:
+        store.add_class(name)
+    for start in (0, 5):
+        answers = {image: 2 + number for number, image in enumerate(index.indices, start) if number < len(NAMES)}
+        store.merge(answers, store.read().classes)
+        main(["labels", "export", str(store.path), "--out", f"{start}.csv"])
+        cells = [cell for row in csv.reader(Path(f"{start}.csv").read_text("utf-8-sig").splitlines()) for cell in row]
+        assert not [cell for cell in cells if cell[:1] in tuple("=+-@\t\r")]
+        forget(store)
+        main(["labels", "import", str(store.path), f"{start}.csv"])
+        assert {image: answers_of(store.read())[image] for image in answers} == answers
+    assert store.read().classes[2:] == NAMES

@@ -28,6 +28,7 @@ def test_options() -> None:
     ([], "usl label: expected a label file, e.g. usl label runs/NAME/select/labels.json"),
     (["labels.npy"], "expected a label file"),
     (["none.json"], "none.json: label index cannot be read"),
+    (["no\nne\x1b[2J.json"], "no\\nne\\x1b[2J.json: label index cannot be read"),
     (["plain.json"], "plain.json: has no room for labels"),
     (["empty.json"], "empty.json: no image in it to label"),
     (["LABELS", "--port", "x"], "--port x: expected a number from 1 to 65535"),
@@ -43,7 +44,7 @@ def test_mistakes(
     labels = make_selection(tmp_path)
     Path("plain.json").write_text("[3]")
     index = json.loads(labels.read_text())
-    Path("empty.json").write_text(json.dumps({**index, "indices": [], "labels": [], "files": []}))
+    Path("empty.json").write_text(json.dumps({**index, "indices": [], "labels": [], "files": [], "hashes": []}))
     with pytest.raises(SystemExit) as stop:
         main(["label", *[word.replace("LABELS", str(labels)) for word in words]])
     assert stop.value.code == 2

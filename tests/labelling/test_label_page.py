@@ -160,7 +160,7 @@ def test_a_label_file_that_is_made_anew_is_shown_anew(browser: Browser, tmp_path
     index = json.loads(labels.read_text())
     labels.unlink()
     expect(page.locator("#trouble")).to_contain_text("labels.json: cannot be read")
-    index |= {"indices": index["indices"][::-1], "files": index["files"][::-1], "labels": [None] * 40}
+    index |= {key: index[key][::-1] for key in ("indices", "files", "hashes")} | {"labels": [None] * 40}
     labels.write_text(json.dumps(index))
     answered(page, 0)
     expect(page.locator("#trouble")).to_be_hidden()

@@ -11,6 +11,7 @@ from own_images import make_selection
 from PIL import Image
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import sha256_of_file
 from usl_lightning.labelling.pictures import open_pictures
 from usl_lightning.labelling.similar import SimilarImages
 from usl_lightning.labels import LabelIndex
@@ -77,13 +78,23 @@ def test_a_link_out_of_the_folder_is_not_followed(labels: Path, tmp_path: Path) 
     with pytest.raises(UslError, match="a link out of"):
         open_pictures(index)
     file.unlink()
-    file.symlink_to(tmp_path / "images" / (index.files or ())[4])
+    inside = shutil.move(outside, tmp_path / "images" / "moved.png")
+    file.symlink_to(inside)
     assert open_pictures(index).has(index.indices[3])
 
 
+def chosen_as_it_is(labels: Path, file: Path) -> LabelIndex:
+    """The label file as if `file` had been what it is now when it was chosen."""
+    index = json.loads(labels.read_text())
+    index["hashes"][index["files"].index(file.name)] = sha256_of_file(file)
+    labels.write_text(json.dumps(index))
+    return LabelIndex.read(labels)
+
+
 def test_what_is_no_image_is_told(labels: Path, tmp_path: Path) -> None:
-    index = LabelIndex.read(labels)
-    (tmp_path / "images" / (index.files or ())[0]).write_text("<script>")
+    file = tmp_path / "images" / (LabelIndex.read(labels).files or ())[0]
+    file.write_text("<script>")
+    index = chosen_as_it_is(labels, file)
     with pytest.raises(UslError, match=r"\.png: "):
         open_pictures(index).encoded(index.indices[0], 100)
 
@@ -117,10 +128,103 @@ def refreshed(labels: Path, images: Path) -> LabelIndex:
 
 
 def test_a_large_image_is_a_small_jpeg(labels: Path, tmp_path: Path) -> None:
-    index = LabelIndex.read(labels)
-    Image.effect_noise((900, 600), 40).convert("RGB").save(tmp_path / "images" / (index.files or ())[0])
+    file = tmp_path / "images" / (LabelIndex.read(labels).files or ())[0]
+    Image.effect_noise((900, 600), 40).convert("RGB").save(file)
+    index = chosen_as_it_is(labels, file)
     content, kind = open_pictures(index).encoded(index.indices[0], 600)
     assert (kind, shown(content).shape) == ("image/jpeg", (400, 600, 3))
+
+
+# the images that the label file means ----------------------------------------------------------------------
+
+
+def copied(folder: Path, place: Path, seed: int | None = None) -> Path:
+    """The same files elsewhere; with `seed`, of other pixels and the same sizes."""
+    for file in folder.rglob("*.png"):
+        target = place / file.relative_to(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = bytearray(file.read_bytes())
+        content[-20] ^= 0 if seed is None else 1  # in a checksum: the length stays
+        target.write_bytes(content)
+    return place
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_another_folder_with_the_same_names_is_refused(tmp_path: Path, hashes: bool) -> None:
+    index = LabelIndex.read(make_selection(tmp_path, hashes=hashes))
+    same = copied(tmp_path / "images", tmp_path / "same")
+    assert open_pictures(index, str(same)).has(index.indices[0])
+    other = make_selection(tmp_path / "other").parents[3] / "images"
+    first = other / (index.files or ())[0]
+    Image.new("L", (9, 9)).save(first)
+    with pytest.raises(UslError, match=r"labels\.json: .*(with --dir|select again)"):
+        open_pictures(index, str(other))
+
+
+def test_files_of_the_same_size_are_told_apart_by_their_content(labels: Path, tmp_path: Path) -> None:
+    other = copied(tmp_path / "images", tmp_path / "other", seed=1)
+    with pytest.raises(UslError, match="has another content than when it was chosen; give the folder"):
+        open_pictures(LabelIndex.read(labels), str(other))
+
+
+def test_a_relative_folder_read_from_elsewhere(labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = labels.parent / "config.yaml"
+    config.write_text(config.read_text().replace(str(tmp_path / "images"), "images"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    index = LabelIndex.read(labels)
+    with pytest.raises(UslError, match=f"images: no such folder in {elsewhere}; give the folder"):
+        open_pictures(index)
+    copied(tmp_path / "images", elsewhere / "images", seed=1)
+    with pytest.raises(UslError, match="another content"):
+        open_pictures(index)
+    monkeypatch.chdir(tmp_path)
+    assert open_pictures(index).name(index.indices[0]) == (index.files or ())[0]
+
+
+def test_a_file_replaced_while_the_server_runs_is_neither_shown_nor_answered(labels: Path, tmp_path: Path) -> None:
+    index = LabelIndex.read(labels)
+    pictures = open_pictures(index)
+    first, second = index.indices[:2]
+    pictures.check(first)
+    file = tmp_path / "images" / (index.files or ())[0]
+    before = file.read_bytes()
+    file.write_bytes((tmp_path / "images" / (index.files or ())[1]).read_bytes())
+    for action in (lambda: pictures.check(first), lambda: pictures.encoded(first, 100)):
+        with pytest.raises(UslError, match=r"was replaced since it was chosen; put that file back, or select again"):
+            action()
+    pictures.check(second)
+    file.write_bytes(before)
+    pictures.check(first)
+    file.unlink()
+    with pytest.raises(UslError, match=r"cannot be read \(No such file"):
+        pictures.check(first)
+
+
+def test_without_hashes_the_folder_stays_as_it_was(tmp_path: Path) -> None:
+    index = LabelIndex.read(make_selection(tmp_path, hashes=False))
+    pictures = open_pictures(index)
+    first = index.indices[0]
+    pictures.check(first)
+    added = tmp_path / "images" / "sub" / "new.png"
+    Image.new("L", (4, 4)).save(added)
+    with pytest.raises(UslError, match=r"but the data is folder/train \(61 images"):
+        pictures.check(first)
+    with pytest.raises(UslError, match="but the data is"):
+        open_pictures(index)
+    added.unlink()
+    pictures.check(first)
+
+
+def test_names_in_another_form_of_unicode_are_found(tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    index = json.loads(labels.read_text())
+    file = tmp_path / "images" / index["files"][0]
+    file.rename(file.with_name("caf\u00e9.png"))
+    index["files"][0] = str(Path(index["files"][0]).with_name("cafe\u0301.png"))
+    labels.write_text(json.dumps(index))
+    assert open_pictures(LabelIndex.read(labels)).encoded(index["indices"][0], 100)
 
 
 def test_a_set_in_memory_is_shown_too(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_the_page_and_its_state(ask: Asked) -> None:
     status, content, headers = ask("")
     assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert b"<title>Label images</title>" in content
-    assert ask("page.js")[0] == ask("page.css")[0] == ask("icon.svg")[0] == 200
+    assert ask("picture.js")[0] == ask("page.js")[0] == ask("page.css")[0] == ask("icon.svg")[0] == 200
     status, state, _ = ask("state")
     assert (status, state["classes"], state["then"]) == (200, ["cat", "dog", "<b>evil</b>"], "usl run own.yaml")
     assert [each["image"] for each in state["images"]] == [ask.first, *ask.others]
@@ -100,6 +100,64 @@ def test_a_label_file_that_is_gone_or_of_other_images_is_told(ask: Asked) -> Non
     assert "labels.json: cannot be read" in gone[1]["problem"]
     assert replaced[:2] == (400, {"problem": "image 98 is not one that this server knows; start usl label again"})
     assert ask("state")[0] == 200
+
+
+def test_an_answer_for_another_selection_is_refused(ask: Asked) -> None:
+    path, before = ask.store.path, ask.store.path.read_bytes()
+    index = json.loads(before)
+    turned = {key: index[key][::-1] for key in ("indices", "files", "hashes")}
+    _, shown, _ = ask("state")
+    body = {"image": ask.others[4], "answer": 1, "seen": None}
+    seen = {"selection": shown["selection"], "class": "dog"}
+    try:
+        path.write_text(json.dumps({**index, **turned, "labels": [None] * 40, "unsure": []}))
+        chosen_anew = path.read_bytes()
+        blind = ask("answers", body)  # of nothing that was shown since
+        stale = ask("answers", {**body, **seen})
+        assert path.read_bytes() == chosen_anew
+        _, state, _ = ask("state")
+        assert ask("answers", {**body, **seen})[0] == 409
+        assert ask("answers", {**body, **seen, "selection": state["selection"]})[0] == 200
+    finally:
+        path.write_bytes(before)
+    for status, told, _ in (blind, stale):
+        assert status == 409
+        assert "labels.json holds another selection by now" in told["problem"]
+        assert [each["image"] for each in told["images"]] == turned["indices"]
+    assert ask("state")[1]["selection"] == shown["selection"]
+
+
+def test_an_answer_is_the_class_that_was_shown(ask: Asked) -> None:
+    path, before = ask.store.path, ask.store.path.read_bytes()
+    index = json.loads(before)
+    _, shown, _ = ask("state")
+    body = {"image": ask.others[5], "answer": 0, "seen": None, "selection": shown["selection"], "class": "cat"}
+    try:
+        path.write_text(json.dumps({**index, "classes": ["dog", "cat", *index["classes"][2:]]}))
+        status, told, _ = ask("answers", body)
+        assert (status, told["classes"][:2]) == (409, ["dog", "cat"])
+        assert "labels.json has other classes by now" in told["problem"]
+        assert ask("answers", {**body, "answer": 1})[0] == 200
+    finally:
+        path.write_bytes(before)
+
+
+def test_an_answer_for_a_file_that_was_replaced_is_refused(ask: Asked) -> None:
+    index = ask.store.read()
+    folder = ask.store.path.parents[3] / "images"
+    image, file = index.indices[7], folder / (index.files or ())[7]
+    before, labels = file.read_bytes(), ask.store.path.read_bytes()
+    file.write_bytes((folder / (index.files or ())[8]).read_bytes())
+    try:
+        answered = ask("answers", {"image": image, "answer": 0, "seen": None})
+        shown = ask(f"images/{image}")
+    finally:
+        file.write_bytes(before)
+    for status, told, _ in (answered, shown):
+        assert status == 400
+        assert "was replaced since it was chosen; put that file back, or select again" in told["problem"]
+    assert ask.store.path.read_bytes() == labels
+    assert ask("answers", {"image": image, "answer": 0, "seen": None})[0] == 200
 
 
 def test_a_class_is_added_once(ask: Asked) -> None:
@@ -190,5 +248,5 @@ def test_every_answer_forbids_requests_elsewhere(ask: Asked) -> None:
         assert "http" not in policy
         assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
         assert "access-control-allow-origin" not in headers
-    page = b"".join(ask(name)[1] for name in ("", "page.js", "page.css"))
+    page = b"".join(ask(name)[1] for name in ("", "page.js", "picture.js", "page.css"))
     assert b"//" not in page.replace(b"http://www.w3.org", b"").replace(b"\n// ", b"").replace(b" // ", b"")

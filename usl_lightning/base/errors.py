@@ -12,6 +12,20 @@ class UslError(Exception):
     """
 
 
+def printable(text: str, longest: int | None = None) -> str:
+    """A text on one line that does nothing to a terminal and is UTF-8; names in files may be anything.
+
+    Args:
+        text: any.
+        longest: characters that are kept of it; None: all.
+    """
+    if longest is not None and len(text) > longest:
+        text = f"{text[: longest - 1]}…"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" (did you mean 'x'?)"` for the known name nearest to `name`, or an empty string."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)

@@ -3,13 +3,15 @@
 import errno
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.strict_json import parse_json
 
 
 @contextmanager
@@ -56,8 +58,45 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write a JSON file atomically, indented, ending with a newline."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write a JSON file atomically, indented, ending with a newline; floats that are not finite become null."""
+    try:
+        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=1, ensure_ascii=False)
+    write_text(path, text + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: str | Path, advice: str) -> Any:
+    """The value of a JSON file, read strictly; see `parse_json`.
+
+    Args:
+        path: the file.
+        advice: what to do if it is damaged, the end of the message.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        UslError: it cannot be read, or is not JSON as it is meant; the line says where.
+    """
+    try:
+        return parse_json(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UslError(f"{path}: cannot be read ({reason}); {advice}") from error
+
+
+def sha256_of(content: bytes) -> str:
+    """`sha256:<hex>` of bytes."""
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
 def sha256_of_file(path: str | Path) -> str:

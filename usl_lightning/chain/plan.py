@@ -1,6 +1,5 @@
 """`run.json` of a chain's folder: the stages it is to have, and the command that makes or continues it."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -9,7 +8,7 @@ from typing import Any
 
 from usl_lightning.base.arguments import options
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import write_json
+from usl_lightning.base.files import read_json, write_json
 from usl_lightning.chain.file import Stage
 from usl_lightning.stage.folder import StageFolder
 
@@ -67,12 +66,12 @@ class Plan:
         """
         path = folder / "run.json"
         try:
-            content: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content: Mapping[str, Any] = read_json(path, "delete it, `usl run` writes it again")
             stages = tuple(PlannedStage(s["name"], s["command"], tuple(s["needs"])) for s in content["stages"])
             return cls(tuple(content["arguments"]), content["seed"], stages)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (KeyError, TypeError) as error:
             raise UslError(f"{path}: damaged ({error!r}); delete it, `usl run` writes it again") from error
 
     @contextmanager

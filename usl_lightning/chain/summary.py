@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from usl_lightning.chain.file import Stage
 from usl_lightning.labels import LabelIndex
+from usl_lightning.stage.captions import redraw_captions
 
 if TYPE_CHECKING:
     from usl_lightning.chain.options import RunOptions
@@ -61,6 +62,8 @@ def draw_summary(run: RunOptions, summary: Mapping[str, Any]) -> None:
     if strips and all(strip.exists() for strip in strips):
         from usl_lightning.pictures.gallery import summary_picture
 
+        for result in summary["results"]:  # people may have labelled them since they were chosen
+            redraw_captions(Path(result["labels"]), LabelIndex.read(result["labels"]))
         summary_picture(summary["results"], strips, run.out / run.name / "summary.png")
 
 

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 import io
-import json
 import re
 import time
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.files import sha256_of_file, write_json, write_text
+from usl_lightning.base.files import read_json, sha256_of_file, write_json, write_text
 from usl_lightning.base.version import __version__
 from usl_lightning.compare.spec import Comparison, Entry
 from usl_lightning.data.batch import ImageSpec
@@ -25,6 +24,7 @@ from usl_lightning.data.modules import ImageData
 from usl_lightning.engine.logs import show_messages
 from usl_lightning.engine.trainer import Trainer
 from usl_lightning.evaluation.label_quality import label_quality
+from usl_lightning.labels.tables import guarded
 from usl_lightning.pictures.curves import Curve, Panel, draw_curves
 from usl_lightning.selection.coreset import Coreset
 from usl_lightning.selection.selector import Selector
@@ -199,11 +199,9 @@ def _cell(folder: Path, ground: _Ground, entry: Entry, budget: int, seed: int) -
 
 def _read(path: Path) -> Cell | None:
     try:
-        cell: Cell = json.loads(path.read_text(encoding="utf-8"))
+        cell: Cell = read_json(path, "delete it, and it is made again")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise UslError(f"{path}: cannot be read ({error}); delete it, and it is made again") from error
     return cell
 
 
@@ -279,7 +277,7 @@ def _csv(cells: list[Cell]) -> str:
     columns = ("selector", "budget", "seed", *FIGURES, "seconds")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(cells)
+    writer.writerows({**cell, "selector": guarded(cell["selector"])} for cell in cells)
     return text.getvalue()
 
 

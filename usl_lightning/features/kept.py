@@ -15,6 +15,7 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import atomic_path
+from usl_lightning.base.strict_json import parse_json
 from usl_lightning.compute.distributed import gather
 from usl_lightning.data.images.folders import cache_folder
 from usl_lightning.data.modules import ImageData
@@ -86,7 +87,7 @@ def check_dataset(about: Any, fingerprint: str, what: str, where: str) -> None:
         UslError: of other images.
     """
     try:
-        told = None if about is None else json.loads(str(about)).get("dataset")
+        told = None if about is None else parse_json(str(about)).get("dataset")
     except (ValueError, AttributeError):  # somebody else's entry of that name
         return
     if told is not None and told != fingerprint:

@@ -11,6 +11,7 @@ from usl_lightning.base.arguments import home, known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.chain.file import Chain
+from usl_lightning.labels.names import checked, clean
 
 if TYPE_CHECKING:  # it imports torch
     from usl_lightning.init.plan import Plan
@@ -85,11 +86,11 @@ def _classes(text: str | None) -> tuple[tuple[str, ...] | None, int | None]:
     """The class names, and how many classes there are, as far as a text says: `10` or `cat,dog`."""
     if text is None:
         return None, None
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    names = [clean(name) for name in text.split(",") if name.strip()]
     count = int(text) if text.isdecimal() else len(names)
     if count < 2 or len(set(names)) < len(names) or text == "true":
         raise UslError(f"usl init: --classes {text}: expected how many, or names: 2 or more, each once, as in cat,dog")
-    return (() if text.isdecimal() else names), count
+    return (() if text.isdecimal() else checked(names, "usl init: --classes")), count
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,15 +13,17 @@ from xml.sax.saxutils import quoteattr
 from usl_lightning.base.arguments import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
-from usl_lightning.labelling.store import NOT_SURE, Answer, LabelStore, answers_of, name_of, with_class
+from usl_lightning.labelling.answers import COLUMNS, by_number, read_answers
+from usl_lightning.labelling.store import LabelStore, answers_of, name_of
 from usl_lightning.labels import LabelIndex
-from usl_lightning.labels.entries import short
 from usl_lightning.labels.index import images_to_label
+from usl_lightning.labels.names import NOT_SURE
+from usl_lightning.labels.tables import guarded
+from usl_lightning.stage.captions import redraw_captions
 
 PREFIX = "/data/local-files/?d="
 """What Label Studio's own server calls files below its document root."""
 
-COLUMNS = ("index", "file", "label")
 OPTIONS = {"export": ("out", "prefix", "dir"), "import": ()}
 USAGE = {
     "export": f"usl labels export LABELS.json --out TASKS.json|FILE.csv [--prefix {PREFIX}] [--dir FOLDER]",
@@ -77,19 +79,20 @@ def _import(store: LabelStore, path: Path) -> None:
     changed = sum(known[image] not in (None, answer) for image, answer in answers.items())
     added = classes[len(index.classes) :]
     index = store.merge(answers, classes)
+    redraw_captions(store.path, index)
     news = f", {changed} other than before" if changed else ""
     news += f"; new classes: {', '.join(added)}" if added else ""
     print(f"{store.path}: {len(answers)} answers{news}; {images_to_label(index)}")
 
 
 def to_csv(index: LabelIndex) -> str:
-    """`index,file,label`, a line for each image; the label is the class's name, or empty."""
+    """`index,file,label`, a line for each image; the label is the class's name, or empty. No cell is a formula."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     files = index.files or ("",) * len(index)
     for (image, answer), file in zip(answers_of(index).items(), files, strict=True):
-        writer.writerow((image, file, "" if answer is None else name_of(answer, index)))
+        writer.writerow((image, guarded(file), "" if answer is None else guarded(name_of(answer, index))))
     return text.getvalue()
 
 
@@ -131,117 +134,3 @@ def _addresses(index: LabelIndex, prefix: str, dir: str | None) -> list[str]:
     pictures = open_pictures(index, dir)
     encoded = (pictures.encoded(image, 1024) for image in index.indices)
     return [f"data:{kind};base64,{base64.b64encode(content).decode()}" for content, kind in encoded]
-
-
-# what comes back -----------------------------------------------------------------------------------------
-
-
-def read_answers(path: Path, index: LabelIndex) -> dict[int, str]:
-    """Class names by position in the data set, from Label Studio's export (JSON, JSON-MIN, CSV) or our own CSV.
-
-    Skipped tasks and empty labels have no answer, and are left out.
-
-    Args:
-        path: `.json` or `.csv`.
-        index: the images they are about.
-
-    Raises:
-        UslError: the file is of no such kind, names an image that is not in the index, or has two answers for one.
-    """
-    reader = {".json": _rows_of_json, ".csv": _rows_of_csv}.get(path.suffix.lower())
-    if reader is None:
-        raise UslError(f"{path}: expected Label Studio's export as .json or .csv, or a .csv of {','.join(COLUMNS)}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UslError(f"{path}: its letters are not in UTF-8; save it so (a spreadsheet: 'CSV UTF-8')") from error
-    except OSError as error:
-        raise UslError(f"{path}: cannot be read ({error.strerror})") from error
-    file_of = dict(zip(index.indices, index.files or ("",) * len(index), strict=True))
-    image_of = {file: image for image, file in file_of.items() if file}
-    answers: dict[int, str] = {}
-    for entry, (about, names) in enumerate(reader(path, text)):
-        where = f"{path}: entry {entry}"
-        image = _image(about, file_of, image_of, where)
-        for name in names:
-            if answers.setdefault(image, name) != name:
-                raise UslError(f"{where}: image {image} is {short(answers[image])} and {short(name)}; settle on one")
-    return answers
-
-
-def by_number(names: Mapping[int, str], index: LabelIndex) -> tuple[dict[int, Answer], tuple[str, ...]]:
-    """(answers, classes): names as class numbers of the index's classes, which new names are added to.
-
-    Raises:
-        UslError: a name that no class can have.
-    """
-    answers: dict[int, Answer] = {}
-    for image, name in names.items():
-        name = " ".join(name.split())
-        if name.casefold() == NOT_SURE:
-            answers[image] = "unsure"
-        else:
-            index = with_class(index, name)
-            answers[image] = index.classes.index(name)
-    return answers, index.classes
-
-
-def _image(about: Mapping[str, Any], file_of: Mapping[int, str], image_of: Mapping[str, int], where: str) -> int:
-    """The image that an entry is about: by its `index`, or by its `file`."""
-    number, file = str(about.get("index", "")).strip(), about.get("file")
-    image = int(number) if number.isdecimal() else image_of.get(str(file), -1)
-    if image not in file_of:
-        raise UslError(
-            f"{where}: index {short(about.get('index'))}, file {short(file)}: not one of the images to label"
-        )
-    if file and file_of[image] and file != file_of[image]:
-        raise UslError(f"{where}: index {image} is {short(file)} there, but {file_of[image]} in the label file")
-    return image
-
-
-def _rows_of_csv(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
-    separator = max(",;\t", key=text.partition("\n")[0].count)  # spreadsheets write that of their country
-    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator)
-    try:
-        columns = rows.fieldnames or []
-        if "label" not in columns or not {"index", "file"} & set(columns):
-            raise UslError(f"{path}: its columns are {short(','.join(columns))}; expected {', '.join(COLUMNS)}")
-        for row in rows:
-            label = (row["label"] or "").strip()
-            yield row, [label] if label else []
-    except csv.Error as error:
-        raise UslError(f"{path}: line {rows.line_num + 1}: not CSV ({error})") from error
-
-
-def _rows_of_json(path: Path, text: str) -> Iterator[tuple[Mapping[str, Any], list[str]]]:
-    try:
-        tasks = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UslError(f"{path}: not JSON ({error}); expected Label Studio's export") from error
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        raise UslError(f"{path}: not Label Studio's export; expected a list of tasks")
-    for entry, task in enumerate(tasks):
-        try:
-            if "data" in task:
-                yield task["data"], list(_choices(task))
-            else:  # JSON-MIN: everything of a task in one object
-                yield task, _single(task["label"]) if task.get("label") else []
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UslError(f"{path}: entry {entry}: {short(task)}: not a task of one choice each") from error
-
-
-def _choices(task: Mapping[str, Any]) -> Iterator[str]:
-    for annotation in task.get("annotations") or []:
-        if not annotation.get("was_cancelled"):
-            for result in annotation["result"]:
-                if result["type"] == "choices":
-                    yield from _single(result["value"])
-
-
-def _single(value: Any) -> list[str]:
-    """The one name in `"cat"` or `{"choices": ["cat"]}`."""
-    names = value["choices"] if isinstance(value, dict) else [value]
-    (name,) = names
-    if not isinstance(name, str):
-        raise TypeError(name)
-    return [name]

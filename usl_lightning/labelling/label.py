@@ -2,20 +2,28 @@
 
 import secrets
 import shlex
+import signal
 import socket
 import threading
 import webbrowser
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from usl_lightning.base.arguments import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.chain.plan import Plan
+from usl_lightning.labelling.private import leading_to
 from usl_lightning.labelling.store import LabelStore
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.index import images_to_label
+from usl_lightning.stage.captions import redraw_captions
+
+if TYPE_CHECKING:
+    from usl_lightning.labelling.pictures import Pictures
+    from usl_lightning.labelling.similar import SimilarImages
 
 PORT = 8642
 """Tried first; if it is taken and was not asked for, any free one."""
@@ -69,7 +77,7 @@ class LabelOptions:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve the page, on this machine alone, until Ctrl-C; prints its address.
+    """Serve the page, on this machine alone, until Ctrl-C, SIGTERM or the terminal's end; prints its address.
 
     Raises:
         UslError: a mistake in the arguments, the label file, or where its images are; a port that is taken.
@@ -87,29 +95,59 @@ def main(arguments: Sequence[str]) -> None:
     pictures = open_pictures(index, typed.dir)
     similar = SimilarImages.beside(index, typed.labels.parent / "overview.npz")
     with _listening(typed.port) as listener:
-        port = listener.getsockname()[1]
-        token = secrets.token_urlsafe(24)
-        address = f"http://127.0.0.1:{port}/{token}/"
-        print(f"{_progress(index)}: {address}", flush=True)
+        _serve(listener, typed, store, pictures, similar)
+    index = store.read()
+    redraw_captions(typed.labels, index)
+    again = f"usl label {shlex.quote(str(typed.labels))} goes on" if index.unlabelled else next_command(typed.labels)
+    with suppress(OSError):  # the terminal may be gone
+        print(f"\n{_progress(index)}: {again}", flush=True)
+
+
+def _serve(
+    listener: socket.socket,
+    typed: LabelOptions,
+    store: LabelStore,
+    pictures: "Pictures",
+    similar: "SimilarImages | None",
+) -> None:
+    """Say the address, open the browser, and answer it until the server is stopped."""
+    import uvicorn
+
+    from usl_lightning.labelling.connections import TimedProtocol
+    from usl_lightning.labelling.server import LabellingApp
+
+    port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
+    address = f"http://127.0.0.1:{port}/{token}/"
+    app = LabellingApp(store, pictures, similar, next_command(typed.labels)).guarded(token, port)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app, http=TimedProtocol, log_level="warning", access_log=False, lifespan="off", ws="none",
+            server_header=False, timeout_graceful_shutdown=1,
+        )
+    )  # fmt: skip
+    with _stopped_by_signals(lambda: setattr(server, "should_exit", True)), ExitStack() as stack:
+        print(f"{_progress(store.read())}: {address}", flush=True)
         print("every answer is saved at once; Ctrl-C stops", flush=True)
         if typed.browser:
-            threading.Thread(target=webbrowser.open, args=[address], daemon=True).start()
-        import uvicorn
-
-        from usl_lightning.labelling.server import LabellingApp
-
-        app = LabellingApp(store, pictures, similar, next_command(typed.labels)).guarded(token, port)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app, log_level="warning", access_log=False, lifespan="off", ws="none", server_header=False,
-                timeout_graceful_shutdown=1,
-            )
-        )  # fmt: skip
+            page = stack.enter_context(leading_to(address, typed.labels.parent))
+            threading.Thread(target=webbrowser.open, args=[page], daemon=True).start()
         with suppress(KeyboardInterrupt):  # the way to stop it
             server.run(sockets=[listener])
-    index = store.read()
-    again = f"usl label {shlex.quote(str(typed.labels))} goes on" if index.unlabelled else next_command(typed.labels)
-    print(f"\n{_progress(index)}: {again}")
+
+
+@contextmanager
+def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Have SIGTERM and SIGHUP, which a terminal sends when it is closed, do this instead of killing the process."""
+    heeded = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    before = {signum: signal.getsignal(signum) for signum in heeded}
+    for signum, handler in before.items():
+        if handler != signal.SIG_IGN:  # as `nohup` has it
+            signal.signal(signum, lambda *_: stop())
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def next_command(labels: Path) -> str:

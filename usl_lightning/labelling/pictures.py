@@ -2,11 +2,13 @@
 
 import io
 import os
+import time
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +16,15 @@ from PIL import Image
 
 from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import sha256_of
 from usl_lightning.data.images import folders
 from usl_lightning.data.images.decode import decode
+from usl_lightning.data.images.folders import FileList, is_true
 from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.unreadable import unreadable
 from usl_lightning.data.images.walk import read_file
 from usl_lightning.labels import LabelIndex
+from usl_lightning.labels.entries import DatasetId
 
 if TYPE_CHECKING:  # a folder's images are shown without importing torch
     from usl_lightning.data.images.source import ImageSource
@@ -29,6 +34,22 @@ _PNG_PIXELS = 256 * 256  # larger pictures are sent as JPEG
 
 class Pictures(ABC):
     """Images by their position in the data set."""
+
+    @abstractmethod
+    def match(self, index: LabelIndex) -> None:
+        """Take the images of this label file for those to label.
+
+        Raises:
+            UslError: these are not the images that it means.
+        """
+
+    @abstractmethod
+    def check(self, image: int) -> None:
+        """Make sure that an image to label is still what it was.
+
+        Raises:
+            UslError: it is another one, or gone.
+        """
 
     @abstractmethod
     def name(self, image: int) -> str:
@@ -68,6 +89,9 @@ class Pictures(ABC):
 class FolderPictures(Pictures):
     """Image files below one folder; nothing outside of it is ever read, whatever a link says.
 
+    What is shown is what was chosen: the chosen files have the `hashes` of the label file, or the whole folder has its
+    fingerprint, and from then on they stay as they are.
+
     Args:
         root: the folder.
         index: the label file, whose `files` are relative to the folder.
@@ -76,7 +100,7 @@ class FolderPictures(Pictures):
         background: what transparent pixels are laid on.
 
     Raises:
-        UslError: a file is not there, or a link leads out of the folder.
+        UslError: a file is not there or another one, or a link leads out of the folder.
     """
 
     def __init__(
@@ -88,36 +112,37 @@ class FolderPictures(Pictures):
         skip: bool = False,
         background: str = WHITE,
     ) -> None:
-        assert index.files is not None
         assert index.dataset is not None
         self.root, self._only, self._skip, self._dataset = root.resolve(), only, skip, index.dataset
         self._background = background
-        self._files = dict(zip(index.indices, index.files, strict=True))
-        for file in index.files:
-            path = self.root / file
-            if not path.is_file():
-                raise UslError(
-                    f"{index.path}: {file} is not in {root}; give the folder the images were chosen from with --dir"
-                )
-            if not self._inside(path):
-                raise UslError(
-                    f"{path}: a link out of {root}, and nothing outside of that folder is shown; copy the image"
-                )
+        self._scan: _Scan | None = None
+        self._files: dict[int, str] = {}
+        self._hashes: dict[int, str] = {}
+        self.match(index)
 
-    def _inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.root)
+    def match(self, index: LabelIndex) -> None:
+        if index.dataset != self._dataset:
+            unknown = [image for image in index.indices if image not in self._files]
+            what = f"image {unknown[0]} is not one that this server knows" if unknown else f"{index.path} was replaced"
+            raise UslError(f"{what}; start usl label again")
+        files = dict(zip(index.indices, map(self._spelled, index.files or ()), strict=True))
+        for file in files.values():
+            self._check_inside(file, str(index.path))
+        if not index.hashes:
+            index.check(self._scanned().dataset, files=self._scanned().listing.files)
+        found = {image: sha256_of(read_file(self.root / file)) for image, file in files.items()}
+        for image, expected in zip(index.indices, index.hashes, strict=False):
+            if found[image] != expected:
+                raise UslError(
+                    f"{index.path}: {files[image]} in {self.root} has another content than when it was chosen; give the"
+                    " folder the images were chosen from with --dir, or select again"
+                )
+        self._index, self._files, self._hashes = index, files, found
 
-    @cached_property
-    def _others(self) -> dict[int, str]:
-        """All files of the data set; none if the folder has changed since, so that positions mean nothing."""
-        try:
-            found = folders.scan(self.root, self._only)
-        except UslError:
-            return {}
-        if self._skip:
-            found = found.without(set(unreadable(found)))
-        same = folders.fingerprint_of(found.files, found.sizes) == self._dataset.fingerprint
-        return dict(enumerate(found.files)) if same else {}
+    def check(self, image: int) -> None:
+        if not self._index.hashes:
+            self._index.check(self._scanned().dataset)
+        self._content(image)
 
     def name(self, image: int) -> str:
         name = self._files.get(image) or self._others.get(image)
@@ -131,8 +156,63 @@ class FolderPictures(Pictures):
         return image in self._others and self._inside(self.root / self._others[image])
 
     def pixels(self, image: int) -> NDArray[np.uint8]:
-        path = self.root / self.name(image)
-        return decode(read_file(path), str(path), 3, None, self._background)
+        return decode(self._content(image), str(self.root / self.name(image)), 3, None, self._background)
+
+    def _content(self, image: int) -> bytes:
+        """The file of an image; of a chosen one, what was chosen."""
+        name = self.name(image)
+        content = read_file(self.root / name)
+        if image in self._hashes and sha256_of(content) != self._hashes[image]:
+            raise UslError(f"{self.root / name}: was replaced since it was chosen; put that file back, or select again")
+        return content
+
+    def _spelled(self, file: str) -> str:
+        """The name of a file as this folder has it: accents may be composed or not."""
+        forms = (file, *(() if file.isascii() else (unicodedata.normalize(form, file) for form in ("NFC", "NFD"))))
+        return next((form for form in forms if (self.root / form).is_file()), file)
+
+    def _check_inside(self, file: str, where: str) -> None:
+        path = self.root / file
+        if not path.is_file():
+            raise UslError(
+                f"{where}: {file} is not in {self.root}; give the folder the images were chosen from with --dir"
+            )
+        if not self._inside(path):
+            raise UslError(
+                f"{path}: a link out of {self.root}, and nothing outside of that folder is shown; copy the image"
+            )
+
+    def _inside(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.root)
+
+    @property
+    def _others(self) -> Mapping[int, str]:
+        """All files of the data set; none if the folder has changed since, so that positions mean nothing."""
+        try:
+            scan = self._scan or self._scanned()  # what was there when the server was started is good enough
+        except UslError:
+            return {}
+        return scan.files if scan.dataset == self._dataset else {}
+
+    def _scanned(self) -> "_Scan":
+        """The folder as it is now; it is looked through again if it may have changed."""
+        if self._scan is None or not is_true(self._scan.listing, self._scan.started):
+            started = time.time_ns()
+            found = folders.scan(self.root, self._only)
+            found = found.without(set(unreadable(found))) if self._skip else found
+            fingerprint = folders.fingerprint_of(found.files, found.sizes)
+            dataset = replace(self._dataset, size=len(found.files), fingerprint=fingerprint)
+            self._scan = _Scan(found, dict(enumerate(found.files)), dataset, started)
+        return self._scan
+
+
+class _Scan(NamedTuple):
+    """What a folder held when it was looked through: its list, files by position, what data set that is, and when."""
+
+    listing: FileList
+    files: Mapping[int, str]
+    dataset: DatasetId
+    started: int
 
 
 class SourcePictures(Pictures):
@@ -140,10 +220,23 @@ class SourcePictures(Pictures):
 
     Args:
         source: the data set.
+        index: the label file.
+
+    Raises:
+        UslError: it was chosen from other images.
     """
 
-    def __init__(self, source: "ImageSource") -> None:
+    def __init__(self, source: "ImageSource", index: LabelIndex) -> None:
         self.source = source
+        self.match(index)
+
+    def match(self, index: LabelIndex) -> None:
+        from usl_lightning.data.images.source import dataset_id
+
+        index.check(dataset_id(self.source))
+
+    def check(self, image: int) -> None:
+        """Images in memory stay what they are."""
 
     def name(self, image: int) -> str:
         return f"image {image} of {self.source.name}"
@@ -174,7 +267,8 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
     if index.files is None:
         return _from_memory(index, place)
     if place is not None and not Path(place).expanduser().is_dir():
-        raise UslError(f"{place}: no such folder; give the folder of the images of {index.path} with --dir")
+        here = "" if os.path.isabs(place) or place.startswith("~") else f" in {os.getcwd()}"
+        raise UslError(f"{place}: no such folder{here}; give the folder of the images of {index.path} with --dir")
     if place is None and name == "folder":
         raise UslError(f"{index.path}: nothing says where its images are; give their folder with --dir")
     places = folders.split_folders(name, place)
@@ -188,12 +282,9 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
 
 def _from_memory(index: LabelIndex, place: str | None) -> Pictures:
     from usl_lightning.data.images.opening import open_source
-    from usl_lightning.data.images.source import dataset_id
 
     assert index.dataset is not None
-    source = open_source(index.dataset.name, index.dataset.split, dir=place)
-    index.check(dataset_id(source))
-    return SourcePictures(source)
+    return SourcePictures(open_source(index.dataset.name, index.dataset.split, dir=place), index)
 
 
 def _data_settings(labels: Path) -> Mapping[str, Any]:

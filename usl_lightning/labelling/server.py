@@ -1,8 +1,11 @@
 """The labelling page's server: a few addresses below a secret one, for this machine's browsers alone."""
 
+import hashlib
 import hmac
 import json
+import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,14 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.strict_json import parse_json
 from usl_lightning.labelling.pictures import Pictures
 from usl_lightning.labelling.similar import SimilarImages
-from usl_lightning.labelling.store import AnsweredMeanwhileError, LabelStore, answers_of
+from usl_lightning.labelling.store import Answer, ChangedMeanwhileError, LabelStore, answers_of
 from usl_lightning.labels import LabelIndex
 
 PAGE = Path(__file__).parent / "page"
-FILES = {"": "index.html", "page.css": "page.css", "page.js": "page.js", "icon.svg": "icon.svg"}
+FILES = {"": "index.html", **{name: name for name in ("page.css", "page.js", "picture.js", "icon.svg")}}
 """Address below the secret one -> file of the page."""
 
 SIDES = {"images": 1600, "thumbs": 192}
@@ -94,6 +98,9 @@ class LabellingApp:
 
     def __init__(self, store: LabelStore, pictures: Pictures, similar: SimilarImages | None, then: str) -> None:
         self.store, self.pictures, self.similar, self.then = store, pictures, similar, then
+        self._matched = ""
+        self._matching = threading.Lock()
+        self._match(store.read())
 
     def guarded(self, token: str, port: int) -> ASGIApp:
         """The whole server, whose addresses begin with `/TOKEN/`."""
@@ -116,25 +123,46 @@ class LabellingApp:
 
     def _described(self) -> dict[str, Any]:
         version = self.store.version  # before it is read: what changes meanwhile is asked for again
-        return self._told(self.store.read(), version)
-
-    def _told(self, index: LabelIndex, version: str) -> dict[str, Any]:
+        index = self.store.read()
+        selection = self._match(index)
         images = [
             {"image": image, "name": self.pictures.name(image), "answer": answer}
             for image, answer in answers_of(index).items()
         ]
-        return {"version": version, "classes": index.classes, "images": images, "then": self.then}
+        told = {"version": version, "selection": selection, "classes": index.classes}
+        return {**told, "images": images, "then": self.then}
 
     async def _answer(self, request: Request) -> Response:
         body = await _body(request)
         image, answer, seen = (body.get(key, "missing") for key in ("image", "answer", "seen"))
         if type(image) is not int or not _is_answer(answer) or not _is_answer(seen):
             return _problem(400, "expected image, answer and seen")
+        check = partial(self._check, image, answer, body)
         try:
-            await run_in_threadpool(self.store.answer, image, answer, seen)
-        except AnsweredMeanwhileError as error:
+            await run_in_threadpool(self.store.answer, image, answer, seen, check)
+        except ChangedMeanwhileError as error:
             return JSONResponse({"problem": str(error), **await run_in_threadpool(self._described)}, 409)
         return JSONResponse(await run_in_threadpool(self._described))
+
+    def _match(self, index: LabelIndex) -> str:
+        """Which selection it is; the pictures are made sure to be those of it."""
+        selection = selection_of(index)
+        with self._matching:
+            if selection != self._matched:
+                self.pictures.match(index)
+                self._matched = selection
+        return selection
+
+    def _check(self, image: int, answer: Answer, body: dict[str, Any], index: LabelIndex) -> None:
+        """Make sure that an answer is for what the page showed: this selection, this image, a class of this name."""
+        shown = body.get("selection", self._matched)
+        if selection_of(index) != shown or shown != self._matched:
+            raise ChangedMeanwhileError(f"{self.store.path} holds another selection by now")
+        named = body.get("class")
+        if isinstance(answer, int) and named is not None and index.classes[answer : answer + 1] != (named,):
+            raise ChangedMeanwhileError(f"{self.store.path} has other classes by now")
+        if image in index.indices:
+            self.pictures.check(image)
 
     async def _add_class(self, request: Request) -> Response:
         name = (await _body(request)).get("name")
@@ -181,12 +209,18 @@ async def _body(request: Request) -> dict[str, Any]:
             content += chunk
             if len(content) > LONGEST_BODY:
                 raise UslError("too long")
-        value = json.loads(content)
-    except (ValueError, RecursionError, ClientDisconnect) as error:
+        value = parse_json(content)
+    except (ValueError, ClientDisconnect) as error:
         raise UslError("not JSON") from error
     if not isinstance(value, dict):
         raise UslError("not an object")
     return value
+
+
+def selection_of(index: LabelIndex) -> str:
+    """A text that is the same for label files that ask for the same images of the same data set in the same order."""
+    asked = [index.dataset and vars(index.dataset), index.indices, index.files, index.hashes]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def _is_answer(value: Any) -> bool:

@@ -19,8 +19,8 @@ def main(arguments: Sequence[str]) -> None:
     """Read label indices (`.json`, `.npy`, `.csv`) and write one, in the format of its suffix.
 
     `union`: the entries of A, then those of B that are new; a label beats no label. `difference`: the entries of A
-    that are not in B. `convert`: A. Only `.json` keeps labels. `export` and `import`: labels for and from other
-    programs, see `labelling.interchange`.
+    that are not in B. `convert`: A. Only `.json` keeps labels, and `.csv` those of a `.csv`. `export` and `import`:
+    labels for and from other programs, see `labelling.interchange`.
 
     Args:
         arguments: what follows `usl labels`.
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str]) -> None:
         result = indices[0]
     result.write(out)
     labelled = len(result) - result.unlabelled
-    if out.suffix.lower() != ".json" and labelled:
+    kept = out.suffix.lower() == ".json" or (out.suffix.lower() == ".csv" and result.dataset is None)
+    if labelled and not kept:
         print(f"{out}: {len(result)} images; {out.suffix} has no room for their {labelled} labels, .json keeps them")
     else:
         print(f"{out}: {len(result)} images, {labelled} with a label")

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,17 +11,17 @@ from typing import Literal
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.labels import LabelIndex
+from usl_lightning.labels.names import LONGEST_NAME, NOT_SURE, check_name, check_new, clean
 
 Answer = int | Literal["unsure"] | None
 """A class number; "unsure", from who has looked and cannot tell; None, no answer yet."""
 
-NOT_SURE = "not sure"
-"""How "unsure" is written in files for other programs; no class can be called so."""
 
-LONGEST_NAME = 80
+class ChangedMeanwhileError(UslError):
+    """The label file is not any more what the page showed."""
 
 
-class AnsweredMeanwhileError(UslError):
+class AnsweredMeanwhileError(ChangedMeanwhileError):
     """Somebody else has answered since the image was shown."""
 
 
@@ -62,13 +62,16 @@ class LabelStore:
             raise UslError(f"{self.path}: cannot be read ({error.strerror}); was it moved?") from error
         return f"{status.st_ino:x}-{status.st_mtime_ns:x}"
 
-    def answer(self, image: int, answer: Answer, seen: Answer) -> LabelIndex:
+    def answer(
+        self, image: int, answer: Answer, seen: Answer, check: Callable[[LabelIndex], None] | None = None
+    ) -> LabelIndex:
         """Note what one image is.
 
         Args:
             image: its position in the data set, one of the index's.
             answer: what it is.
             seen: the answer it had when it was shown, so that nobody overwrites what they have not seen.
+            check: raises if the file is not the one that the answer is for; nothing changes the file meanwhile.
 
         Returns:
             The file's new content.
@@ -78,6 +81,8 @@ class LabelStore:
             UslError: no such image or class, or the file cannot be written.
         """
         with self._changing() as index:
+            if check is not None:
+                check(index)
             answers = answers_of(index)
             if image not in answers:
                 raise UslError(f"image {image} is not one of the {len(index)} to label")
@@ -90,7 +95,7 @@ class LabelStore:
         """Add a class after those there are; one of that name stays what it is.
 
         Raises:
-            UslError: the name is empty, too long, taken but for its case, or means something else.
+            UslError: the name is empty, too long, looks like another class's, or means something else.
         """
         with self._changing() as index:
             return self._write(with_class(index, name))
@@ -159,16 +164,13 @@ def with_class(index: LabelIndex, name: str) -> LabelIndex:
     Raises:
         UslError: see `LabelStore.add_class`.
     """
-    name = " ".join(name.split())
+    name = clean(name)
     if name in index.classes:
         return index
-    if not name or len(name) > LONGEST_NAME or not name.isprintable():
+    if len(name) > LONGEST_NAME:
         raise UslError(f"a class needs a name of 1 to {LONGEST_NAME} characters")
-    if name.casefold() == NOT_SURE:
-        raise UslError(f"'{name}' cannot be the name of a class: it is what images without a class are called")
-    for known in index.classes:
-        if known.casefold() == name.casefold():
-            raise UslError(f"'{name}' differs from the class '{known}' by its case only; use that one")
+    check_name(name)
+    check_new(name, index.classes)
     return replace(index, classes=(*index.classes, name))
 
 

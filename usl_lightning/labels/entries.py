@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.errors import UslError, printable
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Entries:
             leaves them out.
         followers: images that nobody labels and that take the label of an entry as a pseudo-label in training, for
             each entry; empty if there are none. A selection may ask for that (USL-T on ImageNet).
+        hashes: `sha256:…` of the content of each of `files`; empty if the file does not say.
     """
 
     dataset: DatasetId | None
@@ -53,6 +54,7 @@ class Entries:
     path: str | None = field(default=None, compare=False)
     unsure: tuple[int, ...] = ()
     followers: tuple[tuple[int, ...], ...] = ()
+    hashes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -69,6 +71,6 @@ def refuse(where: str, entry: int, problem: str) -> NoReturn:
 
 
 def short(value: Any) -> str:
-    """A value as JSON, cut to 60 characters, for messages."""
+    """A value as JSON, cut to 60 characters, for messages; what a terminal would not show as it is, is escaped."""
     text = json.dumps(value, ensure_ascii=False, default=repr)
-    return text if len(text) <= 60 else text[:59] + "…"
+    return printable(text, 60)

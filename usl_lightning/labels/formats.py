@@ -1,22 +1,31 @@
-"""The formats of a label index: JSON (ours, or a plain list), `.npy`, CSV `Index,ImageID`.
+"""The formats of a label index: JSON (ours, or a plain list), `.npy`, CSV `Index,ImageID[,Pseudolabel]`.
 
 Used through `LabelIndex.read` and `LabelIndex.write`.
 """
 
 import csv
-import io
-import json
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.arrays import load_array
+from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.files import atomic_path, write_json
+from usl_lightning.base.strict_json import parse_json
 from usl_lightning.labels.entries import DatasetId, Entries, refuse, short
+from usl_lightning.labels.names import checked
+from usl_lightning.labels.tables import guarded, parse_rows, unguarded
 
 FORMAT = "usl-label-index"
 VERSION = 1
-_KEYS = ("format", "version", "dataset", "method", "indices", "labels", "classes", "files", "unsure", "followers")
+_KEYS = (
+    "format", "version", "dataset", "method", "indices", "labels", "classes", "files", "hashes", "unsure", "followers",
+)  # fmt: skip
+
+COLUMNS = ("Index", "ImageID", "Pseudolabel")
+_HEADERS = (COLUMNS[:1], COLUMNS[:2], COLUMNS, COLUMNS[::2])
 
 
 def read(path: Path) -> Entries:
@@ -36,7 +45,7 @@ def read(path: Path) -> Entries:
 
 
 def write(index: Entries, path: Path) -> None:
-    """Write a file atomically, in the format of its suffix; `.npy` and `.csv` carry no labels.
+    """Write a file atomically, in the format of its suffix; `.npy` and `.csv` carry no labels of a known data set.
 
     Raises:
         UslError: another suffix, or the file cannot be written.
@@ -51,8 +60,11 @@ def write(index: Entries, path: Path) -> None:
             np.save(file, np.asarray(index.indices, dtype=np.int64), allow_pickle=False)
     elif suffix == ".csv":
         names = index.files or [str(i) for i in index.indices]
+        columns = [index.indices, [guarded(name) for name in names]]
+        if index.dataset is None and not index.plain:  # labels of a file that says no more than this one
+            columns.append(index.labels)
         with atomic_path(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as text:
-            csv.writer(text).writerows([("Index", "ImageID"), *zip(index.indices, names, strict=True)])
+            csv.writer(text).writerows([COLUMNS[: len(columns)], *zip(*columns, strict=True)])
     else:
         raise UslError(f"{path}: a label index is a .json, .npy or .csv file")
 
@@ -63,8 +75,8 @@ def _plain(path: Path, indices: list[Any], files: tuple[str, ...] | None = None)
 
 def _read_json(path: Path, content: bytes) -> Entries:
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(content)
+    except ValueError as error:
         raise UslError(f"{path}: not JSON ({error}); expected a label index or a list of indices") from error
     if isinstance(value, list):
         return _plain(path, value)
@@ -74,7 +86,7 @@ def _read_json(path: Path, content: bytes) -> Entries:
         raise UslError(f"{path}: version {short(value.get('version'))}; this program reads {VERSION}")
     for key in value:
         if key not in _KEYS:
-            raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, _KEYS)}")
+            raise UslError(f"{path}: unknown key '{printable(key, 60)}'{did_you_mean(key[:60], _KEYS)}")
     files = value.get("files")
     return Entries(
         _dataset_id(path, _get(path, value, "dataset", dict)),
@@ -86,6 +98,7 @@ def _read_json(path: Path, content: bytes) -> Entries:
         str(path),
         tuple(_get(path, value, "unsure", list)) if "unsure" in value else (),
         _followers(path, value) if "followers" in value else (),
+        tuple(_get(path, value, "hashes", list)) if "hashes" in value else (),
     )
 
 
@@ -103,9 +116,7 @@ def _texts(path: Path, value: dict[str, Any], key: str) -> tuple[str, ...]:
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise UslError(f"{path}: entry {i} of '{key}' is {short(text)}, expected a text")
-    if len(set(texts)) < len(texts):
-        raise UslError(f"{path}: '{key}' names a class twice")
-    return tuple(texts)
+    return checked(texts, f"{path}: '{key}'")
 
 
 def _followers(path: Path, value: dict[str, Any]) -> tuple[tuple[Any, ...], ...]:
@@ -144,35 +155,46 @@ def _to_json(index: Entries) -> Any:
         value["unsure"] = index.unsure
     if index.followers:
         value["followers"] = index.followers
+    if index.hashes:
+        value["hashes"] = index.hashes
     return value
 
 
 def _read_npy(path: Path, content: bytes) -> Entries:
-    import numpy as np
-
-    try:
-        array = np.load(io.BytesIO(content), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UslError(f"{path}: not an .npy file ({error})") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in "iu":
-        kind = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "an archive"
-        raise UslError(f"{path}: {kind}, expected whole numbers [n]")
+    array = load_array(path, content=content)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise UslError(f"{path}: {array.dtype} {list(array.shape)}, expected whole numbers [n]")
     return _plain(path, array.tolist())
 
 
 def _read_csv(path: Path, content: bytes) -> Entries:
-    try:
-        rows = list(csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UslError(f"{path}: not a CSV file ({error})") from error
-    rows = [row for row in rows if row]
-    if not rows or [cell.strip() for cell in rows[0][:2]] not in (["Index", "ImageID"], ["Index"]):
-        found = ",".join(rows[0]) if rows else "nothing"
-        raise UslError(f"{path}: first line is {short(found)}, expected Index,ImageID")
-    indices, files = [], []
-    for i, row in enumerate(rows[1:]):
-        if len(row) < min(len(rows[0]), 2) or not re.fullmatch("[0-9]{1,18}", row[0].strip()):
-            refuse(str(path), i, f"{short(','.join(row))} is not Index,ImageID")
-        indices.append(int(row[0]))
-        files += row[1:2]
-    return _plain(path, indices, tuple(f.strip() for f in files) if len(rows[0]) > 1 else None)
+    rows = parse_rows(path, content)
+    header = tuple(rows[0][1]) if rows else ()
+    if header not in _HEADERS:
+        raise UslError(
+            f"{path}: first line is {short(','.join(header) or 'nothing')}, expected {','.join(COLUMNS[:2])}, and "
+            f"perhaps {COLUMNS[2]}"
+        )
+    columns: dict[str, list[Any]] = {column: [] for column in header}
+    for i, (_, cells) in enumerate(rows[1:]):
+        if len(cells) < len(header) or not re.fullmatch("[0-9]{1,18}", cells[0]):
+            refuse(str(path), i, f"{short(','.join(cells))} is not {','.join(header)}")
+        for column, cell in zip(header, cells, strict=True):
+            columns[column].append(_READ[column](str(path), i, cell))
+    indices, files, labels = (columns.get(column) for column in COLUMNS)
+    plain = _plain(path, indices or [], None if files is None else tuple(files))
+    return plain if labels is None else replace(plain, labels=tuple(labels))
+
+
+def _pseudolabel(where: str, entry: int, cell: str) -> int:
+    number = re.fullmatch(r"([0-9]{1,18})(\.0*)?", cell)
+    if number is None:
+        refuse(where, entry, f"{COLUMNS[2]} {short(cell)} is no class number; leave out rows without one")
+    return int(number[1])
+
+
+_READ: dict[str, Callable[[str, int, str], Any]] = {
+    COLUMNS[0]: lambda where, entry, cell: int(cell),
+    COLUMNS[1]: lambda where, entry, cell: unguarded(cell),
+    COLUMNS[2]: _pseudolabel,
+}

@@ -5,14 +5,15 @@ file is refused at once. Only entries of an index ever reach a loss.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.errors import UslError, printable
 from usl_lightning.labels import formats
 from usl_lightning.labels.entries import DatasetId, Entries, refuse, short
+from usl_lightning.labels.names import composed
 
 _LARGEST = 2**63 - 1
 
@@ -81,6 +82,59 @@ class LabelIndex(Entries):
         if files is not None and self.files is not None:
             _check_files(where, self, files)
 
+    def placed(
+        self,
+        dataset: DatasetId,
+        classes: Sequence[str] = (),
+        files: Sequence[str] | None = None,
+        hashes_of: Callable[[Sequence[int]], Iterable[str]] | None = None,
+    ) -> "LabelIndex":
+        """This index as one of `dataset`, at the positions that its images have there.
+
+        With `hashes` the chosen files alone are looked at, and the folder may have grown since. Without, see `check`.
+
+        Args:
+            dataset, classes, files: see `check`.
+            hashes_of: `sha256:…` of the content of the files at some positions of `files`.
+
+        Raises:
+            UslError: see `check`; a chosen file is missing or has another content than when it was chosen.
+        """
+        if not self.hashes or files is None or hashes_of is None:
+            self.check(dataset, classes, files)
+            return self
+        same = self.dataset is not None and self.dataset.fingerprint == dataset.fingerprint
+        index = self if same else self._moved(dataset, files)
+        index.check(dataset, classes, files)
+        for i, (found, expected) in enumerate(zip(hashes_of(index.indices), index.hashes, strict=True)):
+            if found != expected:
+                where, file = self.path or "label index", printable(files[index.indices[i]], 200)
+                advice = "put that file back, use the folder it was chosen from, or select again"
+                refuse(where, i, f"{file} has another content than when it was chosen; {advice}")
+        return index
+
+    def _moved(self, dataset: DatasetId, files: Sequence[str]) -> "LabelIndex":
+        """The index with the positions of its files among those of another state of the folder."""
+        where = self.path or "label index"
+        if self.followers:
+            raise UslError(f"{where}: its followers are of {self.dataset}, but the data is {dataset}; select again")
+        position_of = {composed(file): position for position, file in enumerate(files)}
+        moved: dict[int, int] = {}
+        for i, (position, file) in enumerate(zip(self.indices, self.files or (), strict=True)):
+            if composed(file) not in position_of:
+                refuse(
+                    where, i, f"{short(file)} is not in the data; put it back, use the folder it was chosen from, or"
+                    " select again",
+                )  # fmt: skip
+            moved[position] = position_of[composed(file)]
+        return replace(
+            self,
+            dataset=dataset,
+            indices=tuple(moved.values()),
+            files=tuple(files[position] for position in moved.values()),
+            unsure=tuple(moved[position] for position in self.unsure),
+        )
+
     def with_labels(self, labels: Sequence[int], classes: Sequence[str] = ()) -> "LabelIndex":
         """This index with the data set's labels of *these indices alone*, as the formats without labels need.
 
@@ -140,6 +194,7 @@ class LabelIndex(Entries):
                 part.check(dataset)
         label_of = dict(zip(self.indices, self.labels, strict=True))
         file_of = dict(zip(self.indices, self.files or (), strict=False))
+        hash_of = dict(zip(self.indices, self.hashes, strict=False))
         for i, (index, label) in enumerate(zip(other.indices, other.labels, strict=True)):
             known = label_of.get(index)
             if known is not None and label is not None and known != label:
@@ -147,6 +202,8 @@ class LabelIndex(Entries):
             label_of[index] = label if known is None else known
             if other.files is not None:
                 file_of.setdefault(index, other.files[i])
+            if other.hashes and hash_of.setdefault(index, other.hashes[i]) != other.hashes[i]:
+                refuse(theirs, i, f"{file_of[index]} had another content than for the first")
         complete = len(file_of) == len(label_of)
         return LabelIndex(
             dataset,
@@ -157,6 +214,7 @@ class LabelIndex(Entries):
             tuple(file_of[index] for index in label_of) if complete else None,
             unsure=tuple(index for index, label in label_of.items() if label is None and index in unsure),
             followers=_followers_of_both(self, other, tuple(label_of)),
+            hashes=tuple(hash_of[index] for index in label_of) if len(hash_of) == len(label_of) else (),
         )
 
     def difference(self, other: "LabelIndex") -> "LabelIndex":
@@ -179,6 +237,7 @@ class LabelIndex(Entries):
             followers=tuple(
                 tuple(index for index in self.followers[i] if index not in taken) for i in keep if self.followers
             ),
+            hashes=tuple(self.hashes[i] for i in keep if self.hashes),
         )
 
     def _check_same(self, other: "LabelIndex") -> None:
@@ -210,9 +269,10 @@ def _followers_of_both(first: LabelIndex, second: LabelIndex, entries: tuple[int
 
 def _validate(index: LabelIndex, where: str) -> None:
     """What can be said of an index without its data set."""
-    for key in ("labels", "files", "followers"):
+    for key in ("labels", "files", "followers", "hashes"):
         values = getattr(index, key)
-        if values and len(values) != len(index.indices):
+        needed = key == "labels" or (key == "files" and values is not None)
+        if (values or needed) and len(values) != len(index.indices):
             raise UslError(f"{where}: {len(index.indices)} indices but {len(values)} {key}")
     seen: dict[int, int] = {}
     for i, value in enumerate(index.indices):
@@ -237,6 +297,9 @@ def _validate(index: LabelIndex, where: str) -> None:
     for i, file in enumerate(index.files or ()):
         if not _is_inside(file):
             refuse(where, i, f"file {short(file)} is not a path inside the image folder (relative, with /)")
+    for i, digest in enumerate(index.hashes):
+        if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest) or index.files is None:
+            refuse(where, i, f"hash {short(digest)} is not sha256: and 64 hexadecimal digits of one of 'files'")
 
 
 def _validate_followers(index: LabelIndex, where: str, taken: set[int]) -> None:
@@ -264,7 +327,7 @@ def _check_files(where: str, index: LabelIndex, files: Sequence[str]) -> None:
     assert index.files is not None
     exact = index.dataset is not None
     for i, (position, file) in enumerate(zip(index.indices, index.files, strict=True)):
-        actual = PurePosixPath(files[position])
+        actual, file = PurePosixPath(composed(files[position])), composed(file)
         names = {str(actual), actual.name, actual.stem, str(actual.with_suffix("")), str(position)}
         if file != str(actual) and (exact or file not in names):
             refuse(where, i, f"index {position} is {short(file)} there, but {actual} in the data")

@@ -1,8 +1,148 @@
-"""Names: what is written in two ways is one name."""
+"""Names of classes: which can be one, which look the same, and what tables write where there is none."""
 
+import re
 import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+
+from usl_lightning.base.errors import UslError, printable
+
+NOT_SURE = "not sure"
+"""What an image is called that a person could not name; no class can be called so."""
+
+LONGEST_NAME = 80
+
+MISSING = ("", "-1", "-1.0", "nan", "NaN", "NAN", "-nan", "None", "null", "NULL", "<NA>", "NaT")
+"""Cells that say "no label", as NumPy, pandas, databases and most repositories write it."""
+
+_DOUBTFUL = {text.casefold() for text in (*MISSING, "NA", "N/A", "#N/A", "#NA", "nil", "undefined")}
+"""Cells that may mean "no label", or be the name of a class."""
+
+_UNSEEN = re.compile(
+    r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
+)
+"""What is no control character (Cf) and shows nothing either."""
+
+_JOINERS = "\u200c\u200d"
+"""Zero width, but Persian, Indian scripts and emoji are not written without them."""
 
 
 def composed(text: str) -> str:
     """Unicode's composed form (NFC): what is written in two ways is one text. macOS decomposes names of files."""
     return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def clean(name: str) -> str:
+    """A name as it is kept: composed, with single spaces between its words."""
+    return " ".join(composed(name).split())
+
+
+def look(name: str) -> str:
+    """The same text for all names that look alike: but for case, width, spaces and what is not seen at all."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join("".join(c for c in _UNSEEN.sub("", folded) if unicodedata.category(c) != "Cf").split())
+
+
+def _key(name: str) -> str:
+    """The same text for names that look alike, and for whole numbers that are written in another way."""
+    seen = look(name)
+    number = re.fullmatch(r"0*(\d+)(\.0*)?", seen)
+    return number[1] if number else seen
+
+
+def is_not_sure(name: str) -> bool:
+    """Whether it is how `NOT_SURE` may be written."""
+    return look(name) == NOT_SURE
+
+
+def _told(name: str) -> str:
+    """A name in a message: what cannot be seen is escaped."""
+    return ascii(name[:LONGEST_NAME])
+
+
+def check_name(name: str) -> None:
+    """Refuse what no class can be called.
+
+    Raises:
+        UslError: nothing that can be seen, a control character, or `NOT_SURE`.
+    """
+    for character in name:
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in _JOINERS:
+            raise UslError(
+                f"a class needs a name that can be seen; {_told(name)} has the control character {character!a}"
+            )
+    if not look(name):
+        raise UslError(f"a class needs a name of 1 to {LONGEST_NAME} characters")
+    if is_not_sure(name):
+        raise UslError(f"'{name}' cannot be the name of a class: it is what images without a class are called")
+
+
+def check_new(name: str, classes: Iterable[str]) -> None:
+    """Refuse a name that people cannot tell from one there is.
+
+    Raises:
+        UslError: names both.
+    """
+    for known in classes:
+        if known.casefold() == name.casefold():
+            raise UslError(f"'{name}' differs from the class '{known}' by its case only; use that one")
+        if _key(known) == _key(name):
+            raise UslError(f"'{name}' ({_told(name)}) looks like the class '{known}' ({_told(known)}); use that one")
+
+
+def checked(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """The class names of a data set or a label file, in composed form.
+
+    Args:
+        names: as they were found. Some may differ by case alone: letters are a data set too.
+        where: the beginning of the message.
+
+    Raises:
+        UslError: no class can be called so, or two are the same.
+    """
+    kept = tuple(map(composed, names))
+    for number, name in enumerate(kept):
+        try:
+            check_name(name)
+        except UslError as error:
+            raise UslError(f"{where}: class {number}: {error}") from error
+    if len(set(kept)) < len(kept):
+        twice = next(name for name in kept if kept.count(name) > 1)
+        raise UslError(f"{where} names a class twice: '{printable(twice, LONGEST_NAME)}'")
+    return kept
+
+
+def name_in(cell: str, known: Collection[str] = ()) -> str | None:
+    """The class name in a cell of a table; None where it says that there is none.
+
+    Args:
+        cell: of the table.
+        known: names that are classes for certain.
+
+    Raises:
+        UslError: it may mean either, or cannot be a name.
+    """
+    name = clean(cell)
+    if name in known:
+        return name
+    if name in MISSING:
+        return None
+    if name.casefold() in _DOUBTFUL or re.fullmatch(r"-\d+(\.\d*)?", name):
+        raise UslError(
+            f"'{printable(name, LONGEST_NAME)}' may mean 'no label', or be a class; leave the cell empty for no label"
+        )
+    if not is_not_sure(name):
+        check_name(name)
+    return name
+
+
+def check_apart(names: Iterable[str]) -> None:
+    """Refuse names of which two are the same to the eye, or the same number.
+
+    Raises:
+        UslError: names two.
+    """
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(_key(name), name)
+        if other != name:
+            raise UslError(f"{_told(other)} and {_told(name)} would be two classes; settle on one")

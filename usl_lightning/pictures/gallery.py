@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from usl_lightning.base.files import atomic_path
 
 if TYPE_CHECKING:  # a chain's picture is drawn without importing torch
     from torch import Tensor
 
-TILE = 64
-PAD = 6
+TILE, CAPTION, PAD = 64, 18, 6
+MADE_BY = "usl-lightning"
 INK, PAPER, BAR = (32, 33, 36), (255, 255, 255), (66, 133, 244)
 
 
@@ -27,18 +28,59 @@ def chosen_strip(images: Tensor, captions: Sequence[str], path: Path, *, columns
         path: the file.
         columns: tiles in a row.
     """
-    font = ImageFont.load_default(12)
-    rows = -(-len(images) // columns)
-    height = TILE + 18
-    width = min(columns, len(images)) * (TILE + PAD) + PAD
-    sheet = Image.new("RGB", (width, rows * (height + PAD) + PAD), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
-        x, y = PAD + number % columns * (TILE + PAD), PAD + number // columns * (height + PAD)
-        sheet.paste(_tile(image), (x, y))
-        draw.text((x + TILE / 2, y + TILE + 8), _fit(caption, font), INK, font, anchor="mm")
+    sheet = Image.new("RGB", _sheet_size(len(images), columns), PAPER)
+    for number, image in enumerate(images):
+        sheet.paste(_tile(image), _corner(number, columns))
+    _write_captions(sheet, captions, columns)
+    _save(sheet, path)
+
+
+def caption_strip(path: Path, captions: Sequence[str], *, columns: int = 10) -> None:
+    """Write other captions below the images of a picture that `chosen_strip` has made.
+
+    Args:
+        path: the file; if it is missing, or no such picture, nothing is done.
+        captions, columns: as for `chosen_strip`.
+
+    Raises:
+        UslError: it cannot be written.
+    """
+    try:
+        with Image.open(path) as file:
+            made_by, before = file.info.get("Software"), file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return
+    if made_by != MADE_BY or before.size != _sheet_size(len(captions), columns):
+        return
+    sheet = before.copy()
+    _write_captions(sheet, captions, columns)
+    if sheet.tobytes() != before.tobytes():
+        _save(sheet, path)
+
+
+def _save(sheet: Image.Image, path: Path) -> None:
+    about = PngInfo()
+    about.add_text("Software", MADE_BY)
     with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG")
+        sheet.save(temporary, format="PNG", pnginfo=about)
+
+
+def _write_captions(sheet: Image.Image, captions: Sequence[str], columns: int) -> None:
+    font, draw = ImageFont.load_default(12), ImageDraw.Draw(sheet)
+    for number in range(len(captions)):
+        x, y = _corner(number, columns)
+        draw.rectangle((x - PAD, y + TILE, x + TILE + PAD, y + TILE + CAPTION), fill=PAPER)
+    for number, caption in enumerate(captions):
+        x, y = _corner(number, columns)
+        draw.text((x + TILE / 2, y + TILE + 8), _fit(caption, font), INK, font, anchor="mm")
+
+
+def _corner(number: int, columns: int) -> tuple[int, int]:
+    return PAD + number % columns * (TILE + PAD), PAD + number // columns * (TILE + CAPTION + PAD)
+
+
+def _sheet_size(count: int, columns: int) -> tuple[int, int]:
+    return min(columns, count) * (TILE + PAD) + PAD, -(-count // columns) * (TILE + CAPTION + PAD) + PAD
 
 
 def _tile(image: Tensor) -> Image.Image:

@@ -37,6 +37,7 @@ class Choice:
         overview: density and clusters; None if it had no features, or was made by an earlier version.
         source: the images; None if they are not there any more.
         problem: why not.
+        grown: images were added since: positions in the overview are no longer theirs.
     """
 
     stage: StageReport
@@ -44,6 +45,7 @@ class Choice:
     overview: "Overview | None"
     source: "ImageSource | None"
     problem: str = ""
+    grown: bool = False
 
     @property
     def name(self) -> str:
@@ -67,29 +69,27 @@ def read_choices(run: RunReport) -> list[Choice]:
     """The selections of a run, with their images."""
     from usl_lightning.stage.overview import Overview
 
-    opened: dict[str, tuple[ImageSource | None, str]] = {}
-    choices = []
-    for stage in run.selections:
-        index = stage.chosen
-        if index is None:
-            continue
-        about = repr(sorted((k, str(v)) for k, v in stage.config.items() if k.startswith("data.")))
-        if about not in opened:
-            opened[about] = _open(stage, index)
-        choices.append(Choice(stage, index, Overview.read(stage.folder.overview), *opened[about]))
-    return choices
+    opened: dict[str, ImageSource] = {}
+    return [
+        _choice(stage, stage.chosen, Overview.read(stage.folder.overview), opened)
+        for stage in run.selections
+        if stage.chosen is not None
+    ]
 
 
-def _open(stage: StageReport, index: LabelIndex) -> "tuple[ImageSource | None, str]":
-    """The images of a selection, if they are still those it chose from."""
+def _choice(
+    stage: StageReport, index: LabelIndex, overview: "Overview | None", opened: "dict[str, ImageSource]"
+) -> Choice:
+    """A selection with its images, if they are still those it chose; `opened` keeps data sets for the next one."""
     from usl_lightning.data.images.source import dataset_id
 
+    about = repr(sorted((k, str(v)) for k, v in stage.config.items() if k.startswith("data.")))
     try:
-        source = open_images(stage.config)
-        index.check(dataset_id(source))
+        source = opened[about] = opened.get(about) or open_images(stage.config)
+        placed = index.placed(dataset_id(source), files=source.files, hashes_of=source.content_hashes)
     except UslError as error:
-        return None, str(error)
-    return source, ""
+        return Choice(stage, index, overview, None, str(error))
+    return Choice(stage, placed, overview, source, grown=placed.dataset != index.dataset)
 
 
 # the images ----------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def _gallery(choice: Choice, most: int) -> list[Child]:
         return [*parts, tag("p", f"The images cannot be shown: {choice.problem}", class_="note")]
     try:
         pictures = thumbnails(choice.source, index.indices[:most])
-        contrast = [] if overview is None else least_representative(overview)
+        contrast = [] if overview is None or choice.grown else least_representative(overview)
         others = thumbnails(choice.source, [int(overview.images[row]) for row in contrast] if overview else [])
     except UslError as error:
         return [*parts, tag("p", f"The images cannot be shown: {error}", class_="note")]
@@ -269,7 +269,7 @@ def _map(choice: Choice, overview: "Overview", names: Names) -> list[Child]:
 def _labels(choice: Choice, overview: "Overview") -> list[int]:
     """The class of each image of the overview, -1 where it is not known."""
     labels = [-1] * len(overview.images)
-    if choice.source is not None and choice.source.classes == choice.index.classes:
+    if choice.source is not None and choice.source.classes == choice.index.classes and not choice.grown:
         labels = [int(choice.source.labels[position]) for position in overview.images.tolist()]
     for row in range(overview.chosen):
         own = choice.index.labels[row]

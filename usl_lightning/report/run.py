@@ -2,7 +2,6 @@
 
 import csv
 import fcntl
-import json
 import math
 import re
 import shlex
@@ -14,6 +13,7 @@ from typing import Any
 
 from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.files import read_json
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder
@@ -90,11 +90,9 @@ class StageReport:
         """`evaluation.json`: what the test images say; empty if there is none."""
         path = self.folder.path / "evaluation.json"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, "`usl test` writes it again")
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
-            raise UslError(f"{path}: cannot be read ({error}); `usl test` writes it again") from error
         return content if isinstance(content, dict) else {}
 
     @cached_property

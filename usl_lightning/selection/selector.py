@@ -124,8 +124,9 @@ class Selector(Method):
         """
         if self.keep_from is None:
             return None
-        source, index = data.train_source, LabelIndex.read(self.keep_from)
-        index.check(dataset_id(source), source.classes, source.files)
+        source = data.train_source
+        index = LabelIndex.read(self.keep_from)
+        index = index.placed(dataset_id(source), source.classes, source.files, source.content_hashes)
         if len(index) > self.budget:
             raise UslError(
                 f"model.keep_from: {self.keep_from} holds {len(index)} images, the budget is {self.budget}; the "

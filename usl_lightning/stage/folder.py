@@ -1,7 +1,6 @@
 """The folder that a stage leaves, and the record of it. Imports nothing heavy."""
 
 import fcntl
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import write_json
+from usl_lightning.base.files import read_json, write_json
 from usl_lightning.base.machine import this_machine
 from usl_lightning.stage.identity import differences, digest
 
@@ -41,11 +40,9 @@ class StageFolder:
             UslError: the file is damaged.
         """
         try:
-            record = json.loads(self.record_path.read_text(encoding="utf-8"))
+            record: dict[str, Any] = read_json(self.record_path, "use another --run_dir")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
-            raise UslError(f"{self.record_path}: cannot be read ({error}); use another --run_dir") from error
         return record
 
     @property

@@ -11,9 +11,7 @@ from usl_lightning.data.images.source import ImageSource, dataset_id
 from usl_lightning.evaluation.label_quality import label_quality
 from usl_lightning.labels import LabelIndex
 from usl_lightning.pictures.gallery import chosen_strip
-
-SHOWN = 200
-"""Images in the picture of a selection: their pixels are all in memory at once."""
+from usl_lightning.stage.captions import SHOWN, captions
 
 
 def chosen_index(
@@ -49,6 +47,7 @@ def chosen_index(
         files=None if source.files is None else tuple(source.files[i] for i in positions),
         unsure=tuple(i for i, label in zip(positions, labels, strict=True) if label is None and i in unsure),
         followers=followers,
+        hashes=() if source.files is None else tuple(source.content_hashes(positions)),
     )
 
 
@@ -83,8 +82,7 @@ def draw_chosen(index: LabelIndex, source: ImageSource, path: Path) -> None:
         source: the images they were chosen from.
         path: the PNG.
     """
-    captions = ["?" if label is None else index.classes[label] for label in index.labels[:SHOWN]]
-    chosen_strip(source.read(torch.tensor(index.indices[:SHOWN])), captions, path)
+    chosen_strip(source.read(torch.tensor(index.indices[:SHOWN])), captions(index), path)
     if len(index) > SHOWN:
         print(f"{path}: the first {SHOWN} of the {len(index)} chosen images")
 

@@ -22,6 +22,7 @@ from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import StepLoader, process_range
+from usl_lightning.labels.tables import guarded
 from usl_lightning.stage.parser import StageCLI
 
 
@@ -126,13 +127,16 @@ def classify(
 
 
 def predictions_csv(source: ImageSource, labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> str:
-    """`image,label,probability`: the file, or the number of the image; the name of the class; to six places."""
+    """`image,label,probability`: the file, or the number of the image; the name of the class; to six places.
+
+    No cell is a formula to a spreadsheet.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "label", "probability"])
     names = source.files or range(len(source))
     for name, label, probability in zip(names, labels.tolist(), probabilities.tolist(), strict=True):
-        writer.writerow([name, classes[label], f"{probability:.6f}"])
+        writer.writerow([guarded(str(name)), guarded(classes[label]), f"{probability:.6f}"])
     return text.getvalue()
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class CachedSource(ImageSource):
         self.labels, self.files, self.skipped = source.labels, source.files, source.skipped
         self.channels, self.height, self.width = source.channels, source.height, source.width
         self.rendering = source.rendering
-        self._source_fingerprint = source.fingerprint
+        self._source = source
         self.path = _path(source, Path(cache).expanduser())
         header = _header(source)
         if not _is_current(self.path, header, source.nbytes):
@@ -63,8 +63,11 @@ class CachedSource(ImageSource):
             self._pixels = np.memmap(self.path, dtype=np.uint8, mode="r", offset=_HEADER, shape=shape)
         return torch.from_numpy(self._pixels[indices.numpy()])
 
+    def content_hashes(self, images: Iterable[int]) -> Iterator[str]:
+        return self._source.content_hashes(images)
+
     def _fingerprint(self) -> str:
-        return self._source_fingerprint
+        return self._source.fingerprint
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}

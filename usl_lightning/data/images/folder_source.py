@@ -1,6 +1,5 @@
 """Image folders as a source: decoded and resized when they are read."""
 
-import csv
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.errors import UslError, printable
+from usl_lightning.base.files import sha256_of
 from usl_lightning.data.images import folders
 from usl_lightning.data.images.decode import Probe, decode, probe
 from usl_lightning.data.images.folders import FileList
@@ -19,7 +19,8 @@ from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.images.threads import map_in_order
 from usl_lightning.data.images.unreadable import unreadable
 from usl_lightning.data.images.walk import read_file
-from usl_lightning.labels.names import composed
+from usl_lightning.labels.names import check_apart, checked, clean, composed
+from usl_lightning.labels.tables import is_number, label_cells, labels_in
 
 log = logging.getLogger("usl_lightning")
 
@@ -85,6 +86,10 @@ class FolderSource(ImageSource):
     def read_batches(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """`read` of each batch, in order, on all cores."""
         return map_in_order(self.read, batches)
+
+    def content_hashes(self, images: Iterable[int]) -> Iterator[str]:
+        """`sha256:…` of the content of each image's file, in order, on all cores."""
+        return map_in_order(lambda image: sha256_of(self._content(image)), images)
 
     def _fingerprint(self) -> str:
         assert self.files is not None
@@ -168,10 +173,11 @@ def open_folder(
         prefixes = {one: _prefix(place, base) for one, place in places.items()}
         labels, names = _labels_of_csv(Path(labels_file), class_list, listing.files, split, prefixes)
     elif classes is not None:
-        labels, names = [-1] * len(listing.files), tuple(classes)
+        labels, names = [-1] * len(listing.files), checked([clean(one) for one in classes], "--data.classes")
     else:
-        names = wanted or _class_folders(places["train"], listing, split)
-        labels = _labels_of_folders(listing, names, places["train"])
+        class_folders = wanted or _class_folders(places["train"], listing, split)
+        labels = _labels_of_folders(listing, class_folders, places["train"])
+        names = checked(class_folders, f"{places['train']}")
     return FolderSource(
         listing,
         torch.tensor(labels, dtype=torch.int64),
@@ -255,50 +261,37 @@ def _labels_of_csv(
     """Labels of `files` from a CSV `file,label`, and the class names.
 
     Paths in the CSV are relative to the data folder: with splits, they begin with `train/` and so on. A
-    file that is not listed, or has an empty label, has no label. Classes are the labels that occur, sorted
-    (as numbers if they all are), or those of the class list.
+    file that is not listed, or has no label there, has none. Classes are the labels that occur, sorted (as
+    numbers if they all are), or those of the class list.
     """
-    label_of = _read_csv(path)
-    names = {label for label in label_of.values() if label}
+    cells = label_cells(path)
+    listed: tuple[str, ...] = ()
     if class_list is not None:
-        classes = folders.read_class_list(Path(class_list), names)
-        for file, label in label_of.items():
-            if label and label not in classes:
-                raise UslError(f"{path}: {file} has label {label}, which is not in {class_list}")
-    else:
-        classes = tuple(sorted(names, key=(lambda n: (int(n), n)) if all(map(_is_number, names)) else None))
+        listed = folders.read_class_list(Path(class_list), {cell for _, cell in cells.values()})
+    label_of = labels_in(path, cells, listed)
+    classes = listed or _classes_of(path, label_of.values())
     paths = [composed(prefixes[split] + file) for file in files]
     known = set(paths)
     elsewhere = tuple(composed(prefix) for prefix in prefixes.values() if prefix != prefixes[split])
-    for file in label_of:
+    for file, label in label_of.items():
+        if label and label not in classes:
+            raise UslError(
+                f"{path}: {printable(file, 200)} has label {printable(label, 80)}, which is not in {class_list}"
+            )
         if file not in known and not file.startswith(elsewhere):
-            raise UslError(f"{path}: there is no image {file} in the folder (paths are relative to --data.dir)")
+            missing = printable(file, 200)
+            raise UslError(f"{path}: there is no image {missing} in the folder (paths are relative to --data.dir)")
     number = {name: i for i, name in enumerate(classes)}
-    return [number.get(label_of.get(path, ""), -1) for path in paths], classes
+    return [number.get(label_of.get(one) or "", -1) for one in paths], classes
 
 
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
-
-
-def _read_csv(path: Path) -> dict[str, str]:
+def _classes_of(path: Path, labels: Iterable[str | None]) -> tuple[str, ...]:
+    names = {label for label in labels if label}
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UslError(f"{path}: cannot be read ({error})") from error
-    if not rows or rows[0] != ["file", "label"]:
-        raise UslError(f"{path}: first line is {','.join(rows[0]) if rows else 'missing'}, expected file,label")
-    label_of: dict[str, str] = {}
-    for line, row in enumerate(rows[1:], start=2):
-        if not row:
-            continue
-        if len(row) != 2:
-            raise UslError(f"{path}: line {line} has {len(row)} values, expected file,label")
-        if composed(row[0]) in label_of:
-            raise UslError(f"{path}: line {line} names {row[0]} a second time")
-        label_of[composed(row[0])] = composed(row[1])
-    return label_of
+        check_apart(names)
+    except UslError as error:
+        raise UslError(f"{path}: {error}, or name the classes with --data.class_list") from error
+    return tuple(sorted(names, key=(lambda n: (int(n), n)) if all(map(is_number, names)) else None))
 
 
 # files that cannot be read -------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.files import write_text
+from usl_lightning.base.errors import UslError, did_you_mean, printable
+from usl_lightning.base.files import read_json, write_text
 from usl_lightning.data.images.catalog import data_folder
 from usl_lightning.data.images.walk import SUFFIXES, check_path, is_class_folder, is_image
 from usl_lightning.data.images.walk import walk as _walk
@@ -150,15 +150,29 @@ def drop_index(root: Path, only: tuple[str, ...] | None) -> None:
 def _read_index(index: Path, root: Path, only: tuple[str, ...] | None) -> FileList | None:
     """The kept list if there is one and it is still true."""
     try:
-        value = json.loads(index.read_text(encoding="utf-8"))
+        value = read_json(index, "it is made again")
         if value["format"] != _INDEX_FORMAT or len(value["files"]) != len(value["sizes"]):
             return None
-        for folder, changed in value["folders"].items():
-            if os.stat(os.path.join(root, folder)).st_mtime_ns != changed or changed > value["started"] - _RACY:
-                return None
-        return FileList(root, tuple(value["files"]), tuple(value["sizes"]), value["folders"], only)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = FileList(root, tuple(value["files"]), tuple(value["sizes"]), value["folders"], only)
+        return found if is_true(found, value["started"]) else None
+    except (UslError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # missing, damaged or outdated: scan
+
+
+def is_true(found: FileList, started: int) -> bool:
+    """Whether a list is to be trusted still, by the rule above.
+
+    Args:
+        found: the list.
+        started: when its scan began, in ns.
+    """
+    try:
+        return all(
+            changed <= started - _RACY and os.stat(os.path.join(found.root, folder)).st_mtime_ns == changed
+            for folder, changed in found.folders.items()
+        )
+    except OSError:
+        return False
 
 
 def _write_index(index: Path, found: FileList, started: int) -> None:
@@ -296,7 +310,7 @@ def read_class_list(path: Path, known: Collection[str] = ()) -> tuple[str, ...]:
         raise UslError(f"{path}: no class in it; expected one class folder a line")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UslError(f"{path}: class {twice} is there twice")
+        raise UslError(f"{path}: class {printable(twice, 80)} is there twice")
     return tuple(names)
 
 
@@ -321,5 +335,5 @@ def class_names(name: str, train: Path, class_list: str | None) -> tuple[str, ..
     wanted = read_class_list(Path(class_list), there)
     for one in wanted:
         if one not in there:
-            raise UslError(f"{class_list}: no folder {one} in {train}{did_you_mean(one, there)}")
+            raise UslError(f"{class_list}: no folder {printable(one, 80)} in {train}{did_you_mean(one, there)}")
     return wanted

@@ -1,6 +1,7 @@
 """Opening one split of a data set by its name, and the label index made for it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -116,15 +117,17 @@ def has_split(name: str, split: str, *, dir: str | None = None) -> bool:
 def read_labels(path: str, source: ImageSource) -> LabelIndex:
     """Read a label index made for `source`.
 
-    It is checked against the source first; a format without labels then gets the source's labels of its
-    indices, and of no other image.
+    It is checked against the source first, and gets the positions that its images have there; a format without
+    labels then gets the source's labels of its indices, and of no other image.
 
     Raises:
         UslError: it is damaged, of another data set, or has no labels and the source has none either.
     """
-    index = LabelIndex.read(path)
-    index.check(dataset_id(source), source.classes, source.files)
+    index = LabelIndex.read(path).placed(dataset_id(source), source.classes, source.files, source.content_hashes)
     if index.dataset is not None:
         return index
+    if not index.plain:
+        numbers = range(1 + max(label or 0 for label in index.labels))
+        return replace(index, classes=source.classes or tuple(map(str, numbers)))
     chosen = source.labels[torch.tensor(index.indices, dtype=torch.int64)]
     return index.with_labels(chosen.tolist(), source.classes)

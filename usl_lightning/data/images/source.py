@@ -54,6 +54,14 @@ class ImageSource(ABC):
         """`read` of each batch of indices, in order: for passes over many images outside worker processes."""
         return map(self.read, batches)
 
+    def content_hashes(self, images: Iterable[int]) -> Iterator[str]:
+        """`sha256:…` of the content of each image's file, in order; for sources that have `files`.
+
+        Raises:
+            UslError: one cannot be read, or has changed since the folder was listed.
+        """
+        raise NotImplementedError(f"{self.name}: the images are no files")
+
     @abstractmethod
     def _fingerprint(self) -> str: ...
 

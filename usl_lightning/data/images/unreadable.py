@@ -2,11 +2,10 @@
 
 import contextlib
 import hashlib
-import json
 import os
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import write_json
+from usl_lightning.base.files import read_json, write_json
 from usl_lightning.base.progress import progress
 from usl_lightning.data.images import folders
 from usl_lightning.data.images.decode import decode
@@ -26,8 +25,8 @@ def unreadable(listing: FileList) -> dict[str, str]:
     """
     key = f"{VERSION} {os.path.realpath(listing.root)} {folders.fingerprint_of(listing.files, listing.sizes)}"
     kept = folders.cache_folder() / "folders" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.skip.json"
-    with contextlib.suppress(OSError, ValueError, AttributeError):  # missing or damaged: look
-        known = json.loads(kept.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, UslError, TypeError, ValueError, AttributeError):  # missing or damaged: look
+        known = read_json(kept, "it is made again")
         return dict(sorted({**known, **dict(listing.odd)}.items()))
     found, lasting = dict(listing.odd), dict[str, str]()
     with progress("looking for unreadable images", len(listing.files), "img") as bar:

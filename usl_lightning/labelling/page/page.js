@@ -4,7 +4,7 @@
 const POLL = 2000; // ms between two looks at what other windows have answered
 
 const byId = (id) => document.getElementById(id);
-let state = { version: "", classes: [], images: [], then: "" };
+let state = { version: "", selection: "", classes: [], images: [], then: "" };
 let current = 0; // place in state.images
 let history = []; // of this window's answers: {image, before, after}
 let busy = false;
@@ -34,14 +34,14 @@ async function ask(address, body) {
   return null;
 }
 
-// Take over what the server says; true if anything is new.
-function take(told) {
+// Take over what the server says; true if anything is new. The count can wait until the next image is shown.
+function take(told, { count = true } = {}) {
   if (!told || told.version === state.version) return false;
   const classesChanged = JSON.stringify(told.classes) !== JSON.stringify(state.classes);
-  const replaced = state.images.length > 0 && numbersOf(told) !== numbersOf(state);
+  const replaced = state.selection !== "" && told.selection !== state.selection;
   state = told;
   if (classesChanged) drawClasses();
-  drawProgress();
+  if (count || replaced) drawProgress();
   if (replaced) {
     startOver();
   } else {
@@ -54,6 +54,7 @@ function take(told) {
 // Somebody chose anew: nothing of the images before may be taken for these.
 function startOver() {
   history = [];
+  forgetAhead();
   byId("all").querySelector("ol").replaceChildren();
   show(firstUnanswered());
   say("The label file was replaced: these are its images.");
@@ -74,7 +75,6 @@ async function poll() {
 // What is shown ------------------------------------------------------------------------------------------
 
 const entry = () => state.images[current];
-const numbersOf = ({ images }) => images.map(({ image }) => image).join();
 const nameOf = (answer) => (answer === null ? "no answer" : answer === "unsure" ? "not sure" : state.classes[answer]);
 const say = (text) => { byId("status").textContent = text; };
 
@@ -113,7 +113,7 @@ function drawClasses() {
     button.append(element("span", { textContent: name }));
     button.setAttribute("aria-pressed", "false");
     button.setAttribute("aria-keyshortcuts", keys[number].join(" "));
-    button.addEventListener("click", (event) => pressed(event, () => give(number)));
+    button.addEventListener("click", (event) => pressed(event, (at) => give(number, at)));
     return element("li", {}, button);
   }));
 }
@@ -141,15 +141,22 @@ function drawGiven() {
 function show(place) {
   current = place;
   const { image, name } = entry();
-  byId("which").textContent = `Image ${place + 1} of ${state.images.length}`;
-  byId("name").textContent = name;
-  byId("image").alt = `The image to label: ${name}`;
-  byId("image").src = `images/${image}`;
+  title(`Loading image ${place + 1} of ${state.images.length} …`, "");
   drawGiven();
+  paint(image, name, (broken) => {
+    title(`Image ${place + 1} of ${state.images.length}`, name);
+    drawProgress();
+    if (broken) ask(`images/${image}`); // which says why
+    const next = state.images[unanswered(place)];
+    if (next && next.image !== image) loadAhead(next.image); // there when it is wanted
+  });
   drawSimilar(image);
   drawAll();
-  const next = state.images[unanswered(place)];
-  if (next) new Image().src = `images/${next.image}`; // there when it is wanted
+}
+
+function title(which, name) {
+  byId("which").textContent = which;
+  byId("name").textContent = name;
 }
 
 async function drawSimilar(image) {
@@ -209,16 +216,29 @@ async function alone(action) {
   }
 }
 
-const save = (image, answer, seen) => ask("answers", { image, answer, seen });
+const save = (image, answer, before) => ask("answers", {
+  image, answer, seen: before, selection: state.selection, class: typeof answer === "number" ? state.classes[answer] : null,
+});
 
-const give = (answer) => alone(async () => {
+const give = (answer, at) => alone(async () => {
   const { image, answer: before } = entry();
+  if (!wasShown(image, at)) {
+    say("Not taken: the image was not shown yet.");
+    return;
+  }
+  if (isBroken() && answer !== "unsure") {
+    say("An image that cannot be shown can be skipped, or marked as not sure.");
+    return;
+  }
+  const { selection } = state;
   const told = await save(image, answer, before);
   if (!told) return;
   if (!told.problem) history.push({ image, before, after: answer });
-  take(told);
+  take(told, { count: false });
+  if (state.selection !== selection) return;
   drawGiven();
   if (told.problem) {
+    drawProgress();
     say(`${told.problem}: ${nameOf(entry().answer)}. Answer again to change it.`);
     return;
   }
@@ -227,6 +247,7 @@ const give = (answer) => alone(async () => {
   if (next >= 0) {
     show(next);
   } else {
+    drawProgress();
     byId("all").open = true;
     byId("done-title").focus();
   }
@@ -235,10 +256,12 @@ const give = (answer) => alone(async () => {
 const undo = () => alone(async () => {
   const last = history.at(-1);
   if (!last) return;
+  const { selection } = state;
   const told = await save(last.image, last.before, last.after);
   if (!told) return;
-  history.pop();
   take(told);
+  if (state.selection !== selection) return;
+  history.pop();
   show(state.images.findIndex((each) => each.image === last.image));
   say(told.problem ? `Not undone: ${told.problem}` : `Undone: it was ${nameOf(last.after)}.`);
 });
@@ -273,15 +296,16 @@ const addClasses = (text) => alone(async () => {
 // A button that was clicked does not keep the focus: the space bar would press it again on the next image.
 function pressed(event, action) {
   if (event.detail > 0) event.currentTarget.blur();
-  action();
+  action(wentDown(event));
 }
 
 const actions = {
-  "?": () => give("unsure"), " ": skip, ArrowRight: skip, ArrowLeft: previous, Backspace: undo,
+  "?": (at) => give("unsure", at), " ": skip, ArrowRight: skip, ArrowLeft: previous, Backspace: undo,
   "+": () => byId("class-name").focus(),
 };
 
 function keyPressed(event) {
+  if (event.repeat && event.key === "Enter") event.preventDefault(); // held, it would press a button again and again
   const field = event.target instanceof HTMLInputElement && event.target.type !== "checkbox";
   if (field && event.key === "Escape") event.target.blur();
   if (field || !byId("shortcuts").checked || event.altKey || event.metaKey) return;
@@ -291,16 +315,16 @@ function keyPressed(event) {
   }
   if (event.key === " " && event.target.matches("button, summary, a, input")) return;
   const number = keysOf(state.classes).findIndex((keys) => keys.includes(event.key));
-  const action = number >= 0 ? () => give(number) : actions[event.key];
+  const action = number >= 0 ? (at) => give(number, at) : actions[event.key];
   if (!action || event.repeat) return;
   event.preventDefault();
-  action();
+  action(event.timeStamp);
 }
 
 async function start() {
   if (!take(await ask("state"))) return;
   document.addEventListener("keydown", keyPressed);
-  byId("unsure").addEventListener("click", (event) => pressed(event, () => give("unsure")));
+  byId("unsure").addEventListener("click", (event) => pressed(event, (at) => give("unsure", at)));
   byId("skip").addEventListener("click", (event) => pressed(event, skip));
   byId("previous").addEventListener("click", (event) => pressed(event, previous));
   byId("undo").addEventListener("click", (event) => pressed(event, undo));
@@ -310,7 +334,6 @@ async function start() {
     else byId("class-name").blur();
   });
   byId("all").addEventListener("toggle", drawAll);
-  byId("image").addEventListener("error", () => say("This image cannot be shown."));
   show(firstUnanswered());
   if (state.classes.length === 0) byId("class-name").focus();
   setTimeout(poll, POLL);

@@ -1,0 +1,114 @@
+"""An answer is for what was on the screen: slow images, keys at random, several windows, in a real browser."""
+
+import random
+import re
+import threading
+import time
+from pathlib import Path
+
+from own_images import make_selection, served
+from playwright.sync_api import Browser, Page, expect
+from test_label_page import browser, pytestmark  # noqa: F401 - fixture and marks
+
+KEYS = ("1", "2", "3", "c", "d", "b", "?", "9", "x", "ArrowLeft", "ArrowRight", "Space", "Enter", "Tab", "Backspace")
+
+WATCH = """
+const onScreen = () => {
+    const image = document.querySelector("#image");
+    if (!image || !image.complete || !image.naturalWidth || !image.checkVisibility()) return null;
+    return Number(new URL(image.src).pathname.split("/").at(-1));
+};
+window.noted = [];
+addEventListener("keydown", (event) => noted.push({ image: onScreen(), key: event.key }), true);
+addEventListener("pointerdown", () => noted.push({ image: onScreen(), key: "pointer" }), true);
+window.sent = [];
+const send = window.fetch;
+window.fetch = (address, options) => {
+    if (address === "answers") sent.push({ ...JSON.parse(options.body), after: noted.at(-1) });
+    return send(address, options);
+};
+"""
+"""Notes what is on the screen whenever something is pressed, and for each answer after which press it was sent."""
+
+
+def watched(browser: Browser, address: str) -> Page:  # noqa: F811
+    """A window that notes as `WATCH` says."""
+    page = browser.new_context().new_page()
+    page.add_init_script(WATCH)
+    page.goto(address)
+    expect(page.locator("#which")).to_contain_text("Image ", timeout=30_000)
+    return page
+
+
+def test_random_keys_never_answer_an_image_that_is_not_shown(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+    rng = random.Random(0)
+    with served(make_selection(tmp_path), lambda: time.sleep(2)) as (address, store):
+        windows = [watched(browser, address) for _ in range(2)]
+        for _ in range(200):
+            page = rng.choice(windows)
+            if rng.random() < 0.05:
+                expect(page.locator("#image")).to_be_visible(timeout=30_000)
+                page.wait_for_timeout(100)
+            page.keyboard.press(rng.choice(KEYS), delay=rng.choice((0, 0, 30)))
+            page.wait_for_timeout(rng.choice((0, 10, 60)))
+        sent = [answer for page in windows for answer in page.evaluate("sent")]
+        page.wait_for_timeout(500)
+        labels = dict(zip(store.read().indices, store.read().labels, strict=True))
+    given = [answer for answer in sent if answer["after"]["key"] != "Backspace"]  # which takes one's last answer back
+    assert len(given) >= 5, "some images were shown long enough to be answered"
+    assert [answer["image"] for answer in given] == [answer["after"]["image"] for answer in given]
+    for image, label in labels.items():
+        assert label is None or (image, label) in {(answer["image"], answer["answer"]) for answer in given}
+
+
+def test_a_key_that_went_down_before_the_image_came_is_none_for_it(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+    gate = threading.Semaphore(1)
+    with served(make_selection(tmp_path), gate.acquire) as (address, store):
+        page = watched(browser, address)
+        page.keyboard.press("1")
+        expect(page.locator("#status")).to_contain_text("Saved: cat.")
+        expect(page.locator("#image")).to_have_count(0)
+        expect(page.locator("#which")).to_have_text("Loading image 2 of 40 …")
+        for key in ("1", "?", "2", "b"):
+            page.keyboard.press(key)
+        expect(page.locator("#status")).to_have_text("Not taken: the image was not shown yet.")
+        page.locator("#classes button").nth(1).focus()
+        page.keyboard.down("Enter")
+        page.keyboard.down("Enter")  # held: it repeats
+        page.keyboard.up("Enter")
+        page.keyboard.down("Space")  # pressed now, let go when the image is there
+        box = page.locator("#classes button").nth(2).bounding_box()
+        assert box is not None
+        gate.release()
+        expect(page.locator("#which")).to_have_text("Image 2 of 40")
+        page.keyboard.up("Space")
+        page.wait_for_timeout(200)
+        assert len(page.evaluate("sent")) == 1
+        page.keyboard.press("Enter")
+        expect(page.locator("#status")).to_contain_text("Saved: dog.")
+        page.mouse.move(box["x"] + 5, box["y"] + 5)
+        page.mouse.down()
+        gate.release()
+        expect(page.locator("#which")).to_have_text("Image 3 of 40")
+        page.mouse.up()
+        page.wait_for_timeout(200)
+        assert len(page.evaluate("sent")) == 2
+        page.mouse.click(box["x"] + 5, box["y"] + 5)
+        expect(page.locator("#status")).to_contain_text("Saved: bird.")
+        assert store.read().labels[:4] == (0, 1, 2, None)
+        gate.release(100)
+
+
+def test_an_image_that_cannot_be_shown_is_skipped_or_not_sure(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+    with served(make_selection(tmp_path), lambda: None) as (address, store):
+        image = store.read().indices[0]
+        page = browser.new_page()
+        page.route(re.compile(rf"/images/{image}$"), lambda route: route.fulfill(body="no", content_type="image/png"))
+        page.goto(address)
+        expect(page.locator("#frame")).to_have_text("This image cannot be shown.")
+        expect(page.locator("#which")).to_have_text("Image 1 of 40")
+        page.keyboard.press("1")
+        expect(page.locator("#status")).to_contain_text("cannot be shown can be skipped, or marked as not sure")
+        page.keyboard.press("?")
+        expect(page.locator("#progress")).to_have_text("1 of 40 answered")
+        assert store.read().unsure == (image,)

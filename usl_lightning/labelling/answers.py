@@ -1,0 +1,215 @@
+"""Answers that other programs bring back: Label Studio's exports (JSON, JSON-MIN, CSV), and our own CSV."""
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.strict_json import parse_json
+from usl_lightning.labelling.store import Answer, with_class
+from usl_lightning.labels import LabelIndex
+from usl_lightning.labels.entries import short
+from usl_lightning.labels.names import clean, composed, is_not_sure, name_in
+from usl_lightning.labels.tables import is_number, parse_rows, unguarded, warn_of_marks
+
+COLUMNS = ("index", "file", "label")
+
+LABEL = "label"
+"""What our set-up calls the field of the choice, and so exports of it."""
+
+_CHOICES = ("choice", "choices", "class", "category")
+"""What Label Studio's templates call it."""
+
+_NOTHING: tuple[Any, ...] = (None, "", [], {})
+
+_OWN = frozenset({
+    "id", "image", "index", "file", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement",
+    "inner_id", "total_annotations", "cancelled_annotations", "total_predictions", "comment_count", "project",
+    "unresolved_comment_count", "last_comment_updated_at", "updated_by", "comment_authors", "file_upload", "meta",
+})  # fmt: skip
+"""Fields of Label Studio's flat exports (JSON-MIN, CSV) that hold no answer."""
+
+About = Mapping[str, Any]
+Row = tuple[str, About, list[str]]
+"""Where it stands, which image it is about (`index`, `file`), and the class names given to it."""
+
+
+def read_answers(path: Path, index: LabelIndex) -> dict[int, str]:
+    """Class names by position in the data set, from Label Studio's export (JSON, JSON-MIN, CSV) or our own CSV.
+
+    Skipped tasks, empty labels and marks of a missing one (`-1`, `nan`, …) have no answer, and are left out.
+
+    Args:
+        path: `.json` or `.csv`.
+        index: the images they are about.
+
+    Raises:
+        UslError: the file is of no such kind, its answers are not a choice each, an image is not in the index, or two
+            answers are for one image.
+    """
+    reader = {".json": _rows_of_json, ".csv": _rows_of_csv}.get(path.suffix.lower())
+    if reader is None:
+        raise UslError(f"{path}: expected Label Studio's export as .json or .csv, or a .csv of {','.join(COLUMNS)}")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UslError(f"{path}: cannot be read ({error.strerror})") from error
+    file_of = dict(zip(index.indices, index.files or ("",) * len(index), strict=True))
+    image_of = {composed(file).strip(): image for image, file in file_of.items() if file}
+    answers: dict[int, str] = {}
+    marks = Counter[str]()
+    for where, about, names in reader(path, content, index.classes):
+        image = _image(about, file_of, image_of, where)
+        for cell in names:
+            name = _name(cell, index.classes, where)
+            if name is None:
+                marks[clean(cell)] += 1
+            elif answers.setdefault(image, name) != name:
+                raise UslError(f"{where}: image {image} is {short(answers[image])} and {short(name)}; settle on one")
+    warn_of_marks(path, marks)
+    return answers
+
+
+def by_number(names: Mapping[int, str], index: LabelIndex) -> tuple[dict[int, Answer], tuple[str, ...]]:
+    """(answers, classes): names as class numbers of the index's classes, which new names are added to.
+
+    Raises:
+        UslError: a name that no class can have.
+    """
+    answers: dict[int, Answer] = {}
+    for image, name in names.items():
+        if is_not_sure(name):
+            answers[image] = "unsure"
+        else:
+            index = with_class(index, name)
+            answers[image] = index.classes.index(clean(name))
+    return answers, index.classes
+
+
+def _name(text: str, classes: Collection[str], where: str) -> str | None:
+    try:
+        name = name_in(text, classes)
+    except UslError as error:
+        raise UslError(f"{where}: {error}") from error
+    if name is None or name in classes:
+        return name
+    whole = re.sub(r"\.0+$", "", name)  # spreadsheets and pandas write numbers as they like
+    if whole in classes:
+        return whole
+    if is_number(whole) and classes and not any(map(is_number, classes)):
+        some = ", ".join(list(classes)[:3])
+        raise UslError(f"{where}: {name} is a number, but the classes have names ({some}, …); write the name")
+    return name
+
+
+def _image(about: About, file_of: Mapping[int, str], image_of: Mapping[str, int], where: str) -> int:
+    """The image that an entry is about: by its `index`, or by its `file`."""
+    number, file = str(about.get("index", "")).strip(), composed(str(about.get("file") or "")).strip()
+    number = number.removesuffix(".0")  # pandas, of a column that has a gap
+    image = int(number) if is_number(number) else image_of.get(file, -1)
+    if image not in file_of:
+        raise UslError(
+            f"{where}: index {short(about.get('index'))}, file {short(about.get('file'))}: not one of the images to"
+            " label"
+        )
+    if file and file_of[image] and file != composed(file_of[image]).strip():
+        raise UslError(f"{where}: index {image} is {short(file)} there, but {file_of[image]} in the label file")
+    return image
+
+
+# CSV -----------------------------------------------------------------------------------------------------
+
+
+def _rows_of_csv(path: Path, content: bytes, classes: Collection[str]) -> Iterator[Row]:
+    rows = parse_rows(path, content, ",;\t")  # spreadsheets write the separator of their country
+    columns = rows[0][1] if rows else []
+    if len(set(columns)) < len(columns):
+        raise UslError(f"{path}: its columns are {short(','.join(columns))}; expected each once")
+    exported = bool({"annotation_id", "annotator"} & set(columns))  # by Label Studio; its choice may have another name
+    if not (LABEL in columns or exported) or not {"index", "file"} & set(columns):
+        raise UslError(f"{path}: its columns are {short(','.join(columns))}; expected {', '.join(COLUMNS)}")
+    flat = [{c: unguarded(cell) for c, cell in zip(columns, cells, strict=False)} for _, cells in rows[1:]]
+    field = _field(path, flat, classes)
+    for entry, (row, (line, _)) in enumerate(zip(flat, rows[1:], strict=True)):
+        where = f"{path}: entry {entry} (line {line})"
+        yield where, row, _names_in_cell(row.get(field, ""), classes, where)
+
+
+def _names_in_cell(cell: str, classes: Collection[str], where: str) -> list[str]:
+    """The name in a cell; Label Studio writes several choices as JSON."""
+    if cell[:1] not in ("{", "[") or clean(cell) in classes:
+        return [cell]
+    try:
+        value = parse_json(cell)
+    except ValueError:
+        return [cell]
+    try:
+        return _single(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UslError(f"{where}: {short(cell)} is not one choice; settle on one") from error
+
+
+# JSON ----------------------------------------------------------------------------------------------------
+
+
+def _rows_of_json(path: Path, content: bytes, classes: Collection[str]) -> Iterator[Row]:
+    try:
+        tasks = parse_json(content)
+    except ValueError as error:
+        raise UslError(f"{path}: not JSON ({error}); expected Label Studio's export") from error
+    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+        raise UslError(f"{path}: not Label Studio's export; expected a list of tasks")
+    field = _field(path, [task for task in tasks if "data" not in task], classes)
+    for entry, task in enumerate(tasks):
+        where = f"{path}: entry {entry}"
+        try:
+            if "data" in task:
+                about, names = task["data"], list(_choices(task))
+            else:  # JSON-MIN: everything of a task in one object
+                about, names = task, [] if task.get(field) in _NOTHING else _single(task[field])
+            if not isinstance(about, dict):
+                raise TypeError(about)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UslError(f"{where}: {short(task)}: not a task of one choice each") from error
+        yield where, about, names
+
+
+def _field(path: Path, rows: Sequence[About], classes: Collection[str]) -> str:
+    """Where flat rows have their answers: the project's set-up names that.
+
+    Raises:
+        UslError: it cannot be told.
+    """
+    filled = sorted({key for row in rows for key, value in row.items() if value not in _NOTHING} - _OWN)
+    if LABEL in filled or not filled:
+        return LABEL
+    if len(filled) == 1:
+        (field,) = filled
+        values = [clean(str(row[field])) for row in rows if row.get(field) not in _NOTHING]
+        if field in _CHOICES or all(value in classes or is_not_sure(value) for value in values):
+            return field
+    raise UslError(f"{path}: '{LABEL}' is empty; if the answers are in {short(', '.join(filled))}, call that {LABEL}")
+
+
+def _choices(task: About) -> Iterator[str]:
+    """The choices of all annotations; earlier versions of Label Studio called these completions."""
+    for annotation in task.get("annotations") or task.get("completions") or []:
+        if annotation.get("was_cancelled"):
+            continue
+        results = annotation["result"]
+        chosen = [result["value"] for result in results if result["type"] == "choices"]
+        if results and not chosen:
+            raise ValueError("answers, but of other kinds")
+        for value in chosen:
+            yield from _single(value)
+
+
+def _single(value: Any) -> list[str]:
+    """The one name in `"cat"`, `["cat"]` or `{"choices": ["cat"]}`."""
+    names = value["choices"] if isinstance(value, dict) else value
+    (name,) = [names] if isinstance(names, str) else names
+    if not isinstance(name, str):
+        raise TypeError(name)
+    return [name]

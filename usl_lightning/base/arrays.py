@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.once import as_noted
 
 DAMAGE = (
     OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, NotImplementedError, RuntimeError,
@@ -26,21 +27,24 @@ def load_arrays(path: Path, *, where: str | None = None, content: bytes | None =
 
     Raises:
         FileNotFoundError: there is no such file.
-        UslError: it is damaged, holds Python objects, or is no NumPy file.
+        UslError: it is damaged, holds Python objects, is no NumPy file, or was changed since this stage began.
     """
     import numpy as np  # the front tells of other mistakes without it
 
     try:
         loaded = np.load(path if content is None else io.BytesIO(content), allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return {"": loaded}
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+            arrays = {"": loaded}
+        else:
+            with loaded:
+                arrays = {name: loaded[name] for name in loaded.files}
     except FileNotFoundError:
         raise
     except DAMAGE as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise UslError(f"{where or path}: not a whole .npy or .npz file of numbers ({reason[:200]})") from error
+    as_noted(path)
+    return arrays
 
 
 def load_array(path: Path, *, where: str | None = None, content: bytes | None = None) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.once import once
 
 LARGEST = 100_000
 """Values in a document, those that aliases repeat included."""
@@ -90,13 +91,13 @@ def parse_document(text: str, where: str) -> Any:
 
 
 def read_document(path: Path) -> Any:
-    """`parse_document` of a file.
+    """`parse_document` of a file; a stage goes on with what it held at first.
 
     Raises:
         UslError: as there, or it cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = once(("document", str(path)), lambda: path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UslError(f"{path}: cannot be read ({reason})") from error

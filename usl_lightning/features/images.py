@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.once import as_noted
 from usl_lightning.base.progress import progress
 from usl_lightning.base.version import __version__
 from usl_lightning.compute.distributed import gather_uneven, world_size
@@ -189,6 +190,7 @@ def _load(path: Path, where: str) -> dict[str, NDArray[Any]]:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = getattr(error, "strerror", None) or "it is not a NumPy file of numbers"
         raise UslError(f"{where}: cannot be read ({reason})") from error
+    as_noted(path)
     if "features" not in arrays:
         raise UslError(f"{where}: holds {', '.join(arrays) or 'nothing'}; expected an array named 'features'")
     features = arrays["features"]

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from usl_lightning.base.errors import UslError, printable
+from usl_lightning.base.once import read_once
 from usl_lightning.labels import formats
 from usl_lightning.labels.entries import DatasetId, Entries, refuse, short
 from usl_lightning.labels.names import composed
@@ -29,11 +30,15 @@ class LabelIndex(Entries):
 
     @classmethod
     def read(cls, path: str | Path) -> "LabelIndex":
-        """Read `.json` (this format or a plain list), `.npy` or `.csv` (`Index,ImageID`).
+        """Read `.json` (this format or a plain list), `.npy` or `.csv` (`Index,ImageID`); once a stage.
 
         Raises:
             UslError: the file is missing or damaged, or an entry is wrong; the line names file and entry.
         """
+        return read_once("label index", path, lambda: cls._read(path))
+
+    @classmethod
+    def _read(cls, path: str | Path) -> "LabelIndex":
         index = cls(**vars(formats.read(Path(path))))
         _validate(index, str(path))
         return index

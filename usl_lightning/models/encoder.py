@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.once import as_noted
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.models.backbones import check_image_size, create_backbone, published_image
 from usl_lightning.models.recompute import blocks_of, recomputed
@@ -75,7 +76,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """A checkpoint's dictionary, tensors on the CPU.
 
     Raises:
-        UslError: the file is missing, damaged, or holds anything but tensors and plain data.
+        UslError: the file is missing, damaged, holds anything but tensors and plain data, or has changed since this
+            stage noted its content.
     """
     try:
         check_records(path)
@@ -86,6 +88,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UslError(
             f"{path}: not a readable checkpoint ({type(error).__name__}); it is damaged or of another program"
         ) from error
+    as_noted(path)
     if not isinstance(checkpoint, dict):
         raise UslError(f"{path}: holds a {type(checkpoint).__name__}; expected a checkpoint written by `usl fit`")
     return checkpoint

@@ -1,6 +1,6 @@
 """`usl fit`: train, then measure what came of it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.test import measure
 
 
-def fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
+def fit(
+    cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None], identity: Mapping[str, Any]
+) -> dict[str, Any]:
     """Run the verb; returns the metrics on the test images.
 
     Args:
@@ -24,6 +26,7 @@ def fit(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callabl
         trainer: that runs it.
         checkpoint: to continue from.
         begin: called when the first step is about to be taken.
+        identity: what makes the stage what it is.
     """
     _check(cli, trainer)
     if cli.config.compile:

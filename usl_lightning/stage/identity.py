@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import sha256_of_file
+from usl_lightning.base.once import noted_hash
 from usl_lightning.base.version import __version__
 from usl_lightning.data.images.signature import data_signature
 
@@ -57,6 +58,36 @@ def names_a_file(key: str) -> bool:
     return group in ("model", "data") and (name in FILES or name.endswith(("_file", "_from")))
 
 
+@dataclass(frozen=True)
+class StageIdentity:
+    """What makes a stage's result what it is: noted once, when it starts, and handed to all that records or compares.
+
+    Attributes:
+        flat: the configuration as typed: file and overrides, as dotted keys.
+        fields: `stage_identity` of it, which `stage.json` records.
+    """
+
+    flat: Mapping[str, Any]
+    fields: dict[str, Any]
+
+    @classmethod
+    def noted(cls, command: str, flat: Mapping[str, Any]) -> "StageIdentity":
+        """Look at the files and the data that a configuration names.
+
+        Raises:
+            UslError: a file that a parameter names does not exist.
+        """
+        return cls(flat, stage_identity(command, flat))
+
+    def resolved(self, flat: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the same configuration with every default; no file that was typed is looked at again.
+
+        Raises:
+            UslError: a file that a default names does not exist.
+        """
+        return _content_fields(flat, self)
+
+
 def stage_identity(command: str, flat: Mapping[str, Any]) -> dict[str, Any]:
     """All that determines a stage's result: its parameters, the content of its files, its data, this version.
 
@@ -67,28 +98,36 @@ def stage_identity(command: str, flat: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UslError: a file that a parameter names does not exist.
     """
-    return {"command": command, "version": __version__, **content_fields(flat)}
+    return {"command": command, "version": __version__, **_content_fields(flat, StageIdentity({}, {}))}
 
 
-def content_fields(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """`identity_fields` with the content of the files and of the data set in place of their paths.
-
-    Raises:
-        UslError: a file that a parameter names does not exist.
-    """
+def _content_fields(flat: Mapping[str, Any], known: StageIdentity) -> dict[str, Any]:
+    """`identity_fields` with the content of the files and of the data set in place of their paths."""
     fields = identity_fields(flat)
     for key, value in fields.items():
         if value is not None and names_a_file(key):
-            path = Path(str(value))
-            if not path.is_file():
-                raise UslError(f"{key}: no such file: {path}")
-            fields[key] = sha256_of_file(path)
-    if "data.dataset" in flat:
-        names = ("split", "image_size", "labels_file", "class_list", "download")
-        given: dict[str, Any] = {name: flat[f"data.{name}"] for name in names if f"data.{name}" in flat}
-        directory = flat.get("data.dir")
-        fields["data.files"] = data_signature(str(flat["data.dataset"]), directory and str(directory), **given)
+            fields[key] = known.fields[key] if known.flat.get(key) == value else _content(key, Path(str(value)))
+    data = _data(flat)
+    if data is not None:
+        fields["data.files"] = known.fields["data.files"] if data == _data(known.flat) else data_signature(**data)
     return fields
+
+
+def _content(key: str, path: Path) -> str:
+    if not path.is_file():
+        raise UslError(f"{key}: no such file: {path}")
+    return noted_hash(path)
+
+
+def _data(flat: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The arguments of `data_signature`; None without a data set."""
+    if "data.dataset" not in flat:
+        return None
+    directory, split = flat.get("data.dir"), flat.get("data.split", "train")
+    others = {name: flat.get(f"data.{name}") for name in ("image_size", "labels_file", "class_list")}
+    download = flat.get("data.download", False)
+    place = {"name": str(flat["data.dataset"]), "dir": directory and str(directory)}
+    return {**place, "split": split, "download": download, **others}
 
 
 def digest(fields: Mapping[str, Any]) -> str:

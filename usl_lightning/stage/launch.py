@@ -7,6 +7,7 @@ from typing import Any
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.interrupt import Interruption
+from usl_lightning.base.once import noting
 from usl_lightning.base.rank import is_main_process
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
@@ -22,37 +23,38 @@ def run_stage(stage: StageCommand) -> None:
         UslError: anything the user can mend, before anything is written where possible.
         KeyboardInterrupt: the run was told to stop.
     """
-    stage.check()
-    check_parameters(stage)
-    with Interruption() as interruption:
-        try:
-            _run(stage, interruption)
-        except KeyboardInterrupt:
-            if is_main_process():
-                interruption.requeue()
-            raise
+    with noting():
+        stage.check()
+        check_parameters(stage)
+        with Interruption() as interruption:
+            try:
+                _run(stage, interruption)
+            except KeyboardInterrupt:
+                if is_main_process():
+                    interruption.requeue()
+                raise
 
 
 def _run(stage: StageCommand, interruption: Interruption) -> None:
-    if stage.command not in RESULTS or not is_main_process():
+    identity = stage.noted_identity() if stage.command in RESULTS else None
+    if identity is None or not is_main_process():
         from usl_lightning.stage.runner import run
 
-        run(stage, interruption)
+        run(stage, identity, interruption)
         return
-    folder = StageFolder(stage.run_dir)
-    identity = stage.identity()
+    folder, fields = StageFolder(stage.run_dir), identity.fields
     with folder.locked():
-        _check_folder(stage, folder, identity)
+        _check_folder(stage, folder, fields)
         from usl_lightning.stage.runner import run
 
         start = time.monotonic()
         try:
-            metrics = run(stage, interruption, on_ready=lambda: folder.begin(identity))
+            metrics = run(stage, identity, interruption, on_ready=lambda: folder.begin(fields))
         except BaseException:
             with suppress(UslError):
                 folder.pause(time.monotonic() - start)
             raise
-        folder.finish(identity, time.monotonic() - start, metrics)
+        folder.finish(fields, time.monotonic() - start, metrics)
 
 
 def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[str, Any]) -> None:

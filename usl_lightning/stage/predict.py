@@ -26,7 +26,9 @@ from usl_lightning.labels.tables import guarded
 from usl_lightning.stage.parser import StageCLI
 
 
-def predict(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
+def predict(
+    cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None], identity: Mapping[str, Any]
+) -> dict[str, Any]:
     """Run the verb: write a CSV with file or number of the image, class and its probability.
 
     Files of a folder that cannot be read are left out and listed in a CSV beside it, unless `data.on_error` is typed.

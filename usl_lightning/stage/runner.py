@@ -18,7 +18,7 @@ from usl_lightning.engine.wandb_run import keep_run_id
 from usl_lightning.models.encoder import stored_image
 from usl_lightning.stage.fit import fit
 from usl_lightning.stage.folder import StageFolder
-from usl_lightning.stage.identity import content_fields, flatten, identity_fields
+from usl_lightning.stage.identity import StageIdentity, flatten, identity_fields
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.predict import predict
 from usl_lightning.stage.resume import check_resume, newest_whole
@@ -26,16 +26,24 @@ from usl_lightning.stage.select import select
 from usl_lightning.stage.test import test
 from usl_lightning.stage.words import RESULTS, StageCommand
 
-Verb = Callable[[StageCLI, Trainer, Path | None, Callable[[], None]], dict[str, Any]]
+Verb = Callable[[StageCLI, Trainer, Path | None, Callable[[], None], dict[str, Any]], dict[str, Any]]
 VERBS: dict[str, Verb] = {"fit": fit, "select": select, "validate": test, "test": test, "predict": predict}
-"""What a stage can do; each takes the stage, its trainer, a checkpoint and what to call before anything is written."""
+"""What a stage can do; each takes the stage, its trainer, a checkpoint, what to call before anything is written, and
+the fields of its identity, defaults included."""
 
 
-def run(stage: StageCommand, interruption: Interruption, on_ready: Callable[[], None] | None = None) -> dict[str, Any]:
+def run(
+    stage: StageCommand,
+    identity: StageIdentity | None,
+    interruption: Interruption,
+    on_ready: Callable[[], None] | None = None,
+) -> dict[str, Any]:
     """Run a stage; returns its metrics.
 
     Args:
         stage: what was typed.
+        identity: what makes it what it is, as noted at its start; None for a look at a stage, which reads no more
+            than it needs.
         interruption: of this process; training defers it until a step is saved.
         on_ready: called when the first step is about to be taken, or the images are chosen: whatever is refused
             is refused by then. No file is written before.
@@ -47,19 +55,19 @@ def run(stage: StageCommand, interruption: Interruption, on_ready: Callable[[], 
     show_messages()
     cli = StageCLI(stage, build=stage.command in RESULTS)
     config = cli.resolved()
-    identity = (content_fields if stage.command == "fit" else identity_fields)(flatten(config))
+    fields = identity_fields(flatten(config)) if identity is None else identity.resolved(flatten(config))
     checkpoint = stage.checkpoint() if stage.ckpt_path else None
     if stage.ckpt_path == "last" and stage.command == "fit":
         checkpoint = newest_whole(stage.run_dir / "checkpoints")
     if checkpoint is not None:
-        check_resume(checkpoint, identity, extend=stage.extend, training=stage.command == "fit")
+        check_resume(checkpoint, fields, extend=stage.extend, training=stage.command == "fit")
     if checkpoint is not None and stage.command not in RESULTS:
         cli.build(stored_image(checkpoint))
         _check_verb(cli)
         if "folder" not in stage.options:
             cli.model.check_classes(cli.datamodule, checkpoint)
     _check_verb(cli)
-    trainer = cli.build_trainer(identity, config, interruption)
+    trainer = cli.build_trainer(fields, config, interruption)
 
     def begin() -> None:
         """Whatever is refused is refused by now."""
@@ -71,7 +79,7 @@ def run(stage: StageCommand, interruption: Interruption, on_ready: Callable[[], 
                 keep_run_id(cli.wandb, stage.run_dir)
 
     try:
-        return VERBS[stage.command](cli, trainer, checkpoint, begin)
+        return VERBS[stage.command](cli, trainer, checkpoint, begin, fields)
     except RuntimeError as error:
         if trainer.world_size == 1 or not says_lost(error):
             raise

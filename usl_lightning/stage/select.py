@@ -1,7 +1,7 @@
 """`usl select`: choose, look up the labels of the chosen alone, write the label index, and tell how good it is."""
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from usl_lightning.labels.index import images_to_label
 from usl_lightning.selection.selector import Selector
 from usl_lightning.stage.finish import finish
 from usl_lightning.stage.folder import StageFolder
-from usl_lightning.stage.identity import content_fields, flatten
 from usl_lightning.stage.outcome import chosen_index, chosen_quality, draw_chosen, print_quality
 from usl_lightning.stage.overview import NEIGHBORS, make_overview
 from usl_lightning.stage.parser import StageCLI
@@ -62,8 +61,10 @@ def choose(trainer: Trainer, model: Selector, data: ImageData) -> Selection:
     return Selection(trainer.strategy.broadcast(chosen.cpu()), evidence, kept)
 
 
-def select(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
-    """Run the verb; returns the metrics of the selection."""
+def select(
+    cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None], identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Run the verb; returns the metrics of the selection. The label index tells by what parameters it was chosen."""
     model, data = cli.model, cli.datamodule
     if model.budget > len(data.train_source):
         raise UslError(f"model.budget: {model.budget} images cannot be picked from {len(data.train_source)}")
@@ -74,7 +75,7 @@ def select(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Call
     source, folder = data.train_source, StageFolder(cli.stage.run_dir)
     parameters = {
         key.removeprefix("model."): value
-        for key, value in content_fields(flatten(cli.resolved())).items()
+        for key, value in identity.items()
         if key.startswith("model.") and key != "model.class_path"
     }
     parameters |= model.settled(len(source))

@@ -1,6 +1,6 @@
 """`usl test` and `usl validate`: how good a checkpoint is, told by the method itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.parser import StageCLI
 
 
-def test(cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None]) -> dict[str, Any]:
+def test(
+    cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None], identity: Mapping[str, Any]
+) -> dict[str, Any]:
     """Run the verb: a table, and `evaluation.json` in the stage's folder. What the stage recorded of itself stays."""
     problem = cli.model.untestable(cli.datamodule)
     if problem is not None:

@@ -12,7 +12,7 @@ from usl_lightning.base.configs import config_parts, find_config
 from usl_lightning.base.errors import UslError
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder
-from usl_lightning.stage.identity import flatten, stage_identity
+from usl_lightning.stage.identity import StageIdentity, flatten
 
 COMMANDS = ("fit", "validate", "test", "predict", "select")
 RESULTS = ("fit", "select")
@@ -103,8 +103,12 @@ class StageCommand:
         return flatten(self.tree())
 
     def identity(self) -> dict[str, Any]:
-        """What makes this stage's result what it is; see `stage_identity`."""
-        return stage_identity(self.command, self.flat())
+        """What makes this stage's result what it is, as things are now; see `stage_identity`."""
+        return self.noted_identity().fields
+
+    def noted_identity(self) -> StageIdentity:
+        """The same, to be handed on by whoever runs the stage."""
+        return StageIdentity.noted(self.command, self.flat())
 
     def check(self) -> None:
         """Refuse what can be seen to be wrong without importing torch.

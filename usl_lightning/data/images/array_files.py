@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.once import once
 from usl_lightning.data.images.catalog import data_folder
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _SPLITS = ("train", "test", "val", "unlabeled")
 
 
 def locate(dir: str | None) -> dict[str, tuple[Path, str]]:
-    """For each split that is there, its file and what its keys begin with (`"train_"`, or nothing).
+    """For each split that is there, its file and what its keys begin with (`"train_"`, or nothing); once a stage.
 
     Standard library only.
 
@@ -35,6 +36,10 @@ def locate(dir: str | None) -> dict[str, tuple[Path, str]]:
         UslError: there is no such file, or nothing in the folder or file that is a split.
     """
     root = data_folder(dir)
+    return once(("arrays", str(root)), lambda: _locate(root))
+
+
+def _locate(root: Path) -> dict[str, tuple[Path, str]]:
     if root.is_dir():
         files = [(split, root / (split + suffix)) for suffix in (".npz", ".npy") for split in _SPLITS]
         splits = {split: (path, "") for split, path in reversed(files) if path.is_file()}

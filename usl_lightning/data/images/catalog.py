@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.once import once
 from usl_lightning.data.images.download import Download, fetch
 
 
@@ -257,7 +258,7 @@ def parts_of(name: str, split: str) -> tuple[str, ...]:
 def locate(
     name: str, split: str, folder: str | None = None, *, image_size: int | None = None, download: bool = False
 ) -> list[Found]:
-    """The files of an array set's split, in the first of its folders that has all of them.
+    """The files of an array set's split, in the first of its folders that has all of them; looked for once a stage.
 
     Args:
         name: a key of `ARRAY_SETS`.
@@ -270,13 +271,17 @@ def locate(
         UslError: files are missing: says where it looked, for what, and what to do.
     """
     parts = parts_of(name, split)
-    found = _locate(name, parts, folder, image_size)
-    if found is None and download:
-        _download(name, parts, folder)
+
+    def look() -> list[Found]:
         found = _locate(name, parts, folder, image_size)
-    if found is None:
-        raise UslError(_missing(name, parts, folder, download))
-    return found
+        if found is None and download:
+            _download(name, parts, folder)
+            found = _locate(name, parts, folder, image_size)
+        if found is None:
+            raise UslError(_missing(name, parts, folder, download))
+        return found
+
+    return once(("files", name, split, folder, image_size), look)
 
 
 def _locate(name: str, parts: tuple[str, ...], folder: str | None, image_size: int | None) -> list[Found] | None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import sha256_of
+from usl_lightning.base.once import read_once
 from usl_lightning.data.images import folders
 from usl_lightning.data.images.decode import Probe, decode, probe
 from usl_lightning.data.images.folders import FileList
@@ -264,7 +265,7 @@ def _labels_of_csv(
     file that is not listed, or has no label there, has none. Classes are the labels that occur, sorted (as
     numbers if they all are), or those of the class list.
     """
-    cells = label_cells(path)
+    cells = read_once("labels", path, lambda: label_cells(path))
     listed: tuple[str, ...] = ()
     if class_list is not None:
         listed = folders.read_class_list(Path(class_list), {cell for _, cell in cells.values()})

@@ -15,12 +15,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.files import read_json, write_text
+from usl_lightning.base.once import changed, once, read_once
 from usl_lightning.data.images.catalog import data_folder
 from usl_lightning.data.images.walk import SUFFIXES, check_path, is_class_folder, is_image
 from usl_lightning.data.images.walk import walk as _walk
@@ -76,7 +77,7 @@ def fingerprint_of(files: Sequence[str], sizes: Sequence[int]) -> str:
 
 
 def scan(root: Path, only: tuple[str, ...] | None = None, *, trust_index: bool = True) -> FileList:
-    """List the image files below `root`.
+    """List the image files below `root`; once a stage.
 
     Hidden files and folders (names that begin with a dot) are left out; links are followed, see `walk`.
 
@@ -87,8 +88,23 @@ def scan(root: Path, only: tuple[str, ...] | None = None, *, trust_index: bool =
 
     Raises:
         UslError: no such folder, one that cannot be read, no image, a name that a label index cannot hold, two names
-            that differ only by case or by how accents are written (elsewhere they are one file).
+            that differ only by case or by how accents are written (elsewhere they are one file), or other files than
+            those that this stage has found before.
     """
+
+    def current(known: FileList) -> bool:
+        """Still those files; the folder may have got others, such as that of the run."""
+        if _unchanged(root, known.folders):
+            return True
+        found = _scan(root, only, trust_index=False)
+        if (found.files, found.sizes) != (known.files, known.sizes):
+            raise changed(root)
+        return True
+
+    return once(("folder", os.path.abspath(root), only), lambda: _scan(root, only, trust_index), current)
+
+
+def _scan(root: Path, only: tuple[str, ...] | None, trust_index: bool) -> FileList:
     if not root.is_dir():
         raise UslError(f"{root}: no such folder; give the folder of the images with --data.dir")
     index = _index_path(root, only)
@@ -168,9 +184,17 @@ def is_true(found: FileList, started: int) -> bool:
     """
     try:
         return all(
-            changed <= started - _RACY and os.stat(os.path.join(found.root, folder)).st_mtime_ns == changed
-            for folder, changed in found.folders.items()
+            time <= started - _RACY and os.stat(os.path.join(found.root, folder)).st_mtime_ns == time
+            for folder, time in found.folders.items()
         )
+    except OSError:
+        return False
+
+
+def _unchanged(root: Path, folders: Mapping[str, int]) -> bool:
+    """Whether all of these folders are there and have the modification time they had."""
+    try:
+        return all(os.stat(os.path.join(root, folder)).st_mtime_ns == time for folder, time in folders.items())
     except OSError:
         return False
 
@@ -191,8 +215,8 @@ def _write_index(index: Path, found: FileList, started: int) -> None:
 # splits and classes --------------------------------------------------------------------------------------
 
 
-def split_folders(name: str, dir: str | None) -> dict[str, Path]:
-    """The folder of each split of a set of image files that is there.
+def split_folders(name: str, dir: str | None) -> Mapping[str, Path]:
+    """The folder of each split of a set of image files that is there; looked for once a stage.
 
     Split folders are called `train` and `test`, `val`, `valid` or `validation` (or `training`, `testing`), in any case;
     without one for `test`, `val` is also called `test`.
@@ -205,6 +229,10 @@ def split_folders(name: str, dir: str | None) -> dict[str, Path]:
     Raises:
         UslError: there is no such folder, or two for one split.
     """
+    return once(("splits", name, dir), lambda: _split_folders(name, dir))
+
+
+def _split_folders(name: str, dir: str | None) -> dict[str, Path]:
     if name == "folder":
         if dir is None:
             raise UslError("data set folder: which one? give the folder of the images with --data.dir")
@@ -288,7 +316,7 @@ def _listed(folder: Path) -> Iterator["os.DirEntry[str]"]:
 
 
 def read_class_list(path: Path, known: Collection[str] = ()) -> tuple[str, ...]:
-    """Class names, one a line, in composed form; empty lines and `#` comments are left out.
+    """Class names, one a line, in composed form; empty lines and `#` comments are left out. Read once a stage.
 
     A line may go on after the name, as ImageNet's lists do (`n02119789 kit fox`): its first word is the name if that
     is a WordNet id, or if it is known and the whole line is not.
@@ -301,7 +329,7 @@ def read_class_list(path: Path, known: Collection[str] = ()) -> tuple[str, ...]:
         UslError: the file cannot be read, is empty, or names a class twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_once("class list", path, lambda: path.read_text(encoding="utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise UslError(f"{path}: class list cannot be read ({error})") from error
     texts = [composed(line.strip()) for line in lines]

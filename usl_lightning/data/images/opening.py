@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.once import as_noted
 from usl_lightning.data.images import array_files, arrays, catalog, folders
 from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.source import ArraySource, ImageSource, array_fingerprint, convert_images, dataset_id
@@ -87,11 +88,13 @@ def _check_options(image_size: int | None, channels: int | None) -> None:
 def _open_arrays(
     name: str, split: str, folder: str | None, image_size: int | None, channels: int | None, download: bool
 ) -> ArraySource:
-
     if name in catalog.FILE_SETS:
         read = array_files.read(split, folder)
+        as_noted(*(path for path, _ in array_files.locate(folder).values()))
     else:
-        read = arrays.read_named(name, catalog.locate(name, split, folder, image_size=image_size, download=download))
+        found = catalog.locate(name, split, folder, image_size=image_size, download=download)
+        read = arrays.read_named(name, found)
+        as_noted(*(path for part in found for path in part.paths))
     images = torch.from_numpy(read.images)
     converted = convert_images(images, image_size, channels)
     original = None if converted is images else array_fingerprint(images)

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import sha256_of_file
+from usl_lightning.base.once import note, noted_hash
 from usl_lightning.data.images import array_files, catalog, folders
 from usl_lightning.data.images.rendering import VERSION
 
@@ -23,7 +23,7 @@ def data_signature(
 
     Of images, only names (relative to the folder) and sizes are looked at, so that 100,000 files take less
     than a second; a label file and a class list are read. The version of the decoder counts too. Moving the whole set
-    changes nothing.
+    changes nothing. Within a stage, files that are opened afterwards are refused if they are not what they were here.
 
     Args:
         name, dir, split, image_size, labels_file, class_list: as `open_source` takes them.
@@ -67,11 +67,12 @@ def _file_parts(name: str, dir: str | None, split: str, image_size: int | None, 
                     raise
                 continue  # the set may be used without a test split
             paths += [path for one in found for path in one.paths]
+    note(*paths)
     return [f"{path.name}\0{path.stat().st_size}" for path in dict.fromkeys(paths)]
 
 
 def _digest(path: str) -> str:
     try:
-        return sha256_of_file(path)
+        return noted_hash(path)
     except OSError as error:
         raise UslError(f"{path}: cannot be read ({error.strerror})") from error

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base import ranges
+from usl_lightning.base.classes import ROOT, ClassSource, dotted, find_class, syntax_of
 from usl_lightning.base.ranges import Range
-
-ROOT = Path(__file__).parents[1]
 
 FROM_ELSEWHERE = {"image", "seed"}
 """Parameters that other parts of the configuration give."""
@@ -64,12 +63,6 @@ class Kind:
 
 
 UNKNOWN = Kind()
-
-
-@dataclass(frozen=True)
-class _Class:
-    node: ast.ClassDef
-    module: str
 
 
 @cache
@@ -173,7 +166,7 @@ def trainer_parameters() -> tuple[str, ...]:
 
 @cache
 def _parameters(class_path: str) -> dict[str, Kind]:
-    found = _find_class(class_path)
+    found = find_class(class_path)
     if found is None:
         return {}
     own = _own(found)
@@ -187,27 +180,27 @@ def _parameters(class_path: str) -> dict[str, Kind]:
 @cache
 def _ranges(class_path: str) -> dict[str, Range]:
     """Parameter -> range, as a class of this package and its bases declare them."""
-    found = _find_class(class_path)
+    found = find_class(class_path)
     if found is None:
         return {}
     declared: dict[str, Range] = {}
     for base in reversed(found.node.bases):
-        declared |= _ranges(_dotted(base, found.module) or "")
+        declared |= _ranges(dotted(base, found.module) or "")
     for line in found.node.body:
         if isinstance(line, ast.AnnAssign) and ast.unparse(line.target) == "ranges" and line.value is not None:
             declared |= eval(ast.unparse(line.value), {"__builtins__": {}}, vars(ranges))
     return declared
 
 
-def _of_bases(found: _Class) -> dict[str, Kind]:
+def _of_bases(found: ClassSource) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
     for base in reversed(found.node.bases):
-        path = _dotted(base, found.module)
+        path = dotted(base, found.module)
         kinds |= _parameters(path) if path else {}
     return kinds
 
 
-def _own(found: _Class) -> tuple[dict[str, Kind], bool] | None:
+def _own(found: ClassSource) -> tuple[dict[str, Kind], bool] | None:
     """Parameters of the class's own constructor, and whether it hands others to its base."""
     for node in found.node.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
@@ -262,12 +255,12 @@ def _members(annotation: ast.expr | None, module: str) -> Iterator[str]:
             value = element.value if isinstance(element, ast.Constant) else ""
             yield "None" if value is None else f"={value}" if isinstance(value, str) else type(value).__name__
     elif isinstance(annotation, ast.Name | ast.Attribute):
-        path = _dotted(annotation, module) if module else None
+        path = dotted(annotation, module) if module else None
         alias = _alias(path) if path else None
         if alias is not None:
             yield from _members(*alias)
         else:
-            yield path if path and _find_class(path) else ast.unparse(annotation).rpartition(".")[2]
+            yield path if path and find_class(path) else ast.unparse(annotation).rpartition(".")[2]
     elif annotation is not None:
         yield ast.unparse(annotation)
 
@@ -275,56 +268,8 @@ def _members(annotation: ast.expr | None, module: str) -> Iterator[str]:
 def _alias(path: str) -> tuple[ast.expr, str] | None:
     """The expression that a name of this package stands for, as `Schedule = Literal[…]` does, and its module."""
     module, _, name = path.rpartition(".")
-    tree = _tree(module)
+    tree = syntax_of(module)
     for node in tree.body if tree else ():
         if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
             return node.value, module
     return None
-
-
-# Finding -------------------------------------------------------------------------------------------------
-
-
-@cache
-def _tree(module: str) -> ast.Module | None:
-    """The syntax of a module of this package."""
-    package, *parts = module.split(".")
-    if package != ROOT.name or not all(part.isidentifier() for part in parts):
-        return None
-    path = ROOT.joinpath(*parts)
-    for file in (path.with_suffix(".py"), path / "__init__.py"):
-        if file.is_file():
-            return ast.parse(file.read_text(encoding="utf-8"))
-    return None
-
-
-@cache
-def _find_class(class_path: str) -> _Class | None:
-    """Where a class of this package is defined, through the imports that hand it on."""
-    module, _, name = class_path.rpartition(".")
-    tree = _tree(module)
-    if tree is None:
-        return None
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef) and node.name == name:
-            return _Class(node, module)
-    path = _imported(name, module)
-    return _find_class(path) if path and path != class_path else None
-
-
-def _imported(name: str, module: str) -> str | None:
-    tree = _tree(module)
-    for node in tree.body if tree else ():
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                if (alias.asname or alias.name) == name:
-                    return f"{node.module}.{alias.name}"
-    return None
-
-
-def _dotted(node: ast.expr, module: str) -> str | None:
-    """The dotted path of what a name in a module means, if it is of this package."""
-    if not isinstance(node, ast.Name):
-        return None
-    path = _imported(node.id, module) or f"{module}.{node.id}"
-    return path if path.startswith(ROOT.name) else None

@@ -30,6 +30,7 @@ from usl_lightning.selection.coreset import Coreset
 from usl_lightning.selection.selector import Selector
 from usl_lightning.stage.complaints import explain
 from usl_lightning.stage.identity import digest, names_a_file
+from usl_lightning.stage.revisions import revision_of
 from usl_lightning.stage.select import choose
 from usl_lightning.stage.words import StageCommand
 from usl_lightning.vectors.memo import once, remembering
@@ -179,6 +180,8 @@ def _cell(folder: Path, ground: _Ground, entry: Entry, budget: int, seed: int) -
         for key, value in entry.options.items()
     }
     about = {**ground.about, "class_path": entry.class_path, "options": options, "budget": budget, "seed": seed}
+    if (revision := revision_of(entry.class_path)) > 1:
+        about["revision"] = revision
     name = re.sub(r"\W+", "_", entry.class_path.rpartition(".")[2].lower())
     path = folder / f"{name}_{budget}_{seed}_{digest(about).removeprefix('sha256:')[:16]}.json"
     known = _read(path)

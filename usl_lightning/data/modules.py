@@ -66,6 +66,9 @@ class ImageData(Ranged, LightningDataModule):
         workers: processes that read streamed images; default: the cores, 8 at most.
         eval_batch_size: images in a batch of a whole-set pass, on each process.
         seed: of the images' order and of all augmentations; the command line sets it to `seed_everything`.
+
+    Attributes:
+        revision: of which images are drawn when; raised in the body of a class that changes, see `models/method.py`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -76,6 +79,7 @@ class ImageData(Ranged, LightningDataModule):
         "eval_batch_size": whole(1),
         "seed": SEED,
     }
+    revision: int = 1
 
     def __init__(
         self,

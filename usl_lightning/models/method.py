@@ -36,11 +36,14 @@ class Method(Ranged, LightningModule):
         verbs: the commands that a stage of this method has: `fit`, `validate`, `test`, `predict`, `select`.
         optimization: how the weights are updated; of methods that train.
         sync_batch_norm: whether batch norm is to see the global batch where that can be had (several GPUs).
+        revision: of the mathematics; whoever changes them raises it in the body of the class that changes, and a run
+            begun before is not continued. It counts in all that is made of that class (`stage/revisions.py`).
     """
 
     verbs: tuple[str, ...] = ("fit", "validate", "test")
     optimization: Optimization
     sync_batch_norm = True
+    revision: int = 1
 
     @property
     def constant_lr(self) -> Sequence[nn.Module]:

@@ -11,6 +11,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.once import noted_hash
 from usl_lightning.base.version import __version__
 from usl_lightning.data.images.signature import data_signature
+from usl_lightning.stage.revisions import class_at, revisions
 
 TRAINER_FIELDS = (
     "max_steps",
@@ -89,7 +90,7 @@ class StageIdentity:
 
 
 def stage_identity(command: str, flat: Mapping[str, Any]) -> dict[str, Any]:
-    """All that determines a stage's result: its parameters, the content of its files, its data, this version.
+    """All that determines a stage's result: its parameters, the content of its files, its data, its classes' revisions.
 
     Args:
         command: `fit` or `select`.
@@ -102,7 +103,7 @@ def stage_identity(command: str, flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _content_fields(flat: Mapping[str, Any], known: StageIdentity) -> dict[str, Any]:
-    """`identity_fields` with the content of the files and of the data set in place of their paths."""
+    """`identity_fields` with the content of the files and of the data set in place of their paths, and `revisions`."""
     fields = identity_fields(flat)
     for key, value in fields.items():
         if value is not None and names_a_file(key):
@@ -110,7 +111,7 @@ def _content_fields(flat: Mapping[str, Any], known: StageIdentity) -> dict[str, 
     data = _data(flat)
     if data is not None:
         fields["data.files"] = known.fields["data.files"] if data == _data(known.flat) else data_signature(**data)
-    return fields
+    return fields | revisions(flat)
 
 
 def _content(key: str, path: Path) -> str:
@@ -141,7 +142,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     lines = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key, "not set"), new.get(key, "not set")
-        if before != after:
+        place, _, name = key.rpartition(".")
+        if before != after and name == "revision" and isinstance(new.get(key, old.get(key)), int):
+            was, now = old.get(key, 1), new.get(key, 1)
+            lines.append(
+                f"{class_at({**old, **new}, place)} was revision {was}, now {now} (what it computes has changed; the "
+                f"{'older' if was < now else 'newer'} version of the package continues the run)"
+            )
+        elif before != after:
             lines.append(f"{key} was {_short(before)}, now {_short(after)}")
     return lines
 

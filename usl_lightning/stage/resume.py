@@ -13,7 +13,7 @@ from usl_lightning.stage.identity import differences, names_a_file
 
 
 def _shapes_model(key: str) -> bool:
-    return key.startswith("model.") and not names_a_file(key)
+    return key.startswith("model.") and not names_a_file(key) and not key.endswith(".revision")
 
 
 def check_resume(path: Path, identity: Mapping[str, Any], *, extend: bool = False, training: bool = True) -> None:

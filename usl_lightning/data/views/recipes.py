@@ -43,7 +43,12 @@ class Recipe(Ranged, nn.Module):
 
     Args:
         steps: the steps; they may be any modules called as `step(images, key)`.
+
+    Attributes:
+        revision: of the mathematics; raised in the body of a recipe that changes, see `models/method.py`.
     """
+
+    revision: int = 1
 
     def __init__(self, steps: list[Step]) -> None:
         super().__init__()

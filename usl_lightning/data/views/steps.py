@@ -18,7 +18,13 @@ from usl_lightning.data.views.pixels import on_samples
 
 
 class Step(Ranged, nn.Module, ABC):
-    """One step of a recipe: uint8 images [b, c, h, w] and a key of b slots to uint8 images."""
+    """One step of a recipe: uint8 images [b, c, h, w] and a key of b slots to uint8 images.
+
+    Attributes:
+        revision: of the mathematics; raised in the body of a step that changes, see `models/method.py`.
+    """
+
+    revision: int = 1
 
     @abstractmethod
     def forward(self, images: Tensor, key: Key) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 
 from usl_lightning.base.documents import Listed, Mapped, Plain, parse_document, settled
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.moved import moved_text
 from usl_lightning.base.parameters import Kind, kind_at
 
 Tree = dict[str, Any]
@@ -30,7 +31,7 @@ def compose(parts: Iterable[Mapping[str, Any]], overrides: Mapping[str, str]) ->
     for part in parts:
         _merge(tree, part)
     for key, text in overrides.items():
-        _override(tree, key, text)
+        _override(tree, key, moved_text(text))
     return {key: _typed(value, tree, [key]) for key, value in tree.items()}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.moved import moved_text
 from usl_lightning.base.once import once
 
 LARGEST = 100_000
@@ -91,7 +92,7 @@ def parse_document(text: str, where: str) -> Any:
 
 
 def read_document(path: Path) -> Any:
-    """`parse_document` of a file; a stage goes on with what it held at first.
+    """`parse_document` of a file, classes by their present names; a stage goes on with what it held at first.
 
     Raises:
         UslError: as there, or it cannot be read.
@@ -101,7 +102,7 @@ def read_document(path: Path) -> Any:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UslError(f"{path}: cannot be read ({reason})") from error
-    return parse_document(text, str(path))
+    return parse_document(moved_text(text), str(path))
 
 
 class _Reading:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.moved import moved
 from usl_lightning.base.once import noted_hash
 from usl_lightning.base.version import __version__
 from usl_lightning.data.images.signature import data_signature
@@ -138,8 +139,13 @@ def digest(fields: Mapping[str, Any]) -> str:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """`"model.threshold was 0.95, now 0.9"` for each field that differs."""
-    lines = []
+    """`"model.threshold was 0.95, now 0.9"` for each field that differs.
+
+    Args:
+        old: fields that were recorded, perhaps by an earlier version of this package.
+        new: the present ones.
+    """
+    old, lines = moved(old), []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key, "not set"), new.get(key, "not set")
         place, _, name = key.rpartition(".")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.moved import moved
 from usl_lightning.base.rank import is_main_process
 from usl_lightning.engine.checkpoint_files import IDENTITY
 from usl_lightning.models.encoder import read_checkpoint
@@ -31,7 +32,7 @@ def check_resume(path: Path, identity: Mapping[str, Any], *, extend: bool = Fals
     stored = read_checkpoint(path).get(IDENTITY)
     if not isinstance(stored, dict):
         raise UslError(f"{path}: not a checkpoint of `usl fit`; to start from published weights see model.pretrained")
-    old, new = dict(stored), dict(identity)
+    old, new = moved(stored), dict(identity)
     if old.get("model.class_path") != new.get("model.class_path"):
         raise UslError(
             f"{path}: holds a {old.get('model.class_path')}, this configuration is a {new.get('model.class_path')}; "

@@ -3,12 +3,12 @@
 import gzip
 import pickle
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from methods import command_of
 from PIL import Image
 
 from usl_lightning.base.configs import HEADLINE, find_config, load_yaml, pairs, shipped, shipped_folder
@@ -90,14 +90,6 @@ def build(command: str, config: str, data: Path, **overrides: str) -> StageCLI:
         del overrides["data.dir"]
     options = [f"--{key}={value}" for key, value in overrides.items()]
     return StageCLI(StageCommand.parse(command, ["--config", config, *options]))
-
-
-def command_of(name: str) -> list[str]:
-    """The words of the first command in a configuration's header."""
-    text = re.sub(r" \\\n#\s+", " ", (shipped_folder() / name).read_text())  # a long command goes on in the next line
-    found = re.search(r"^#\s+(usl .+)$", text, re.MULTILINE)
-    assert found, f"{name}: its header does not say its command"
-    return shlex.split(found[1])
 
 
 def test_there_are_configurations() -> None:

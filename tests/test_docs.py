@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from usl_lightning.base.arguments import options
-from usl_lightning.base.configs import find_config, shipped
+from usl_lightning.base.configs import find_config, shipped, shipped_folder
 from usl_lightning.base.errors import UslError
 from usl_lightning.chain.file import Chain
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.cli import COMMANDS
 from usl_lightning.compare.comparison import FIGURES
-from usl_lightning.compare.spec import Comparison, selector_names
+from usl_lightning.compare.spec import Comparison
 from usl_lightning.engine.checkpoint_files import IDENTITY
 from usl_lightning.labels import formats as label_files
 from usl_lightning.models.encoder import ENTRY
@@ -36,8 +36,11 @@ from usl_lightning.stage.words import OPTIONS, StageCommand
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
-MADE = {"photos.yaml": "folder_quickstart.yaml", "CHAIN.yaml": "digits_quickstart.yaml"}
-"""Chains that the pages let the reader write, and shipped ones like them."""
+MADE = {
+    "photos.yaml": "folder_quickstart.yaml", "CHAIN.yaml": "digits_quickstart.yaml",
+    "digits_METHOD.yaml": "digits_simsiam.yaml",
+}  # fmt: skip
+"""Configurations that the pages let the reader write, and shipped ones like them."""
 
 STAGES = ("fit", "validate", "test", "predict", "select", "export", "views")
 
@@ -203,7 +206,8 @@ def test_a_misspelt_parameter_would_be_found() -> None:
 
 
 def test_configurations_that_pages_name_exist() -> None:
-    own = {*MADE, "config.yaml", "FOLDER.yaml", "FILE.yaml"}
+    own = {*MADE, "config.yaml", "FOLDER.yaml", "FILE.yaml", "METHOD.yaml"}
+    own |= {path.name for path in (shipped_folder() / "parts").glob("*.yaml")}
     for page, text in PAGES.items():
         named = set(re.findall(r"\b(\w+\.yaml)\b", text)) - own
         assert named <= set(shipped()), page
@@ -217,16 +221,6 @@ def test_python_of_the_pages_is_valid_and_imports_what_there_is() -> None:
             if isinstance(node, ast.ImportFrom) and node.module:
                 module = importlib.import_module(node.module)
                 assert [name.name for name in node.names if not hasattr(module, name.name)] == [], page
-
-
-def test_every_method_has_a_page() -> None:
-    pages = "\n".join(text for name, text in PAGES.items() if name.startswith("methods/"))
-    for stage in ("pretrain", "semisup"):
-        for path in sorted((ROOT / "usl_lightning" / stage).glob("*.py")):
-            for name in re.findall(r"^class (\w+)\((?:Pretrain|SemiSupervised)Module\):", path.read_text(), re.M):
-                assert f"::: usl_lightning.{stage}.{path.stem}.{name}" in pages
-    for name in selector_names():
-        assert f"usl_lightning.selection.{name}." in pages, name
 
 
 def column(table: str) -> set[str]:

@@ -14,13 +14,11 @@ from hypothesis import strategies as st
 from lightly.loss import NTXentLoss
 from runs import usl
 from torch import Tensor, nn
-from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, digits
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
-from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
 from usl_lightning.pretrain.moco import MoCo, info_nce
 
@@ -298,51 +296,6 @@ def test_a_single_image_is_refused(size: int, processes: int, use: int) -> None:
 
 
 # Training ------------------------------------------------------------------------------------------------
-
-
-def make(data: ImageData, backbone: str, groups: int) -> MoCo:
-    return MoCo(
-        data.spec, Weak(), Optimization(lr=0.1), backbone, queue_size=96, momentum=0.9, shuffle_groups=groups,
-        hidden_dim=16, projection_dim=8, knn_k=5,
-    )  # fmt: skip
-
-
-def small(data: ImageData) -> MoCo:
-    return make(data, "small_w16", 4)
-
-
-def norm_free(data: ImageData) -> MoCo:
-    return make(data, "small_nf", 4)
-
-
-def without_running_statistics(data: ImageData) -> MoCo:
-    """Batch norm whose only state is the batch: rank 0 alone keeps running statistics, those of its groups."""
-    model = make(data, "small_w16", 4)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-    return model
-
-
-def test_a_resume_is_exact(tmp_path: Path) -> None:
-    assert_resumes_exactly(small, digits, tmp_path)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_survives_kills(small, digits, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    assert_two_processes_agree(norm_free, digits, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one_even_with_batch_norm(tmp_path: Path) -> None:
-    """4 groups on one process, 2 on each of two: the same groups, though keys are made elsewhere."""
-    assert_two_processes_agree(without_running_statistics, digits, tmp_path, steps=4)
 
 
 @pytest.mark.slow

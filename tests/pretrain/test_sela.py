@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from runs import usl
 from sklearn.metrics import normalized_mutual_info_score
 from torch import Tensor
-from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, digits, train
+from training import digits, train
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
@@ -115,14 +115,6 @@ def make(data: ImageData | None = None, backbone: str = "small_w16", **options: 
 
 def small(data: ImageData) -> SeLa:
     return make(data, knn_k=5)
-
-
-def norm_free(data: ImageData) -> SeLa:
-    return make(data, "small_nf", knn_k=5)
-
-
-def with_hidden_layers(data: ImageData) -> SeLa:
-    return make(data, hidden_dims=[20, 12], knn_k=5)
 
 
 def test_heads_are_computed_at_once_behind_the_hidden_layers() -> None:
@@ -270,20 +262,6 @@ def test_heads_and_clusters_must_fit() -> None:
 
 
 # Training -------------------------------------------------------------------------------------------------
-
-
-def test_a_resume_is_exact(tmp_path: Path) -> None:
-    assert_resumes_exactly(with_hidden_layers, digits, tmp_path)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_survives_kills(with_hidden_layers, digits, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    assert_two_processes_agree(norm_free, digits, tmp_path)
 
 
 @pytest.mark.slow

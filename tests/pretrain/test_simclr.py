@@ -1,7 +1,6 @@
 """NT-Xent against another library and a loop; SimCLR's step by hand; the kNN monitor."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightly.loss import NTXentLoss
 from torch import Tensor
-from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, digits
 
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
-from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
 from usl_lightning.pretrain.simclr import SimCLR, nt_xent
 
@@ -178,31 +175,3 @@ def test_autocast_does_not_blur_the_loss() -> None:
     outside = nt_xent(z1.bfloat16().float(), z2.bfloat16().float(), temperature=0.1)
     assert inside.dtype == torch.float32
     assert torch.equal(inside, outside)
-
-
-# Training ------------------------------------------------------------------------------------------------
-
-
-def small(data: ImageData) -> SimCLR:
-    return SimCLR(data.spec, Weak(), Optimization(lr=0.1), "small_w16", hidden_dim=16, projection_dim=8, knn_k=5)
-
-
-def norm_free(data: ImageData) -> SimCLR:
-    optimizer = Optimization(lr=0.1)
-    return SimCLR(
-        data.spec, Weak(), optimizer, "small_nf", hidden_dim=16, projection_dim=8, projection_norm=False, knn_k=5
-    )
-
-
-def test_a_resume_is_exact(tmp_path: Path) -> None:
-    assert_resumes_exactly(small, digits, tmp_path)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_survives_kills(small, digits, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    assert_two_processes_agree(norm_free, digits, tmp_path)

@@ -17,10 +17,6 @@ from torch import Tensor, nn
 from training import (
     MakeModel,
     Stop,
-    assert_resumes_exactly,
-    assert_survives_kills,
-    assert_two_processes_agree,
-    digits,
     train,
 )
 
@@ -194,14 +190,6 @@ def make(data: ImageData, backbone: str = "small_w16", **options: Any) -> SimSia
     )  # fmt: skip
 
 
-def small(data: ImageData) -> SimSiam:
-    return make(data)
-
-
-def norm_free(data: ImageData) -> SimSiam:
-    return make(data, "small_nf", norm=False)
-
-
 def shipped(data: ImageData, *, stop_gradient: bool = True) -> SimSiam:
     """With the settings of `digits_simsiam.yaml`."""
     arguments = load_yaml(find_config("digits_simsiam.yaml"))["model"]["init_args"]
@@ -226,20 +214,6 @@ def test_without_stop_gradient_the_log_soon_tells_of_a_collapse(
     assert [line.split(": the")[0] for line in caplog.messages] == (
         ["features are collapsing: step 30"] if make_model is collapsing else []
     )
-
-
-def test_a_resume_is_exact(tmp_path: Path) -> None:
-    assert_resumes_exactly(small, digits, tmp_path)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_survives_kills(small, digits, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    assert_two_processes_agree(norm_free, digits, tmp_path)
 
 
 @pytest.mark.slow

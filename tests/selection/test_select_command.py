@@ -89,22 +89,6 @@ def test_each_has_a_configuration(name: str, dataset: str) -> None:
     assert config["data"]["init_args"]["dataset"] == dataset
 
 
-@pytest.mark.parametrize("name", SELECTORS)
-def test_each_picks_and_keeps_and_sees_no_label(name: str) -> None:
-    data = digits()
-    chosen = select(made(name, 12, data), data).indices.tolist()
-    assert len(set(chosen)) == len(chosen) == 12
-    kept = [chosen[4], 1436, 0] if 1436 not in chosen else [chosen[4], 1, 0]
-    Path("keep.json").write_text(json.dumps(kept))
-    more = select(made(name, 12, data, keep_from="keep.json"), data).indices.tolist()
-    assert more[:3] == kept
-    assert len(set(more)) == len(more) == 12
-    assert [i for i in chosen if i in more[3:]] == more[3:], "the others are the picks that kept their places"
-    if name != "stratified":
-        data.train_source.labels = torch.roll(data.train_source.labels, 1)
-        assert select(made(name, 12, data), data).indices.tolist() == chosen
-
-
 @pytest.mark.parametrize("name", ["random", "stratified"])
 def test_features_are_for_the_report_alone(name: str) -> None:
     data, allowed = digits(), {"allow_oracle": True} if name == "stratified" else {}

@@ -1,7 +1,12 @@
-"""The selectors people would use instead of USL: each against a slow version, and all on every size and budget."""
+"""The selectors people would use instead of USL: each against a slow version, and all on every size and budget.
 
+That their stages repeat, keep, and survive a kill is asked in `test_methods.py`.
+"""
+
+import inspect
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from real_features import NAMES, real_features
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.compare.spec import selector_names
 from usl_lightning.data.keys import permutation
 from usl_lightning.selection.activeft import select_activeft
 from usl_lightning.selection.as3l import select_as3l
@@ -23,24 +29,25 @@ from usl_lightning.selection.maxherding import select_maxherding
 from usl_lightning.selection.probcover import pure_radius, select_probcover
 from usl_lightning.selection.rdss import select_rdss
 from usl_lightning.selection.typiclust import select_typiclust
-from usl_lightning.selection.usl import select_usl
 from usl_lightning.vectors.density import density_distance
 from usl_lightning.vectors.kmeans import kmeans
 
+
+def discovered() -> dict[str, Callable[..., Tensor]]:
+    """Name -> function, of every selector that chooses by features and a budget alone."""
+    found = {}
+    for name, path in selector_names().items():
+        select = vars(import_module(path.rpartition(".")[0])).get(f"select_{name}")
+        if select is not None and list(inspect.signature(select).parameters)[:2] == ["features", "budget"]:
+            found[name] = select
+    return found
+
+
+FASTER = {"activeft": {"iterations": 10}, "as3l": {"epochs": 2, "clusterings": 3}}
 SELECTORS: dict[str, Callable[..., Tensor]] = {
-    "activeft": partial(select_activeft, iterations=10),
-    "as3l": partial(select_as3l, epochs=2, clusterings=3),
-    "coreset": select_coreset,
-    "density": select_density,
-    "kmeans_nearest": select_kmeans_nearest,
-    "kmedoids": select_kmedoids,
-    "maxherding": select_maxherding,
-    "probcover": select_probcover,
+    **{name: partial(select, **FASTER.get(name, {})) for name, select in discovered().items()},
     "probcover_small_radius": partial(select_probcover, delta=0.05),
-    "rdss": select_rdss,
-    "typiclust": select_typiclust,
     "typiclust_few_clusters": partial(select_typiclust, max_clusters=3),
-    "usl": select_usl,
 }
 
 

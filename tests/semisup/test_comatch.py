@@ -1,7 +1,6 @@
 """CoMatch's pieces against loops over samples and pairs; bank and alignment against lists; its step by hand."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,14 +8,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels
+from torch import Tensor
 
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
-from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import FixMatchStrong, SmallGreyView, Weak
 from usl_lightning.semisup.comatch import (
     CoMatch,
@@ -324,53 +320,3 @@ def test_autocast_does_not_blur_the_graph(monkeypatch: pytest.MonkeyPatch) -> No
         loss = model.training_step(SemiBatch(batch(3, [0, 1, 2]), batch(10)), 0)
     assert graphs[0].dtype == loss.dtype == torch.float32
     torch.testing.assert_close(graphs[0].sum(1), torch.ones(10))
-
-
-class Plain(nn.Module):
-    """A view without randomness."""
-
-    def forward(self, images: Tensor, key: Key) -> Tensor:
-        return images / 255
-
-
-def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors without values refuse to tell one to the host."""
-    model = CoMatch(GREY, Plain(), Plain(), Plain(), Optimization(), "small_nf", bank_size=20)
-    monkeypatch.setattr(model, "log_dict", lambda values, **_: None)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        batches = SemiBatch(batch(3, [0, 1, 2]), batch(10))
-        for _ in range(3):
-            model.training_step(batches, 0).backward()
-
-
-# Training ------------------------------------------------------------------------------------------------
-
-
-def model_of(data: ImageData, backbone: str) -> CoMatch:
-    """The bank of 80 is full after three of the steps of 32; the history of 3 wraps as well."""
-    return CoMatch(
-        data.spec, *VIEWS, Optimization(), backbone, threshold=0.2, bank_size=80, aligned_batches=3, embedding_dim=8,
-        graph_threshold=0.15, ema_decay=0.9,
-    )  # fmt: skip
-
-
-def small(data: ImageData) -> CoMatch:
-    return model_of(data, "small_w16")
-
-
-def norm_free(data: ImageData) -> CoMatch:
-    return model_of(data, "small_nf")
-
-
-def test_a_resume_is_exact(tmp_path: Path) -> None:
-    assert_resumes_exactly(small, few_labels, tmp_path)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_survives_kills(small, few_labels, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    assert_two_processes_agree(norm_free, few_labels, tmp_path)

@@ -10,13 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
-from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
 from usl_lightning.models.heads import load_classifier
 from usl_lightning.semisup.distill import Distill, distillation_loss
@@ -153,35 +151,3 @@ def test_a_teacher_is_needed_only_to_train() -> None:
     distill(None).setup("test")
     with pytest.raises(UslError, match=r"model.teacher_from: expected a checkpoint of stage 3"):
         distill(None).setup("fit")
-
-
-# Training ------------------------------------------------------------------------------------------------
-
-
-def taught(data: ImageData, backbone: str, weight: float) -> Distill:
-    path = Path(few_labels().labels or "").with_name("teacher.ckpt")
-    teacher = write_teacher(path, data.spec)
-    torch.manual_seed(0)
-    return Distill(data.spec, Weak(), Optimization(), teacher, backbone, distillation_weight=weight, ema_decay=0.9)
-
-
-def small(data: ImageData) -> Distill:
-    return taught(data, "small_w16", 1.0)
-
-
-def norm_free(data: ImageData) -> Distill:
-    return taught(data, "small_nf", 0.8)
-
-
-def test_a_resume_is_exact(tmp_path: Path) -> None:
-    assert_resumes_exactly(small, few_labels, tmp_path)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_survives_kills(small, few_labels, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    assert_two_processes_agree(norm_free, few_labels, tmp_path)

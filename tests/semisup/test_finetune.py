@@ -8,13 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels, train
+from training import few_labels, train
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
-from usl_lightning.data.modules import ImageData, LabelledData
+from usl_lightning.data.modules import LabelledData
 from usl_lightning.data.views import Weak
 from usl_lightning.models.heads import load_classifier
 from usl_lightning.pretrain.simclr import SimCLR
@@ -224,43 +224,3 @@ def test_a_start_is_needed_only_to_train(stage: str) -> None:
 def labelled() -> LabelledData:
     """The 20 labelled digits of `few_labels`, 8 a step."""
     return LabelledData(few_labels().labels, dataset="digits", batch_size=8, seed=3)
-
-
-def whole(data: ImageData) -> FineTune:
-    path = Path(few_labels().labels or "").with_name("stage1.ckpt")
-    stage_1(path)
-    return FineTune(
-        data.spec, Weak(), Optimization(), "small_w16", init_from=str(path), projection_layers_kept=1, hidden_dim=12
-    )
-
-
-def linear(data: ImageData) -> FineTune:
-    """Batch norm and all: its statistics are frozen, so processes agree."""
-    path = Path(few_labels().labels or "").with_name("stage1.ckpt")
-    stage_1(path)
-    return FineTune(data.spec, Weak(), Optimization(), "small_w16", init_from=str(path), tuned="linear", ema_decay=0.9)
-
-
-def norm_free(data: ImageData) -> FineTune:
-    path = Path(few_labels().labels or "").with_name("stage1.ckpt")
-    stage_1(path, norm=False, backbone="small_nf")
-    return FineTune(
-        data.spec, Weak(), Optimization(), "small_nf", init_from=str(path), projection_layers_kept=1, hidden_dim=12,
-        projection_norm=False,
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("model", [whole, linear])
-def test_a_resume_is_exact(tmp_path: Path, model: Any) -> None:
-    assert_resumes_exactly(model, labelled, tmp_path)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_survives_kills(whole, labelled, tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("model", [norm_free, linear])
-def test_two_processes_train_as_one(tmp_path: Path, model: Any) -> None:
-    assert_two_processes_agree(model, labelled, tmp_path)

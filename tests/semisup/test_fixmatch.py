@@ -11,13 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
-from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import FixMatchStrong, Weak
 from usl_lightning.models.encoder import Encoder, encoder_entry, load_encoder
 from usl_lightning.semisup.fixmatch import FixMatch, fixmatch_loss
@@ -269,28 +267,3 @@ def test_pseudo_labels_of_a_pass_of_their_own(monkeypatch: pytest.MonkeyPatch) -
     assert passes == [[(23, True)], [(13, True), (10, False)]]
     torch.testing.assert_close(losses[0], losses[1])
     torch.testing.assert_close(gradients[0], gradients[1])
-
-
-# Training ------------------------------------------------------------------------------------------------
-
-
-def small(data: ImageData) -> FixMatch:
-    return FixMatch(data.spec, Weak(), FixMatchStrong(), Optimization(), "small_w16", threshold=0.2, ema_decay=0.9)
-
-
-def norm_free(data: ImageData) -> FixMatch:
-    return FixMatch(data.spec, Weak(), FixMatchStrong(), Optimization(), "small_nf", threshold=0.11, ema_decay=0.9)
-
-
-def test_a_resume_is_exact(tmp_path: Path) -> None:
-    assert_resumes_exactly(small, few_labels, tmp_path)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_survives_kills(small, few_labels, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    assert_two_processes_agree(norm_free, few_labels, tmp_path)

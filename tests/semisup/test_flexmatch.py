@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels, train
+from torch import Tensor
+from training import few_labels, train
 
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
@@ -235,32 +234,11 @@ def test_records_are_in_the_checkpoint_and_another_set_can_be_classified(monkeyp
     assert torch.equal(loaded.record, model.record)
 
 
-class Plain(nn.Module):
-    """A view without randomness."""
-
-    def forward(self, images: Tensor, key: Key) -> Tensor:
-        return images / 255
-
-
-def test_a_step_does_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors without values refuse to tell one to the host."""
-    model = FlexMatch(GREY, Plain(), Plain(), Optimization(), "small_nf")
-    monkeypatch.setattr(model, "log_dict", lambda values, **_: None)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        batches = SemiBatch(batch(3, [0, 1, 2]), batch(10))
-        for _ in range(3):
-            model.training_step(batches, 0).backward()
-
-
 # Training ------------------------------------------------------------------------------------------------
 
 
 def small(data: ImageData) -> FlexMatch:
     return FlexMatch(data.spec, Weak(), FixMatchStrong(), Optimization(), "small_w16", threshold=0.2, ema_decay=0.9)
-
-
-def norm_free(data: ImageData) -> FlexMatch:
-    return FlexMatch(data.spec, Weak(), FixMatchStrong(), Optimization(), "small_nf", threshold=0.11, ema_decay=0.9)
 
 
 def without_labelled() -> SemiSupervisedData:
@@ -278,17 +256,3 @@ def test_unused_images_are_those_of_the_unlabelled_set(tmp_path: Path) -> None:
         assert 0 < int((state["record"] >= 0).sum()) == expected - int(state["counts"][-1])
         labels = state["record"][state["record"] >= 0]
         assert torch.bincount(labels, minlength=10).tolist() == state["counts"][:-1].tolist()
-
-
-def test_a_resume_is_exact(tmp_path: Path) -> None:
-    assert_resumes_exactly(small, few_labels, tmp_path)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_survives_kills(small, few_labels, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    assert_two_processes_agree(norm_free, few_labels, tmp_path)

@@ -1,7 +1,6 @@
 """MixMatch's pieces against loops over samples and scipy's Beta distribution; its step by hand."""
 
 import math
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
-from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels
 
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
-from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
 from usl_lightning.semisup import mixmatch
 from usl_lightning.semisup.mixmatch import (
@@ -250,28 +247,3 @@ def test_guesses_leave_the_statistics_of_batch_norm_alone(monkeypatch: pytest.Mo
     assert not torch.allclose(first.mean((0, 2, 3)), second.mean((0, 2, 3)))
     torch.testing.assert_close(norm.running_mean, 0.1 * second.mean((0, 2, 3)))
     assert int(norm.num_batches_tracked) == 1
-
-
-# Training ------------------------------------------------------------------------------------------------
-
-
-def small(data: ImageData) -> MixMatch:
-    return MixMatch(data.spec, Weak(), Optimization(), "small_w16", ramp_steps=4, ema_decay=0.9)
-
-
-def norm_free(data: ImageData) -> MixMatch:
-    return MixMatch(data.spec, Weak(), Optimization(), "small_nf", ramp_steps=4, ema_decay=0.9)
-
-
-def test_a_resume_is_exact(tmp_path: Path) -> None:
-    assert_resumes_exactly(small, few_labels, tmp_path)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_survives_kills(small, few_labels, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    assert_two_processes_agree(norm_free, few_labels, tmp_path)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from training import assert_resumes_exactly, assert_survives_kills, assert_two_processes_agree, few_labels
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
@@ -115,33 +114,3 @@ def test_mistakes_are_refused(folder: Path, options: dict[str, Any], message: st
     options |= {name: str(folder / options[name]) for name in ("dir", "labels") if name in options}
     with pytest.raises(UslError, match=message):
         _ = LabelledData(dataset="arrays", **options).index
-
-
-# Training ------------------------------------------------------------------------------------------------
-
-
-def labelled() -> LabelledData:
-    """The 20 labelled digits of `few_labels`, 8 a step."""
-    return LabelledData(few_labels().labels, dataset="digits", batch_size=8, seed=3)
-
-
-def small(data: ImageData) -> Supervised:
-    return Supervised(data.spec, Weak(), Optimization(), "small_w16", ema_decay=0.9)
-
-
-def norm_free(data: ImageData) -> Supervised:
-    return Supervised(data.spec, Weak(), Optimization(), "small_nf", ema_decay=0.9)
-
-
-def test_a_resume_is_exact(tmp_path: Path) -> None:
-    assert_resumes_exactly(small, labelled, tmp_path)
-
-
-@pytest.mark.slow
-def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_survives_kills(small, labelled, tmp_path)
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    assert_two_processes_agree(norm_free, labelled, tmp_path)

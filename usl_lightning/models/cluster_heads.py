@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranged, Ranges, above, at_least, check, whole, within
 from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.precision import full_precision
 from usl_lightning.models.encoder import read_checkpoint
 
 ENTRY = "cluster_heads"
@@ -38,13 +39,13 @@ class ClusterHeads(Ranged, nn.Module):
         return len(self.layers)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [b, H, C] of features [b, d], float32 even under autocast: cosines of 8 bits are too few."""
+        """Logits [b, H, C] of features [b, d], float32 at least, in any precision: cosines of 8 bits are too few."""
         with torch.autocast(features.device.type, enabled=False):
-            x = features.float()
+            x = full_precision(features)
             if self.cosine_scale is None:
-                return torch.stack([layer(x) for layer in self.layers], 1)
+                return torch.stack([F.linear(x, _as(x, own.weight), _as(x, own.bias)) for own in self.layers], 1)
             x = F.normalize(x, dim=1)
-            cosines = [F.linear(x, F.normalize(layer.weight, dim=1)) for layer in self.layers]  # type: ignore[arg-type]
+            cosines = [F.linear(x, F.normalize(_as(x, own.weight), dim=1)) for own in self.layers]
             return self.cosine_scale * torch.stack(cosines, 1)
 
     @torch.no_grad()
@@ -52,6 +53,11 @@ class ClusterHeads(Ranged, nn.Module):
         """Put the centroids on features of samples, [H, C, d]."""
         for layer, centroids in zip(self.layers, features, strict=True):
             layer.weight.copy_(centroids)  # type: ignore[operator, union-attr]
+
+
+def _as(x: Tensor, parameter: Any) -> Tensor:
+    """A parameter in the precision of x."""
+    return parameter.to(x.dtype)
 
 
 def heads_entry(heads: ClusterHeads, prefix: str) -> dict[str, Any]:

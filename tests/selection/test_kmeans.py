@@ -139,7 +139,43 @@ def test_a_large_mean_costs_no_accuracy() -> None:
 
 
 def test_bad_input() -> None:
-    with pytest.raises(UslError, match="iterations=0 of k-means"):
+    with pytest.raises(UslError, match="iterations=0, restarts=1 of k-means"):
         kmeans(torch.ones(4, 2), 2, iterations=0)
     with pytest.raises(UslError, match="NaN or infinite values in row 2"):
         kmeans(torch.tensor([[0.0], [1.0], [float("nan")]]), 2)
+
+
+# Restarts ------------------------------------------------------------------------------------------------
+
+
+def inertia(x: torch.Tensor, labels: torch.Tensor, centroids: torch.Tensor) -> float:
+    return float((x.double() - centroids[labels].double()).square().sum())
+
+
+def test_the_best_of_several_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The least inertia of the starts taken one by one; the first of them is that of a single start."""
+    x = real_features("digits", 300)
+    found: list[float] = []
+    inner = module._inertia
+
+    def watch(*arguments: Any) -> float:
+        found.append(inner(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(module, "_inertia", watch)
+    best = inertia(x, *kmeans(x, 12, seed=3, restarts=8))
+    assert len(found) == 8
+    assert best == pytest.approx(min(found), rel=1e-4)
+    assert found[0] == pytest.approx(inertia(x, *kmeans(x, 12, seed=3)), rel=1e-4)
+    assert best < found[0]
+
+
+def test_restarts_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = real_features("digits", 400)
+    whole = inertia(x, *kmeans(x, 5, restarts=10))
+    monkeypatch.setattr(module, "SAMPLE", 150)
+    labels, centroids = kmeans(x, 5, restarts=10)
+    assert torch.equal(labels, nearest_centroid(x - x.mean(0), centroids - x.mean(0)))
+    assert inertia(x, labels, centroids) < 1.05 * whole
+    again, _ = kmeans(x, 5, restarts=10)
+    assert torch.equal(labels, again)

@@ -22,6 +22,7 @@ def select_kmeans_nearest(
     *,
     seed: int = 0,
     iterations: int = 200,
+    restarts: int = 20,
     on_clusters: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """One cluster for each label to buy (Lloyd, 1982), and of each cluster the point nearest to its centroid.
@@ -31,6 +32,7 @@ def select_kmeans_nearest(
         budget: how many, from 1 to n; also the number of clusters.
         seed: decides the starting points of k-means.
         iterations: of k-means, at most.
+        restarts: starts of k-means, of which the best counts.
         on_clusters: is given the cluster of each point, int64 [n].
 
     Returns:
@@ -42,7 +44,7 @@ def select_kmeans_nearest(
     """
     check_budget(budget, len(features))
     x = unit_rows(features)
-    labels, centroids = shared_kmeans(x, budget, seed=seed, iterations=iterations)
+    labels, centroids = shared_kmeans(x, budget, seed=seed, iterations=iterations, restarts=restarts)
     if on_clusters is not None:
         on_clusters(labels)
     distances = torch.empty(len(x), device=x.device)
@@ -61,6 +63,7 @@ class KMeansNearest(Selector):
         budget: number of images to pick, with those that are kept.
         init_from: checkpoint whose encoder gives the features.
         iterations: of k-means, at most.
+        restarts: starts of k-means, of which the one of the least inertia counts.
         source: where else the features come from, and what to keep: see `Selector`.
     """
 
@@ -73,10 +76,11 @@ class KMeansNearest(Selector):
         budget: int,
         init_from: str | None = None,
         iterations: int = 200,
+        restarts: int = 20,
         **source: Any,
     ) -> None:
         super().__init__(image=image, budget=budget, init_from=init_from, **source)
-        self._select = partial(select_kmeans_nearest, iterations=iterations)
+        self._select = partial(select_kmeans_nearest, iterations=iterations, restarts=restarts)
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_kmeans_nearest`."""

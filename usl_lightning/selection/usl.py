@@ -74,6 +74,7 @@ def select_usl(
     nearest: int | None = None,
     exclude_same_cluster: bool | None = None,
     kmeans_iterations: int | None = None,
+    kmeans_restarts: int = 1,
     squared: bool = True,
     include_self: bool = True,
     on_clusters: Callable[[Tensor], None] | None = None,
@@ -86,14 +87,16 @@ def select_usl(
         seed: decides the starting points of k-means.
         preset: one of `PRESETS`; it gives every parameter that is left None. (To lift a preset's limits:
             horizon=inf, which is `.inf` in YAML, and nearest as large as the clusters are many.)
-        clusters: of k-means, from the budget to n; None: the budget. The published 12,820 labels of ImageNet (1%)
-            come of 12,900, as some become empty; of those left, the first `budget` in cluster order are taken.
+        clusters: of k-means, from the budget to a twentieth more; None: the budget. The published 12,820 labels of
+            ImageNet (1%) come of 12,900, as some become empty; of those left, the first `budget` in cluster order are
+            taken. With many more, most clusters would be dropped by chance.
         k: neighbours in the density; at most n/10 (at least 1, and 2 if the point itself is counted, whose
             distance of 0 alone says nothing), which the log tells.
         squared, include_self: the density as in the published code, which made the paper's tables: mean
             *squared* distance, the point itself among the k. False, False: the paper's text.
         weight, alpha, momentum, iterations, horizon, nearest, exclude_same_cluster, kmeans_iterations:
             see `Preset`.
+        kmeans_restarts: starts of k-means, of which the one of the least inertia counts; published: one.
         on_clusters: is given the k-means cluster of each image, int64 [n].
 
     Returns:
@@ -112,9 +115,14 @@ def select_usl(
     x = unit_rows(features)
     mean_distance = limited_density(x, _or(k, base.k), squared=squared, include_self=include_self)
     clusters = budget if clusters is None else clusters
-    if not budget <= clusters <= len(x):
-        raise UslError(f"clusters={clusters}: expected a number from {budget}, the budget, to {len(x)}, the images")
-    labels, _ = shared_kmeans(x, clusters, seed=seed, iterations=_or(kmeans_iterations, base.kmeans_iterations))
+    most = min(len(x), budget + budget // 20)
+    if not budget <= clusters <= most:
+        raise UslError(
+            f"clusters={clusters} for a budget of {budget}: expected {budget} to {most}; with more, whose picks count "
+            "would be chance"
+        )
+    lloyd = {"iterations": _or(kmeans_iterations, base.kmeans_iterations), "restarts": kmeans_restarts}
+    labels, _ = shared_kmeans(x, clusters, seed=seed, **lloyd)
     if on_clusters is not None:
         on_clusters(labels)
     return regularized_selection(
@@ -280,9 +288,10 @@ class USL(Selector):
         budget: number of images to pick, with those that are kept.
         init_from: checkpoint whose encoder gives the features.
         preset: published settings to start from: cifar10, cifar100, imagenet or imagenet_clip.
-        clusters: of k-means, at least the budget, which it is if not given.
+        clusters: of k-means, from the budget, which it is if not given, to a twentieth more.
         k, weight, alpha, momentum, iterations, horizon, nearest, exclude_same_cluster, kmeans_iterations: in
             place of the preset's, see `Preset`; a horizon of .inf is none.
+        kmeans_restarts: starts of k-means, of which the one of the least inertia counts; published: one.
         squared, include_self: the density as in the published code (true) or the paper's text (false).
         source: where else the features come from, and what to keep: see `Selector`.
     """
@@ -316,6 +325,7 @@ class USL(Selector):
         nearest: int | None = None,
         exclude_same_cluster: bool | None = None,
         kmeans_iterations: int | None = None,
+        kmeans_restarts: int = 1,
         squared: bool = True,
         include_self: bool = True,
         **source: Any,
@@ -335,6 +345,7 @@ class USL(Selector):
             nearest=nearest,
             exclude_same_cluster=exclude_same_cluster,
             kmeans_iterations=kmeans_iterations,
+            kmeans_restarts=kmeans_restarts,
             squared=squared,
             include_self=include_self,
         )

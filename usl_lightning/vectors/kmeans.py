@@ -30,7 +30,14 @@ BLOCK_ROWS = 64
 """Rows at once at least: with fewer, the products themselves get slower."""
 
 
-def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) -> tuple[Tensor, Tensor]:
+SAMPLE = 10_000
+"""Starts are compared on a sample of more points than this, 20 for each cluster if that is more; the best one goes on
+with all points."""
+
+
+def kmeans(
+    features: Tensor, k: int, *, seed: int = 0, iterations: int = 200, restarts: int = 1
+) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm (Lloyd, 1982) from k random points, on all points.
 
     Args:
@@ -38,6 +45,8 @@ def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) ->
         k: clusters, from 1 to n.
         seed: decides the k starting points.
         iterations: at most this many, at least 1; it stops when no label changes. The log says which.
+        restarts: starts, at least 1, of which the one of the least inertia (sum of squared distances) counts; the
+            first of them is that of `restarts=1`. With one start, chance decides much.
 
     Returns:
         Labels, int64 [n], of the nearest centroid (ties: the lower cluster, as far as rounding
@@ -55,8 +64,8 @@ def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) ->
     x = check_features(features)
     if not 1 <= k <= len(x):
         raise UslError(f"k={k} clusters: expected a number from 1 to {len(x)}, the points there are")
-    if iterations < 1:
-        raise UslError(f"iterations={iterations} of k-means: expected at least 1")
+    if iterations < 1 or restarts < 1:
+        raise UslError(f"iterations={iterations}, restarts={restarts} of k-means: expected at least 1")
     if x.device.type == "cpu":
         bounds = len(x) * (100 + 4 * k // GROUP_SIZE) if k >= BOUNDS_FROM else 32 * len(x)
         check_memory(x.nbytes + bounds + 200_000_000, f"k-means of {len(x)} points")
@@ -64,7 +73,8 @@ def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) ->
         mean = x.mean(0)
         x = x - mean  # distances do not change, rounding errors shrink
         with progress(f"k-means of {k} clusters", iterations, "iteration") as bar:
-            labels, centroids, converged = _lloyd(x, k, seed, iterations, bar.update)
+            start = _best_start(x, k, seed, iterations, restarts)
+            labels, centroids, converged = _lloyd(x, start, seed, iterations, bar.update)
         if converged:
             log.info("k-means: converged after %d iterations", converged)
         else:
@@ -72,20 +82,62 @@ def kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) ->
         return labels, (centroids + mean).to(x.dtype)
 
 
-def shared_kmeans(features: Tensor, k: int, *, seed: int = 0, iterations: int = 200) -> tuple[Tensor, Tensor]:
+def shared_kmeans(
+    features: Tensor, k: int, *, seed: int = 0, iterations: int = 200, restarts: int = 1
+) -> tuple[Tensor, Tensor]:
     """`kmeans`, which a comparison computes once for all selectors that start from it."""
-    how = (k, seed, iterations)
-    return once(lambda: kmeans(features, k, seed=seed, iterations=iterations), features, "k-means", *how)
+    how = (k, seed, iterations, restarts)
+    return once(
+        lambda: kmeans(features, k, seed=seed, iterations=iterations, restarts=restarts), features, "k-means", *how
+    )
+
+
+def _random_points(x: Tensor, k: int, seed: int, *which: int) -> Tensor:
+    return x[permutation(len(x), seed, "k-means", *which)[:k].to(x.device)].double()
+
+
+def _best_start(x: Tensor, k: int, seed: int, iterations: int, restarts: int) -> Tensor:
+    """Centroids [k, d], float64, to start from: of several starts those that end with the least inertia.
+
+    Where all points are looked at they are the end of that start, from which one more iteration changes nothing.
+    """
+    if restarts == 1:
+        return _random_points(x, k, seed)
+    size = max(SAMPLE, 20 * k)
+    some = x if len(x) <= size else x[permutation(len(x), seed, "k-means sample")[:size].to(x.device)]
+    best, least = _random_points(x, k, seed), float("inf")
+    for number in range(restarts):
+        start = _random_points(some, k, seed, *([number] if number else []))
+        labels, centroids, _ = _lloyd(some, start, seed, iterations)
+        inertia = _inertia(some, labels, k)
+        if inertia < least:
+            best, least = centroids, inertia
+    log.info("k-means: the best of %d starts on %d points", restarts, len(some))
+    return best
+
+
+def _inertia(x: Tensor, labels: Tensor, k: int) -> float:
+    """Sum of squared distances of the rows of x [n, d] to the means of their clusters."""
+    counts = torch.bincount(labels, minlength=k).clamp(min=1)
+    explained = (_sums(x, labels, k).square().sum(1) / counts).sum()
+    return float(x.double().square().sum() - explained)
 
 
 def _lloyd(
-    x: Tensor, k: int, seed: int, iterations: int, tell: Callable[[], object] = lambda: None
+    x: Tensor, centroids: Tensor, seed: int, iterations: int, tell: Callable[[], object] = lambda: None
 ) -> tuple[Tensor, Tensor, int]:
     """Labels, centroids and the number of iterations after which no label changed; 0 if some still did.
 
     Each iteration is told; most runs converge before the last.
+
+    Args:
+        x: [n, d].
+        centroids: [k, d], float64, to start from.
+        seed: of the groups of centroids, where there are many.
+        iterations: at most.
+        tell: called after each.
     """
-    centroids = x[permutation(len(x), seed, "k-means")[:k].to(x.device)].double()
+    k = len(centroids)
     assign = _assignment(x, centroids, seed)
     labels = assign(centroids)
     sums = _sums(x, labels, k)
@@ -105,7 +157,8 @@ def _assignment(x: Tensor, centroids: Tensor, seed: int) -> Callable[[Tensor], T
     """How the nearest of some centroids are found: many of them by bounds, which need groups of near ones."""
     if len(centroids) < BOUNDS_FROM or x.device.type != "cpu" or x.dtype != torch.float32:
         return partial(nearest_centroid, x)
-    groups = _lloyd(centroids.float(), max(1, len(centroids) // GROUP_SIZE), seed, 10)[0]
+    some = centroids.float()
+    groups = _lloyd(some, _random_points(some, max(1, len(some) // GROUP_SIZE), seed), seed, 10)[0]
     return GroupBounds(x, torch.unique(groups, return_inverse=True)[1]).assign
 
 

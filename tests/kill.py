@@ -116,6 +116,18 @@ class Busy(Callback):
             time.sleep(self.seconds)
 
 
+class Enough(Callback):
+    """Ends training after `step` steps, as early stopping does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Ask Lightning to stop."""
+        if trainer.global_step == self.step:
+            trainer.should_stop = True
+
+
 class ReadOnly(Callback):
     """Takes the right to write away from a folder and the folders in it, when `step` steps are done."""
 

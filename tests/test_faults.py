@@ -312,3 +312,25 @@ def test_a_signal_that_follows_does_not_disturb_what_is_saved() -> None:
             os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.signum == signal.SIGUSR1, "the job is to be put back into the queue"
+
+
+# Training that ends early --------------------------------------------------------------------------------
+
+
+def test_a_run_that_ended_early_is_paused_not_complete(straight: Path, tmp_path: Path) -> None:
+    enough = json.dumps([{"class_path": "kill.Enough", "init_args": {"step": 4}}])
+    line = usl(tmp_path, *WORDS, f"--trainer.callbacks={enough}").mistake
+    assert "training ended after step 4 of 9" in line
+    assert "--ckpt_path last continues it" in line
+    assert json.loads((tmp_path / "run/stage.json").read_text())["status"] == "running"
+    assert not (tmp_path / "run/result.json").exists()
+    usl(tmp_path, *WORDS, *RESUME).done()
+    assert_same_run(tmp_path / "run", straight / "run")
+
+
+@pytest.mark.parametrize("option", ["fast_dev_run=true", "overfit_batches=2", "limit_train_batches=3"])
+def test_trials_are_refused(tmp_path: Path, option: str) -> None:
+    line = usl(tmp_path, *WORDS, f"--trainer.{option}").mistake
+    assert f"trainer.{option.partition('=')[0]}: " in line
+    assert "small trainer.max_steps" in line
+    assert not (tmp_path / "run").exists()

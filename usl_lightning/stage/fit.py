@@ -15,6 +15,9 @@ from usl_lightning.stage.finish import finish
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.test import measure
 
+TRIALS = {"fast_dev_run": False, "overfit_batches": 0.0, "limit_train_batches": None, "barebones": False}
+"""Parameters of Lightning's Trainer that make a run a trial of itself, and what they are in a real one."""
+
 
 def fit(
     cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None], identity: Mapping[str, Any]
@@ -37,6 +40,11 @@ def fit(
         keep_freed_memory()
     trainer.callbacks.insert(0, LambdaCallback(on_train_start=lambda *_: begin()))  # type: ignore[attr-defined]
     trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    if trainer.global_step < trainer.max_steps:
+        raise UslError(
+            f"{cli.stage.run_dir}: training ended after step {trainer.global_step} of {trainer.max_steps} "
+            "(trainer.max_time, trainer.max_epochs or a callback); the run is paused: --ckpt_path last continues it"
+        )
     metrics = measure(cli, trainer)
     finish(cli, trainer, metrics)
     return metrics
@@ -45,6 +53,12 @@ def fit(
 def _check(cli: StageCLI, trainer: Trainer) -> None:
     if trainer.max_steps < 1:
         raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
+    for name, off in TRIALS.items():
+        if cli.config.trainer[name] != off:
+            raise UslError(
+                f"trainer.{name}: {cli.config.trainer[name]} trains on other images than the whole run does; leave it "
+                "out and try with a small trainer.max_steps"
+            )
     every, part = trainer.val_check_interval, trainer.accumulate_grad_batches
     if isinstance(every, int) and every % part:
         valid = [size for size in (every - every % part, every - every % part + part) if size]

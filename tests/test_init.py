@@ -193,14 +193,14 @@ def inspection(count: int, side: int, *, classes: int = 0, grey: bool = True, ot
 @pytest.mark.parametrize(
     ("found", "wishes", "budget", "selections", "classes"),
     [
-        (inspection(2000, 28), Wishes(), 40, ("usl",), None),
-        (inspection(2000, 28), Wishes(class_count=7, classes=()), 28, ("usl",), None),
-        (inspection(2000, 28), Wishes(class_count=2, classes=("a", "b")), 8, ("usl",), ("a", "b")),
-        (inspection(2000, 28, classes=10), Wishes(), 40, ("usl", "random"), None),
-        (inspection(2000, 28, classes=10), Wishes(budget=300), 300, ("usl", "random"), None),
-        (inspection(2000, 28, classes=10), Wishes(class_count=3, classes=()), 12, ("usl",), ()),
-        (inspection(2000, 28, classes=1), Wishes(), 40, ("usl",), ()),
-        (inspection(60, 28), Wishes(), 15, ("usl",), None),
+        (inspection(2000, 28), Wishes(), 40, ("kmeans",), None),
+        (inspection(2000, 28), Wishes(class_count=7, classes=()), 28, ("kmeans",), None),
+        (inspection(2000, 28), Wishes(class_count=2, classes=("a", "b")), 8, ("kmeans",), ("a", "b")),
+        (inspection(2000, 28, classes=10), Wishes(), 40, ("kmeans", "random"), None),
+        (inspection(2000, 28, classes=10), Wishes(budget=300), 300, ("kmeans", "random"), None),
+        (inspection(2000, 28, classes=10), Wishes(class_count=3, classes=()), 12, ("kmeans",), ()),
+        (inspection(2000, 28, classes=1), Wishes(), 40, ("kmeans",), ()),
+        (inspection(60, 28), Wishes(), 15, ("kmeans",), None),
     ],
 )
 def test_budget_branches_and_classes(
@@ -338,11 +338,11 @@ def test_class_folders_have_a_random_branch_to_compare_with(here: Path, capsys: 
     assert "stops" not in said
     (here / "labels.json").write_text("[0, 10]")
     built = stages_of(here / "mine/chain.yaml", here / "labels.json")
-    assert list(built) == ["pretrain", "select_usl", "select_random", "train_usl", "train_random"]
+    assert list(built) == ["pretrain", "select_kmeans", "select_random", "train_kmeans", "train_random"]
     assert built["pretrain"].datamodule.train_source.skipped == ("a/bad.png",)
-    assert {built[f"train_{name}"].model.image.num_classes for name in ("usl", "random")} == {2}
-    assert built["select_usl"].model.budget == built["select_random"].model.budget == 4
-    backbones = {built[name].model.model.encoder.backbone for name in ("train_usl", "train_random")}
+    assert {built[f"train_{name}"].model.image.num_classes for name in ("kmeans", "random")} == {2}
+    assert built["select_kmeans"].model.budget == built["select_random"].model.budget == 4
+    backbones = {built[name].model.model.encoder.backbone for name in ("train_kmeans", "train_random")}
     assert backbones == {built["pretrain"].model.encoder.backbone}
 
 

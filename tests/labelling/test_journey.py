@@ -62,7 +62,7 @@ def test_a_folder_becomes_a_classifier(browser: Browser, tmp_path: Path) -> None
     assert "[2/3] select: complete, skipped" in ended
     usl(tmp_path, "report", "runs/photos").done()
     report = (tmp_path / "runs/photos/report.html").read_text()
-    assert "40 chosen by USL" in report
+    assert "40 chosen by KMeansNearest" in report
     assert not re.search(r"(src|href)=\"http", report)
     usl(
         tmp_path, "predict", "--config", "runs/photos/train/config.yaml", "--ckpt_path", "last",

@@ -130,7 +130,7 @@ def make_plan(found: Inspection, wishes: Wishes) -> Plan:
     """
     budget, device = check_budget(found, wishes), device_name()
     classes = _classes(found, wishes)
-    selections = ("usl", "random") if labels_known(found, classes) else ("usl",)
+    selections = ("kmeans", "random") if labels_known(found, classes) else ("kmeans",)
     minutes = wishes.minutes or MINUTES[device]
     count = readable(found)
     reading = count * found.decoding / torch.get_num_threads()
@@ -153,7 +153,7 @@ def make_plan(found: Inspection, wishes: Wishes) -> Plan:
     train_steps = _rounded(left / step3, low=100, high=20_000)
     seconds = {
         "pretrain": START + reading + pretrain_steps * step1,
-        "usl": START + reading + choosing,
+        "kmeans": START + reading + choosing,
         "random": START,
         "train": START + reading + train_steps * step3,
     }

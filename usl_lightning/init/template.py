@@ -74,15 +74,19 @@ def _pretrain(plan: Plan) -> Iterator[str]:
     yield f"      trainer.max_steps: {plan.pretrain_steps}  # {plan.epochs:.3g} epochs"
     yield f"      trainer.precision: {plan.network.precision}"
 
+SELECTIONS = {"kmeans": "folder_kmeans_nearest.yaml", "random": "folder_random.yaml"}
+"""What a person is to label: the image nearest to each k-means centre, which led to the best classifier on every set of
+features it was measured on; and random ones, to compare with, where the labels are known."""
+
 
 def _branches(plan: Plan) -> Iterator[str]:
     several = len(plan.selections) > 1
     for selection in plan.selections:
         name = f"select_{selection}" if several else "select"
-        yield from _stage(name, "select", f"folder_{selection}.yaml", _minutes(plan.seconds[selection]))
-        if selection == "usl":
+        yield from _stage(name, "select", SELECTIONS[selection], _minutes(plan.seconds[selection]))
+        if selection == "kmeans":
             yield "      model.init_from: ${pretrain.checkpoint}"
-            yield f"      model.preset: {'cifar10' if plan.budget <= 100 else 'cifar100'}"
+            yield "      model.restarts: 20  # of k-means, of which the best counts"
         yield f"      model.budget: {plan.budget}"
     for selection in plan.selections:
         name = f"train_{selection}" if several else "train"

@@ -22,7 +22,7 @@ def select_kmeans_nearest(
     *,
     seed: int = 0,
     iterations: int = 200,
-    restarts: int = 20,
+    restarts: int = 1,
     on_clusters: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """One cluster for each label to buy (Lloyd, 1982), and of each cluster the point nearest to its centroid.
@@ -67,7 +67,7 @@ class KMeansNearest(Selector):
         source: where else the features come from, and what to keep: see `Selector`.
     """
 
-    ranges: ClassVar[Ranges] = {"iterations": whole(1)}
+    ranges: ClassVar[Ranges] = {"iterations": whole(1), "restarts": whole(1)}
 
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(
@@ -76,7 +76,7 @@ class KMeansNearest(Selector):
         budget: int,
         init_from: str | None = None,
         iterations: int = 200,
-        restarts: int = 20,
+        restarts: int = 1,
         **source: Any,
     ) -> None:
         super().__init__(image=image, budget=budget, init_from=init_from, **source)

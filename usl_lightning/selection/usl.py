@@ -306,6 +306,7 @@ class USL(Selector):
         "horizon": at_least(0, infinite=True),
         "nearest": whole(1),
         "kmeans_iterations": whole(1),
+        "kmeans_restarts": whole(1),
     }
 
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.

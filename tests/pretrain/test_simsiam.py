@@ -20,13 +20,13 @@ from training import (
     train,
 )
 
-from usl_lightning.base.configs import find_config, load_yaml
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import SmallGreyView, Weak
 from usl_lightning.pretrain.simsiam import SimSiam, negative_cosine
+from usl_lightning.stage.words import StageCommand
 
 SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 8))
 
@@ -192,7 +192,7 @@ def make(data: ImageData, backbone: str = "small_w16", **options: Any) -> SimSia
 
 def shipped(data: ImageData, *, stop_gradient: bool = True) -> SimSiam:
     """With the settings of `digits_simsiam.yaml`."""
-    arguments = load_yaml(find_config("digits_simsiam.yaml"))["model"]["init_args"]
+    arguments = StageCommand.parse("fit", ["--config=digits_simsiam.yaml"]).tree()["model"]["init_args"]
     view, optimizer = SmallGreyView(**arguments.pop("view")["init_args"]), Optimization(**arguments.pop("optimizer"))
     return SimSiam(data.spec, view, optimizer, stop_gradient=stop_gradient, **arguments)
 

@@ -74,6 +74,7 @@ def _pretrain(plan: Plan) -> Iterator[str]:
     yield f"      trainer.max_steps: {plan.pretrain_steps}  # {plan.epochs:.3g} epochs"
     yield f"      trainer.precision: {plan.network.precision}"
 
+
 SELECTIONS = {"kmeans": "folder_kmeans_nearest.yaml", "random": "folder_random.yaml"}
 """What a person is to label: the image nearest to each k-means centre, which led to the best classifier on every set of
 features it was measured on; and random ones, to compare with, where the labels are known."""

@@ -12,7 +12,14 @@ from usl_lightning.models.encoder import Encoder, load_encoder, read_checkpoint
 
 
 def projection_mlp(
-    inputs: int, hidden: int, outputs: int, *, layers: int = 2, norm: bool = True, affine_output: bool = True
+    inputs: int,
+    hidden: int,
+    outputs: int,
+    *,
+    layers: int = 2,
+    norm: bool = True,
+    affine_output: bool = True,
+    output_norm: bool = True,
 ) -> nn.Sequential:
     """An MLP with batch norm on its hidden layers and its output (SimCLR, §4.2 and the published code).
 
@@ -24,13 +31,15 @@ def projection_mlp(
         layers: linear layers, at least 1.
         norm: False leaves batch norm out and gives every layer a bias.
         affine_output: the output's batch norm has a learned scale and shift.
+        output_norm: the output has batch norm; False for BYOL's projector and predictor (Grill et al., 2020).
     """
     sizes = [inputs] + [hidden] * (layers - 1) + [outputs]
     steps: list[nn.Module] = []
     for index, (a, b) in enumerate(itertools.pairwise(sizes)):
         is_output = index == layers - 1
-        steps.append(nn.Linear(a, b, bias=not norm))
-        if norm:
+        normed = norm and (output_norm or not is_output)
+        steps.append(nn.Linear(a, b, bias=not normed))
+        if normed:
             steps.append(nn.BatchNorm1d(b, affine=affine_output or not is_output))
         if not is_output:
             steps.append(nn.ReLU(inplace=True))

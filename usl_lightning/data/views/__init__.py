@@ -1,6 +1,7 @@
 """Views: what a method does to an image before a network sees it. The recipes of the papers, by their names."""
 
 from usl_lightning.data.views.recipes import (
+    BYOLView,
     CoMatchStrong,
     Evaluation,
     FixMatchStrong,
@@ -15,6 +16,7 @@ from usl_lightning.data.views.recipes import (
 )
 
 __all__ = [
+    "BYOLView",
     "CoMatchStrong",
     "Evaluation",
     "FixMatchStrong",

@@ -34,6 +34,7 @@ from usl_lightning.data.views.steps import (
     RandomResizedCrop,
     Resize,
     Rotate,
+    Solarize,
     Step,
 )
 
@@ -196,6 +197,43 @@ class MoCoV2View(Recipe):
                 ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
                 Greyscale(p=0.2),
                 *([GaussianBlur(blur, kernel=13)] if blur > 0 else []),
+            ]
+        )
+
+
+class BYOLView(Recipe):
+    """BYOL's view (Grill et al., 2020, appendix B): crop, mirror, jitter, grey, blur, solarise.
+
+    Args:
+        size: side of the result; None keeps the images' size.
+        scale: share of the area cropped, smallest and largest.
+        blur: probability of the blur: 1 in the paper's first view, 0.1 in its second.
+        solarize: probability of solarisation: 0 in the first, 0.2 in the second.
+        flip: whether to mirror.
+    """
+
+    ranges: ClassVar[Ranges] = {
+        "size": whole(1),
+        "scale": rising(above(0, up_to=1)),
+        "blur": within(0, 1),
+        "solarize": within(0, 1),
+    }
+
+    def __init__(
+        self,
+        size: int | None = None,
+        scale: tuple[float, float] = (0.08, 1.0),
+        blur: float = 1.0,
+        solarize: float = 0.0,
+        flip: bool = True,
+    ) -> None:
+        super().__init__(
+            [
+                RandomResizedCrop(size, scale, flip=flip),
+                ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
+                Greyscale(p=0.2),
+                *([GaussianBlur(blur)] if blur > 0 else []),
+                *([Solarize(solarize)] if solarize > 0 else []),
             ]
         )
 

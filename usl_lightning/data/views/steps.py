@@ -187,6 +187,23 @@ class Greyscale(Step):
         return on_samples(images, key.chance(self.p), ops.greyscale)
 
 
+class Solarize(Step):
+    """Pixels from half the scale on are inverted, with probability p (Grill et al., 2020, appendix B)."""
+
+    ranges: ClassVar[Ranges] = {"p": within(0, 1)}
+
+    def __init__(self, p: float = 0.2) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        return on_samples(images, key.chance(self.p), _solarized)
+
+
+def _solarized(images: Tensor) -> Tensor:
+    return ops.solarize(images, torch.full((len(images),), 128.0, device=images.device))
+
+
 class GaussianBlur(Step):
     """Gaussian blur with probability p.
 

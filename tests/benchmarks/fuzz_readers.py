@@ -89,7 +89,6 @@ def fuzz(reader: Reader, count: int, seed: int = 0, keep: Path | None = None) ->
         keep: where to write those that failed.
     """
     seeds, outcome, began = reader.seeds(), Outcome(reader.name), time.perf_counter()
-    logging.getLogger("usl_lightning").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder, _limits():
         for number in range(-len(seeds), count):
             content = seeds[number] if number < 0 else mutated(seeds, random.Random(f"{reader.name} {seed} {number}"))
@@ -143,12 +142,14 @@ def _problem(reader: Reader, path: Path, outcome: Outcome) -> str | None:
 
 @contextmanager
 def _limits() -> Iterator[None]:
-    """Stop what takes too long, and refuse memory to what takes too much."""
+    """Stop what takes too long, refuse memory to what takes too much, and say nothing of single files."""
 
     def too_long(*_: object) -> NoReturn:
         raise TimeoutError(f"longer than {LONGEST:.0f} s")
 
-    before = signal.signal(signal.SIGALRM, too_long)
+    logger = logging.getLogger("usl_lightning")
+    told, before = logger.level, signal.signal(signal.SIGALRM, too_long)
+    logger.setLevel(logging.ERROR)
     allowed = resource.getrlimit(resource.RLIMIT_AS)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, allowed[1]))
@@ -157,6 +158,7 @@ def _limits() -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_AS, allowed)
         signal.signal(signal.SIGALRM, before)
+        logger.setLevel(told)
 
 
 # the readers -----------------------------------------------------------------------------------------------

@@ -2,17 +2,18 @@
 
 import io
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.once import as_noted
 
 DAMAGE = (
     OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, NotImplementedError, RuntimeError,
-    SyntaxError, AttributeError, struct.error, zipfile.BadZipFile, zlib.error,
+    SyntaxError, AttributeError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What NumPy raises at damaged files."""
 
@@ -42,7 +43,9 @@ def load_arrays(path: Path, *, where: str | None = None, content: bytes | None =
         raise
     except DAMAGE as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
-        raise UslError(f"{where or path}: not a whole .npy or .npz file of numbers ({reason[:200]})") from error
+        raise UslError(
+            f"{where or path}: not a whole .npy or .npz file of numbers ({printable(reason, 200)})"
+        ) from error
     as_noted(path)
     return arrays
 

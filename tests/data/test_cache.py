@@ -102,6 +102,15 @@ def test_a_cache_of_other_files_is_made_again_in_its_place(folder, tmp_path):
     assert len(files_in(tmp_path)) == 1
 
 
+def test_a_cache_that_was_decoded_otherwise_is_made_again_in_its_place(folder, tmp_path, monkeypatch):
+    opened(folder, tmp_path)
+    monkeypatch.setattr("usl_lightning.data.images.rendering.VERSION", 1)
+    made = builds(monkeypatch)
+    opened(folder, tmp_path)
+    assert made
+    assert len(files_in(tmp_path)) == 1
+
+
 def test_as_many_files_of_the_same_size_are_still_other_files(folder, tmp_path):
     before = opened(folder, tmp_path).read(torch.tensor([0]))
     (Path(folder) / "a" / "00.png").rename(Path(folder) / "b" / "99.png")

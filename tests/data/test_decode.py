@@ -23,6 +23,7 @@ from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.rendering import colour_of
 from usl_lightning.data.images.walk import UnreadableImageError
 from usl_lightning.data.modules import ImageData
+from usl_lightning.stage.identity import identity_fields
 
 rng = np.random.default_rng(0)
 
@@ -55,6 +56,11 @@ def palette(image: Image.Image, **options: object) -> bytes:
     return encoded(image.convert("RGB").quantize(8), **options)
 
 
+def with_alpha(image: Image.Image) -> Image.Image:
+    image.putalpha(noise(1))
+    return image
+
+
 TRANSPARENT: dict[str, Callable[[], bytes]] = {
     "PNG RGBA": lambda: encoded(noise(4), "PNG"),
     "PNG LA": lambda: encoded(noise(2), "PNG"),
@@ -67,7 +73,7 @@ TRANSPARENT: dict[str, Callable[[], bytes]] = {
     "WebP": lambda: encoded(noise(4), "WEBP", lossless=True, exact=True),
     "TIFF RGBA": lambda: encoded(noise(4), "TIFF"),
     "TIFF LA": lambda: encoded(noise(2), "TIFF"),
-    "TIFF PA": lambda: encoded(noise(4).convert("PA"), "TIFF"),
+    "TIFF PA": lambda: encoded(with_alpha(noise(3).quantize(8)), "TIFF"),
     "AVIF": lambda: encoded(noise(4, 16, 16), "AVIF"),
 }  # fmt: skip
 
@@ -188,6 +194,7 @@ def test_the_background_reaches_the_images_and_their_caches(tmp_path: Path) -> N
         for name in ("white", "#ffffff", "red")
     }
     assert len(renderings) == 2
+    assert identity_fields({"data.background": "red"}) == {"data.background": "red"}
     data = ImageData("folder", dir=str(tmp_path / "d"), background="red")
     assert torch.equal(data.train_source.read(torch.arange(3)), read(background="red"))
     with pytest.raises(UslError, match=r"--data\.background is for image folders"):

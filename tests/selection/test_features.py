@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
@@ -140,6 +142,36 @@ def test_a_pass_killed_before_the_file_was_written(encoder: Encoder, tmp_path: P
     mortal.clear()
     assert torch.equal(image_features(encoder, digits(), cache=tmp_path / "cache"), reference)
     assert mortal == [N % BATCH]
+
+
+def test_what_is_behind_transparent_images_is_told_apart(tmp_path: Path) -> None:
+    """The files are the same, and so is the fingerprint."""
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((8, 8, 4), 60 * i, np.uint8)).save(tmp_path / "images" / f"{i}.png")
+    made = []
+    for background in ("white", "black", "#FFFFFF"):
+        data = ImageData("folder", dir=str(tmp_path / "images"), channels=1, background=background)
+        torch.manual_seed(0)
+        encoder = Encoder("small_w16", ImageSpec(1, 8, 8, (0.5,), (0.5,)))
+        data.setup("predict")
+        made.append(image_features(encoder, data, cache=tmp_path / "cache"))
+    assert not torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+    assert len(kept(tmp_path / "cache")) == 2
+
+
+def test_ids_name_files_in_any_form_of_unicode(tmp_path: Path) -> None:
+    rows = np.arange(2, dtype=np.float32)[:, None] + 1
+    for form in ("NFC", "NFD"):
+        ids = np.array([unicodedata.normalize(form, name) for name in ("z.png", "é.png")])
+        np.savez(tmp_path / "f.npz", features=rows, ids=ids)
+        for other in ("NFC", "NFD"):
+            two = ArraySource(
+                torch.zeros(2, 1, 4, 4, dtype=torch.uint8), torch.tensor([-1, -1]), name="folder", split="train"
+            )
+            two.files = (unicodedata.normalize(other, "é.png"), "z.png")
+            assert read_features(tmp_path / "f.npz", two).flatten().tolist() == [2, 1]
 
 
 @pytest.mark.parametrize("damage", ["a flipped byte", "cut short", "empty", "of something else"])

@@ -105,6 +105,19 @@ def test_it_is_refused_or_left_out(kind: str, name: str, root: Path, caplog: pyt
     data_signature("folder", str(root))
 
 
+def test_a_table_may_name_what_is_left_out(tmp_path: Path, root: Path, forbidden: set[str]) -> None:
+    (root / "3.png").write_bytes(b"no image")
+    (root / "4.png").symlink_to("nowhere")
+    tree(root, "a/5.png")
+    forbidden.add("a")
+    table = tmp_path / "l.csv"
+    table.write_text("file,label\n1.png,x\n3.png,y\n4.png,x\na/5.png,x\n")
+    source = open_source("folder", "train", dir=str(root), on_error="skip", labels_file=str(table))
+    assert (source.files, source.labels.tolist(), source.classes) == (("1.png", "2.png"), [0, -1], ("x", "y"))
+    table.write_text("file,label\n6.png,x\n")
+    assert "there is no image 6.png" in refusal(root, on_error="skip", labels_file=str(table))
+
+
 def test_of_several_the_first_is_named_and_all_are_counted(root: Path) -> None:
     for i in range(3, 6):
         (root / f"{i}.png").symlink_to("/nowhere")
@@ -232,6 +245,11 @@ def test_a_name_that_cannot_be_shown_is_refused_when_the_folder_is_opened(name: 
     tree(root, name)
     assert "has the control character" in refusal(root)
     assert "has the control character" in refusal(root, on_error="skip")
+
+
+def test_an_empty_folder_of_such_a_name_is_refused_too(root: Path) -> None:
+    (root / "a\nb").mkdir()
+    assert "has the control character" in refusal(root)
 
 
 @pytest.mark.parametrize("name", ["a\\b.png", "C:.png", "c:x/1.png"])

@@ -172,7 +172,8 @@ def open_folder(
     if labels_file is not None:
         base = Path(str(dir)).expanduser() if name == "folder" else root.parent
         prefixes = {one: _prefix(place, base) for one, place in places.items()}
-        labels, names = _labels_of_csv(Path(labels_file), class_list, listing.files, split, prefixes)
+        left_out = tuple(problems)
+        labels, names = _labels_of_csv(Path(labels_file), class_list, listing.files, left_out, split, prefixes)
     elif classes is not None:
         labels, names = [-1] * len(listing.files), checked([clean(one) for one in classes], "--data.classes")
     else:
@@ -257,7 +258,12 @@ def _labels_of_folders(listing: FileList, classes: tuple[str, ...], train: Path)
 
 
 def _labels_of_csv(
-    path: Path, class_list: str | None, files: Sequence[str], split: str, prefixes: Mapping[str, str]
+    path: Path,
+    class_list: str | None,
+    files: Sequence[str],
+    left_out: Sequence[str],
+    split: str,
+    prefixes: Mapping[str, str],
 ) -> tuple[list[int], tuple[str, ...]]:
     """Labels of `files` from a CSV `file,label`, and the class names.
 
@@ -274,6 +280,7 @@ def _labels_of_csv(
     paths = [composed(prefixes[split] + file) for file in files]
     known = set(paths)
     elsewhere = tuple(composed(prefix) for prefix in prefixes.values() if prefix != prefixes[split])
+    elsewhere += tuple(composed(prefixes[split] + file) for file in left_out)  # files, and folders with `/`
     for file, label in label_of.items():
         if label and label not in classes:
             raise UslError(

@@ -127,11 +127,13 @@ def _scan(root: Path, only: tuple[str, ...] | None, trust_index: bool) -> FileLi
 
 def _check_names(found: FileList) -> None:
     seen: dict[str, str] = {}
-    for file in (*found.files, *(file for file, _ in found.odd)):
+    named = (*found.files, *(file for file, _ in found.odd))
+    for path in (*named, *found.folders):
         try:
-            check_path(file)
+            check_path(path)
         except UslError as error:
             raise UslError(f"{found.root}: {error}") from error
+    for file in named:
         key = file.lower() if file.isascii() else composed(file).casefold()
         if key in seen:
             what = "case" if composed(seen[key]) != composed(file) else "how their accents are written"

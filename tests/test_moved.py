@@ -136,6 +136,24 @@ def test_an_earlier_checkpoint_is_evaluated_and_started_from(interrupted: None) 
     assert json.loads(Path("next/stage.json").read_text())["status"] == "complete"
 
 
+def test_a_parameter_that_is_new_counts_once_it_is_set(interrupted: None, capsys: pytest.CaptureFixture[str]) -> None:
+    """A run of a version that did not know `joint_pass` goes on with its default, and with no other value."""
+    path = Path("run/checkpoints/last.ckpt").resolve()
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint[IDENTITY]["model.joint_pass"]
+    torch.save(checkpoint, path)
+    config = yaml.safe_load(Path("run/config.yaml").read_text())
+    del config["model"]["init_args"]["joint_pass"]
+    Path("run/config.yaml").write_text(yaml.safe_dump(config))
+    run("test", *LOOK)
+    for words in ([*TRAIN, STRONG, *GO_ON], ["test", *LOOK]):
+        with pytest.raises(SystemExit):
+            main([*words, "--model.joint_pass=false"])
+        assert "model.joint_pass was not set, now False" in capsys.readouterr().err
+    run(*TRAIN, STRONG, *GO_ON)
+    assert_same_run(Path("run"), Path("straight"))
+
+
 VIEW = {"class_path": "usl_lightning.data.views.SmallGreyView"}
 HEADS = {"clusters": 10, "heads": 1, "view": VIEW, "optimizer": {"name": "adam", "lr": 0.1}}
 USLT: dict[str, Any] = {

@@ -1,7 +1,7 @@
 """Which checkpoint a stage goes on from, and whether it may."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,23 @@ def _shapes_model(key: str) -> bool:
     return key.startswith("model.") and not names_a_file(key) and not key.endswith(".revision")
 
 
-def check_resume(path: Path, identity: Mapping[str, Any], *, extend: bool = False, training: bool = True) -> None:
+def check_resume(
+    path: Path,
+    identity: Mapping[str, Any],
+    *,
+    typed: Collection[str] | None = None,
+    extend: bool = False,
+    training: bool = True,
+) -> None:
     """Refuse to continue or evaluate a checkpoint with another model than it holds.
+
+    A parameter that an earlier version did not have is no difference while it is left at its default, which means what
+    that version did; a class of which this is not so has another revision.
 
     Args:
         path: the checkpoint.
-        identity: fields of the present configuration.
+        identity: fields of the present configuration, defaults included.
+        typed: those of its keys that are no defaults; None: all.
         extend: allow another trainer.max_steps.
         training: compare everything; otherwise the model alone.
 
@@ -38,6 +49,8 @@ def check_resume(path: Path, identity: Mapping[str, Any], *, extend: bool = Fals
             f"{path}: holds a {old.get('model.class_path')}, this configuration is a {new.get('model.class_path')}; "
             "to start from its encoder use --model.init_from"
         )
+    if typed is not None:
+        new = {key: new[key] for key in new if key in old or key in typed or key.endswith(".revision")}
     if extend:
         old.pop("trainer.max_steps", None), new.pop("trainer.max_steps", None)
     if not training:

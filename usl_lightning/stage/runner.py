@@ -60,7 +60,7 @@ def run(
     if stage.ckpt_path == "last" and stage.command == "fit":
         checkpoint = newest_whole(stage.run_dir / "checkpoints")
     if checkpoint is not None:
-        check_resume(checkpoint, fields, extend=stage.extend, training=stage.command == "fit")
+        check_resume(checkpoint, fields, typed=stage.flat(), extend=stage.extend, training=stage.command == "fit")
     if checkpoint is not None and stage.command not in RESULTS:
         cli.build(stored_image(checkpoint))
         _check_verb(cli)

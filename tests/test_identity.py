@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.version import __version__
+from usl_lightning.data.images.rendering import VERSION
 from usl_lightning.stage.identity import (
     TRAINER_FIELDS,
     differences,
@@ -125,3 +126,16 @@ def test_commands_differ(flat: dict[str, Any]) -> None:
 def test_a_missing_file_is_named_with_its_key(flat: dict[str, Any], key: str) -> None:
     with pytest.raises(UslError, match=rf"^{key}: no such file: nowhere/a\.json$"):
         stage_identity("fit", {**flat, key: "nowhere/a.json"})
+
+
+def test_image_folders_tell_how_they_are_decoded(flat: dict[str, Any], tmp_path: Path) -> None:
+    """A run of a version that made other pixels of the same files is refused, and not for files that have changed."""
+    assert "data.decoding.revision" not in stage_identity("fit", flat)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").write_bytes(b"as many bytes")
+    fields = stage_identity("fit", {"data.dataset": "folder", "data.dir": str(tmp_path / "photos")})
+    earlier = {key: value for key, value in fields.items() if key != "data.decoding.revision"}
+    (line,) = differences(earlier, fields)
+    assert line.startswith(
+        f"data.decoding was revision 1, now {VERSION} (what it computes has changed; the older version"
+    )

@@ -11,6 +11,8 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.moved import moved
 from usl_lightning.base.once import noted_hash
 from usl_lightning.base.version import __version__
+from usl_lightning.data.images.catalog import FOLDER_SETS
+from usl_lightning.data.images.rendering import VERSION as DECODING
 from usl_lightning.data.images.signature import data_signature
 from usl_lightning.stage.revisions import class_at, revisions
 
@@ -112,6 +114,8 @@ def _content_fields(flat: Mapping[str, Any], known: StageIdentity) -> dict[str, 
     data = _data(flat)
     if data is not None:
         fields["data.files"] = known.fields["data.files"] if data == _data(known.flat) else data_signature(**data)
+        if data["name"] in FOLDER_SETS and DECODING > 1:
+            fields["data.decoding.revision"] = DECODING
     return fields | revisions(flat)
 
 

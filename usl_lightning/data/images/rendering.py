@@ -5,7 +5,8 @@ from functools import cache
 from usl_lightning.base.errors import UslError, did_you_mean
 
 VERSION = 2
-"""Raised when the same file would give other pixels: decoded caches are made again, and runs are other runs."""
+"""Raised when the same file would give other pixels: decoded caches are made again, and runs of folders are other runs,
+which say so by `data.decoding.revision`."""
 
 WHITE = "white"
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.once import note, noted_hash
 from usl_lightning.data.images import array_files, catalog, folders
-from usl_lightning.data.images.rendering import VERSION
 
 
 def data_signature(
@@ -22,8 +21,8 @@ def data_signature(
     """`sha256:…` that changes when files of `split` or of `test` are added, removed, renamed or resized.
 
     Of images, only names (relative to the folder) and sizes are looked at, so that 100,000 files take less
-    than a second; a label file and a class list are read. The version of the decoder counts too. Moving the whole set
-    changes nothing. Within a stage, files that are opened afterwards are refused if they are not what they were here.
+    than a second; a label file and a class list are read. Moving the whole set changes nothing. Within a stage, files
+    that are opened afterwards are refused if they are not what they were here.
 
     Args:
         name, dir, split, image_size, labels_file, class_list: as `open_source` takes them.
@@ -46,7 +45,7 @@ def data_signature(
 def _folder_parts(name: str, dir: str | None, split: str, labels_file: str | None, class_list: str | None) -> list[str]:
     places = folders.split_folders(name, dir)
     only = None if labels_file else folders.class_names(name, places["train"], class_list)
-    parts = [f"decoding {VERSION}"]
+    parts: list[str] = []
     for part in sorted({split, "test"} & set(places)):
         found = folders.scan(places[part], only, trust_index=False)
         parts += [part, folders.fingerprint_of(found.files, found.sizes)]

@@ -119,23 +119,23 @@ def usl(*words: str | Path) -> None:
         raise AssertionError(f"usl {' '.join(map(str, words))}: exit code {stop.code}") from stop
 
 
-def dies_choosing(shipped: Shipped, words: list[str]) -> int | None:
-    """The exit code of a process that `usl WORDS` runs in and that gets `kill -9` when the choice is all but made."""
-    process = CHILDREN.Process(target=_die_choosing, args=(shipped.method, words))
+def dies_after(name: str, shipped: Shipped, words: list[str]) -> int | None:
+    """The exit code of a process that `usl WORDS` runs in and that gets `kill -9` when this method's work is done."""
+    process = CHILDREN.Process(target=_die_after, args=(name, shipped.method, words))
     process.start()
     process.join(120)
     return process.exitcode
 
 
-def _die_choosing(method: Any, words: list[str]) -> None:
-    choose = method.choose
+def _die_after(name: str, method: Any, words: list[str]) -> None:
+    work = getattr(method, name)
 
-    def choose_and_die(self: Any, features: Tensor, seed: int) -> Tensor:
-        choose(self, features, seed)
+    def work_and_die(self: Any, features: Tensor, other: Any) -> Tensor:
+        work(self, features, other)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
-    method.choose = choose_and_die
+    setattr(method, name, work_and_die)
     main(words)
 
 

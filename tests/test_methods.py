@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from methods import Bench, Shipped, callbacks, class_of, dies_choosing, methods, options, usl
+from methods import Bench, Shipped, callbacks, class_of, dies_after, methods, options, usl
 from pair import Pair
-from runs import assert_same_run, last_checkpoint
+from runs import assert_same_run, differing, last_checkpoint
 from torch import Tensor
 from training import TOGETHER, StopError
 
@@ -25,8 +25,10 @@ from usl_lightning.base.parameters import parameters
 from usl_lightning.base.ranges import ranges_of
 from usl_lightning.labels import LabelIndex
 
-TRAINED, SELECTING = methods("fit"), methods("select")
+TRAINED, SELECTING = [method for method in methods("fit") if method.method.by_steps], methods("select")
+AT_ONCE = [method for method in methods("fit") if not method.method.by_steps]
 each_trained = pytest.mark.parametrize("method", TRAINED, ids=str)
+each_at_once = pytest.mark.parametrize("method", AT_ONCE, ids=str)
 each_selecting = pytest.mark.parametrize("method", SELECTING, ids=str)
 
 OF_A_PROCESS = {"embedding_std", "uniformity", "alignment", "feature_std", "knn_accuracy"}
@@ -54,7 +56,7 @@ def pair() -> Iterator[Pair]:
 
 def test_every_class_that_a_configuration_names_is_here() -> None:
     """By a configuration of digits for each of its verbs that makes something."""
-    found = {(m.method, m.command) for m in (*TRAINED, *SELECTING)}
+    found = {(m.method, m.command) for m in (*TRAINED, *AT_ONCE, *SELECTING)}
     named = {method for config in names_of_all() if (method := class_of(config)) is not None}
     assert {(method, verb) for method in named for verb in {"fit", "select"} & set(method.verbs)} == found
 
@@ -175,6 +177,45 @@ def test_a_step_of_half_precision_is_finite_and_its_verbs_take_it(
         usl(verb, *words, "--ckpt_path", "last")
 
 
+# At once -------------------------------------------------------------------------------------------------
+
+
+def assert_same_learned(own: Path, other: Path) -> None:
+    """Bit for bit."""
+    assert differing(*(last_checkpoint(run_dir)["state_dict"] for run_dir in (own, other))) == []
+    assert (own / "result.json").read_text() == (other / "result.json").read_text()
+
+
+@each_at_once
+def test_what_is_learned_at_once_repeats_after_a_kill_too(method: Shipped, bench: Bench, tmp_path: Path) -> None:
+    usl(*bench.words(method), "--run_dir", tmp_path / "straight")
+    killed = [*bench.words(method), "--run_dir", str(tmp_path / "killed")]
+    assert dies_after("learn", method, killed) == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "checkpoints").exists()
+    usl(*killed)
+    assert_same_learned(tmp_path / "killed", tmp_path / "straight")
+    usl(*killed, "--ckpt_path", "last")
+    assert_same_learned(tmp_path / "killed", tmp_path / "straight")
+
+
+@each_at_once
+def test_two_processes_learn_what_one_does_and_its_verbs_take_it(
+    method: Shipped, bench: Bench, pair: Pair, tmp_path: Path
+) -> None:
+    """From features that each has computed anew, its share of them."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run_dir, run in ((one, usl), (two, pair.usl)):
+        more = options(model__cache=str(run_dir / "cache"), trainer__accelerator=TOGETHER)
+        run(*bench.words(method), *more, "--run_dir", run_dir)
+    assert_close(last_checkpoint(two)["state_dict"], last_checkpoint(one)["state_dict"], 1e-3)
+    results = [json.loads((run_dir / "result.json").read_text()) for run_dir in (two, one)]
+    for result in results:
+        result["estimated_interval"] = sum(result["estimated_interval"])
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
+    for verb in set(method.method.verbs) - {"fit", "select"}:
+        usl(verb, *bench.words(method)[1:], "--run_dir", one, "--ckpt_path", "last")
+
+
 # Selection -----------------------------------------------------------------------------------------------
 
 
@@ -200,7 +241,7 @@ def test_a_choice_is_of_the_budget_and_repeats(method: Shipped, bench: Bench, tm
 def test_a_killed_choice_is_made_again(method: Shipped, bench: Bench, tmp_path: Path) -> None:
     expected = chosen(bench, method, tmp_path / "straight")
     killed = tmp_path / "killed"
-    assert dies_choosing(method, [*bench.words(method), "--run_dir", str(killed)]) == -signal.SIGKILL
+    assert dies_after("choose", method, [*bench.words(method), "--run_dir", str(killed)]) == -signal.SIGKILL
     assert not (killed / "labels.json").exists()
     assert chosen(bench, method, killed) == expected
 
@@ -248,7 +289,7 @@ def test_any_images_will_do(method: Shipped, bench: Bench, tmp_path: Path) -> No
 # Both ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [*TRAINED, *SELECTING], ids=str)
+@pytest.mark.parametrize("method", [*TRAINED, *AT_ONCE, *SELECTING], ids=str)
 def test_what_is_no_number_is_refused(
     method: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -282,7 +323,7 @@ def page_of(method: Shipped) -> tuple[str, str]:
     raise AssertionError(f"no page of docs/methods/ shows {method.method.__module__}; put it under ::: there")
 
 
-@pytest.mark.parametrize("method", [*TRAINED, *SELECTING], ids=str)
+@pytest.mark.parametrize("method", [*TRAINED, *AT_ONCE, *SELECTING], ids=str)
 def test_it_has_a_page_and_its_name_is_in_the_readme(method: Shipped) -> None:
     page, name = page_of(method)
     index = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")

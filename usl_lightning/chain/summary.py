@@ -52,6 +52,8 @@ def _branch(run: RunOptions, stage: Stage, record: Mapping[str, Any]) -> dict[st
         "budget": len(index) - len(index.unsure),
         "classes_covered": sum(count > 0 for count in counts), "class_counts": counts,
         "test_accuracy": record.get("metrics", {}).get("test_accuracy"), "labels": path,
+        "estimated_accuracy": record.get("metrics", {}).get("estimated_accuracy"),
+        "estimated_interval": record.get("metrics", {}).get("estimated_interval"),
         "seconds": record.get("seconds"),
     }  # fmt: skip
 
@@ -69,7 +71,9 @@ def draw_summary(run: RunOptions, summary: Mapping[str, Any]) -> None:
 
 def table(summary: Mapping[str, Any]) -> str:
     """The results as text."""
-    rows = [("selection", "labels", "classes covered", "method", "test accuracy", "seconds")]
+    rows: list[tuple[str, ...]] = [
+        ("selection", "labels", "classes covered", "method", "test accuracy", "estimated accuracy", "seconds")
+    ]
     for result in summary["results"]:
         counts = result["class_counts"]  # empty if the label file names no classes
         covered = f"{result['classes_covered']} of {len(counts)}" if counts else "-"
@@ -81,10 +85,21 @@ def table(summary: Mapping[str, Any]) -> str:
                 covered,
                 result["method"],
                 "-" if accuracy is None else f"{accuracy:.3f}",
+                _estimate(result),
                 str(result["seconds"]),
             )
         )
+    if all(row[5] == "-" for row in rows[1:]):
+        rows = [(*row[:5], *row[6:]) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def _estimate(result: Mapping[str, Any]) -> str:
+    """`0.87 (0.81-0.92)`, or what there is of it."""
+    accuracy, interval = result.get("estimated_accuracy"), result.get("estimated_interval")
+    if accuracy is None or interval is None:
+        return "-"
+    return f"{accuracy:.2f} ({interval[0]:.2f}-{interval[1]:.2f})"

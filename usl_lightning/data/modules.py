@@ -305,9 +305,10 @@ class LabelledData(ImageData):
         """Open the images; before training, warn of classes without a label."""
         super().setup(stage)
         if stage == "fit" and self._processes[0] == 0:
-            self._warn_of_missing_classes()
+            self.warn_of_missing_classes()
 
-    def _warn_of_missing_classes(self) -> None:
+    def warn_of_missing_classes(self) -> None:
+        """Say which classes no label is of."""
         labelled = set(self.index.for_training()[1])
         missing = [name for number, name in enumerate(self.classes) if number not in labelled]
         if missing:

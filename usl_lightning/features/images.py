@@ -41,7 +41,7 @@ def image_features(encoder: Encoder, datamodule: ImageData, *, cache: str | Path
 
     Args:
         encoder: the network; moved to the device of the data's trainer (the CPU without one).
-        datamodule: the images, after its `setup`; its trainer, if any, says which share is this process's.
+        datamodule: the images; its trainer, if any, says which share is this process's.
         cache: the folder to keep the file in; None: $USL_CACHE, else ~/.cache/usl-lightning.
 
     Raises:
@@ -51,6 +51,7 @@ def image_features(encoder: Encoder, datamodule: ImageData, *, cache: str | Path
     """
 
     def extract(path: Path) -> Tensor:
+        datamodule.setup("predict")  # features that are kept need no image decoded
         parts = path.with_suffix(".parts")
         features = gather_uneven(_extract(encoder, datamodule, parts).to(process_device(datamodule)))
         if process_rank(datamodule) == 0:

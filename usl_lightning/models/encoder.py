@@ -120,6 +120,11 @@ def _stored(path: str | Path, weights: str) -> tuple[dict[str, Any], dict[str, T
     entry = checkpoint.get(ENTRY)
     if not isinstance(entry, dict) or not {"spec", "prefixes"} <= entry.keys() or "state_dict" not in checkpoint:
         raise UslError(f"{path}: holds no encoder; expected a checkpoint written by `usl fit`")
+    if not entry["prefixes"]:
+        raise UslError(
+            f"{path}: holds no network, its features came from a file; to look at other images train with "
+            "model.backbone or model.init_from"
+        )
     if weights not in entry["prefixes"]:
         raise UslError(f"{path}: holds no {weights} weights; it has {', '.join(entry['prefixes'])}")
     prefix = entry["prefixes"][weights]
@@ -148,9 +153,14 @@ def load_encoder(path: str | Path, weights: Literal["online", "ema"] = "online")
         UslError: the file is missing, damaged, or holds no such encoder.
     """
     spec, state = _stored(path, weights)
-    encoder = Encoder(spec["backbone"], _image(spec))
+    encoder = encoder_like(spec)
     encoder.load_state_dict(state)
     return encoder.eval()
+
+
+def encoder_like(spec: dict[str, Any]) -> Encoder:
+    """The network that `Encoder.spec` describes; its weights are yet to be loaded."""
+    return Encoder(spec["backbone"], _image(spec))
 
 
 def init_encoder(encoder: Encoder, path: str | Path) -> None:

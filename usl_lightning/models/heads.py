@@ -4,11 +4,15 @@ import itertools
 from pathlib import Path
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranged, Ranges, whole
 from usl_lightning.models.encoder import Encoder, load_encoder, read_checkpoint
+
+VOTES = "votes."
+"""What the names of the weights begin with that few labels were learned into."""
 
 
 def projection_mlp(
@@ -91,13 +95,25 @@ class Classifier(Ranged, nn.Module):
         return self.head(self.encoder(images))
 
 
+class UnitLength(nn.Module):
+    """Features [b, d] -> the same at length 1; zeros stay zeros."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Unit rows [b, d]."""
+        return F.normalize(features, dim=1)
+
+
 def load_classifier(path: str | Path) -> Classifier:
-    """The moving average of a stage-3 checkpoint, in evaluation mode; its encoder knows the class names.
+    """The classifier of a stage-3 checkpoint, in evaluation mode; its encoder knows the class names.
+
+    Of those that are trained in steps it is the moving average.
 
     Raises:
-        UslError: the file is missing, damaged, or holds no classifier.
+        UslError: the file is missing, damaged, holds no classifier, or one that is no network.
     """
     stored = read_checkpoint(path).get("state_dict", {})
+    if any(name.startswith(VOTES) for name in stored):
+        return _linear_classifier(path, stored)
     prefix = "ema.module.head."
     state = {name.removeprefix(prefix): value for name, value in stored.items() if name.startswith(prefix)}
     matrices = [value for value in state.values() if value.dim() == 2]
@@ -112,4 +128,17 @@ def load_classifier(path: str | Path) -> Classifier:
         norm=any(name.endswith("running_mean") for name in state),
     )
     classifier.head.load_state_dict(state)
+    return classifier.eval()
+
+
+def _linear_classifier(path: str | Path, stored: dict[str, Tensor]) -> Classifier:
+    """That of a `Probe`: a linear layer on unit features, its temperature taken into it."""
+    names = {f"{VOTES}heads.0.weight", f"{VOTES}heads.0.bias", f"{VOTES}temperatures", f"{VOTES}temperature"}
+    if {name for name in stored if name.startswith(VOTES)} != names:
+        raise UslError(f"{path}: looks images up among those it was learned from, which is no network; a Probe is one")
+    weight, bias = (stored[f"{VOTES}heads.0.{name}"] / stored[f"{VOTES}temperatures"][0] for name in ("weight", "bias"))
+    classifier = Classifier(load_encoder(path), len(weight))
+    linear = nn.Linear(weight.shape[1], len(weight))
+    linear.load_state_dict({"weight": weight, "bias": bias})
+    classifier.head = nn.Sequential(UnitLength(), linear)
     return classifier.eval()

@@ -34,13 +34,15 @@ class Method(Ranged, LightningModule):
 
     Attributes:
         verbs: the commands that a stage of this method has: `fit`, `validate`, `test`, `predict`, `select`.
-        optimization: how the weights are updated; of methods that train.
+        by_steps: whether it is trained in steps, `trainer.max_steps` of them; False: at once, by `learn`.
+        optimization: how the weights are updated; of methods that train in steps.
         sync_batch_norm: whether batch norm is to see the global batch where that can be had (several GPUs).
         revision: of the mathematics; whoever changes them raises it in the body of the class that changes, and a run
             begun before is not continued. It counts in all that is made of that class (`stage/revisions.py`).
     """
 
     verbs: tuple[str, ...] = ("fit", "validate", "test")
+    by_steps = True
     optimization: Optimization
     sync_batch_norm = True
     revision: int = 1

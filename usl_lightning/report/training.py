@@ -116,7 +116,7 @@ def confusions(run: RunReport) -> Html | None:
     """For each classifier that was tested, which classes it takes for which."""
     parts: list[Html] = []
     for stage in run.stages:
-        scores = stage.evaluation.get("ema")
+        scores = stage.evaluation.get("ema") or stage.evaluation.get("classifier")
         if isinstance(scores, Mapping):
             parts.append(_confusion(stage, scores, [str(name) for name in stage.evaluation.get("classes", ())]))
     if not parts:

@@ -14,12 +14,13 @@ from usl_lightning.compute.distributed import gather, mean_over_processes
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.data.modules import ImageData, LabelledData
+from usl_lightning.data.modules import ImageData
 from usl_lightning.evaluation.classification import Scores, Tally, confident_counts, scores_table, write_scores
 from usl_lightning.models.ema import EMA
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_encoder
 from usl_lightning.models.heads import Classifier
 from usl_lightning.models.method import Evaluation, Method
+from usl_lightning.semisup.classes import check_classes, untestable
 
 GUESS_MOMENTUM = 0.99
 """Of the moving histogram of pseudo-labels: it tells of about the last 100 steps."""
@@ -216,17 +217,11 @@ class SemiSupervisedModule(Method):
 
     def check_classes(self, data: ImageData, checkpoint: Path) -> None:
         """A classifier is not looked at with other classes than it knows."""
-        known = self.image.classes
-        found = data.classes if isinstance(data, LabelledData) and data.labels else data.train_source.classes
-        if found and found != known:
-            there, here = (f"{len(names)} classes ({', '.join(names[:3])}, …)" for names in (known, found))
-            raise UslError(f"{checkpoint}: tells {there} apart, the data has {here}; use the data it was trained on")
+        check_classes(self.image.classes, data, checkpoint)
 
     def untestable(self, data: ImageData) -> str | None:
         """A classifier is measured on test images."""
-        if data.has_test:
-            return None
-        return f"{data.dataset} has no test split to measure on; `usl predict` classifies any images"
+        return untestable(data)
 
     def evaluate(self, metrics: Mapping[str, Any], data: ImageData, *, closely: bool) -> Evaluation:
         """The scores of both networks.

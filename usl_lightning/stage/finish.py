@@ -23,9 +23,17 @@ def finish(cli: StageCLI, trainer: Trainer, metrics: Mapping[str, Any]) -> None:
     with suppress(OSError):
         folder.files.rmdir()  # most stages leave none
     write_json(folder.result, metrics)
-    numbers = {name: value for name, value in metrics.items() if not isinstance(value, list)}
-    shown = ", ".join(f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())
+    shown = ", ".join(text for name, value in metrics.items() if (text := _shown(name, value)))
     if cli.wandb is not None:
         labels = folder.labels if cli.stage.command == "select" else getattr(cli.datamodule, "labels", None)
         finish_wandb(cli.wandb, metrics, labels and Path(labels))
     print(f"{cli.stage.run_dir}: done{': ' + shown if shown else ''}", flush=True)
+
+
+def _shown(name: str, value: Any) -> str:
+    """A figure, or an interval; nothing of other lists."""
+    if name.endswith("_interval"):
+        return f"{name} {value[0]:.4f}-{value[1]:.4f}"
+    if isinstance(value, list):
+        return ""
+    return f"{name} {value:.4f}" if isinstance(value, float) else f"{name} {value}"

@@ -12,6 +12,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.compute.allocator import keep_freed_memory
 from usl_lightning.models.encoder import compile_encoders, recompute_encoders
 from usl_lightning.stage.finish import finish
+from usl_lightning.stage.fit_at_once import fit_at_once
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.test import measure
 
@@ -31,6 +32,8 @@ def fit(
         begin: called when the first step is about to be taken.
         identity: what makes the stage what it is.
     """
+    if not cli.model.by_steps:
+        return fit_at_once(cli, trainer, begin, identity)
     _check(cli, trainer)
     if cli.config.compile:
         compile_encoders(cli.model)

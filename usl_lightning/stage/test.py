@@ -36,13 +36,28 @@ def measure(
     if not (data.has_test or closely):
         return {}
     trainer.test(model, datamodule=data, ckpt_path=checkpoint, verbose=False)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    return judge(cli, trainer, logged, checkpoint or StageFolder(cli.stage.run_dir).last_checkpoint, closely=closely)
+
+
+def judge(
+    cli: StageCLI, trainer: Trainer, logged: Mapping[str, Any], tested: Path, *, closely: bool = False
+) -> dict[str, Any]:
+    """What the method says of itself, written to `evaluation.json`; empty on another than the main process.
+
+    Args:
+        cli: the stage, built.
+        trainer: tells which process this is.
+        logged: by a pass over the test images; empty if there was none.
+        tested: the checkpoint.
+        closely: measure all there is, and show it.
+    """
     if not trainer.is_global_zero:
         return {}
-    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    model, data = cli.model, cli.datamodule
     evaluation = model.evaluate(logged, data, closely=closely)
     if evaluation.write is not None:
         folder = StageFolder(cli.stage.run_dir)
-        tested = checkpoint or folder.last_checkpoint
         about = {"method": type(model).__name__, "dataset": data.dataset, "checkpoint": str(tested)}
         evaluation.write(folder.evaluation, about)
         if closely:

@@ -1,0 +1,129 @@
+"""Cross-validation of learners over a few labels: what to choose of each, and how good their mean is."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from usl_lightning.evaluation.calibration import Calibrated, calibrate, expected_error, reliability
+from usl_lightning.evaluation.estimate import Estimate, estimate_accuracy
+from usl_lightning.evaluation.folds import known_class, of_held_out, stratified_folds, training_sets
+from usl_lightning.evaluation.learning_curve import fit_learning_curve
+from usl_lightning.vectors.votes import Learner, log_mean
+
+MORE = 40
+"""Labels that the look ahead adds."""
+
+MIXED = 0.7
+"""Usual temperature of the mean of calibrated probabilities: several that agree may be surer than each of them."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the labels say of the classifier that was learned from them.
+
+    Attributes:
+        estimate: of its accuracy; None: they are too few to tell.
+        with_more: the accuracy with `MORE` labels more; None: there is no telling.
+        settings, temperatures: those chosen, of each learner.
+        reliability: [bins][3], of held-out labels: how many, classified rightly, sum of confidences.
+        calibration_error, uncalibrated_error: of the same, with and without temperatures; None if none counts.
+    """
+
+    estimate: Estimate | None
+    with_more: float | None
+    settings: list[int]
+    temperatures: list[float]
+    reliability: list[list[float]]
+    calibration_error: float | None
+    uncalibrated_error: float | None
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any]) -> "Judgement":
+        """That which `asdict` made plain."""
+        estimate = stored["estimate"]
+        return cls(**{**stored, "estimate": None if estimate is None else Estimate(**estimate)})
+
+    def metrics(self) -> dict[str, Any]:
+        """For `result.json`."""
+        told: dict[str, Any] = {}
+        if self.estimate is not None:
+            told = {
+                "estimated_accuracy": self.estimate.accuracy,
+                "estimated_interval": [self.estimate.low, self.estimate.high],
+                "estimated_from": self.estimate.labels,
+            }
+        return told if self.with_more is None else {**told, f"estimated_with_{MORE}_more": self.with_more}
+
+
+class Trial:
+    """Cross-validation of learners over a few labels.
+
+    Args:
+        learners: those to be tried.
+        labels: int64 [m].
+        folds: int64 [R, m].
+        usual: temperatures, of each learner, before any label is seen.
+
+    Attributes:
+        found: what is chosen of each learner.
+        mixed: what is chosen of their mean.
+    """
+
+    def __init__(self, learners: Sequence[Learner], labels: Tensor, folds: Tensor, usual: Sequence[float]) -> None:
+        self.learners, self.labels, self.folds = learners, labels, folds
+        train = training_sets(folds)
+        place = folds[:, None]
+        self.counts = known_class(labels, train).view(len(folds), -1, len(labels)).gather(1, place)[:, 0]
+        scores = [of_held_out(learner.held_out(train), folds) for learner in learners]
+        self.found = [
+            calibrate(each, labels, folds, self.counts, usual=t) for each, t in zip(scores, usual, strict=True)
+        ]
+        self.mixed = self._mix()
+
+    def _mix(self) -> Calibrated:
+        if len(self.found) == 1:
+            return self.found[0]._replace(temperature=1.0)
+        both = log_mean([each.probabilities for each in self.found])
+        return calibrate(both[None], self.labels, self.folds, self.counts, usual=MIXED)
+
+    def judge(self, confidences: Tensor, share: Tensor, labels: int) -> Judgement:
+        """What the labels say.
+
+        Args:
+            confidences: [n], largest probabilities of the classifier learned from all labels, of the others' images.
+            share: [m], see `nearest_share`.
+            labels: how many there are, those that were not drawn too.
+        """
+        told = self.mixed.probabilities
+        estimate = estimate_accuracy(told, self.labels, self.counts, confidences, share)
+        raw = torch.stack([each.uncalibrated for each in self.found]).mean(0)
+        bins = reliability(told, self.labels, self.counts)
+        with_more = None if estimate is None or labels > len(self.labels) else self._with_more(estimate)
+        return Judgement(
+            estimate,
+            with_more,
+            settings=[each.setting for each in self.found],
+            temperatures=[*(each.temperature for each in self.found), self.mixed.temperature],
+            reliability=bins.tolist(),
+            calibration_error=expected_error(bins),
+            uncalibrated_error=expected_error(reliability(raw, self.labels, self.counts)),
+        )
+
+    def _with_more(self, estimate: Estimate) -> float | None:
+        """The accuracy with `MORE` labels more, by the errors of what is learned from half and more of them."""
+        sizes, errors = [], []
+        for parts in (2, 4, self.folds.max().item() + 1):
+            folds = stratified_folds(self.labels, int(parts), 6, seed=1)
+            train = training_sets(folds)
+            told = [
+                of_held_out(learner.held_out(train, [found.setting]), folds)[0] / found.temperature
+                for learner, found in zip(self.learners, self.found, strict=True)
+            ]
+            right = log_mean([each.softmax(2) for each in told]).argmax(2) == self.labels
+            sizes.append(float(train.double().sum(1).mean()))
+            errors.append(1 - float(right.double().mean()))
+        curve = fit_learning_curve(sizes, errors, labels=len(self.labels))
+        return None if curve is None else curve.with_more(estimate.accuracy, len(self.labels), MORE)

@@ -1,0 +1,116 @@
+"""What all methods share that look at features which are learned already: where these come from."""
+
+from typing import Literal
+
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.modules import ImageData
+from usl_lightning.features.images import image_features, published_encoder, read_features
+from usl_lightning.models.encoder import Encoder, load_encoder
+from usl_lightning.models.method import Method
+
+
+class FeatureMethod(Method):
+    """Base of the methods that work on features that are learned already.
+
+    The features are those of a checkpoint's encoder (`init_from`), of a published network (`backbone`), or are
+    read from a file (`features`); just one of the three must be given.
+
+    Args:
+        image: channels, size and statistics of the images.
+        init_from: checkpoint of any earlier stage whose encoder gives the features.
+        weights: which of the checkpoint's: `online`, or `ema`, the moving average that stage 3 keeps.
+        backbone: a network of timm that gives the features.
+        pretrained: with its published weights; false: with random ones, to compare with.
+        features: `.npy` or `.npz` file of features; see `read_features`.
+        cache: folder to keep computed features in; default: $USL_CACHE, else ~/.cache/usl-lightning.
+
+    Attributes:
+        needs_network: whether features have to be computed, on all devices.
+    """
+
+    encoder: Encoder
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        init_from: str | None = None,
+        weights: Literal["online", "ema"] = "online",
+        backbone: str | None = None,
+        pretrained: bool = True,
+        features: str | None = None,
+        cache: str | None = None,
+    ) -> None:
+        super().__init__()
+        given = {"init_from": init_from, "backbone": backbone, "features": features}
+        if sum(value is not None for value in given.values()) > 1:
+            names = " and ".join(f"model.{name}" for name, value in given.items() if value is not None)
+            raise UslError(f"{names} are given; expected one source of features")
+        self.image = image
+        self.init_from, self.weights, self.backbone, self.pretrained = init_from, weights, backbone, pretrained
+        self.features, self.cache = features, cache
+
+    @property
+    def has_features(self) -> bool:
+        """Whether a source of features is given."""
+        return self.features is not None or self.init_from is not None or self.backbone is not None
+
+    @property
+    def needs_network(self) -> bool:
+        """False if what is worked on is there already."""
+        return self.features is None
+
+    def load_network(self) -> None:
+        """Load the network that gives the features.
+
+        Raises:
+            UslError: none is given, it cannot be loaded, or it is for images of another size.
+        """
+        if self.init_from is not None:
+            self.encoder = load_encoder(self.init_from, self.weights)
+            _check_size(self.encoder.image, self.image, self.init_from)
+        elif self.backbone is not None:
+            self.encoder = published_encoder(self.backbone, self.image, pretrained=self.pretrained)
+        elif self.needs_network:
+            raise UslError(
+                "model.init_from: expected the checkpoint whose encoder gives the features (or model.backbone, a "
+                "published network, or model.features, a file)"
+            )
+
+    def evidence(self, data: ImageData) -> Tensor:
+        """What is worked on, one row for each image: features, float [n, d]."""
+        if self.features is not None:
+            return read_features(self.features, data.train_source)
+        return image_features(self.encoder, data, cache=self.cache)
+
+
+class FeaturePass(LightningModule):
+    """Lets a trainer compute a method's evidence on all its devices, as a prediction of one batch: the whole data set.
+
+    Args:
+        method: whose evidence it is.
+    """
+
+    def __init__(self, method: FeatureMethod) -> None:
+        super().__init__()
+        self.method = method
+
+    def setup(self, stage: str) -> None:
+        """Load the network."""
+        self.method.load_network()
+
+    def predict_step(self, data: ImageData, batch_idx: int) -> Tensor:
+        """The evidence, float [n, d]."""
+        return self.method.evidence(data)
+
+
+def _check_size(trained: ImageSpec, given: ImageSpec, path: str) -> None:
+    sizes = [f"{spec.channels}×{spec.height}×{spec.width}" for spec in (trained, given)]
+    if sizes[0] != sizes[1]:
+        raise UslError(
+            f"model.init_from: {path} was trained on {sizes[0]} images, these are {sizes[1]}; use the "
+            "checkpoint of this data set, or the same --data.image_size and --data.channels"
+        )

@@ -1,0 +1,59 @@
+"""The mean of logistic regression and label propagation: near the better of the two, whichever that is."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, above, whole
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.semisup.few_labels import FewLabels
+from usl_lightning.vectors.logistic import LinearHead, LogisticLearner
+from usl_lightning.vectors.propagation import NeighborHead, PropagationLearner
+from usl_lightning.vectors.votes import Learner
+
+
+class Blend(FewLabels):
+    """The mean of the calibrated probabilities of logistic regression and of label propagation.
+
+    Which of them is better changes with features and budget, and few labels do not tell.
+
+    Args:
+        image: of the images; the command line takes it from the data.
+        init_from: checkpoint whose encoder gives the features.
+        strengths: see `Probe`.
+        k: see `Propagate`.
+        folds, repeats: of the cross-validation.
+        source: where else the features come from: see `FeatureMethod`.
+    """
+
+    ranges: ClassVar[Ranges] = {"strengths": above(0), "k": whole(1)}
+
+    usual = (0.9, 0.35)
+
+    # `**source` is resolved by the command line to the parameters of `FewLabels`, each typed and documented.
+    def __init__(
+        self,
+        image: ImageSpec,
+        init_from: str | None = None,
+        strengths: list[float] = [3.0, 30.0, 300.0],  # noqa: B006 - never changed
+        k: int = 5,
+        **source: Any,
+    ) -> None:
+        super().__init__(image=image, init_from=init_from, **source)
+        if not strengths:
+            raise UslError("model.strengths: none is given; expected at least one")
+        self.strengths, self.k = strengths, k
+
+    def learners(self, features: Tensor, rows: Tensor, labels: Tensor) -> tuple[Learner, ...]:
+        """Both."""
+        classes = self.image.num_classes
+        return (
+            LogisticLearner(features, rows, labels, classes, self.strengths),
+            PropagationLearner(features, rows, labels, classes, self.k),
+        )
+
+    def heads_like(self, states: Sequence[dict[str, Tensor]]) -> Sequence[nn.Module]:
+        """A linear layer, and the images with what they have come to."""
+        return [LinearHead.like(states[0]), NeighborHead.like(states[1], self.k)]

@@ -1,0 +1,233 @@
+"""What the classifiers share that are learned at once from features and few labels; and how good they are."""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, whole
+from usl_lightning.compute.precision import full_precision
+from usl_lightning.data.batch import Batch, ImageSpec
+from usl_lightning.data.keys import permutation
+from usl_lightning.data.modules import ImageData, LabelledData
+from usl_lightning.evaluation.classification import Scores, Tally, scores_table, write_scores
+from usl_lightning.evaluation.estimate import FEWEST, nearest_share
+from usl_lightning.evaluation.folds import stratified_folds
+from usl_lightning.evaluation.trial import Judgement, Trial
+from usl_lightning.features.source import FeatureMethod
+from usl_lightning.models.encoder import ENTRY, encoder_entry, encoder_like
+from usl_lightning.models.method import Evaluation
+from usl_lightning.semisup.classes import check_classes, untestable
+from usl_lightning.vectors.distances import unit_rows
+from usl_lightning.vectors.votes import Learner, Votes
+
+log = logging.getLogger(__name__)
+
+MOST = 1000
+"""Labels that folds are made of, drawn at random where there are more: that tells enough of the settings."""
+
+JUDGED = "usl_judged"
+"""Key of a checkpoint under which `Judgement` is stored, as plain data."""
+
+
+class FewLabels(FeatureMethod):
+    """Base of the classifiers that are learned at once, in seconds, from features and few labels.
+
+    A method says which learners it has. Settings and temperatures are chosen by cross-validation over the labels, which
+    also tells how good the classifier is: see `estimate_accuracy`.
+
+    Args:
+        image: channels, size, statistics and classes of the images.
+        init_from: checkpoint whose encoder gives the features.
+        folds: parts that the labels are held out in; each label by itself if there are fewer.
+        repeats: how often they are parted anew.
+        source: where else the features come from: see `FeatureMethod`.
+
+    Raises:
+        UslError: fewer than two classes.
+
+    Attributes:
+        usual: of each learner, the temperature before any label is seen.
+        scores: what the last pass over the test images said; None if none has a label.
+    """
+
+    ranges: ClassVar[Ranges] = {"folds": whole(2), "repeats": whole(1)}
+
+    verbs = ("fit", "validate", "test", "predict")
+    by_steps = False
+    usual: tuple[float, ...]
+    votes: Votes
+
+    # `**source` is resolved by the command line to the parameters of `FeatureMethod`, each typed and documented.
+    def __init__(
+        self, image: ImageSpec, init_from: str | None = None, folds: int = 10, repeats: int = 3, **source: Any
+    ) -> None:
+        super().__init__(image=image, init_from=init_from, **source)
+        if image.num_classes < 2:
+            raise UslError(f"data.labels: {image.num_classes} classes are known; a classifier needs at least 2")
+        self.folds, self.repeats = folds, repeats
+        self.judgement: Judgement | None = None
+        self.scores: Scores | None = None
+        self._tally: Tally | None = None
+
+    @abstractmethod
+    def learners(self, features: Tensor, rows: Tensor, labels: Tensor) -> tuple[Learner, ...]:
+        """Those of the method, for unit features [n, d] whose `rows` [m] have these labels [m]."""
+
+    @abstractmethod
+    def heads_like(self, states: Sequence[dict[str, Tensor]]) -> Sequence[nn.Module]:
+        """Heads of the sizes of these state dicts, which are yet to be loaded."""
+
+    # Learning.
+
+    def learn(self, features: Tensor, data: LabelledData) -> None:
+        """Learn from all labels, and judge what came of it.
+
+        Args:
+            features: [n, d], of all images.
+            data: has the labels.
+
+        Raises:
+            UslError: features without a direction, or labels of one class alone.
+        """
+        self.learn_from(features, *_labelled(data), seed=data.seed)
+        if self.judgement is not None and self.judgement.estimate is None:
+            log.warning(
+                "%s: too few labels to tell how good the classifier is; expected at least %d whose class has another",
+                data.labels, FEWEST,
+            )  # fmt: skip
+
+    def learn_from(self, features: Tensor, rows: Tensor, labels: Tensor, *, seed: int) -> Tensor:
+        """The same, from the labels themselves.
+
+        Args:
+            features: [n, d], of all images.
+            rows: int64 [m], those that are labelled.
+            labels: int64 [m], of two classes or more.
+            seed: of the folds.
+
+        Returns:
+            Logits [n, c] of all images.
+        """
+        x = unit_rows(features).float()
+        rows, labels = rows.to(x.device), labels.to(x.device)
+        learners = self.learners(x, rows, labels)
+        few = permutation(len(rows), seed, "few labels").to(x.device)[:MOST].sort().values
+        asked = learners if len(few) == len(rows) else self.learners(x, rows[few], labels[few])
+        folds = stratified_folds(labels[few], self.folds, self.repeats, seed=seed)
+        trial = Trial(asked, labels[few], folds, self.usual)
+        heads = [learner.head(found.setting) for learner, found in zip(learners, trial.found, strict=True)]
+        self.votes = Votes(heads).to(x.device)
+        self.votes.temperatures.copy_(torch.tensor([found.temperature for found in trial.found]))
+        self.votes.temperature.fill_(trial.mixed.temperature)
+        logits = self.votes.mixed([learner.scores(head) for learner, head in zip(learners, heads, strict=True)])
+        unlabelled = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        unlabelled[rows] = False
+        confidences = logits[unlabelled].softmax(1).amax(1)
+        self.judgement = trial.judge(confidences, nearest_share(x, rows[few]), len(rows))
+        return logits
+
+    # What a checkpoint has.
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say how to rebuild the network and what the labels said."""
+        if self.needs_network:
+            checkpoint[ENTRY] = encoder_entry(self.encoder, online="encoder.")
+            checkpoint[ENTRY]["spec"]["classes"] = list(self.image.classes)
+        else:
+            checkpoint[ENTRY] = {"spec": {}, "prefixes": {}}
+        assert self.judgement is not None
+        checkpoint[JUDGED] = asdict(self.judgement)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Build what the weights are to be loaded into: their sizes are those of the images and labels of the fit."""
+        state, device = checkpoint["state_dict"], self.device
+        self.encoder = encoder_like(checkpoint[ENTRY]["spec"]).eval().to(device)
+        states: list[dict[str, Tensor]] = [{} for _ in self.usual]
+        for name, value in state.items():
+            if name.startswith("votes.heads."):
+                number, _, rest = name.removeprefix("votes.heads.").partition(".")
+                states[int(number)][rest] = value
+        self.votes = Votes(self.heads_like(states)).to(device)
+        self.judgement = Judgement.of(checkpoint[JUDGED])
+
+    # Looking at images.
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [b, c] of images [b, c, h, w]."""
+        features = full_precision(self.encoder(images))
+        logits: Tensor = self.votes(F.normalize(features, dim=1))
+        return logits
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Count what the classifier makes of the test images."""
+        if self._tally is None:
+            self._tally = Tally(self.image.num_classes, batch.images.device)
+        self._tally.update(self(batch.images), batch.labels)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the accuracy and the calibration error."""
+        tally = self._tally or Tally(self.image.num_classes, self.device)
+        self.scores, self._tally = tally.scores(), None
+        if self.scores is not None:
+            self.log("test_accuracy", self.scores.accuracy, rank_zero_only=True)
+            self.log("test_calibration_error", self.scores.calibration_error, rank_zero_only=True)
+
+    validation_step = test_step
+    on_validation_epoch_end = on_test_epoch_end
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Class probabilities, [b, classes]."""
+        probabilities: Tensor = self(batch.images).softmax(1)
+        return probabilities
+
+    def check_classes(self, data: ImageData, checkpoint: Path) -> None:
+        """A classifier is not looked at with other classes than it knows."""
+        check_classes(self.image.classes, data, checkpoint)
+
+    def untestable(self, data: ImageData) -> str | None:
+        """A classifier is measured on test images."""
+        return untestable(data)
+
+    def evaluate(self, metrics: Mapping[str, Any], data: ImageData, *, closely: bool) -> Evaluation:
+        """The scores on test images, if there are any with labels, and what the labels say.
+
+        Raises:
+            UslError: asked `closely`, and no test image has a label.
+        """
+        scores, classes, judgement = self.scores, self.image.classes, self.judgement
+        if scores is None and closely:
+            raise UslError(f"no test image of {data.dataset} has a label to measure by; expected some that do")
+        assert judgement is not None
+
+        def write(path: Path, about: Mapping[str, Any]) -> None:
+            told = {**about, "judged_by_labels": asdict(judgement)}
+            write_scores(path, told, {} if scores is None else {"classifier": scores}, classes)
+
+        table = "" if scores is None else f"{scores_table({'classifier': scores}, classes)}\n"
+        return Evaluation({**metrics, **judgement.metrics()}, table, write)
+
+
+def _labelled(data: LabelledData) -> tuple[Tensor, Tensor]:
+    """Positions and labels of the images that a person has labelled; those that follow one are not among them.
+
+    Raises:
+        UslError: some have no label yet, or all have the same.
+    """
+    index = data.index
+    index.for_training()  # refuses what cannot be learned from
+    known = [(i, label) for i, label in zip(index.indices, index.labels, strict=True) if label is not None]
+    labels = sorted({label for _, label in known})
+    if len(labels) < 2:
+        where = data.labels or "data.oracle_labels"
+        raise UslError(
+            f"{where}: all {len(known)} labels are '{data.classes[labels[0]]}'; expected images of at least 2 classes"
+        )
+    return torch.tensor([i for i, _ in known]), torch.tensor([label for _, label in known])

@@ -1,0 +1,41 @@
+"""Label propagation (Zhou et al., NIPS 2003) over all images, from features that are learned already."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from usl_lightning.base.ranges import Ranges, whole
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.semisup.few_labels import FewLabels
+from usl_lightning.vectors.propagation import NeighborHead, PropagationLearner
+from usl_lightning.vectors.votes import Learner
+
+
+class Propagate(FewLabels):
+    """The labels spread from image to similar image; a new image takes what its neighbours among them have.
+
+    Args:
+        image: of the images; the command line takes it from the data.
+        init_from: checkpoint whose encoder gives the features.
+        k: neighbours of each image.
+        folds, repeats: of the cross-validation that calibrates and estimates.
+        source: where else the features come from: see `FeatureMethod`.
+    """
+
+    ranges: ClassVar[Ranges] = {"k": whole(1)}
+
+    usual = (0.35,)
+
+    # `**source` is resolved by the command line to the parameters of `FewLabels`, each typed and documented.
+    def __init__(self, image: ImageSpec, init_from: str | None = None, k: int = 5, **source: Any) -> None:
+        super().__init__(image=image, init_from=init_from, **source)
+        self.k = k
+
+    def learners(self, features: Tensor, rows: Tensor, labels: Tensor) -> tuple[Learner, ...]:
+        """Propagation alone."""
+        return (PropagationLearner(features, rows, labels, self.image.num_classes, self.k),)
+
+    def heads_like(self, states: Sequence[dict[str, Tensor]]) -> Sequence[nn.Module]:
+        """The images and what they have come to."""
+        return [NeighborHead.like(states[0], self.k)]

@@ -1,0 +1,223 @@
+"""Label propagation: the labels of a few points spread along the neighbourhoods of all (Zhou et al., NIPS 2003)."""
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.compute.chunks import chunks
+from usl_lightning.vectors.distances import exact_arithmetic, unit_rows
+from usl_lightning.vectors.neighbors import nearest_neighbors
+
+ALPHA = 0.99
+"""How much of a point's value comes from its neighbours (Zhou et al.; Iscen et al., CVPR 2019)."""
+
+POWER = 3
+"""Of the cosine, in a neighbour's weight (Iscen et al.)."""
+
+LEAST = 1e-4
+"""Share of a class below which it is as good as none, in the logarithms of shares."""
+
+
+class Graph(NamedTuple):
+    """S = D^-½ (W + Wᵀ) D^-½ of n points, with W the weights of each point's nearest neighbours.
+
+    Attributes:
+        matrix: sparse [n, n], S.
+        degrees: float32 [n], the diagonal of D; 1 for a point without a neighbour of positive cosine.
+    """
+
+    matrix: Tensor
+    degrees: Tensor
+
+
+def propagation_graph(features: Tensor, k: int) -> Graph:
+    """The graph of Iscen et al. (CVPR 2019, eq. 9): weights max(0, cos)³ of the k nearest neighbours.
+
+    Args:
+        features: [n, d], any float dtype; only directions count.
+        k: neighbours of each point, itself not among them; all others if there are fewer.
+
+    Raises:
+        UslError: k below 1, features that are not finite, or rows of zeros.
+    """
+    if k < 1:
+        raise UslError(f"k={k} neighbours of label propagation: expected at least 1")
+    x = unit_rows(features)
+    n = len(x)
+    edges, weights = torch.zeros(2, 0, dtype=torch.long, device=x.device), torch.zeros(0, device=x.device)
+    if n > 1:
+        found = nearest_neighbors(x, min(k, n - 1), include_self=False)
+        rows = torch.arange(n, device=x.device)[:, None].expand_as(found.indices)
+        edges, weights = torch.stack([rows, found.indices]).flatten(1), _weights(found.squared_distances).flatten()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch on its sparse matrices being young
+        both = torch.sparse_coo_tensor(
+            torch.cat([edges, edges.flip(0)], 1), weights.repeat(2), (n, n), check_invariants=False
+        ).coalesce()
+        (from_, to), values = both.indices(), both.values()
+        degrees = torch.zeros(n, device=x.device).index_add_(0, from_, values)
+        degrees = torch.where(degrees > 0, degrees, 1.0)
+        values = values * (degrees[from_] * degrees[to]).rsqrt()
+        scaled = torch.sparse_coo_tensor(both.indices(), values, (n, n), is_coalesced=True, check_invariants=False)
+        return Graph(scaled.to_sparse_csr(), degrees)
+
+
+def _weights(squared_distances: Tensor) -> Tensor:
+    """max(0, cos)³ of unit vectors at these squared distances."""
+    return (1 - squared_distances / 2).clamp_min(0) ** POWER
+
+
+def propagate(graph: Graph, sources: Tensor, *, tolerance: float = 1e-4, steps: int = 200) -> Tensor:
+    """Z of (I − 0.99·S) Z = Y by conjugate gradients.
+
+    Args:
+        graph: of n points.
+        sources: Y, [n, columns].
+        tolerance: of the residual, relative to Y, in each column.
+        steps: at most; about 100 gain six digits, as the eigenvalues of I − 0.99·S are from 0.01 to 1.99.
+
+    Returns:
+        float32 or float64 [n, columns].
+    """
+    y = sources if sources.dtype == torch.float64 else sources.float()
+    matrix = graph.matrix.to(y.dtype)
+    with exact_arithmetic(y.device):
+        z, rest = torch.zeros_like(y), y.clone()
+        direction, square = rest.clone(), rest.square().sum(0)
+        goal, tiny = tolerance**2 * square, torch.finfo(y.dtype).tiny
+        for _ in range(steps):
+            if bool((square <= goal).all()):
+                break
+            image = direction - ALPHA * (matrix @ direction)
+            step = square / (direction * image).sum(0).clamp_min(tiny)
+            z, rest = z + step * direction, rest - step * image
+            before, square = square, rest.square().sum(0)
+            direction = rest + square / before.clamp_min(tiny) * direction
+        return z
+
+
+def balanced(labels: Tensor, train: Tensor, num_classes: int) -> Tensor:
+    """The column of each class: 1/n_c at its n_c labels, so that no class spreads more than another.
+
+    Args:
+        labels: int64 [m].
+        train: bool [B, m], which of them count.
+        num_classes: c.
+
+    Returns:
+        float32 [B, m, c].
+    """
+    each = F.one_hot(labels, num_classes).float() * train[..., None]
+    return each / each.sum(1, keepdim=True).clamp_min(1)
+
+
+def log_shares(values: Tensor) -> Tensor:
+    """Logarithms of the classes' shares of values [..., c]; negative ones are none, and no value at all is all alike.
+
+    None is below that of `LEAST`.
+    """
+    positive = values.clamp_min(0)
+    total = positive.sum(-1, keepdim=True)
+    alike = torch.full_like(positive, 1 / values.shape[-1])
+    return torch.where(total > 0, positive / torch.where(total > 0, total, 1.0), alike).clamp_min(LEAST).log()
+
+
+class NeighborHead(nn.Module):
+    """Unit features [b, d] -> logarithms of shares [b, c], from the nearest of the points whose values are known.
+
+    The value of a new point is 0.99·Σⱼ Sⱼ·zⱼ over its neighbours, as the equation of `propagate` has it; what they all
+    have in common does not matter to shares.
+
+    Args:
+        points: n.
+        inputs: d.
+        outputs: c.
+        k: neighbours.
+    """
+
+    bank: Tensor
+    values: Tensor
+
+    def __init__(self, points: int, inputs: int, outputs: int, k: int) -> None:
+        super().__init__()
+        self.k = k
+        self.register_buffer("bank", torch.zeros(points, inputs, dtype=torch.half))
+        self.register_buffer("values", torch.zeros(points, outputs))
+
+    @classmethod
+    def like(cls, state: dict[str, Tensor], k: int) -> "NeighborHead":
+        """One of the sizes of a state dict, which is yet to be loaded."""
+        return cls(len(state["bank"]), state["bank"].shape[1], state["values"].shape[1], k)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logarithms of the classes' shares, [b, c]."""
+        return torch.cat([self._look(features[rows]) for rows in chunks(len(features), 4 * len(self.bank))])
+
+    def _look(self, features: Tensor) -> Tensor:
+        cosines = features.to(self.values.dtype) @ self.bank.to(self.values.dtype).T
+        nearest, indices = cosines.topk(min(self.k, len(self.bank)), dim=1)
+        return log_shares((nearest.clamp_min(0)[:, :, None] ** POWER * self.values[indices]).sum(1))
+
+
+class PropagationLearner:
+    """Label propagation over all points, and from them to new ones.
+
+    Args:
+        features: unit rows [n, d], of all images.
+        rows: int64 [m], those that are labelled.
+        labels: int64 [m].
+        num_classes: c.
+        k: neighbours of each point.
+    """
+
+    def __init__(self, features: Tensor, rows: Tensor, labels: Tensor, num_classes: int, k: int) -> None:
+        self.features, self.rows, self.labels, self.num_classes, self.k = features, rows, labels, num_classes, k
+        self.graph = propagation_graph(features, k)
+
+    def held_out(self, train: Tensor, settings: Sequence[int] | None = None) -> Tensor:
+        """Logarithms of shares of the labelled points, by what spreads from some of them.
+
+        The solution is linear in the labels, so one column for each of them has all folds in it.
+
+        Args:
+            train: bool [B, m], which labels are known to each of B.
+            settings: there is one alone.
+
+        Returns:
+            [1, B, m, c].
+        """
+        return log_shares(self._among @ balanced(self.labels, train, self.num_classes))[None]
+
+    @cached_property
+    def _among(self) -> Tensor:
+        """[m, m]: how much each labelled point gets from each."""
+        single = torch.zeros(len(self.features), len(self.rows), device=self.features.device)
+        single[self.rows, torch.arange(len(self.rows), device=single.device)] = 1
+        return propagate(self.graph, single)[self.rows]
+
+    @cached_property
+    def _values(self) -> Tensor:
+        """[n, c], spread from all labels."""
+        everything = torch.ones(1, len(self.rows), dtype=torch.bool, device=self.rows.device)
+        sources = torch.zeros(len(self.features), self.num_classes, device=self.features.device)
+        sources[self.rows] = balanced(self.labels, everything, self.num_classes)[0]
+        return propagate(self.graph, sources).clamp_min(0)
+
+    def head(self, setting: int) -> NeighborHead:
+        """What spreads from all labels."""
+        head = NeighborHead(len(self.features), self.features.shape[1], self.num_classes, self.k).to(
+            self.features.device
+        )
+        head.bank.copy_(self.features)
+        head.values.copy_(self._values * self.graph.degrees.rsqrt()[:, None])
+        return head
+
+    def scores(self, head: nn.Module) -> Tensor:
+        """Logarithms of shares [n, c] of all points, as they were solved."""
+        return log_shares(self._values)

@@ -1,0 +1,55 @@
+"""Learners of few labels, and the mean of what several of them say."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+LEAST = 1e-3
+"""Probability that the mean of several is raised to, as none of them is so sure of anything."""
+
+
+class Learner(Protocol):
+    """Learns classes from labelled rows of a feature matrix, in one of several settings."""
+
+    def held_out(self, train: Tensor, settings: Sequence[int] | None = None) -> Tensor:
+        """Logits [S, B, m, c] of all labelled rows by what is learned from some of them, `train`, bool [B, m]."""
+
+    def head(self, setting: int) -> nn.Module:
+        """What is learned from all labels: unit features [b, d] -> logits [b, c]."""
+
+    def scores(self, head: nn.Module) -> Tensor:
+        """Logits [n, c] of all rows."""
+
+
+class Votes(nn.Module):
+    """Unit features [b, d] -> logits [b, c], whose softmax is the mean of the heads' calibrated probabilities.
+
+    Args:
+        heads: each gives logits [b, c].
+    """
+
+    temperatures: Tensor
+    temperature: Tensor
+
+    def __init__(self, heads: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+        self.register_buffer("temperatures", torch.ones(len(heads)))
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [b, c]."""
+        return self.mixed([head(features) for head in self.heads])
+
+    def mixed(self, logits: Sequence[Tensor]) -> Tensor:
+        """What the heads' logits [b, c] come to."""
+        probabilities = [(each / t).softmax(-1) for each, t in zip(logits, self.temperatures, strict=True)]
+        return log_mean(probabilities) / self.temperature
+
+
+def log_mean(probabilities: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean of several probabilities [..., c]; of one alone, of itself."""
+    mean = torch.stack(list(probabilities)).mean(0)
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny if len(probabilities) == 1 else LEAST).log()

@@ -17,10 +17,12 @@ PACKAGE = ROOT / "usl_lightning"
 LIBRARIES = ("torch", "pytorch_lightning", "lightning_fabric", "jsonargparse")
 OWN = ("self", "cls")
 BY_TEXT = ("getattr", "setattr", "hasattr", "delattr")
+NAMED_TUPLE = ("_asdict", "_field_defaults", "_fields", "_make", "_replace")
+"""Public: the underscore keeps them apart from the fields."""
 
 
 def is_private(name: str) -> bool:
-    return name.startswith("_") and not name.startswith("__")
+    return name.startswith("_") and not name.startswith("__") and name not in NAMED_TUPLE
 
 
 def of_library(path: str | None) -> bool:
@@ -197,6 +199,7 @@ def test_a_name_that_has_gone_is_missed() -> None:
         ("patch('torch.nn.modules.batchnorm._BatchNorm')", {"_BatchNorm"}),
         ("from usl_lightning.engine.trainer import Trainer\nTrainer()._fit()", {"_fit"}),
         ("from usl_lightning.labels import files\nfiles._KEYS", set()),
+        ("image._replace(size=3)", set()),
         ("import os\nos._exit(2)\nsuper().__init__()\nx.__class__", set()),
         ("from usl_lightning.base.version import __version__", set()),
         ("class A:\n  def __init__(self): self._x = 1\n  def f(self, other): return self._x == other._x", set()),

@@ -96,6 +96,14 @@ def test_a_row_that_a_full_disk_cut_short_is_noted_again(tmp_path: Path) -> None
     assert metrics.path.read_text() == "step,name,value\n10,loss,2.5\n11,lr,0.1\n11,loss,2.25\n"
 
 
+def test_a_file_of_metrics_is_not_there_without_its_header(tmp_path: Path) -> None:
+    metrics = MetricsCSV(tmp_path / "metrics.csv")
+    metrics.complete({}, -1)
+    assert not metrics.path.exists()
+    metrics.rewind(0)
+    assert metrics.path.read_text() == "step,name,value\n"
+
+
 def test_a_folder_that_becomes_read_only(straight: Path, tmp_path: Path) -> None:
     """The superuser writes wherever the file system lets it, unless that right is given up."""
     mortal = ["setpriv", "--bounding-set=-dac_override", "--"] if os.geteuid() == 0 else []

@@ -95,6 +95,8 @@ class MetricsCSV(Logger):
             UslError: the disk is full.
         """
         rows = [f"{step or 0},{name},{value:.8g}\n" for name, value in metrics.items() if name != "epoch"]
+        if not rows:
+            return  # the file would be there without its header
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write("".join(rows))

@@ -6,6 +6,7 @@ text takes a text as typed; `null` unsets an optional one; `~/` is the home fold
 """
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from usl_lightning.base.moved import moved_text
 from usl_lightning.base.parameters import Kind, kind_at
 
 Tree = dict[str, Any]
+
+_CLASS = re.compile(r"(?!(?:true|false|null)$)[A-Za-z_][\w.]*", re.IGNORECASE)
 
 
 def compose(parts: Iterable[Mapping[str, Any]], overrides: Mapping[str, str]) -> Tree:
@@ -62,6 +65,8 @@ def _override(tree: Tree, key: str, text: str) -> None:
         node = _arguments(node).setdefault(word, {})
         if node is None or (isinstance(node, Plain) and not node):  # given as null before
             node = _arguments(_node(tree, above[:number]))[word] = {}
+        elif isinstance(node, str) and _CLASS.fullmatch(node):  # `--trainer.logger CSVLogger` came before
+            node = _arguments(_node(tree, above[:number]))[word] = {"class_path": str(node), "init_args": {}}
         if not isinstance(node, dict):
             raise UslError(f"--{key}: {'.'.join(above[: number + 1])} is {settled(node)!r}, which has no '{name}'")
     if name == "class_path":

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.text import guarded, unguarded
 from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.opening import open_source, read_labels
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.names import check_name, check_new, clean
-from usl_lightning.labels.tables import guarded, label_cells, labels_in, unguarded
+from usl_lightning.labels.tables import label_cells, labels_in
 from usl_lightning.stage.predict import predictions_csv
 
 E_ACUTE, DECOMPOSED = "\u00e9", "e\u0301"

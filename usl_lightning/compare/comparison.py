@@ -16,6 +16,7 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import read_json, sha256_of_file, write_json, write_text
+from usl_lightning.base.text import guarded
 from usl_lightning.base.version import __version__
 from usl_lightning.compare.spec import Comparison, Entry
 from usl_lightning.data.batch import ImageSpec
@@ -24,7 +25,6 @@ from usl_lightning.data.modules import ImageData
 from usl_lightning.engine.logs import show_messages
 from usl_lightning.engine.trainer import Trainer
 from usl_lightning.evaluation.label_quality import label_quality
-from usl_lightning.labels.tables import guarded
 from usl_lightning.pictures.curves import Curve, Panel, draw_curves
 from usl_lightning.selection.coreset import Coreset
 from usl_lightning.selection.selector import Selector

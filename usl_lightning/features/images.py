@@ -16,6 +16,7 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.once import as_noted
 from usl_lightning.base.progress import progress
+from usl_lightning.base.text import composed
 from usl_lightning.base.version import __version__
 from usl_lightning.compute.distributed import gather_uneven, world_size
 from usl_lightning.data.batch import ImageSpec
@@ -23,7 +24,6 @@ from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import process_range
 from usl_lightning.features.kept import check_dataset, kept_or_made, process_device, process_rank
-from usl_lightning.labels.names import composed
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.vectors.distances import check_directions, check_features
 from usl_lightning.vectors.memory import check_memory

@@ -8,11 +8,12 @@ from typing import Any
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.strict_json import parse_json
+from usl_lightning.base.text import composed, unguarded
 from usl_lightning.labelling.store import Answer, with_class
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import short
-from usl_lightning.labels.names import clean, composed, is_not_sure, name_in
-from usl_lightning.labels.tables import is_number, parse_rows, unguarded, warn_of_marks
+from usl_lightning.labels.names import clean, is_not_sure, name_in
+from usl_lightning.labels.tables import is_number, parse_rows, warn_of_marks
 
 COLUMNS = ("index", "file", "label")
 

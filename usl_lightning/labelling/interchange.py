@@ -13,12 +13,12 @@ from xml.sax.saxutils import quoteattr
 from usl_lightning.base.arguments import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
+from usl_lightning.base.text import guarded
 from usl_lightning.labelling.answers import COLUMNS, by_number, read_answers
 from usl_lightning.labelling.store import LabelStore, answers_of, name_of
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.index import images_to_label
 from usl_lightning.labels.names import NOT_SURE
-from usl_lightning.labels.tables import guarded
 from usl_lightning.stage.captions import redraw_captions
 
 PREFIX = "/data/local-files/?d="

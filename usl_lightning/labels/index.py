@@ -12,9 +12,9 @@ from typing import Any
 
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.once import read_once
+from usl_lightning.base.text import composed
 from usl_lightning.labels import formats
 from usl_lightning.labels.entries import DatasetId, Entries, refuse, short
-from usl_lightning.labels.names import composed
 
 _LARGEST = 2**63 - 1
 

@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
 from usl_lightning.base.errors import UslError, printable
+from usl_lightning.base.text import composed
 
 NOT_SURE = "not sure"
 """What an image is called that a person could not name; no class can be called so."""
@@ -24,11 +25,6 @@ _UNSEEN = re.compile(
 
 _JOINERS = "\u200c\u200d"
 """Zero width, but Persian, Indian scripts and emoji are not written without them."""
-
-
-def composed(text: str) -> str:
-    """Unicode's composed form (NFC): what is written in two ways is one text. macOS decomposes names of files."""
-    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def clean(name: str) -> str:

@@ -3,14 +3,14 @@
 import csv
 import io
 import logging
-import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, printable
+from usl_lightning.base.text import composed, unguarded
 from usl_lightning.labels.entries import short
-from usl_lightning.labels.names import clean, composed, is_not_sure, name_in
+from usl_lightning.labels.names import clean, is_not_sure, name_in
 
 log = logging.getLogger("usl_lightning")
 
@@ -119,16 +119,3 @@ def without_fractions(label_of: dict[str, str | None]) -> dict[str, str | None]:
 def is_number(text: str) -> bool:
     """Whether it is a whole number, from 0."""
     return text.isascii() and text.isdigit() and len(text) <= 18
-
-
-_FORMULA = re.compile("'*[=+\\-@\t\r]")
-
-
-def guarded(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula: with an apostrophe before what would begin one."""
-    return f"'{cell}" if _FORMULA.match(cell) else cell
-
-
-def unguarded(cell: str) -> str:
-    """What `guarded` was given."""
-    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell

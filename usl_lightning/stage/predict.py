@@ -14,6 +14,7 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
+from usl_lightning.base.text import guarded
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.folder_source import FolderSource, open_images
@@ -22,7 +23,6 @@ from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import StepLoader, process_range
-from usl_lightning.labels.tables import guarded
 from usl_lightning.stage.parser import StageCLI
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import sha256_of
 from usl_lightning.base.once import read_once
+from usl_lightning.base.text import composed
 from usl_lightning.data.images import folders
 from usl_lightning.data.images.decode import Probe, decode, probe
 from usl_lightning.data.images.folders import FileList
@@ -20,7 +21,7 @@ from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.images.threads import map_in_order
 from usl_lightning.data.images.unreadable import unreadable
 from usl_lightning.data.images.walk import read_file
-from usl_lightning.labels.names import check_apart, checked, clean, composed
+from usl_lightning.labels.names import check_apart, checked, clean
 from usl_lightning.labels.tables import is_number, label_cells, labels_in
 
 log = logging.getLogger("usl_lightning")

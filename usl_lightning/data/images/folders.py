@@ -22,10 +22,10 @@ from pathlib import Path
 from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.files import read_json, write_text
 from usl_lightning.base.once import changed, once, read_once
+from usl_lightning.base.text import composed
 from usl_lightning.data.images.catalog import data_folder
 from usl_lightning.data.images.walk import SUFFIXES, check_path, is_class_folder, is_image
 from usl_lightning.data.images.walk import walk as _walk
-from usl_lightning.labels.names import composed
 
 _INDEXED = 1000  # smaller folders are scanned faster than their list is checked
 _RACY = 2_000_000_000  # ns; a folder changed this shortly before the scan may change again unnoticed

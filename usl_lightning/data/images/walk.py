@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.labels.names import composed
+from usl_lightning.base.text import composed
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif")
 """What counts as an image file, in either case."""

@@ -1,5 +1,6 @@
 """Features of all images: computed once, continued after a kill, kept, and read from files."""
 
+import copy
 import dataclasses
 import json
 import logging
@@ -19,7 +20,8 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import ArraySource
 from usl_lightning.data.modules import ImageData
-from usl_lightning.features.images import image_features, published_encoder, read_features
+from usl_lightning.features.images import image_features, read_features
+from usl_lightning.features.published import published_encoder
 from usl_lightning.models.encoder import Encoder
 
 N, BATCH = 1437, 100
@@ -120,7 +122,7 @@ def test_a_killed_pass_is_continued(done: int, torn: bytes, encoder: Encoder, tm
     counting(mortal, stop=done)
     with pytest.raises(KilledError):
         image_features(mortal, digits(), cache=tmp_path / "cache")
-    parts = list((tmp_path / "cache").glob("*.parts/*"))
+    parts = list((tmp_path / "cache").glob("*.parts/*.f32"))
     assert [part.name for part in parts] == [f"0-{N}.f32"]
     assert parts[0].stat().st_size == done * BATCH * 4 * encoder.feature_dim
     with open(parts[0], "ab") as file:
@@ -132,16 +134,56 @@ def test_a_killed_pass_is_continued(done: int, torn: bytes, encoder: Encoder, tm
     assert not list((tmp_path / "cache").glob("*.parts"))
 
 
-def test_a_pass_killed_before_the_file_was_written(encoder: Encoder, tmp_path: Path) -> None:
-    """All rows are there; the last, smaller batch cannot be told from a torn one and is computed again."""
-    mortal = counting(encoder)
-    reference = image_features(encoder, digits(), cache=tmp_path / "straight")
-    stem = kept(tmp_path / "straight")[0].stem
-    (tmp_path / "cache" / f"{stem}.parts").mkdir(parents=True)
-    (tmp_path / "cache" / f"{stem}.parts" / f"0-{N}.f32").write_bytes(reference.numpy().tobytes())
-    mortal.clear()
-    assert torch.equal(image_features(encoder, digits(), cache=tmp_path / "cache"), reference)
-    assert mortal == [N % BATCH]
+def die(*_: Any, **__: Any) -> None:
+    raise KilledError
+
+
+def test_a_pass_killed_before_the_file_was_written(
+    encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All rows are there; a last, smaller batch is computed again."""
+    with monkeypatch.context() as patched:
+        patched.setattr("numpy.savez", die)
+        with pytest.raises(KilledError):
+            image_features(encoder, digits(), cache=tmp_path)
+    seen = counting(encoder)
+    again = image_features(encoder, digits(), cache=tmp_path)
+    assert seen == [N % BATCH]
+    assert torch.equal(again, image_features(encoder, digits(), cache=tmp_path / "straight"))
+    assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "no line", "a torn line", "no sums", "another batch size"])
+def test_damaged_parts_are_computed_again(damage: str, encoder: Encoder, tmp_path: Path) -> None:
+    """From the first batch on that is not as it was written; before it nothing is."""
+    straight = image_features(encoder, digits(), cache=tmp_path / "straight")
+    mortal = copy.deepcopy(encoder)
+    counting(mortal, stop=9)
+    with pytest.raises(KilledError):
+        image_features(mortal, digits(), cache=tmp_path)
+    (rows,), (sums,) = (list(tmp_path.glob(f"*.parts/*{suffix}")) for suffix in (".f32", ".sums"))
+    content = bytearray(rows.read_bytes())
+    lines = sums.read_bytes().splitlines(keepends=True)
+    batch = BATCH
+    if damage == "a flipped bit":
+        content[5 * BATCH * 4 * encoder.feature_dim + 7] ^= 1
+        rows.write_bytes(content)
+        done = 5
+    elif damage == "no line":
+        sums.write_bytes(b"".join(lines[:6]))
+        done = 6
+    elif damage == "a torn line":
+        sums.write_bytes(b"".join(lines)[:-1])
+        done = 8
+    elif damage == "no sums":
+        sums.unlink()
+        done = 0
+    else:
+        batch, done = 200, 4
+    seen = counting(encoder)
+    again = image_features(encoder, digits(eval_batch_size=batch), cache=tmp_path)
+    assert sum(seen) == N - done * batch
+    torch.testing.assert_close(again, straight, rtol=0, atol=0 if batch == BATCH else 1e-6)
 
 
 def test_what_is_behind_transparent_images_is_told_apart(tmp_path: Path) -> None:
@@ -364,5 +406,5 @@ def test_networks_that_do_not_fit(backbone: str, part: str) -> None:
 
 def test_weights_that_cannot_be_loaded(published: torch.nn.Module, tmp_path: Path) -> None:
     (tmp_path / "weights.pth").unlink()
-    with pytest.raises(UslError, match=r"published weights of 'test_resnet' cannot be loaded \(.+\); put them into"):
+    with pytest.raises(UslError, match=r"the weights of 'test_resnet': no such file: .*weights\.pth$"):
         published_encoder("test_resnet", COLOUR)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,16 +19,19 @@ from usl_lightning.base.files import atomic_path
 from usl_lightning.base.strict_json import parse_json
 from usl_lightning.compute.distributed import gather
 from usl_lightning.data.images.folders import cache_folder
-from usl_lightning.data.modules import ImageData
+from usl_lightning.features.place import Place
 
 log = logging.getLogger(__name__)
+
+PARTS = ".parts"
+"""What the folder of a file's unfinished parts ends in."""
 
 
 def kept_or_made(
     name: str,
     about: Mapping[str, Any],
-    datamodule: ImageData,
     make: Callable[[Path], Tensor],
+    place: Place,
     *,
     cache: str | Path | None = None,
 ) -> Tensor:
@@ -39,8 +43,9 @@ def kept_or_made(
     Args:
         name: `features` or `neighbors`: of the array, and the beginning of the file's name.
         about: all that the tensor depends on; JSON can hold it.
-        datamodule: the images; its trainer, if any, says which process this is.
-        make: called on every process at once with the file's path, which it may keep unfinished parts beside.
+        make: called on every process at once with the file's path. It may keep unfinished parts in a folder beside it
+            that ends in `PARTS`, which is removed when the file is there.
+        place: which process this is.
         cache: the folder of the file; None: $USL_CACHE, else ~/.cache/usl-lightning.
 
     Raises:
@@ -49,29 +54,19 @@ def kept_or_made(
     text = json.dumps(about)
     folder = cache_folder() if cache is None else Path(cache).expanduser()
     path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
-    device = process_device(datamodule)
-    with torch.inference_mode(False), torch.no_grad(), _one_run_at_a_time(path, datamodule):
+    with torch.inference_mode(False), torch.no_grad(), _one_run_at_a_time(path, place):
         kept = _read(path, name, text)
-        if bool(gather(torch.tensor([kept is not None], device=device)).all()) and kept is not None:
+        if bool(gather(torch.tensor([kept is not None], device=place.device)).all()) and kept is not None:
             log.info("%s: taken from %s", name, path)
-            return kept.to(device)
+            return kept.to(place.device)
         made = make(path)
-        if process_rank(datamodule) == 0:
+        if place.rank == 0:
             arrays: dict[str, Any] = {name: made.cpu().numpy(), "about": np.array(text)}
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **arrays)
+            shutil.rmtree(path.with_suffix(PARTS), ignore_errors=True)
             log.info("%s: kept in %s", name, path)
     return made
-
-
-def process_device(datamodule: ImageData) -> torch.device:
-    """The device of the data's trainer; the CPU without one."""
-    return torch.device("cpu") if datamodule.trainer is None else datamodule.trainer.strategy.root_device
-
-
-def process_rank(datamodule: ImageData) -> int:
-    """Which of the trainer's processes this is; 0 without one."""
-    return 0 if datamodule.trainer is None else datamodule.trainer.global_rank
 
 
 def check_dataset(about: Any, fingerprint: str, what: str, where: str) -> None:
@@ -113,7 +108,7 @@ def _read(path: Path, name: str, about: str) -> Tensor | None:
 
 
 @contextmanager
-def _one_run_at_a_time(path: Path, datamodule: ImageData) -> Iterator[None]:
+def _one_run_at_a_time(path: Path, place: Place) -> Iterator[None]:
     """The first process holds a lock, the others wait until it has it: runs side by side do not mix their parts."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,9 +116,9 @@ def _one_run_at_a_time(path: Path, datamodule: ImageData) -> Iterator[None]:
     except OSError as error:
         raise UslError(f"{path.parent}: cannot be written ({error.strerror}); give another --model.cache") from error
     with lock:
-        if process_rank(datamodule) == 0:
+        if place.rank == 0:
             _lock(lock.fileno())
-        gather(torch.zeros(1, device=process_device(datamodule)))
+        gather(torch.zeros(1, device=place.device))
         yield
 
 

@@ -80,8 +80,10 @@ def encoder_neighbors(path: str, data: "ImageData", k: int) -> Tensor:
         UslError: k below 1, or a checkpoint that is missing, damaged or of images of another shape.
     """
     # These look at images through the data modules.
-    from usl_lightning.features.images import features_about, image_features
+    from usl_lightning.features.extraction import features_about
+    from usl_lightning.features.images import image_features
     from usl_lightning.features.kept import kept_or_made
+    from usl_lightning.features.place import Place
     from usl_lightning.vectors.distances import unit_rows
     from usl_lightning.vectors.neighbors import nearest_neighbors
 
@@ -98,5 +100,6 @@ def encoder_neighbors(path: str, data: "ImageData", k: int) -> Tensor:
         log.info("neighbours: %d of each image, recall %.3f", found.indices.shape[1] - 1, found.measured_recall)
         return found.indices
 
-    about = {**features_about(encoder, data), "format": "usl-neighbors", "k": k}
-    return kept_or_made("neighbors", about, data, search).cpu()
+    place = Place(data.trainer)
+    about = {**features_about(encoder, data.train_source, place), "format": "usl-neighbors", "k": k}
+    return kept_or_made("neighbors", about, search, place).cpu()

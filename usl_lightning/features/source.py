@@ -8,7 +8,8 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
-from usl_lightning.features.images import image_features, published_encoder, read_features
+from usl_lightning.features.images import image_features, read_features
+from usl_lightning.features.published import backbone_names, published_encoder
 from usl_lightning.models.encoder import Encoder, load_encoder
 from usl_lightning.models.method import Method
 
@@ -23,8 +24,9 @@ class FeatureMethod(Method):
         image: channels, size and statistics of the images.
         init_from: checkpoint of any earlier stage whose encoder gives the features.
         weights: which of the checkpoint's: `online`, or `ema`, the moving average that stage 3 keeps.
-        backbone: a network of timm that gives the features.
-        pretrained: with its published weights; false: with random ones, to compare with.
+        backbone: a network of timm that gives the features. A selector takes several, whose features stand side by side
+            and shows each the original images in its own size.
+        pretrained: with its published weights; false: with random ones on the images as they are, to compare with.
         features: `.npy` or `.npz` file of features; see `read_features`.
         cache: folder to keep computed features in; default: $USL_CACHE, else ~/.cache/usl-lightning.
 
@@ -39,7 +41,7 @@ class FeatureMethod(Method):
         image: ImageSpec,
         init_from: str | None = None,
         weights: Literal["online", "ema"] = "online",
-        backbone: str | None = None,
+        backbone: list[str] | str | None = None,
         pretrained: bool = True,
         features: str | None = None,
         cache: str | None = None,
@@ -49,6 +51,8 @@ class FeatureMethod(Method):
         if sum(value is not None for value in given.values()) > 1:
             names = " and ".join(f"model.{name}" for name, value in given.items() if value is not None)
             raise UslError(f"{names} are given; expected one source of features")
+        if backbone is not None:
+            backbone_names(backbone)
         self.image = image
         self.init_from, self.weights, self.backbone, self.pretrained = init_from, weights, backbone, pretrained
         self.features, self.cache = features, cache
@@ -73,7 +77,10 @@ class FeatureMethod(Method):
             self.encoder = load_encoder(self.init_from, self.weights)
             _check_size(self.encoder.image, self.image, self.init_from)
         elif self.backbone is not None:
-            self.encoder = published_encoder(self.backbone, self.image, pretrained=self.pretrained)
+            name, *more = backbone_names(self.backbone)
+            if more:
+                raise UslError(f"model.backbone: {self.backbone}: a classifier takes one network; leave the others out")
+            self.encoder = published_encoder(name, self.image, pretrained=self.pretrained)
         elif self.needs_network:
             raise UslError(
                 "model.init_from: expected the checkpoint whose encoder gives the features (or model.backbone, a "
@@ -84,6 +91,7 @@ class FeatureMethod(Method):
         """What is worked on, one row for each image: features, float [n, d]."""
         if self.features is not None:
             return read_features(self.features, data.train_source)
+        data.setup("predict")
         return image_features(self.encoder, data, cache=self.cache)
 
 

@@ -8,7 +8,9 @@ from torch import nn
 
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.images.decode import Interpolation
 from usl_lightning.models.alexnet import AlexNet
+from usl_lightning.models.published import check_hub, local_weights, read_weights
 from usl_lightning.models.small import SmallNet
 from usl_lightning.models.wrn import WideResNet
 
@@ -48,33 +50,51 @@ def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tu
     Args:
         name: a key of `OURS`, or any model name of timm.
         channels: input channels; timm adapts pretrained first layers to it.
-        pretrained: load timm's weights (needs them in timm's cache, or a network connection).
+        pretrained: with published weights: of a file in the folder of weights, of an installed package, of timm's
+            cache, or fetched from timm's hub; see `published.py`.
 
     Raises:
         UslError: an unknown name, or `pretrained` for a network whose published weights do not exist or cannot be
             loaded.
     """
     if pretrained:
-        _published(name)
-    if name in OURS:
+        net = _with_published_weights(name, channels)
+    elif name in OURS:
         net = OURS[name](channels)
-        dim = net.feature_dim if hasattr(net, "feature_dim") else net.num_features
-        return net, int(dim)  # type: ignore[arg-type]
-    import timm
+    else:
+        import timm
 
-    _config(name)
-    try:
-        net = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=channels)
-    except Exception as error:  # no connection, a full disk, a damaged file: as many kinds as there are hubs
-        if not pretrained:
-            raise
-        reason = " ".join(str(error).split())[:120]
-        raise UslError(
-            f"model.backbone: the published weights of '{name}' cannot be loaded ({type(error).__name__}: {reason}); "
-            "put them into timm's cache, or start from a checkpoint with --model.init_from"
-        ) from error
+        _config(name)
+        net = timm.create_model(name, num_classes=0, in_chans=channels)
+    if hasattr(net, "feature_dim"):
+        return net, int(net.feature_dim)  # type: ignore[arg-type]
     # Some networks (MobileNet v3) end in a wider layer than their last maps.
     return net, int(getattr(net, "head_hidden_size", net.num_features))  # type: ignore[arg-type]
+
+
+def _with_published_weights(name: str, channels: int) -> nn.Module:
+    """A network of timm, its published weights, no classifier. All weights of the file must be the network's."""
+    import timm
+
+    config = _published(name)
+    path = local_weights(name, config)
+    if path is None:
+        check_hub(name, config)
+    overlay = {} if path is None else {"state_dict": read_weights(path, name), "custom_load": False}
+    try:
+        # With the classifier they were trained with: timm lets weights be missing only where that is another.
+        net = timm.create_model(
+            name, pretrained=True, num_classes=config.num_classes, in_chans=channels, pretrained_cfg_overlay=overlay
+        )
+    except Exception as error:  # no connection, a full disk, other weights: as many kinds as there are hubs
+        lines = [line.strip()[:150] for line in str(error).splitlines() if line.strip()][:4]
+        raise UslError(
+            f"model.backbone: the published weights of '{name}' cannot be loaded"
+            f"{f' from {path}' if path else ''} ({type(error).__name__}: {' '.join(lines)})"
+        ) from error
+    net.pretrained_cfg.pop("state_dict", None)  # not once more with every copy of the network
+    net.reset_classifier(0)
+    return net
 
 
 def published_image(name: str, image: ImageSpec) -> ImageSpec:
@@ -93,6 +113,16 @@ def published_image(name: str, image: ImageSpec) -> ImageSpec:
     if image.channels == 1:
         mean, std = (sum(mean) / len(mean),), (sum(std) / len(std),)
     return ImageSpec(image.channels, image.height, image.width, mean, std, image.classes, image.count)
+
+
+def native_size(name: str) -> tuple[int, Interpolation]:
+    """The side of the images that a published network looks at, in pixels, and how they are brought to it.
+
+    Raises:
+        UslError: an unknown name, or a network without published weights.
+    """
+    config = _published(name)
+    return config.input_size[-1], "bicubic" if config.interpolation == "bicubic" else "bilinear"
 
 
 def _published(name: str) -> Any:

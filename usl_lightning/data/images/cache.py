@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import atomic_path
+from usl_lightning.data.images.decode import Interpolation
 from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.rendering import WHITE, colour_of
 from usl_lightning.data.images.source import ImageSource
@@ -65,6 +66,9 @@ class CachedSource(ImageSource):
 
     def content_hashes(self, images: Iterable[int]) -> Iterator[str]:
         return self._source.content_hashes(images)
+
+    def resized(self, size: int, interpolation: Interpolation) -> FolderSource:
+        return self._source.resized(size, interpolation)
 
     def _fingerprint(self) -> str:
         return self._source.fingerprint

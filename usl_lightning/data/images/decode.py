@@ -9,7 +9,7 @@ kind:
 - Transparency (alpha, a palette with it, a transparent colour) is laid on a background, at the file's own size.
 - The image is turned as its EXIF (or XMP) orientation says, once. Of several frames, the first is taken.
 - JPEG files are decoded at a half, quarter or eighth (in the DCT) as long as the shorter side stays at least
-  twice what is wanted; the rest is bilinear with antialiasing.
+  twice what is wanted; the rest is bilinear, or bicubic if asked for, with antialiasing.
 - An image of more than twice `PIL.Image.MAX_IMAGE_PIXELS` is refused by its header.
 """
 
@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ from usl_lightning.data.images.walk import UnreadableImageError
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
 """What a file may be, by PIL's names. None of them starts another program; PostScript would."""
 
+Interpolation = Literal["bilinear", "bicubic"]
+_RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 _GREY = ("1", "L", "LA")
 _ORIENTATION = 0x0112
@@ -86,7 +88,14 @@ def probe(content: bytes, where: str, background: str = WHITE) -> Probe:
         return Probe(height, width, grey and not (alpha and len(set(colour_of(background))) > 1), alpha)
 
 
-def decode(content: bytes, where: str, channels: int, size: int | None, background: str = WHITE) -> NDArray[np.uint8]:
+def decode(
+    content: bytes,
+    where: str,
+    channels: int,
+    size: int | None,
+    background: str = WHITE,
+    interpolation: Interpolation = "bilinear",
+) -> NDArray[np.uint8]:
     """Decode, turn, resize and crop an image.
 
     Args:
@@ -95,6 +104,7 @@ def decode(content: bytes, where: str, channels: int, size: int | None, backgrou
         channels: 1 or 3.
         size: side in pixels: the largest centred square is resized to it; None: keep the size.
         background: what transparent pixels are laid on, see `colour_of`.
+        interpolation: how it is resized, with antialiasing.
 
     Returns:
         uint8 [h, w, channels].
@@ -114,7 +124,7 @@ def decode(content: bytes, where: str, channels: int, size: int | None, backgrou
         plain = plain if plain.mode == mode else plain.convert(mode)
         orientation = _orientation(image)
         if size is not None:
-            plain = _square(plain, size, orientation)
+            plain = _square(plain, size, orientation, _RESAMPLING[interpolation])
         pixels = np.asarray(plain.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else plain)
     return pixels[:, :, None] if channels == 1 else pixels
 
@@ -211,7 +221,7 @@ def _with_colour_of_16_bits(image: Image.Image, content: bytes, key: tuple[int, 
     return Image.merge("RGBA", (*image.split(), Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8))))
 
 
-def _square(image: Image.Image, size: int, orientation: int) -> Image.Image:
+def _square(image: Image.Image, size: int, orientation: int, resampling: Image.Resampling) -> Image.Image:
     """The largest centred square at another size, as if the image was turned first: turning a small one is cheap.
 
     Of an odd rest, the right and the lower side have more. PIL resizes rows, then columns.
@@ -223,5 +233,5 @@ def _square(image: Image.Image, size: int, orientation: int) -> Image.Image:
     if width != height:
         image = image.crop((left, top, left + side, top + side))
     if side != size and orientation in (5, 6, 7, 8):
-        image = image.resize((side, size), Image.Resampling.BILINEAR)
-    return image if side == size else image.resize((size, size), Image.Resampling.BILINEAR)
+        image = image.resize((side, size), resampling)
+    return image if side == size else image.resize((size, size), resampling)

@@ -1,5 +1,6 @@
 """Image folders as a source: decoded and resized when they are read."""
 
+import copy
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from usl_lightning.base.files import sha256_of
 from usl_lightning.base.once import read_once
 from usl_lightning.base.text import composed
 from usl_lightning.data.images import folders
-from usl_lightning.data.images.decode import Probe, decode, probe
+from usl_lightning.data.images.decode import Interpolation, Probe, decode, probe
 from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.rendering import WHITE, rendering_of
 from usl_lightning.data.images.source import ImageSource
@@ -65,6 +66,7 @@ class FolderSource(ImageSource):
         self.labels, self.classes, self.skipped = labels, classes, tuple(self.problems)
         self.name, self.split, self.image_size, self.background = name, split, image_size, background
         self.rendering = rendering_of(background)
+        self._interpolation: Interpolation = "bilinear"
         probes = self._probe(image_size is None, channels is None)
         self.channels = channels or (1 if all(p.grey for p in probes) else 3)
         self.height = image_size or probes[0].height
@@ -79,7 +81,8 @@ class FolderSource(ImageSource):
         images = torch.empty(len(indices), self.height, self.width, self.channels, dtype=torch.uint8)
         pixels = images.numpy()
         for slot, i in enumerate(indices.tolist()):
-            image = decode(self._content(i), self._where(i), self.channels, self.image_size, self.background)
+            content, where = self._content(i), self._where(i)
+            image = decode(content, where, self.channels, self.image_size, self.background, self._interpolation)
             if image.shape != pixels.shape[1:]:
                 self._refuse_size(i, image.shape[0], image.shape[1])
             pixels[slot] = image
@@ -92,6 +95,12 @@ class FolderSource(ImageSource):
     def content_hashes(self, images: Iterable[int]) -> Iterator[str]:
         """`sha256:…` of the content of each image's file, in order, on all cores."""
         return map_in_order(lambda image: sha256_of(self._content(image)), images)
+
+    def resized(self, size: int, interpolation: Interpolation) -> "FolderSource":
+        other = copy.copy(self)
+        other.image_size = other.height = other.width = size
+        other.channels, other._interpolation = 3, interpolation
+        return other
 
     def _fingerprint(self) -> str:
         assert self.files is not None

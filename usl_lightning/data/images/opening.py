@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -88,6 +89,26 @@ def _check_options(image_size: int | None, channels: int | None) -> None:
 def _open_arrays(
     name: str, split: str, folder: str | None, image_size: int | None, channels: int | None, download: bool
 ) -> ArraySource:
+    read = _read_arrays(name, split, folder, image_size, download)
+    images = torch.from_numpy(read.images)
+    converted = convert_images(images, image_size, channels)
+    changed = converted is not images
+    return ArraySource(
+        converted,
+        torch.from_numpy(read.labels),
+        read.classes,
+        name=name,
+        split=split,
+        fingerprint=array_fingerprint(images) if changed else None,
+        originals=partial(_originals, name, split, folder, image_size, download) if changed else None,
+    )
+
+
+def _originals(name: str, split: str, folder: str | None, image_size: int | None, download: bool) -> torch.Tensor:
+    return torch.from_numpy(_read_arrays(name, split, folder, image_size, download).images)
+
+
+def _read_arrays(name: str, split: str, folder: str | None, image_size: int | None, download: bool) -> arrays.Arrays:
     if name in catalog.FILE_SETS:
         read = array_files.read(split, folder)
         as_noted(*(path for path, _ in array_files.locate(folder).values()))
@@ -95,11 +116,7 @@ def _open_arrays(
         found = catalog.locate(name, split, folder, image_size=image_size, download=download)
         read = arrays.read_named(name, found)
         as_noted(*(path for part in found for path in part.paths))
-    images = torch.from_numpy(read.images)
-    converted = convert_images(images, image_size, channels)
-    original = None if converted is images else array_fingerprint(images)
-    labels = torch.from_numpy(read.labels)
-    return ArraySource(converted, labels, read.classes, name=name, split=split, fingerprint=original)
+    return read
 
 
 def has_split(name: str, split: str, *, dir: str | None = None) -> bool:

@@ -1,13 +1,15 @@
 """Where images come from: one interface over arrays in memory, image folders and decoded caches."""
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from usl_lightning.data.images.decode import Interpolation
 from usl_lightning.labels.entries import DatasetId
 
 _CHUNK = 1024  # images at a time in whole-set passes
@@ -61,6 +63,15 @@ class ImageSource(ABC):
             UslError: one cannot be read, or has changed since the folder was listed.
         """
         raise NotImplementedError(f"{self.name}: the images are no files")
+
+    @abstractmethod
+    def resized(self, size: int, interpolation: Interpolation) -> "ImageSource":
+        """The same images in another size: RGB squares, made from the originals, not from those of this size.
+
+        Args:
+            size: side in pixels; the largest centred square of each image is resized to it, when it is read.
+            interpolation: how, with antialiasing.
+        """
 
     @abstractmethod
     def _fingerprint(self) -> str: ...
@@ -120,6 +131,7 @@ class ArraySource(ImageSource):
         classes: names in label order.
         name, split: what the set is called.
         fingerprint: that of the set as read, if `images` was resized or recoloured since.
+        originals: then reads the set again, as it was.
     """
 
     def __init__(
@@ -131,6 +143,7 @@ class ArraySource(ImageSource):
         name: str,
         split: str,
         fingerprint: str | None = None,
+        originals: Callable[[], Tensor] | None = None,
     ) -> None:
         self.images = images.contiguous()
         self.labels = labels
@@ -138,13 +151,44 @@ class ArraySource(ImageSource):
         self.name = name
         self.split = split
         self.channels, self.height, self.width = images.shape[1:]
-        self._original = fingerprint
+        self._original, self._originals = fingerprint, originals
 
     def read(self, indices: Tensor) -> Tensor:
         return self.images[indices]
 
+    def resized(self, size: int, interpolation: Interpolation) -> "ResizedSource":
+        original = self
+        if self._originals is not None:
+            original = copy.copy(self)
+            original.images, original._originals = self._originals(), None
+        return ResizedSource(original, size, interpolation)
+
     def _fingerprint(self) -> str:
         return self._original or array_fingerprint(self.images)
+
+
+class ResizedSource(ImageSource):
+    """Images in memory as RGB squares of another size, in which all at once might not fit: resized when read.
+
+    Args:
+        source: the images as they are.
+        size, interpolation: see `ImageSource.resized`.
+    """
+
+    def __init__(self, source: ArraySource, size: int, interpolation: Interpolation) -> None:
+        self.name, self.split, self.classes, self.labels = source.name, source.split, source.classes, source.labels
+        self._source, self._interpolation = source, interpolation
+        self.channels, self.height, self.width = 3, size, size
+
+    def read(self, indices: Tensor) -> Tensor:
+        resized = convert_images(self._source.read(indices), self.height, None, self._interpolation)
+        return convert_images(resized, None, 3)
+
+    def resized(self, size: int, interpolation: Interpolation) -> "ResizedSource":
+        return ResizedSource(self._source, size, interpolation)
+
+    def _fingerprint(self) -> str:
+        return self._source.fingerprint
 
 
 def array_fingerprint(images: Tensor) -> str:
@@ -155,18 +199,20 @@ def array_fingerprint(images: Tensor) -> str:
     return "sha256:" + digest.hexdigest()
 
 
-def convert_images(images: Tensor, image_size: int | None, channels: int | None) -> Tensor:
+def convert_images(
+    images: Tensor, image_size: int | None, channels: int | None, interpolation: Interpolation = "bilinear"
+) -> Tensor:
     """uint8 [n, c, h, w] in another size or number of channels; the same tensor if nothing changes.
 
-    The largest centred square is resized to `image_size` (bilinear, antialiased, as PIL), that is, the
-    shorter side is resized and the centre cropped.
+    The largest centred square is resized to `image_size` (antialiased, as PIL), that is, the shorter side is resized
+    and the centre cropped.
     Colour to grey is PIL's luma (ITU-R 601-2); grey to colour repeats the channel.
     """
     if channels not in (None, images.shape[1]):
         images = images.expand(-1, 3, -1, -1) if channels == 3 else _luma(images)
     if image_size is None or tuple(images.shape[2:]) == (image_size, image_size):
         return images
-    return torch.cat([_resize(chunk, image_size) for chunk in torch.split(images, _CHUNK)])
+    return torch.cat([_resize(chunk, image_size, interpolation) for chunk in torch.split(images, _CHUNK)])
 
 
 def _luma(images: Tensor) -> Tensor:
@@ -176,9 +222,9 @@ def _luma(images: Tensor) -> Tensor:
     return torch.cat([g.to(torch.uint8) for g in grey])
 
 
-def _resize(images: Tensor, size: int) -> Tensor:
+def _resize(images: Tensor, size: int, interpolation: Interpolation) -> Tensor:
     height, width = images.shape[2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     square = images[:, :, top : top + side, left : left + side]
-    return torch.nn.functional.interpolate(square, (size, size), mode="bilinear", antialias=True)
+    return torch.nn.functional.interpolate(square, (size, size), mode=interpolation, antialias=True)

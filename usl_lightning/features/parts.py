@@ -1,0 +1,103 @@
+"""Rows of a matrix that are appended to a file as they are computed, so that a killed run goes on from there."""
+
+import shutil
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from usl_lightning.base.errors import UslError
+
+
+class PartFile:
+    """float32 rows in `PATH`, and beside it in `.sums` a line for each block: its rows and its CRC-32.
+
+    What a kill or a power cut has left half written, or not as it was written, is cut off.
+
+    Args:
+        path: the file; its folder is made.
+        width: numbers in a row.
+        block: rows that are appended at a time; the rows kept from an earlier run are a multiple of it.
+        rows: that there will be, for which the disk must have space.
+
+    Attributes:
+        done: rows in the file.
+
+    Raises:
+        UslError: the folder cannot be written, or is too full.
+    """
+
+    def __init__(self, path: Path, width: int, block: int, rows: int) -> None:
+        self.path, self.width = path, width
+        self._sums = path.with_suffix(".sums")
+        with _told(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            free = shutil.disk_usage(path.parent).free
+        if free < 8 * width * rows:
+            raise UslError(
+                f"{path.parent.parent}: the features need {8e-9 * width * rows:.2f} GB and {free / 1e9:.2f} GB are "
+                "free; give another --model.cache"
+            )
+        with _told(path):
+            self.done = self._cut_to_whole(block)
+
+    def __enter__(self) -> "PartFile":
+        with _told(self.path):
+            self._files = open(self.path, "ab"), open(self._sums, "a", encoding="ascii")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for file in self._files:
+            file.close()
+
+    def append(self, rows: Tensor) -> None:
+        """Add a block of rows [b, width]."""
+        content = rows.float().cpu().contiguous().numpy().data
+        data, sums = self._files
+        with _told(self.path):
+            data.write(content)
+            data.flush()
+            sums.write(f"{len(rows)} {zlib.crc32(content):08x}\n")  # after its rows: a line vouches for them
+            sums.flush()
+        self.done += len(rows)
+
+    def read(self) -> Tensor:
+        """All rows, float32 [done, width]."""
+        with _told(self.path):
+            return torch.from_numpy(np.fromfile(self.path, np.float32).reshape(-1, self.width))
+
+    def _cut_to_whole(self, block: int) -> int:
+        """Cut both files to the blocks that are whole and add up to a multiple of `block`; returns their rows."""
+        lines, rows, kept = 0, 0, 0
+        self.path.touch()
+        self._sums.touch()
+        told = self._sums.read_bytes().splitlines(keepends=True)
+        with open(self.path, "rb") as file:
+            for number, line in enumerate(told, 1):
+                count, _, checksum = line.rstrip(b"\n").partition(b" ")
+                if not (line.endswith(b"\n") and count.isdigit()):
+                    break
+                content = file.read(4 * self.width * int(count))
+                if len(content) < 4 * self.width * int(count) or b"%08x" % zlib.crc32(content) != checksum:
+                    break
+                rows += int(count)
+                if rows % block == 0:
+                    lines, kept = number, rows
+        with open(self.path, "r+b") as file:
+            file.truncate(4 * self.width * kept)
+        with open(self._sums, "r+b") as file:
+            file.truncate(sum(map(len, told[:lines])))
+        return kept
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UslError(f"{path}: cannot be written ({error.strerror}); give another --model.cache") from error

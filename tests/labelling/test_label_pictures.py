@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import sha256_of_file
+from usl_lightning.data.images import folders
 from usl_lightning.labelling.pictures import open_pictures
 from usl_lightning.labelling.similar import SimilarImages
 from usl_lightning.labels import LabelIndex
@@ -117,12 +119,29 @@ def test_transparent_pixels_are_shown_on_the_background_of_the_run(labels: Path,
         config.write_text(config.read_text().replace(f", background: {background}", ""))
 
 
+@pytest.mark.parametrize("forms", [("NFC", "NFC"), ("NFD", "NFD"), ("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_file_is_found_however_its_accents_are_written(forms: tuple[str, str], labels: Path, tmp_path: Path) -> None:
+    index = LabelIndex.read(labels)
+    folder, name = (unicodedata.normalize(form, "é") for form in forms)
+    (tmp_path / "images" / folder).mkdir()
+    (tmp_path / "images" / (index.files or ())[0]).rename(tmp_path / "images" / folder / f"{name}.png")
+    files = ("é/é.png", *(index.files or ())[1:])
+    labels.write_text(json.dumps({**json.loads(labels.read_text()), "files": files}))
+    position = folders.scan(tmp_path / "images").files.index(f"{folder}/{name}.png")
+    content = json.loads(labels.read_text())
+    content["indices"] = [position]
+    content |= {key: content[key][:1] for key in ("labels", "files", "hashes") if key in content}
+    labels.write_text(json.dumps(content))
+    assert shown(open_pictures(refreshed(labels, tmp_path / "images")).encoded(position, 50)[0]).shape[:2] == (12, 12)
+
+
 def refreshed(labels: Path, images: Path) -> LabelIndex:
     """The label file as if it was written for the images as they are now."""
     from usl_lightning.data.images.folders import fingerprint_of, scan
 
     content, listed = json.loads(labels.read_text()), scan(images)
     content["dataset"]["fingerprint"] = fingerprint_of(listed.files, listed.sizes)
+    content.pop("hashes", None)
     labels.write_text(json.dumps(content))
     return LabelIndex.read(labels)
 

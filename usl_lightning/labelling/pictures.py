@@ -3,7 +3,6 @@
 import io
 import os
 import time
-import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
@@ -25,6 +24,7 @@ from usl_lightning.data.images.unreadable import unreadable
 from usl_lightning.data.images.walk import read_file
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import DatasetId
+from usl_lightning.labels.names import composed
 
 if TYPE_CHECKING:  # a folder's images are shown without importing torch
     from usl_lightning.data.images.source import ImageSource
@@ -167,9 +167,13 @@ class FolderPictures(Pictures):
         return content
 
     def _spelled(self, file: str) -> str:
-        """The name of a file as this folder has it: accents may be composed or not."""
-        forms = (file, *(() if file.isascii() else (unicodedata.normalize(form, file) for form in ("NFC", "NFD"))))
-        return next((form for form in forms if (self.root / form).is_file()), file)
+        """The name of a file as this folder has it: accents may be composed or not, in each part of the path."""
+        if file.isascii() or (self.root / file).is_file():
+            return file
+        try:
+            return (self._scan or self._scanned()).spelled.get(composed(file), file)
+        except UslError:
+            return file
 
     def _check_inside(self, file: str, where: str) -> None:
         path = self.root / file
@@ -202,15 +206,25 @@ class FolderPictures(Pictures):
             found = found.without(set(unreadable(found))) if self._skip else found
             fingerprint = folders.fingerprint_of(found.files, found.sizes)
             dataset = replace(self._dataset, size=len(found.files), fingerprint=fingerprint)
-            self._scan = _Scan(found, dict(enumerate(found.files)), dataset, started)
+            spelled = {composed(file): file for file in found.files if not file.isascii()}
+            self._scan = _Scan(found, dict(enumerate(found.files)), spelled, dataset, started)
         return self._scan
 
 
 class _Scan(NamedTuple):
-    """What a folder held when it was looked through: its list, files by position, what data set that is, and when."""
+    """What a folder held when it was looked through.
+
+    Attributes:
+        listing: its list.
+        files: by position.
+        spelled: those that are not ASCII, by their composed form.
+        dataset: what data set that is.
+        started: when, in ns.
+    """
 
     listing: FileList
     files: Mapping[int, str]
+    spelled: Mapping[str, str]
     dataset: DatasetId
     started: int
 

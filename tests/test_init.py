@@ -318,8 +318,8 @@ def test_a_flat_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     built = stages_of(path, labels)
     assert built["train"].model.image.classes == names
     flips = [module.flip for module in built["train"].model.modules() if hasattr(module, "flip")]
-    written = [chain.stages[0].set["model.view"]["init_args"]["flip"]]
-    written += [chain.stages[2].set[f"model.{view}.flip"] for view in ("weak", "strong")]
+    written = [json.loads(chain.stages[0].set["model.view"])["init_args"]["flip"]]
+    written += [json.loads(chain.stages[2].set[f"model.{view}.flip"]) for view in ("weak", "strong")]
     assert (flips, written) == ([True] * 2, [True] * 3), "whoever has letters or digits finds all of them in the file"
     source = built["select"].datamodule.train_source
     assert (source.channels, source.height, source.width) == (1, 16, 16)

@@ -157,14 +157,23 @@ def test_quality_is_told_and_written(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_what_was_decided_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    index, _ = run("--config", "digits_usl.yaml", "--model.features", "pixels.npy", "--model.clusters", "1300")
+    index, _ = run(
+        "--config",
+        "digits_usl.yaml",
+        "--model.features",
+        "pixels.npy",
+        "--model.budget",
+        "100",
+        "--model.clusters",
+        "105",
+    )
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "density: k = 143 instead of 400, at most a tenth of the 1437 points"
     assert lines[1] == "density: 143 nearest neighbours of 1437 points, recall 1.000"
     assert lines[2].startswith("k-means: converged after ")
     assert len(lines) == 3
     params = index.method["params"]
-    assert (params["k"], params["clusters"], params["preset"]) == (143, 1300, "cifar10")
+    assert (params["k"], params["clusters"], params["preset"]) == (143, 105, "cifar10")
 
 
 def test_warnings_are_marked(capsys: pytest.CaptureFixture[str]) -> None:

@@ -262,8 +262,10 @@ def read_self_labels(path: str, clusters: Sequence[int], count: int) -> Tensor:
     try:
         array = load_array(Path(path), where=f"model.labels_file: {path}")
     except FileNotFoundError as error:
-        raise UslError(f"model.labels_file: no such file: {path}") from error
-    labels = torch.from_numpy(array) if array.dtype.kind in "iu" else torch.zeros(array.shape)
+        raise UslError(f"model.labels_file: {path} is not there; give the file that an earlier SeLa wrote") from error
+    if array.dtype.kind not in "iuf":
+        raise UslError(f"model.labels_file: {path} holds {array.dtype}; expected whole numbers")
+    labels = torch.from_numpy(array)
     expected = f"expected [{len(clusters)}, {count}] integers from 0 to below {', '.join(map(str, clusters))}"
     if labels.is_floating_point() or labels.shape != (len(clusters), count):
         raise UslError(f"model.labels_file: {path} holds {list(labels.shape)} {labels.dtype}; {expected}")

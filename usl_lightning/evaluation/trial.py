@@ -28,7 +28,7 @@ class Judgement:
         estimate: of its accuracy; None: they are too few to tell.
         with_more: the accuracy with `MORE` labels more; None: there is no telling.
         settings, temperatures: those chosen, of each learner.
-        reliability: [bins][3], of held-out labels: how many, classified rightly, sum of confidences.
+        reliability: of each bin three numbers, of held-out labels: how many, classified rightly, sum of confidences.
         calibration_error, uncalibrated_error: of the same, with and without temperatures; None if none counts.
     """
 

@@ -38,9 +38,7 @@ def read_neighbors(path: str, source: ImageSource) -> Tensor:
     array = arrays.get("neighbors", arrays.get(""))
     if array is None or array.dtype.kind not in "iufbc":
         found = str(array.dtype) if array is not None else ", ".join(arrays) or "nothing"
-        raise UslError(
-            f"{where} holds {found}; expected an array 'neighbors', or expected one row of positions an image"
-        )
+        raise UslError(f"{where} holds {found}; expected an array 'neighbors' of positions, expected one row an image")
     table = torch.from_numpy(array)
     check_dataset(arrays.get("about"), source.fingerprint, "neighbours", where)
     kind, whole = table.dtype, _is_integer(table) and table.dim() == 2 and len(table) == n and table.shape[1] > 0

@@ -16,6 +16,7 @@ from PIL import Image
 from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import sha256_of
+from usl_lightning.base.text import composed
 from usl_lightning.data.images import folders
 from usl_lightning.data.images.decode import decode
 from usl_lightning.data.images.folders import FileList, is_true
@@ -24,7 +25,6 @@ from usl_lightning.data.images.unreadable import unreadable
 from usl_lightning.data.images.walk import read_file
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import DatasetId
-from usl_lightning.labels.names import composed
 
 if TYPE_CHECKING:  # a folder's images are shown without importing torch
     from usl_lightning.data.images.source import ImageSource

@@ -87,6 +87,10 @@ class FeatureMethod(Method):
                 "published network, or model.features, a file)"
             )
 
+    def as_pass(self) -> LightningModule:
+        """A module whose `predict_step` gives the evidence of a whole data set, the one "batch" of a prediction."""
+        return _Pass(self)
+
     def evidence(self, data: ImageData) -> Tensor:
         """What is worked on, one row for each image: features, float [n, d]."""
         if self.features is not None:
@@ -95,7 +99,7 @@ class FeatureMethod(Method):
         return image_features(self.encoder, data, cache=self.cache)
 
 
-class FeaturePass(LightningModule):
+class _Pass(LightningModule):
     """Lets a trainer compute a method's evidence on all its devices, as a prediction of one batch: the whole data set.
 
     Args:

@@ -8,7 +8,6 @@ from pytorch_lightning import Trainer
 
 from usl_lightning.data.sampling import StepLoader
 from usl_lightning.engine.once import save_learned
-from usl_lightning.features.source import FeaturePass
 from usl_lightning.stage.finish import finish
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.parser import StageCLI
@@ -31,7 +30,7 @@ def fit_at_once(
     data.warn_of_missing_classes()
     if model.needs_network:
         # Lightning sets up processes and devices; the one "batch" is the data set as a whole.
-        features: torch.Tensor = trainer.predict(FeaturePass(model), StepLoader(lambda _: data, stop=1))[0]  # type: ignore[index,assignment]
+        features: torch.Tensor = trainer.predict(model.as_pass(), StepLoader(lambda _: data, stop=1))[0]  # type: ignore[index,assignment]
     else:
         features = model.evidence(data)
     with torch.inference_mode(False), torch.no_grad():

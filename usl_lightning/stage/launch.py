@@ -26,13 +26,14 @@ def run_stage(stage: StageCommand) -> None:
     with noting():
         stage.check()
         check_parameters(stage)
-        with Interruption() as interruption:
-            try:
+        interruption = Interruption()
+        try:
+            with interruption:  # a signal may be waiting already
                 _run(stage, interruption)
-            except KeyboardInterrupt:
-                if is_main_process():
-                    interruption.requeue()
-                raise
+        except KeyboardInterrupt:
+            if is_main_process():
+                interruption.requeue()
+            raise
 
 
 def _run(stage: StageCommand, interruption: Interruption) -> None:

@@ -21,7 +21,7 @@ from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import ArraySource
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.images import image_features, read_features
-from usl_lightning.features.published import published_encoder
+from usl_lightning.features.published import published_encoder, random_encoder
 from usl_lightning.models.encoder import Encoder
 
 N, BATCH = 1437, 100
@@ -361,7 +361,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> torch.nn.Modul
 
 
 def test_published_weights_and_their_normalisation(published: torch.nn.Module) -> None:
-    encoder = published_encoder("test_resnet", COLOUR)
+    encoder = Encoder("test_resnet", COLOUR, pretrained=True).eval()
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.2, 0.4, 0.6), (0.1, 0.2, 0.3)))
     with torch.no_grad():
@@ -371,17 +371,16 @@ def test_published_weights_and_their_normalisation(published: torch.nn.Module) -
 
 
 def test_published_weights_see_a_grey_image_as_three_equal_channels(published: torch.nn.Module) -> None:
-    encoder = published_encoder("test_resnet", GREY)
+    encoder = Encoder("test_resnet", GREY, pretrained=True)
     assert encoder.mean.flatten().tolist() == pytest.approx([0.4])
     assert encoder.std.flatten().tolist() == pytest.approx([0.2])
-    assert not encoder.training
 
 
 def test_random_weights_are_always_the_same_and_disturb_nothing() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    states = [published_encoder("test_resnet", GREY, pretrained=False).state_dict() for _ in range(2)]
+    states = [random_encoder("test_resnet", GREY).state_dict() for _ in range(2)]
     assert torch.equal(torch.rand(3), expected)
     for name, value in states[0].items():
         assert torch.equal(value, states[1][name])
@@ -400,11 +399,11 @@ def test_random_weights_are_always_the_same_and_disturb_nothing() -> None:
 )
 def test_networks_that_do_not_fit(backbone: str, part: str) -> None:
     with pytest.raises(UslError) as refused:
-        published_encoder(backbone, COLOUR)
+        Encoder(backbone, COLOUR, pretrained=True)
     assert part in str(refused.value)
 
 
 def test_weights_that_cannot_be_loaded(published: torch.nn.Module, tmp_path: Path) -> None:
     (tmp_path / "weights.pth").unlink()
     with pytest.raises(UslError, match=r"the weights of 'test_resnet': no such file: .*weights\.pth$"):
-        published_encoder("test_resnet", COLOUR)
+        published_encoder("test_resnet")

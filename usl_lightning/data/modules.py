@@ -19,6 +19,7 @@ from usl_lightning.data.images.opening import has_split, open_source, read_label
 from usl_lightning.data.images.rendering import WHITE, colour_of
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import permutation
+from usl_lightning.data.passes import batch_that_fits, pass_over
 from usl_lightning.data.sampling import (
     StepLoader,
     StepSampler,
@@ -122,6 +123,7 @@ class ImageData(Ranged, LightningDataModule):
         self.has_test = has_split(dataset, "test", dir=dir)
         self._sources: dict[str, ImageSource] = {}
         self._resident: dict[str, Tensor] = {}
+        self._seen: dict[str, ImageSource] = {}
 
     def __str__(self) -> str:
         """Short: Lightning's own opens all loaders, which messages about a mistake cannot wait for."""
@@ -134,6 +136,25 @@ class ImageData(Ranged, LightningDataModule):
         if split not in self._sources:
             self._sources[split] = self._open(split)
         return self._sources[split]
+
+    def seen(self, split: str) -> ImageSource:
+        """The images of a split as the trainer's model looks at them: others than `source` if it has a size of its own.
+
+        In training a model takes them as they are.
+        """
+        sees = getattr(getattr(self.trainer, "lightning_module", None), "sees", None)
+        if sees is None:
+            return self.source(split)
+        if split not in self._seen:
+            self._seen[split] = sees(self.source(split))
+        return self._seen[split]
+
+    def pass_batch_size(self, seen: ImageSource, device: torch.device) -> int:
+        """Images in a batch of a pass: `eval_batch_size`, or fewer where a model looks at larger ones than these."""
+        own = self.train_source
+        if seen.height * seen.width <= own.height * own.width:
+            return self.eval_batch_size
+        return min(self.eval_batch_size, batch_that_fits(seen, device))
 
     @property
     def train_source(self) -> ImageSource:
@@ -159,7 +180,7 @@ class ImageData(Ranged, LightningDataModule):
         splits = [self.split, "test"] if self.has_test else [self.split]
         for split in splits:
             source = self.source(split)
-            if self._is_resident(source) and split not in self._resident:
+            if self.seen(split) is source and self._is_resident(source) and split not in self._resident:
                 self._resident[split] = read_all(source).to(self._device)
 
     def train_dataloader(self) -> StepLoader[Any]:
@@ -203,7 +224,7 @@ class ImageData(Ranged, LightningDataModule):
         """Fill in the pixels of images that are resident on the device."""
         if isinstance(batch, tuple):
             return type(batch)(*(self.on_after_batch_transfer(part, dataloader_idx) for part in batch))
-        if batch.split in self._resident:
+        if batch.split in self._resident and not batch.images.numel():
             batch.images = self._resident[batch.split][batch.indices]
         return batch
 
@@ -224,6 +245,10 @@ class ImageData(Ranged, LightningDataModule):
         images = torch.arange(len(self.source(split))) if images is None else images
         own = process_range(len(images), rank, world)
         share = images[own.start : own.stop]
+        seen = self.seen(split)
+        if seen is not self.source(split):
+            size = self.pass_batch_size(seen, self._device)
+            return pass_over(seen, share, size, seed=self.seed, workers=self.workers, first=first, pin=self._on_cuda)
         batches = -(-len(share) // self.eval_batch_size)
         return StepLoader(
             Pass(self._reader(split), self.source(split).labels, share, self.eval_batch_size, self.seed, split),

@@ -42,6 +42,7 @@ def image_features(encoder: Encoder, datamodule: ImageData, *, cache: str | Path
     """
 
     def batches(first: int) -> Iterator[Tensor]:
+        datamodule.setup("predict")  # features that are kept need no image decoded
         return (batch.images for batch in datamodule.whole_set(first))
 
     place, size = Place(datamodule.trainer), datamodule.eval_batch_size

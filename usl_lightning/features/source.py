@@ -7,9 +7,12 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.images import image_features, read_features
-from usl_lightning.features.published import backbone_names, published_encoder
+from usl_lightning.features.place import Place
+from usl_lightning.features.published import published_encoder, random_encoder, seen_by, source_features
+from usl_lightning.models.backbones import backbone_names
 from usl_lightning.models.encoder import Encoder, load_encoder
 from usl_lightning.models.method import Method
 
@@ -24,8 +27,8 @@ class FeatureMethod(Method):
         image: channels, size and statistics of the images.
         init_from: checkpoint of any earlier stage whose encoder gives the features.
         weights: which of the checkpoint's: `online`, or `ema`, the moving average that stage 3 keeps.
-        backbone: a network of timm that gives the features. A selector takes several, whose features stand side by side
-            and shows each the original images in its own size.
+        backbone: a network of timm that gives the features, or several, whose features stand side by side; it looks at
+            the original images in its own size, whatever data.image_size says.
         pretrained: with its published weights; false: with random ones on the images as they are, to compare with.
         features: `.npy` or `.npz` file of features; see `read_features`.
         cache: folder to keep computed features in; default: $USL_CACHE, else ~/.cache/usl-lightning.
@@ -51,10 +54,8 @@ class FeatureMethod(Method):
         if sum(value is not None for value in given.values()) > 1:
             names = " and ".join(f"model.{name}" for name, value in given.items() if value is not None)
             raise UslError(f"{names} are given; expected one source of features")
-        if backbone is not None:
-            backbone_names(backbone)
-        self.image = image
-        self.init_from, self.weights, self.backbone, self.pretrained = init_from, weights, backbone, pretrained
+        self.image, self.backbone = image, None if backbone is None else ",".join(backbone_names(backbone))
+        self.init_from, self.weights, self.pretrained = init_from, weights, pretrained
         self.features, self.cache = features, cache
 
     @property
@@ -77,10 +78,8 @@ class FeatureMethod(Method):
             self.encoder = load_encoder(self.init_from, self.weights)
             _check_size(self.encoder.image, self.image, self.init_from)
         elif self.backbone is not None:
-            name, *more = backbone_names(self.backbone)
-            if more:
-                raise UslError(f"model.backbone: {self.backbone}: a classifier takes one network; leave the others out")
-            self.encoder = published_encoder(name, self.image, pretrained=self.pretrained)
+            named = self.backbone
+            self.encoder = published_encoder(named) if self.pretrained else random_encoder(named, self.image)
         elif self.needs_network:
             raise UslError(
                 "model.init_from: expected the checkpoint whose encoder gives the features (or model.backbone, a "
@@ -91,12 +90,18 @@ class FeatureMethod(Method):
         """A module whose `predict_step` gives the evidence of a whole data set, the one "batch" of a prediction."""
         return _Pass(self)
 
+    def sees(self, source: ImageSource) -> ImageSource:
+        """Images as a published network looks at them; else as they are."""
+        return source if self.backbone is None or not self.pretrained else seen_by(self.backbone, source)
+
     def evidence(self, data: ImageData) -> Tensor:
         """What is worked on, one row for each image: features, float [n, d]."""
         if self.features is not None:
             return read_features(self.features, data.train_source)
-        data.setup("predict")
-        return image_features(self.encoder, data, cache=self.cache)
+        seen = self.sees(data.train_source)
+        if seen is data.train_source:
+            return image_features(self.encoder, data, cache=self.cache)
+        return source_features(self.encoder, seen, Place(data.trainer), workers=data.workers, cache=self.cache)
 
 
 class _Pass(LightningModule):
@@ -113,6 +118,10 @@ class _Pass(LightningModule):
     def setup(self, stage: str) -> None:
         """Load the network."""
         self.method.load_network()
+
+    def sees(self, source: ImageSource) -> ImageSource:
+        """Images as the method looks at them."""
+        return self.method.sees(source)
 
     def predict_step(self, data: ImageData, batch_idx: int) -> Tensor:
         """The evidence, float [n, d]."""

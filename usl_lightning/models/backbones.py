@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.data.batch import ImageSpec
@@ -44,11 +46,59 @@ OURS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
+def backbone_names(given: str | Sequence[str]) -> tuple[str, ...]:
+    """The networks that a parameter `backbone` names: one, several with commas between them, or a list.
+
+    Raises:
+        UslError: none, or one of them twice.
+    """
+    listed = given.split(",") if isinstance(given, str) else given
+    names = tuple(name.strip() for name in listed)
+    if not names or not all(names) or len(set(names)) < len(names):
+        raise UslError(f"model.backbone: {given!r}; expected names of networks with commas between them, each once")
+    return names
+
+
+class SideBySide(nn.Module):
+    """Published networks side by side: square images [b, c, h, w] in [0, 1] -> features [b, d₁ + d₂ + …].
+
+    Each sees the images in its own size, normalised as it was trained. Its features have length 1, so that all networks
+    count the same.
+
+    Args:
+        names: model names of timm that have published weights.
+        channels: of the images.
+        pretrained: with these weights.
+    """
+
+    def __init__(self, names: Sequence[str], channels: int, *, pretrained: bool) -> None:
+        super().__init__()
+        made = [create_backbone(name, channels, pretrained=pretrained) for name in names]
+        self.nets = nn.ModuleList(net for net, _ in made)
+        self.feature_dim = sum(dim for _, dim in made)
+        self.sizes = [native_size(name)[0] for name in names]
+        for number, (name, size) in enumerate(zip(names, self.sizes, strict=True)):
+            image = published_image(name, ImageSpec(channels, size, size, (), ()))
+            self.register_buffer(f"mean{number}", torch.tensor(image.mean).view(1, -1, 1, 1))
+            self.register_buffer(f"std{number}", torch.tensor(image.std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [b, d]."""
+        parts = []
+        for number, (net, size) in enumerate(zip(self.nets, self.sizes, strict=True)):
+            x = images
+            if tuple(x.shape[2:]) != (size, size):
+                x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+            x = (x - self.get_buffer(f"mean{number}")) / self.get_buffer(f"std{number}")
+            parts.append(F.normalize(net(x).float(), dim=1))
+        return torch.cat(parts, dim=1)
+
+
 def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tuple[nn.Module, int]:
     """A network from images [b, channels, h, w] to features [b, d], and d.
 
     Args:
-        name: a key of `OURS`, or any model name of timm.
+        name: a key of `OURS`, any model name of timm, or several with commas between them, see `SideBySide`.
         channels: input channels; timm adapts pretrained first layers to it.
         pretrained: with published weights: of a file in the folder of weights, of an installed package, of timm's
             cache, or fetched from timm's hub; see `published.py`.
@@ -57,7 +107,10 @@ def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tu
         UslError: an unknown name, or `pretrained` for a network whose published weights do not exist or cannot be
             loaded.
     """
-    if pretrained:
+    net: nn.Module
+    if "," in name:
+        net = SideBySide(backbone_names(name), channels, pretrained=pretrained)
+    elif pretrained:
         net = _with_published_weights(name, channels)
     elif name in OURS:
         net = OURS[name](channels)
@@ -106,6 +159,9 @@ def published_image(name: str, image: ImageSpec) -> ImageSpec:
     Raises:
         UslError: an unknown name, a network without published weights, or one for images of another size.
     """
+    if "," in name:
+        zeros, ones = (0.0,) * image.channels, (1.0,) * image.channels  # each network has its own
+        return ImageSpec(image.channels, image.height, image.width, zeros, ones, image.classes, image.count)
     config = _published(name)
     if config.fixed_input_size:
         _check_made_for(name, config.input_size[1:], image.height, image.width)
@@ -118,10 +174,13 @@ def published_image(name: str, image: ImageSpec) -> ImageSpec:
 def native_size(name: str) -> tuple[int, Interpolation]:
     """The side of the images that a published network looks at, in pixels, and how they are brought to it.
 
+    Args:
+        name: of several with commas between them, the largest tells.
+
     Raises:
         UslError: an unknown name, or a network without published weights.
     """
-    config = _published(name)
+    config = max((_published(one) for one in backbone_names(name)), key=lambda config: config.input_size[-1])
     return config.input_size[-1], "bicubic" if config.interpolation == "bicubic" else "bilinear"
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from usl_lightning.base.ranges import Ranged
 from usl_lightning.compute.optim import Optimization
+from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.modules import ImageData
 
 
@@ -62,6 +63,10 @@ class Method(Ranged, LightningModule):
             constant=self.constant_lr,
             clipped=bool(self.trainer.gradient_clip_val),
         )
+
+    def sees(self, source: ImageSource) -> ImageSource:
+        """Images as this method looks at them outside of training: as they are, unless it has a size of its own."""
+        return source
 
     def check_classes(self, data: ImageData, checkpoint: Path) -> None:
         """Refuse to look at a checkpoint of this method with data of other classes; features have none."""

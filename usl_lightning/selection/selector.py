@@ -12,8 +12,6 @@ from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.modules import ImageData
-from usl_lightning.features.place import Place
-from usl_lightning.features.published import PublishedFeatures
 from usl_lightning.features.source import FeatureMethod
 from usl_lightning.labels import LabelIndex
 
@@ -39,7 +37,6 @@ class Selector(FeatureMethod):
     verbs = ("select",)
     seeded: bool = True
     clusters: Tensor | None = None
-    published: PublishedFeatures
 
     # `**source` is resolved by the command line to the parameters of `FeatureMethod`, each typed and documented.
     def __init__(
@@ -51,20 +48,6 @@ class Selector(FeatureMethod):
     def setup(self, stage: str) -> None:
         """Load the network that gives the features."""
         self.load_network()
-
-    def load_network(self) -> None:
-        """Published networks side by side, or the encoder of a checkpoint."""
-        if self.backbone is None:
-            super().load_network()
-        else:
-            self.published = PublishedFeatures(self.backbone, self.image, pretrained=self.pretrained)
-
-    def evidence(self, data: ImageData) -> Tensor:
-        """What the choice is made from, one row for each image: features, float [n, d]."""
-        if self.backbone is None:
-            return super().evidence(data)
-        place = Place(data.trainer)
-        return self.published.of(data.train_source, place=place, workers=data.workers, cache=self.cache)
 
     def predict_step(self, data: ImageData, batch_idx: int) -> Tensor:
         """`evidence` of the data set as a whole, which is the one "batch" of a selection."""

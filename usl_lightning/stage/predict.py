@@ -18,7 +18,6 @@ from usl_lightning.base.text import guarded
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.folder_source import FolderSource, open_images
-from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
@@ -36,9 +35,10 @@ def predict(
     data, options, image = cli.datamodule, cli.stage.options, cli.model.image
     typed = cli.config.data.init_args
     on_error: Literal["fail", "skip"] = typed.on_error if "data.on_error" in cli.stage.overrides else "skip"
-    source = images_to_predict(data, image, options, on_error, typed.background)
+    source = images_to_predict(data, image, options, on_error, typed.background, cli.model.sees)
+    size = data.pass_batch_size(source, trainer.strategy.root_device)
     labels, probabilities = classify(
-        trainer, cli.model, source, batch_size=data.eval_batch_size, checkpoint=checkpoint, workers=data.workers
+        trainer, cli.model, source, batch_size=size, checkpoint=checkpoint, workers=data.workers
     )
     if trainer.is_global_zero:
         what = options.get("split") or (Path(options["folder"]).resolve().name if "folder" in options else "")
@@ -63,7 +63,8 @@ def images_to_predict(
     image: ImageSpec,
     options: Mapping[str, str],
     on_error: Literal["fail", "skip"],
-    background: str = WHITE,
+    background: str,
+    sees: Callable[[ImageSource], ImageSource],
 ) -> ImageSource:
     """The images asked for, as the classifier takes them.
 
@@ -74,6 +75,7 @@ def images_to_predict(
             were trained on.
         on_error: what to do with an unreadable file of the folder: stop, or leave it out and say so.
         background: what transparent pixels of the folder's images are laid on.
+        sees: how the classifier looks at images, see `Method.sees`.
 
     Raises:
         UslError: both are given, there is no such folder or split, or its images do not fit.
@@ -89,6 +91,7 @@ def images_to_predict(
         source = open_images(
             options["folder"], image_size=size, channels=image.channels, on_error=on_error, background=background
         )
+    source = sees(source)
     found, expected = ((i.channels, i.height, i.width) for i in (source, image))
     if found != expected:
         raise UslError(

@@ -30,7 +30,6 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "MoCo": {"": {"queue_size": 96}},  # a ring of three batches
     "SeLa": {"": {"reassignments": 3, "hidden_dims": [20]}},  # with dropout
     "CoMatch": {"": {"bank_size": 80, "aligned_batches": 3, "graph_threshold": 0.15}},  # both wrap
-    "MixMatch": {"": {"ramp_steps": 0}},  # the full weight from the first step
     "Distill": {"": {"distillation_weight": 0.8}},  # both of its losses
     "FineTune": {"": {}, "linear": {"tuned": "linear", "projection_layers_kept": 0, "ema_decay": 0.9}},
     "USLTTraining": {
@@ -43,9 +42,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Class -> name of a variant -> parameters; a class that is not here has one variant and no parameters."""
 
-FEW_STEPS = {"threshold": 0.3}
-"""Given to every method that has them: a network that is hardly trained is sure of nothing."""
-
+STEADY: dict[str, dict[str, Any]] = {"MixMatch": {"ramp_steps": 0}}
+"""Class -> parameters of a loss that is the same function at every step."""
 
 EARLIER = "runs/digits_simclr/checkpoints/last.ckpt"
 """In a command: the checkpoint of stage 1."""
@@ -144,6 +142,11 @@ def options(**values: Any) -> list[str]:
     return [f"--{key.replace('__', '.')}={_typed(value)}" for key, value in values.items()]
 
 
+def model_options(parameters: dict[str, Any]) -> list[str]:
+    """`--model.key=value` of parameters."""
+    return [f"--model.{name}={_typed(value)}" for name, value in parameters.items()]
+
+
 def callbacks(*calls: tuple[str, dict[str, Any]]) -> str:
     """The option that adds callbacks, `module.Class` with their arguments, to a run."""
     made = [{"class_path": name, "init_args": arguments} for name, arguments in calls]
@@ -184,11 +187,11 @@ class Bench:
         if shipped.command == "fit":
             given |= {"data.batch_size": "8" if "data.labels" in flat else "32", "trainer.accelerator": "cpu"}
             small = {"model.backbone": "small_w16", "data.unlabelled_ratio": "3"}
-            small |= {f"model.{name}": str(value) for name, value in FEW_STEPS.items()}
+            small["model.threshold"] = "0.3"  # a network that is hardly trained is sure of nothing
             given |= {key: value for key, value in small.items() if key in flat}
+        given = [f"--{key}={value}" for key, value in given.items()]
         settings = SETTINGS.get(shipped.method.__name__, {}).get(shipped.variant, {})
-        given |= {f"model.{name}": _typed(value) for name, value in settings.items()}
-        return [shipped.command, "--config", shipped.config, *(f"--{key}={value}" for key, value in given.items())]
+        return [shipped.command, "--config", shipped.config, *given, *model_options(settings)]
 
     def checkpoint(self, config: str) -> Path:
         """Of two steps of the method of this configuration."""

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from usl_lightning.compute import allocator
+from usl_lightning.compute import device
 
 COUNT = """
 import resource, sys, torch
 if sys.argv[1] == "keep":
-    from usl_lightning.compute.allocator import keep_freed_memory
+    from usl_lightning.compute.device import keep_freed_memory
     assert keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -34,5 +34,5 @@ def test_large_tensors_are_made_of_the_same_pages() -> None:
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
-    assert not allocator.keep_freed_memory()
+    monkeypatch.setattr(device.ctypes, "CDLL", lambda _: object())
+    assert not device.keep_freed_memory()

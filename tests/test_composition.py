@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
-from usl_lightning.base.composition import compose
-from usl_lightning.base.configs import config_parts, find_config, names_of_all, pairs, shipped, shipped_folder
+from usl_lightning.base.configs import compose, config_parts, find_config, names_of_all, pairs, shipped, shipped_folder
 from usl_lightning.base.documents import LARGEST, parse_document, plain_value, settled
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import parameters

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from usl_lightning.base.arguments import options
 from usl_lightning.base.configs import find_config, shipped, shipped_folder
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import options
 from usl_lightning.chain.file import Chain
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.cli import COMMANDS

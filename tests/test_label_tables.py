@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from usl_lightning.base.documents import guarded, unguarded
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.text import guarded, unguarded
 from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.opening import open_source, read_labels

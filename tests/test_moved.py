@@ -12,8 +12,8 @@ import torch
 import yaml
 from runs import FIXMATCH, assert_same_run, write_labels
 
+from usl_lightning.base.classes import MOVED, moved, moved_text
 from usl_lightning.base.configs import load_yaml
-from usl_lightning.base.moved import MOVED, moved, moved_text
 from usl_lightning.cli import main
 from usl_lightning.engine.checkpoint_files import IDENTITY
 from usl_lightning.stage.launch import run_stage

@@ -13,8 +13,7 @@ from usl_lightning.data.batch import Batch
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
 from usl_lightning.engine.checkpoints import Checkpoints
-from usl_lightning.engine.not_finite import StopOnNaN
-from usl_lightning.engine.trainer import KeyedRandomness, Trainer
+from usl_lightning.engine.trainer import KeyedRandomness, StopOnNaN, Trainer
 from usl_lightning.pretrain.simclr import SimCLR
 
 

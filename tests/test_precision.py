@@ -13,11 +13,11 @@ from torch import nn
 from training import MakeData, MakeModel, Stop, digits, few_labels, train
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.optim import Optimization
-from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import FixMatchStrong, SmallGreyView, Weak
-from usl_lightning.engine.precision import check_averages, check_precision
+from usl_lightning.engine.trainer import check_averages, check_precision
 from usl_lightning.models.ema import EMA
 from usl_lightning.pretrain.simclr import SimCLR
 from usl_lightning.semisup.fixmatch import FixMatch

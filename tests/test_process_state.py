@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.engine.agreement import Agreement
-from usl_lightning.engine.children import LostChildError
 from usl_lightning.engine.processes import (
+    Agreement,
     check_start,
     fingerprint,
     process_statistics,
@@ -22,6 +21,7 @@ from usl_lightning.engine.processes import (
     syncs_batch_norm,
     unequal,
 )
+from usl_lightning.engine.trainer import LostChildError
 from usl_lightning.pretrain.moco import MoCo
 from usl_lightning.stage.parser import TRAINER_DEFAULTS
 
@@ -110,13 +110,13 @@ def test_processes_talk_about_once_a_second(monkeypatch: pytest.MonkeyPatch) -> 
     """Of two processes that take 0.1 s a step, the other is asked to stop at step 7."""
     now, asked = 0.0, []
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    monkeypatch.setattr("usl_lightning.engine.agreement.world_size", lambda: 2)
+    monkeypatch.setattr("usl_lightning.engine.processes.world_size", lambda: 2)
 
     def all_reduce(told: torch.Tensor, op: object) -> None:
         asked.append(step)
         told[1] = 10 * (step >= 7)
 
-    monkeypatch.setattr("usl_lightning.engine.agreement.dist.all_reduce", all_reduce)
+    monkeypatch.setattr("usl_lightning.engine.processes.dist.all_reduce", all_reduce)
     agreement, found = Agreement(), []
     for step in range(1, 40):
         now += 0.1

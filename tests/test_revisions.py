@@ -15,9 +15,8 @@ from usl_lightning.base import classes
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError
 from usl_lightning.engine.checkpoint_files import IDENTITY
-from usl_lightning.stage.identity import differences, stage_identity
+from usl_lightning.stage.identity import _own, class_at, differences, revision_of, revisions, stage_identity
 from usl_lightning.stage.resume import check_resume
-from usl_lightning.stage.revisions import _own, class_at, revision_of, revisions
 from usl_lightning.stage.words import StageCommand
 
 PACKAGE = {

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import read_json, write_json
-from usl_lightning.base.strict_json import DEEPEST, LONGEST_NUMBER, parse_json
+from usl_lightning.base.files import DEEPEST, LONGEST_NUMBER, parse_json, read_json, write_json
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder

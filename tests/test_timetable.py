@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from usl_lightning.engine.timetable import Timetable
+from usl_lightning.engine.checkpoints import Timetable
 
 
 def due(timetable: Timetable, *, saved: bool = True, first: int = 0, last: int = 9) -> list[int]:

@@ -18,9 +18,8 @@ from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.modules import ImageData, SemiSupervisedData
 from usl_lightning.engine.checkpoints import Checkpoints
 from usl_lightning.engine.logs import MetricsCSV, Progress
-from usl_lightning.engine.not_finite import StopOnNaN
 from usl_lightning.engine.processes import Processes
-from usl_lightning.engine.trainer import KeyedRandomness, Trainer
+from usl_lightning.engine.trainer import KeyedRandomness, StopOnNaN, Trainer
 from usl_lightning.labels import LabelIndex
 
 CHILDREN = multiprocessing.get_context("forkserver")

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if sys.stdout is not None:  # closed by `>&-`
             sys.stdout.flush()
     except KeyboardInterrupt:
-        from usl_lightning.base.rank import is_main_process
+        from usl_lightning.base.machine import is_main_process
 
         if is_main_process():
             print(f"usl: interrupted{_how_to_go_on(words)}", file=sys.stderr)

@@ -10,8 +10,8 @@ from datetime import timedelta
 from importlib import metadata
 from pathlib import Path
 
-from usl_lightning.base.arguments import known_options
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import known_options
 from usl_lightning.base.version import __version__
 from usl_lightning.data.images.catalog import ARRAY_SETS, data_folder, locate
 from usl_lightning.data.images.folders import cache_folder
@@ -120,7 +120,7 @@ def _devices() -> Iterator[Finding]:
 
 
 def _precisions() -> Iterator[Finding]:
-    from usl_lightning.engine.precision import check_precision
+    from usl_lightning.engine.trainer import check_precision
 
     kinds = []
     for kind in ("32-true", "bf16-mixed", "16-mixed"):

@@ -31,7 +31,7 @@ from torch.utils.data import DataLoader, Dataset
 from training_steps import CLASSES, COUNT, DEVICE, RATIO, SIDE, SPEC, B, draw_both, pixels, seconds_of, training_steps
 from views import PIPELINES, photos
 
-from usl_lightning.compute.allocator import keep_freed_memory
+from usl_lightning.compute.device import keep_freed_memory
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.views import FixMatchStrong, Weak
 from usl_lightning.models.encoder import compile_encoders

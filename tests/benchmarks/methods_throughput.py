@@ -19,7 +19,7 @@ from machine import machine
 from training_steps import COUNT, DEVICE, RATIO, SIDE, SPEC, B, pixels, seconds_of, training_steps
 from views import photos
 
-from usl_lightning.compute.allocator import keep_freed_memory
+from usl_lightning.compute.device import keep_freed_memory
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.views import CoMatchStrong, FixMatchStrong, Weak
 from usl_lightning.semisup.comatch import CoMatch

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from usl_lightning.vectors.picks import keep_first
+from usl_lightning.vectors.density import keep_first
 
 
 @given(data=st.data(), n=st.integers(1, 20), seed=st.integers(0, 99))

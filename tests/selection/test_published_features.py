@@ -20,7 +20,7 @@ from usl_lightning.data import passes
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import ArraySource, ImageSource, dataset_id
 from usl_lightning.data.modules import ImageData
-from usl_lightning.features.place import Place
+from usl_lightning.features.parts import Place
 from usl_lightning.features.published import (
     extract_features,
     published_encoder,

@@ -27,7 +27,7 @@ from usl_lightning.selection.usl import (
 from usl_lightning.vectors import density
 from usl_lightning.vectors.density import density_distance
 from usl_lightning.vectors.kmeans import kmeans
-from usl_lightning.vectors.memo import remembering
+from usl_lightning.vectors.memory import remembering
 from usl_lightning.vectors.neighbors import Neighbors
 
 PLAIN = {"weight": 1.0, "alpha": 1.0, "momentum": 0.0, "iterations": 2}

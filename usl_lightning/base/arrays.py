@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.errors import UslError, printable
-from usl_lightning.base.once import as_noted
+from usl_lightning.base.files import as_noted
 
 DAMAGE = (
     OSError, ValueError, TypeError, KeyError, EOFError, MemoryError, OverflowError, NotImplementedError, RuntimeError,

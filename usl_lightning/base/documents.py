@@ -5,15 +5,34 @@ stays a `Plain` until it is known whether a text is wanted there: a folder may b
 """
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from usl_lightning.base.classes import moved_text
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.moved import moved_text
-from usl_lightning.base.once import once
+from usl_lightning.base.files import once
+
+_FORMULA = re.compile("'*[=+\\-@\t\r]")
+
+
+def guarded(cell: str) -> str:
+    """A cell that no spreadsheet takes for a formula: with an apostrophe before what would begin one."""
+    return f"'{cell}" if _FORMULA.match(cell) else cell
+
+
+def unguarded(cell: str) -> str:
+    """What `guarded` was given."""
+    return cell[1:] if cell[:1] == "'" and _FORMULA.match(cell) else cell
+
+
+def composed(text: str) -> str:
+    """Unicode's composed form (NFC): what is written in two ways is one text. macOS decomposes names of files."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
 
 LARGEST = 100_000
 """Values in a document, those that aliases repeat included."""

@@ -1,9 +1,17 @@
-"""What a stage ran on, for its record: told without importing anything heavy that is not there already."""
+"""What a stage runs on, for its record, and which of its processes this one is. Imports nothing heavy."""
 
 import os
 import platform
 import sys
 from importlib import metadata
+
+
+def is_main_process() -> bool:
+    """False in the further processes that a launcher (Lightning, torchrun, SLURM) starts for a stage."""
+    return all(
+        os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK")
+    )
+
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "faiss-cpu", "faiss-gpu", "scikit-learn", "numpy")
 """Packages whose versions are noted, those that are installed."""

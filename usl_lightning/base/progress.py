@@ -5,7 +5,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from usl_lightning.base.rank import is_main_process
+from usl_lightning.base.machine import is_main_process
 
 PATIENCE = 1.0
 """Seconds before a bar is shown: most steps are over by then."""

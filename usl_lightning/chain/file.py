@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base.arguments import as_seed
 from usl_lightning.base.configs import find_config, load_part
 from usl_lightning.base.documents import settled
 from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.parameters import as_seed
 from usl_lightning.stage.words import RESULTS
 
 REFERENCE = re.compile(r"\$\{([\w-]+)\.(\w+)\}")

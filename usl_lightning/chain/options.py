@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from usl_lightning.base.arguments import as_seed, home, options
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.parameters import as_seed, home, options
 from usl_lightning.chain.file import REFERENCE, Chain
 from usl_lightning.stage.folder import StageFolder
 

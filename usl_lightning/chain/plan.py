@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base.arguments import options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import read_json, write_json
+from usl_lightning.base.parameters import options
 from usl_lightning.chain.file import Stage
 from usl_lightning.stage.folder import StageFolder
 

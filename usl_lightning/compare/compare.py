@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from usl_lightning.base.arguments import options
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import options
 from usl_lightning.compare.spec import USAGE, Comparison
 from usl_lightning.stage.folder import StageFolder
 

@@ -14,9 +14,9 @@ from typing import Any
 from jsonargparse import ArgumentError, ArgumentParser
 from torch import Tensor
 
+from usl_lightning.base.documents import guarded
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import read_json, sha256_of_file, write_json, write_text
-from usl_lightning.base.text import guarded
 from usl_lightning.base.version import __version__
 from usl_lightning.compare.spec import Comparison, Entry
 from usl_lightning.data.batch import ImageSpec
@@ -29,11 +29,10 @@ from usl_lightning.pictures.curves import Curve, Panel, draw_curves
 from usl_lightning.selection.coreset import Coreset
 from usl_lightning.selection.selector import Selector
 from usl_lightning.stage.complaints import explain
-from usl_lightning.stage.identity import digest, names_a_file
-from usl_lightning.stage.revisions import revision_of
+from usl_lightning.stage.identity import digest, names_a_file, revision_of
 from usl_lightning.stage.select import choose
 from usl_lightning.stage.words import StageCommand
-from usl_lightning.vectors.memo import once, remembering
+from usl_lightning.vectors.memory import once, remembering
 
 FIGURES = ("classes_covered", "balance", "mean_density", "spread", "coverage_distance", "propagated_accuracy")
 """Of `LabelQuality`, the columns of the table."""

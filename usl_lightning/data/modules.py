@@ -13,7 +13,6 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import SEED, Ranged, Ranges, one_of, whole
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.data.drawing import Draw, Pass, both, read_all
 from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.opening import has_split, open_source, read_labels
 from usl_lightning.data.images.rendering import WHITE, colour_of
@@ -21,11 +20,15 @@ from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.passes import batch_that_fits, pass_over
 from usl_lightning.data.sampling import (
+    Draw,
+    Pass,
     StepLoader,
     StepSampler,
+    both,
     monitored,
     process_range,
     process_slots,
+    read_all,
 )
 from usl_lightning.labels import LabelIndex
 

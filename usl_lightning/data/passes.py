@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from usl_lightning.data.batch import Batch
-from usl_lightning.data.drawing import Pass
 from usl_lightning.data.images.source import ImageSource
-from usl_lightning.data.sampling import StepLoader
+from usl_lightning.data.sampling import Pass, StepLoader
 
 _PER_THREAD, _ON_GPU = 16, 256
 """Images of 224 pixels in a batch: on a CPU what its caches can follow, on a GPU what fills it."""

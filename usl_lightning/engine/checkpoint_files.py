@@ -1,11 +1,13 @@
 """Files of checkpoints: whole or not there, two of a run at most, and none continued that is of another run."""
 
+from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
-from pytorch_lightning import Trainer
+from pytorch_lightning import LightningModule, Trainer
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import atomic_path, flush_folder
@@ -79,3 +81,31 @@ class CheckpointFolder:
         """Remove what a killed run has left half written."""
         for torn in self.path.glob(".step=*.tmp"):
             torn.unlink(missing_ok=True)
+
+
+def save_learned(trainer: Trainer, model: LightningModule, path: Path, identity: Mapping[str, Any]) -> None:
+    """Write the one checkpoint of a run that takes no steps, as Lightning reads them.
+
+    Args:
+        trainer: tells which process writes; all must call it.
+        model: what was learned.
+        path: `checkpoints/` of the stage's folder.
+        identity: what a run must share to be looked at with it.
+
+    Raises:
+        UslError: the disk is full or the folder cannot be written.
+    """
+    if trainer.is_global_zero:
+        checkpoint: dict[str, Any] = {
+            "pytorch-lightning_version": version("pytorch-lightning"),
+            "epoch": 0,
+            "global_step": 0,
+            "state_dict": {name: value.cpu() for name, value in model.state_dict().items()},
+            IDENTITY: dict(identity),
+        }
+        model.on_save_checkpoint(checkpoint)
+        path.mkdir(exist_ok=True)
+        folder = CheckpointFolder(path)
+        AtomicCheckpointIO().save_checkpoint(checkpoint, folder.file(0))
+        folder.tidy(folder.file(0))
+    trainer.strategy.barrier()

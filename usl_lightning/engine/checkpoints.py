@@ -1,22 +1,112 @@
 """A run is saved: the states it goes through, and which of Lightning's hooks leads from one to the next."""
 
 import sys
+import time
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.interrupt import Interruption
 from usl_lightning.base.ranges import Ranged, Ranges, at_least, whole
 from usl_lightning.engine.checkpoint_files import IDENTITY, CheckpointFolder
-from usl_lightning.engine.noted import note_again, noted, yet_to_be_noted
-from usl_lightning.engine.processes import says_lost
+from usl_lightning.engine.logs import MetricsCSV
+from usl_lightning.engine.processes import Stopping, says_lost
 from usl_lightning.engine.resumed_validation import begin_with_validation, forget_validation, validates_after
-from usl_lightning.engine.stopping import Stopping
-from usl_lightning.engine.timetable import Timetable
+
+
+def noted(trainer: Trainer) -> dict[str, float]:
+    """The metrics of the last step that are in the file."""
+    row: dict[str, float] = {}
+    for metrics in _files(trainer):
+        row = metrics.noted(trainer.global_step - 1)
+    return row
+
+
+def yet_to_be_noted(trainer: Trainer) -> dict[str, float]:
+    """Those that Lightning hands to the loggers once the hooks of this batch are done."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return {}
+    return {name: float(value) for name, value in connector.metrics["log"].items() if isinstance(value, Tensor | float)}
+
+
+def note_again(trainer: Trainer, row: dict[str, float], *, alone: bool) -> None:
+    """Have the file hold what a checkpoint does of its step: a killed run may have lost some of it.
+
+    Args:
+        trainer: its last step is that of the checkpoint.
+        row: what the checkpoint holds.
+        alone: the file is to hold nothing else of the step: it is about to be validated again.
+    """
+    for metrics in _files(trainer):
+        if alone:
+            metrics.rewind(trainer.global_step - 1)
+        metrics.complete(row, trainer.global_step - 1)
+
+
+def _files(trainer: Trainer) -> list[MetricsCSV]:
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
+
+
+class Timetable:
+    """Says of each step whether it is to be saved: after so many steps, after so long, or because the run is to stop.
+
+    Args:
+        every_minutes: time between two saves.
+        every_steps: a fixed number of steps between them instead.
+
+    Attributes:
+        step: the one that was done last.
+        due: it is to be saved: at once, or when it has been validated. The last of a run never is: it is saved when
+            training ends, with all its metrics.
+    """
+
+    def __init__(self, every_minutes: float = 5.0, every_steps: int | None = None) -> None:
+        self.every_minutes, self.every_steps = every_minutes, every_steps
+        self.step, self.due = -1, False
+        self._saved, self._time, self._last = -1, 0.0, -1
+
+    def begin(self, step: int, last: int, *, saved: bool) -> None:
+        """Start at a step.
+
+        Args:
+            step: optimizer steps done.
+            last: as many as the run takes.
+            saved: there is nothing to be added to what is saved of the step; else it is due.
+        """
+        self.step, self._last = step, last
+        self.saved(step)
+        if not saved:
+            self._saved, self.due = -1, step != last
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the time is up, by the clock of this process."""
+        return self.every_steps is None and time.monotonic() - self._time >= 60 * self.every_minutes
+
+    def plan(self, step: int, *, now: bool) -> None:
+        """Decide whether a step that is done is due.
+
+        Args:
+            step: the same on every process.
+            now: it is, whatever its number.
+        """
+        self.step = step
+        self.due = (now or (self.every_steps is not None and step % self.every_steps == 0)) and step != self._last
+
+    def saved(self, step: int) -> None:
+        """A step is."""
+        self._saved, self._time, self.due = step, time.monotonic(), False
+
+    def has(self, step: int) -> bool:
+        """Whether a step is the one that was saved last."""
+        return step == self._saved
+
 
 ROW = "usl_row"
 """Key under which the metrics of its step are, where metrics.csv may have lost them or holds more."""

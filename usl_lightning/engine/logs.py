@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
+from usl_lightning.base.machine import is_main_process
 from usl_lightning.base.progress import progress
-from usl_lightning.base.rank import is_main_process
 from usl_lightning.data.batch import Batch
 
 HEADER = "step,name,value\n"

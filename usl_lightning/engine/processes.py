@@ -1,22 +1,131 @@
 """What processes that train as one must keep to, and what is said when one of them does not."""
 
+import time
 from datetime import timedelta
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn
 
 import pytorch_lightning
 import torch
 import torch.distributed as dist
-from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.interrupt import Interruption
 from usl_lightning.base.ranges import Ranged, Ranges, above, whole
 from usl_lightning.compute.batch_norm import BatchNorm
+from usl_lightning.compute.device import device_of
 from usl_lightning.compute.distributed import gather, world_size
-from usl_lightning.compute.precision import device_of
-from usl_lightning.engine.children import LostChildError
+from usl_lightning.engine.trainer import LostChildError
+
+
+class Agreement:
+    """Tells every process at the same step what any of them knows, about once a second: they talk no more than that.
+
+    Args:
+        step: optimizer steps done so far.
+    """
+
+    LONGEST = 10
+    """Steps between two exchanges at most: steps that become slow, of a second each, are noticed within 10 s."""
+
+    def __init__(self, step: int = 0) -> None:
+        self._next, self._last, self._time = step + 1, step, time.monotonic()
+
+    def most(self, step: int, *values: int, device: torch.device) -> tuple[int, ...]:
+        """The largest of each value on any process; zeros between two exchanges.
+
+        Args:
+            step: optimizer steps done, the same on every process.
+            values: 0 or more.
+            device: of the process group.
+        """
+        if world_size() == 1:
+            return values
+        if step < self._next:
+            return (0,) * len(values)
+        now = time.monotonic()
+        pace = (now - self._time) / max(1, step - self._last)
+        pause = min(self.LONGEST, max(1, int(1 / max(pace, 1e-9))))
+        told = torch.tensor([*values, -pause], dtype=torch.long, device=device)
+        dist.all_reduce(told, op=dist.ReduceOp.MAX)
+        *found, pause = told.tolist()
+        self._next, self._last, self._time = step - pause, step, now
+        return tuple(found)
+
+
+def fewest(count: int, device: torch.device) -> int:
+    """The smallest count of any process.
+
+    Args:
+        count: of this one.
+        device: of the process group.
+    """
+    if world_size() == 1:
+        return count
+    told = torch.tensor(count, device=device)
+    dist.all_reduce(told, op=dist.ReduceOp.MIN)
+    return int(told)
+
+
+class Stopping:
+    """Whether the run is to end: the processes tell each other after steps, and before the batches of a validation.
+
+    Args:
+        interruption: the signals of this process; then also what signal another one got.
+
+    Attributes:
+        agreed: every process knows that it is.
+    """
+
+    def __init__(self, interruption: Interruption) -> None:
+        self.interruption, self.agreed = interruption, False
+        self._steps = self._batches = Agreement()
+        self._turns = iter(range(0))
+
+    def begin_steps(self, step: int) -> None:
+        """Training starts, with as many steps done."""
+        self._steps = Agreement(step)
+
+    def after_step(self, step: int, late: bool, device: torch.device) -> bool:
+        """Exchange who was asked to stop; whether any process is late, as far as they have talked (`Agreement`)."""
+        (any_late,) = self._exchange(self._steps, step, int(late), device=device)
+        return bool(any_late)
+
+    def begin_batches(self, count: int, device: torch.device) -> None:
+        """A validation starts, of as many batches on this process."""
+        self._batches = Agreement()
+        self._turns = iter(range(fewest(count, device=device)))
+
+    def before_batch(self, device: torch.device) -> None:
+        """Exchange who was asked to stop; some processes have one batch more, at which the others do not answer."""
+        turn = next(self._turns, None)
+        if turn is not None:
+            self._exchange(self._batches, turn, device=device)
+
+    def exchange(self, device: torch.device) -> None:
+        """Exchange at once who was asked to stop, at a point that all processes reach."""
+        self._exchange(Agreement(), 1, device=device)
+
+    def _exchange(self, agreement: Agreement, turn: int, *values: int, device: torch.device) -> tuple[int, ...]:
+        asked, *others = agreement.most(turn, self.interruption.signum or 0, *values, device=device)
+        if asked:
+            self.agreed, self.interruption.signum = True, asked
+        return tuple(others)
+
+    def leave(self, trainer: Trainer) -> NoReturn:
+        """End the run; a launcher ends all processes as soon as one has gone, so first what remains to be done.
+
+        Raises:
+            KeyboardInterrupt: always.
+        """
+        if trainer.is_global_zero:
+            self.interruption.requeue()
+        trainer.strategy.barrier()
+        raise KeyboardInterrupt
+
 
 LOST = (
     "timed out", "timeout", "connection closed", "connection reset", "broken pipe", "connection refused",

@@ -17,7 +17,7 @@ from pytorch_lightning.loggers import WandbLogger
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
-from usl_lightning.base.rank import is_main_process
+from usl_lightning.base.machine import is_main_process
 
 if TYPE_CHECKING:
     from usl_lightning.data.images.source import ImageSource

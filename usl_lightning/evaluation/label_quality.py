@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.evaluation.knn import weighted_knn
 from usl_lightning.vectors.distances import squared_distances, unit_rows
 from usl_lightning.vectors.neighbors import knn

@@ -13,12 +13,11 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import progress
 from usl_lightning.base.version import __version__
-from usl_lightning.compute.allocator import keep_freed_memory
+from usl_lightning.compute.device import keep_freed_memory
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.features.kept import PARTS, kept_or_made
-from usl_lightning.features.parts import PartFile
-from usl_lightning.features.place import Place
+from usl_lightning.features.parts import PartFile, Place
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.vectors.distances import check_features
 from usl_lightning.vectors.memory import check_memory

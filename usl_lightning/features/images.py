@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.once import as_noted
-from usl_lightning.base.text import composed
+from usl_lightning.base.files import as_noted
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.extraction import extract
 from usl_lightning.features.kept import check_dataset
-from usl_lightning.features.place import Place
+from usl_lightning.features.parts import Place
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.vectors.distances import check_directions, check_features
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import atomic_path
-from usl_lightning.base.strict_json import parse_json
+from usl_lightning.base.files import atomic_path, parse_json
 from usl_lightning.compute.distributed import gather
 from usl_lightning.data.images.folders import cache_folder
-from usl_lightning.features.place import Place
+from usl_lightning.features.parts import Place
 
 log = logging.getLogger(__name__)
 

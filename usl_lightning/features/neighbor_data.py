@@ -7,9 +7,8 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import Batch
-from usl_lightning.data.drawing import Pairs
 from usl_lightning.data.modules import ImageData
-from usl_lightning.data.sampling import StepLoader
+from usl_lightning.data.sampling import Pairs, StepLoader
 from usl_lightning.features.neighbors import encoder_neighbors, read_neighbors
 
 

@@ -84,7 +84,7 @@ def encoder_neighbors(path: str, data: "ImageData", k: int) -> Tensor:
     from usl_lightning.features.extraction import features_about
     from usl_lightning.features.images import image_features
     from usl_lightning.features.kept import kept_or_made
-    from usl_lightning.features.place import Place
+    from usl_lightning.features.parts import Place
     from usl_lightning.vectors.distances import unit_rows
     from usl_lightning.vectors.neighbors import nearest_neighbors
 

@@ -14,7 +14,7 @@ from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.source import ArraySource, ImageSource
 from usl_lightning.data.passes import batch_that_fits, pass_over
 from usl_lightning.features.extraction import extract
-from usl_lightning.features.place import Place
+from usl_lightning.features.parts import Place
 from usl_lightning.models.backbones import backbone_names, native_size
 from usl_lightning.models.encoder import Encoder
 

@@ -10,7 +10,7 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.images import image_features, read_features
-from usl_lightning.features.place import Place
+from usl_lightning.features.parts import Place
 from usl_lightning.features.published import published_encoder, random_encoder, seen_by, source_features
 from usl_lightning.models.backbones import backbone_names
 from usl_lightning.models.encoder import Encoder, load_encoder

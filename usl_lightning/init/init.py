@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from usl_lightning.base.arguments import home, known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
+from usl_lightning.base.parameters import home, known_options
 from usl_lightning.chain.file import Chain
 from usl_lightning.labels.names import checked, clean
 

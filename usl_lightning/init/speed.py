@@ -13,7 +13,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import progress
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import Key
-from usl_lightning.engine.precision import check_precision
+from usl_lightning.engine.trainer import check_precision
 from usl_lightning.init.folder import Inspection
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import projection_mlp

@@ -6,9 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from usl_lightning.base.documents import composed, unguarded
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.strict_json import parse_json
-from usl_lightning.base.text import composed, unguarded
+from usl_lightning.base.files import parse_json
 from usl_lightning.labelling.store import Answer, with_class
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import short

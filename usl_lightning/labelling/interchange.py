@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
-from usl_lightning.base.arguments import known_options
+from usl_lightning.base.documents import guarded
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
-from usl_lightning.base.text import guarded
+from usl_lightning.base.parameters import known_options
 from usl_lightning.labelling.answers import COLUMNS, by_number, read_answers
 from usl_lightning.labelling.store import LabelStore, answers_of, name_of
 from usl_lightning.labels import LabelIndex

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from usl_lightning.base.arguments import known_options
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import known_options
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labelling.private import leading_to
 from usl_lightning.labelling.store import LabelStore

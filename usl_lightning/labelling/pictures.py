@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from usl_lightning.base.configs import load_yaml
+from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import sha256_of
-from usl_lightning.base.text import composed
 from usl_lightning.data.images import folders
 from usl_lightning.data.images.decode import decode
 from usl_lightning.data.images.folders import FileList, is_true

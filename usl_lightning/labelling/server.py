@@ -17,7 +17,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.strict_json import parse_json
+from usl_lightning.base.files import parse_json
 from usl_lightning.labelling.pictures import Pictures
 from usl_lightning.labelling.similar import SimilarImages
 from usl_lightning.labelling.store import Answer, ChangedMeanwhileError, LabelStore, answers_of

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, printable
-from usl_lightning.base.once import read_once
-from usl_lightning.base.text import composed
+from usl_lightning.base.files import read_once
 from usl_lightning.labels import formats
 from usl_lightning.labels.entries import DatasetId, Entries, refuse, short
 

@@ -4,8 +4,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 
+from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, printable
-from usl_lightning.base.text import composed
 
 NOT_SURE = "not sure"
 """What an image is called that a person could not name; no class can be called so."""

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from usl_lightning.base.documents import composed, unguarded
 from usl_lightning.base.errors import UslError, printable
-from usl_lightning.base.text import composed, unguarded
 from usl_lightning.labels.entries import short
 from usl_lightning.labels.names import clean, is_not_sure, name_in
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranged, Ranges, above, at_least, check, whole, within
-from usl_lightning.compute.chunks import chunks
-from usl_lightning.compute.precision import full_precision
+from usl_lightning.compute.device import chunks, full_precision
 from usl_lightning.models.encoder import read_checkpoint
 
 ENTRY = "cluster_heads"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.once import as_noted
+from usl_lightning.base.files import as_noted
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.models.backbones import check_image_size, create_backbone, published_image
 from usl_lightning.models.recompute import blocks_of, recomputed

@@ -39,7 +39,7 @@ class Method(Ranged, LightningModule):
         optimization: how the weights are updated; of methods that train in steps.
         sync_batch_norm: whether batch norm is to see the global batch where that can be had (several GPUs).
         revision: of the mathematics; whoever changes them raises it in the body of the class that changes, and a run
-            begun before is not continued. It counts in all that is made of that class (`stage/revisions.py`).
+            begun before is not continued. It counts in all that is made of that class (`stage/identity.py`).
     """
 
     verbs: tuple[str, ...] = ("fit", "validate", "test")

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from usl_lightning.base.arguments import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.machine import this_machine
+from usl_lightning.base.parameters import known_options
 from usl_lightning.base.version import __version__
 from usl_lightning.report.markup import Html, Names, render, tag
 from usl_lightning.report.run import RunReport, read_run

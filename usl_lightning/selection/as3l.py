@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import derive_seed, permutation
 from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.density import best_of_each, fill_to_budget
 from usl_lightning.vectors.distances import check_budget, exact_arithmetic, unit_rows
 from usl_lightning.vectors.kmeans import kmeans
-from usl_lightning.vectors.picks import best_of_each, fill_to_budget
 
 BATCH = 256
 LEARNING_RATE = 1e-3

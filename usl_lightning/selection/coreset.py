@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from usl_lightning.base.progress import counted
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.data.keys import permutation
 from usl_lightning.selection.selector import Selector
 from usl_lightning.vectors.distances import check_budget, exact_arithmetic, squared_distances, unit_rows

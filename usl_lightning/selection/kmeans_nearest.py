@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.density import best_of_each, fill_to_budget
 from usl_lightning.vectors.distances import check_budget, unit_rows
 from usl_lightning.vectors.kmeans import shared_kmeans
-from usl_lightning.vectors.picks import best_of_each, fill_to_budget
 
 
 def select_kmeans_nearest(

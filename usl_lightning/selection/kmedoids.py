@@ -10,12 +10,12 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.density import fill_to_budget
 from usl_lightning.vectors.distances import check_budget, exact_arithmetic, squared_distances, unit_rows
-from usl_lightning.vectors.picks import fill_to_budget
 
 log = logging.getLogger(__name__)
 

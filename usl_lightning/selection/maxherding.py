@@ -9,11 +9,11 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted, shown
 from usl_lightning.base.ranges import Ranges, above
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.selector import Selector
 from usl_lightning.vectors.distances import check_budget, exact_arithmetic, unit_rows
-from usl_lightning.vectors.memo import once
+from usl_lightning.vectors.memory import once
 
 CANDIDATES = 64
 """Points whose gain is brought up to date at once."""

@@ -9,12 +9,12 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted, shown
 from usl_lightning.base.ranges import Ranges, above, within
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.selection.selector import Selector
 from usl_lightning.vectors.distances import check_budget, exact_arithmetic, unit_rows
-from usl_lightning.vectors.memo import once
+from usl_lightning.vectors.memory import once
 
 BANDWIDTH_SAMPLE = 1_000
 """Random points whose distances the bandwidth is taken from, where there are more."""

@@ -11,13 +11,12 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.progress import progress
 from usl_lightning.base.ranges import Ranges, at_least, whole, within
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.selector import Selector
-from usl_lightning.vectors.density import SMALLEST, limit_k, limited_density
+from usl_lightning.vectors.density import SMALLEST, best_of_each, fill_to_budget, limit_k, limited_density
 from usl_lightning.vectors.distances import check_budget, check_features, exact_arithmetic, squared_distances, unit_rows
 from usl_lightning.vectors.kmeans import shared_kmeans
-from usl_lightning.vectors.picks import best_of_each, fill_to_budget
 
 T = TypeVar("T")
 

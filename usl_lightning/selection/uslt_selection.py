@@ -11,9 +11,8 @@ from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.models.cluster_heads import ClusterHeads, cluster_confidence, load_heads
 from usl_lightning.selection.selector import Selector
-from usl_lightning.vectors.density import SMALLEST, limit_k, limited_density
+from usl_lightning.vectors.density import SMALLEST, best_of_each, fill_to_budget, limit_k, limited_density
 from usl_lightning.vectors.distances import check_budget, check_features, unit_rows
-from usl_lightning.vectors.picks import best_of_each, fill_to_budget
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, above
+from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.optim import Optimization
-from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.models.heads import Classifier, load_classifier
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule

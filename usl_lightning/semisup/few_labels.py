@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.compute.precision import full_precision
+from usl_lightning.compute.device import full_precision
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.modules import ImageData, LabelledData

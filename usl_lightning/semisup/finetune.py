@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, whole
+from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.optim import Optimization
-from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.models.ema import EMA
 from usl_lightning.models.encoder import read_checkpoint

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from usl_lightning.base.ranges import Ranges, above, at_least, whole
 from usl_lightning.compute.batch_norm import batch_norms
+from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
-from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule

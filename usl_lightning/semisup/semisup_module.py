@@ -10,9 +10,9 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, at_least
+from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.distributed import gather, mean_over_processes
 from usl_lightning.compute.optim import Optimization
-from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.evaluation.classification import Scores, Tally, confident_counts, scores_table, write_scores

@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.optim import Optimization
-from usl_lightning.compute.precision import full_precision
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 

@@ -9,10 +9,10 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.callbacks import LambdaCallback
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.compute.allocator import keep_freed_memory
+from usl_lightning.compute.device import keep_freed_memory
 from usl_lightning.models.encoder import compile_encoders, recompute_encoders
-from usl_lightning.stage.finish import finish
 from usl_lightning.stage.fit_at_once import fit_at_once
+from usl_lightning.stage.outcome import finish
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.test import measure
 

@@ -7,9 +7,9 @@ import torch
 from pytorch_lightning import Trainer
 
 from usl_lightning.data.sampling import StepLoader
-from usl_lightning.engine.once import save_learned
-from usl_lightning.stage.finish import finish
+from usl_lightning.engine.checkpoint_files import save_learned
 from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.outcome import finish
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.test import judge, measure
 

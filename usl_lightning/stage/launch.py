@@ -6,9 +6,9 @@ from contextlib import suppress
 from typing import Any
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import noting
 from usl_lightning.base.interrupt import Interruption
-from usl_lightning.base.once import noting
-from usl_lightning.base.rank import is_main_process
+from usl_lightning.base.machine import is_main_process
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.words import RESULTS, StageCommand

@@ -16,12 +16,16 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.engine.checkpoint_files import AtomicCheckpointIO
 from usl_lightning.engine.checkpoints import Checkpoints
-from usl_lightning.engine.children import watch_children
 from usl_lightning.engine.logs import MetricsCSV, Pace, Progress
-from usl_lightning.engine.not_finite import StopOnNaN
-from usl_lightning.engine.precision import check_averages, check_precision
 from usl_lightning.engine.processes import Processes, set_timeout, syncs_batch_norm
-from usl_lightning.engine.trainer import KeyedRandomness, Trainer
+from usl_lightning.engine.trainer import (
+    KeyedRandomness,
+    StopOnNaN,
+    Trainer,
+    check_averages,
+    check_precision,
+    watch_children,
+)
 from usl_lightning.engine.wandb_run import wandb_logger
 from usl_lightning.stage.complaints import check_keys, explain, naming_missing_packages
 from usl_lightning.stage.identity import flatten

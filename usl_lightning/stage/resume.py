@@ -5,9 +5,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from usl_lightning.base.classes import moved
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.moved import moved
-from usl_lightning.base.rank import is_main_process
+from usl_lightning.base.machine import is_main_process
 from usl_lightning.engine.checkpoint_files import IDENTITY
 from usl_lightning.models.encoder import read_checkpoint
 from usl_lightning.stage.identity import differences, names_a_file

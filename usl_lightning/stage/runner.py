@@ -10,10 +10,9 @@ import yaml
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.interrupt import Interruption
-from usl_lightning.engine.children import Launcher
 from usl_lightning.engine.logs import show_messages
 from usl_lightning.engine.processes import lost_peer, says_lost
-from usl_lightning.engine.trainer import Trainer
+from usl_lightning.engine.trainer import Launcher, Trainer
 from usl_lightning.engine.wandb_run import keep_run_id
 from usl_lightning.models.encoder import stored_image
 from usl_lightning.stage.fit import fit

@@ -15,12 +15,11 @@ from usl_lightning.engine.wandb_run import log_selection
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.index import images_to_label
 from usl_lightning.selection.selector import Selector
-from usl_lightning.stage.finish import finish
 from usl_lightning.stage.folder import StageFolder
-from usl_lightning.stage.outcome import chosen_index, chosen_quality, draw_chosen, print_quality
+from usl_lightning.stage.outcome import chosen_index, chosen_quality, draw_chosen, finish, print_quality
 from usl_lightning.stage.overview import NEIGHBORS, make_overview
 from usl_lightning.stage.parser import StageCLI
-from usl_lightning.vectors.picks import keep_first
+from usl_lightning.vectors.density import keep_first
 
 
 class Selection(NamedTuple):

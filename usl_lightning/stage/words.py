@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base.arguments import as_seed, home, options
-from usl_lightning.base.composition import compose
-from usl_lightning.base.configs import config_parts, find_config
+from usl_lightning.base.configs import compose, config_parts, find_config
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import as_seed, home, options
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.identity import StageIdentity, flatten

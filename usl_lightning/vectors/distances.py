@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 
 NEAR = 1e-3
 """Pairs with a squared distance below this fraction of |x|² + |y|² are computed from their differences."""

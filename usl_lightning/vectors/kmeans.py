@@ -10,12 +10,11 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import progress
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.data.keys import permutation
 from usl_lightning.vectors.distances import check_features, exact_arithmetic
 from usl_lightning.vectors.kmeans_bounds import BLOCK_BYTES, GroupBounds
-from usl_lightning.vectors.memo import once
-from usl_lightning.vectors.memory import check_memory
+from usl_lightning.vectors.memory import check_memory, once
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.vectors.distances import check_features, exact_arithmetic
 
 STEPS = 3000

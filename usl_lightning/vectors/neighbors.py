@@ -18,7 +18,7 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import shown
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.data.keys import derive_seed, permutation
 from usl_lightning.vectors.distances import check_features, exact_arithmetic, squared_distances
 from usl_lightning.vectors.memory import check_memory

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.compute.chunks import chunks
+from usl_lightning.compute.device import chunks
 from usl_lightning.vectors.distances import exact_arithmetic, unit_rows
 from usl_lightning.vectors.neighbors import nearest_neighbors
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.once import once
+from usl_lightning.base.files import once
 from usl_lightning.data.images.catalog import data_folder
 
 if TYPE_CHECKING:

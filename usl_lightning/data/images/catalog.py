@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.once import once
+from usl_lightning.base.files import once
 from usl_lightning.data.images.download import Download, fetch
 
 

@@ -10,10 +10,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, printable
-from usl_lightning.base.files import sha256_of
-from usl_lightning.base.once import read_once
-from usl_lightning.base.text import composed
+from usl_lightning.base.files import read_once, sha256_of
 from usl_lightning.data.images import folders
 from usl_lightning.data.images.decode import Interpolation, Probe, decode, probe
 from usl_lightning.data.images.folders import FileList

@@ -19,10 +19,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, did_you_mean, printable
-from usl_lightning.base.files import read_json, write_text
-from usl_lightning.base.once import changed, once, read_once
-from usl_lightning.base.text import composed
+from usl_lightning.base.files import changed, once, read_json, read_once, write_text
 from usl_lightning.data.images.catalog import data_folder
 from usl_lightning.data.images.walk import SUFFIXES, check_path, is_class_folder, is_image
 from usl_lightning.data.images.walk import walk as _walk

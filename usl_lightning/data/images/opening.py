@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.once import as_noted
+from usl_lightning.base.files import as_noted
 from usl_lightning.data.images import array_files, arrays, catalog, folders
 from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.source import ArraySource, ImageSource, array_fingerprint, convert_images, dataset_id

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.once import note, noted_hash
+from usl_lightning.base.files import note, noted_hash
 from usl_lightning.data.images import array_files, catalog, folders
 
 

@@ -98,4 +98,4 @@ def test_every_file_of_a_run_is_read_so(
 def test_nothing_else_reads_json() -> None:
     package = Path(__file__).parents[1] / "usl_lightning"
     others = [path.name for path in package.rglob("*.py") if re.search(r"json\.loads?\(", path.read_text())]
-    assert others == ["strict_json.py"]
+    assert others == ["files.py"]

@@ -38,9 +38,15 @@ class Kill(Callback):
             self._send()
 
     def _send(self) -> None:
-        os.kill(os.getppid() if self.parent else os.getpid(), getattr(signal, self.by))
-        if self.parent:
-            signal.pause()
+        if not self.parent:
+            os.kill(os.getpid(), getattr(signal, self.by))
+            return
+        told = (signal.SIGTERM, signal.SIGUSR1)
+        signal.pthread_sigmask(signal.SIG_BLOCK, told)  # the answer may be there at once
+        os.kill(os.getppid(), getattr(signal, self.by))
+        while not signal.sigpending():
+            time.sleep(0.01)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, told)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Between two batches."""

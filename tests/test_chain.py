@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 import yaml
 from runs import Outcome, assert_same_run, environment, kill, together, usl
+
+from usl_lightning.chain.process import can_fork
 
 pytestmark = pytest.mark.slow
 
@@ -251,9 +254,10 @@ def test_two_chains_in_one_folder(tmp_path: Path) -> None:
     assert "would resume" in usl(tmp_path, "run", "chain.yaml", "--dry-run").done().out
 
 
-def test_sigterm_ends_the_stage_too_and_the_chain_goes_on_later(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["SIGTERM", "SIGHUP"])
+def test_a_signal_ends_the_stage_too_and_the_chain_goes_on_later(tmp_path: Path, by: str) -> None:
     write_chain(tmp_path, STAGES[:1])
-    stopped = usl(tmp_path, "run", "chain.yaml", kill(3, by="SIGTERM", parent=True, stage="pretrain"))
+    stopped = usl(tmp_path, "run", "chain.yaml", kill(3, by=by, parent=True, stage="pretrain"))
     assert stopped.code == 130, stopped
     assert "usl: interrupted; the same command continues" in stopped.err
     record = read(tmp_path / "runs/chain/pretrain/stage.json")
@@ -266,18 +270,47 @@ def test_a_signal_as_a_stage_starts_is_not_lost(tmp_path: Path) -> None:
     """SIGUSR1 comes to the chain before the stage has got as far as to heed it: all end, and the job is put back."""
     write_chain(tmp_path, STAGES[:1])
     (tmp_path / "sitecustomize.py").write_text(
-        "import os, signal, sys\nif 'fit' in sys.orig_argv: os.kill(os.getppid(), signal.SIGUSR1)\n"
+        "import os, signal, sys\ndef tell(): os.kill(os.getppid(), signal.SIGUSR1)\n"
+        "if 'run' in sys.orig_argv: os.register_at_fork(after_in_child=tell)\n"
     )
     fake = tmp_path / "bin/scontrol"
     fake.parent.mkdir()
     fake.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
     fake.chmod(0o755)
-    path = {"PYTHONPATH": str(tmp_path), "PATH": f"{fake.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
+    found = f"{tmp_path}:{environment()['PYTHONPATH']}"
+    path = {"PYTHONPATH": found, "PATH": f"{fake.parent}:{os.environ['PATH']}", "SLURM_JOB_ID": "77"}
     slurm = {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "bash"}  # as in an interactive job: no process of SLURM's
     stopped = usl(tmp_path, "run", "chain.yaml", **path, **slurm)
     assert stopped.code == 130, stopped
     assert (tmp_path / "asked").read_text() == "requeue 77\n"
     assert "usl: interrupted; the same command continues" in stopped.err
+
+
+def test_a_killed_chain_leaves_no_stage_behind(tmp_path: Path) -> None:
+    """Also not one that is at work, and that would keep the next run out."""
+    write_chain(tmp_path, STAGES[:1])
+    usl(tmp_path, "run", "chain.yaml", kill(2, parent=True, stage="pretrain")).killed()
+    assert "[1/1] pretrain: resuming" in usl(tmp_path, "run", "chain.yaml").done().out
+
+
+@pytest.mark.slow
+def test_a_stage_of_two_processes(tmp_path: Path) -> None:
+    """Lightning starts the second one by what it takes for the command line: the stage's, not the chain's."""
+    write_chain(tmp_path, STAGES[:1])
+    done = usl(tmp_path, "run", "chain.yaml", "--pretrain.trainer.devices", "2").done()
+    assert done.out.count("[1/1] pretrain") == 1
+    assert read(tmp_path / "runs/chain/pretrain/stage.json")["status"] == "complete"
+
+
+def test_where_a_fork_would_leave_something_behind_python_starts_anew() -> None:
+    over = threading.Event()
+    beside = threading.Thread(target=over.wait)
+    beside.start()
+    try:
+        assert not can_fork()
+    finally:
+        over.set()
+        beside.join()
 
 
 def test_the_mistake_of_a_stage_is_said_once(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""SIGINT, SIGTERM and SIGUSR1: amid training they wait for the end of the step, so that nothing is lost."""
+"""SIGINT, SIGTERM, SIGHUP and SIGUSR1: amid training they wait for the end of the step, so that nothing is lost."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -8,7 +9,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+HEEDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1
+"""Of Linux's prctl.h."""
 
 
 class Interruption:
@@ -34,7 +37,7 @@ class Interruption:
     def __enter__(self) -> "Interruption":
         self._before = {signum: signal.getsignal(signum) for signum in HEEDED} if _in_main_thread() else {}
         for signum, before in self._before.items():
-            if before != signal.SIG_IGN:  # a shell in the background makes its children deaf to Ctrl-C
+            if before != signal.SIG_IGN:  # a shell in the background makes its children deaf to Ctrl-C, nohup to SIGHUP
                 signal.signal(signum, self._handle)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._before)  # a chain starts its stages deaf until now
         return self
@@ -59,6 +62,18 @@ class Interruption:
             outcome = _requeue()
             if outcome is not None:
                 print(f"usl: {outcome}", file=sys.stderr, flush=True)
+
+
+def end_with_parent(parent: int) -> None:
+    """On Linux, have this process killed as soon as the one that started it has ended, however that comes about.
+
+    Args:
+        parent: the process that started it; if it has ended already, so does this one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(-signal.SIGKILL)
 
 
 def _in_main_thread() -> bool:

@@ -1,12 +1,9 @@
 """`usl run CHAIN`: stages in order, each its own process; finished ones are skipped, interrupted ones resumed."""
 
-import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError
@@ -16,6 +13,7 @@ from usl_lightning.chain import slurm
 from usl_lightning.chain.file import Stage
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.plan import Plan
+from usl_lightning.chain.process import start_stage
 from usl_lightning.chain.summary import draw_summary, summarise, table
 from usl_lightning.chain.waiting import WAITING, Waiting
 from usl_lightning.stage.complaints import check_parameters
@@ -199,7 +197,7 @@ def _set_aside(folder: StageFolder) -> None:
 def _launch(command: StageCommand, stage: Stage, launcher: Sequence[str]) -> None:
     """Run a stage in a process of its own; a signal is handed on, and the stage saves, and requeues its job."""
     with Interruption() as interruption:
-        process = _start([*launcher, sys.executable, "-m", "usl_lightning.cli", *command.arguments()], launcher)
+        process = start_stage(command.arguments(), launcher)
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, HEEDED)
             code = process.wait()
@@ -214,14 +212,3 @@ def _launch(command: StageCommand, stage: Stage, launcher: Sequence[str]) -> Non
     if code:
         reason = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
         raise UslError(f"stage {stage.name} {reason}; the same command continues it")
-
-
-def _start(words: Sequence[str], launcher: Sequence[str]) -> subprocess.Popen[bytes]:
-    """Start a stage; signals are left blocked, here until the process is known, in the stage until it can heed them."""
-    heed = partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, HEEDED)
-    signal.pthread_sigmask(signal.SIG_BLOCK, HEEDED)
-    try:
-        return subprocess.Popen(words, preexec_fn=heed if launcher else None)
-    except OSError as error:
-        heed()
-        raise UslError(f"usl run: --launcher {shlex.join(launcher)}: {words[0]}: {error.strerror}") from error

@@ -4,12 +4,13 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageDraw, ImageEnhance, ImageOps
 from real_images import digits, from_pil, photos, to_pil
 from scipy import stats
 from torch import Tensor, nn
@@ -33,6 +34,7 @@ from usl_lightning.data.views import (
     steps,
 )
 from usl_lightning.data.views.randaugment import POOL, Dialect, RandAugment
+from usl_lightning.data.views.steps import Edges
 
 VIEWS: dict[str, Callable[[], Recipe]] = {
     "weak": Weak,
@@ -41,6 +43,7 @@ VIEWS: dict[str, Callable[[], Recipe]] = {
     "strong fixmatch": lambda: FixMatchStrong("fixmatch"),
     "strong torchssl": lambda: FixMatchStrong("torchssl"),
     "strong comatch": lambda: FixMatchStrong("comatch"),
+    "strong fixmatch with the paper's square": lambda: FixMatchStrong("fixmatch", edges="clipped"),
     "simclr": SimCLRView,
     "simclr with blur": lambda: SimCLRView(strength=1.0, blur=0.5),
     "simclr larger": lambda: SimCLRView(size=40),
@@ -427,4 +430,69 @@ def test_cutout_is_half_the_side_with_a_uniform_center() -> None:
     assert uniform_over((tops[tops > 0]).tolist(), 11) > LIKELY  # a center in [5, 16) gives tops of 1 to 11
     assert stats.binomtest(int((tops == 0).sum()), MANY, 5 / 16).pvalue > LIKELY
     sides = (steps.Cutout(random_size=True)(white, keys(MANY))[:, 0] == 127).flatten(1).any(1)
-    assert stats.binomtest(int((~sides).sum()), MANY, 1 / 8).pvalue > LIKELY  # below one pixel: nothing
+    assert stats.binomtest(int((~sides).sum()), MANY, 1 / 8).pvalue > LIKELY  # a side of one pixel: nothing
+    assert torch.equal(steps.Cutout(0)(white, keys(MANY)), white)
+    assert torch.equal(steps.Cutout(0, edges="pillow")(white, keys(MANY)), white)
+
+
+def painted_by_pillow(center: tuple[float, float], side: float, size: int) -> np.ndarray:
+    """What `CutoutAbs` of the PyTorch re-implementations paints, bool [size, size]: the drawing is Pillow's own."""
+    x0, y0 = (int(max(0, at * size - side / 2.0)) for at in center)
+    x1, y1 = min(size, x0 + side), min(size, y0 + side)
+    image = Image.new("L", (size, size))
+    ImageDraw.Draw(image).rectangle((x0, y0, x1, y1), 255)
+    return np.asarray(image) > 0
+
+
+def painted_by_slices(center: tuple[float, float], side: int, size: int) -> np.ndarray:
+    """What FixMatch's authors, CoMatch and SCAN paint: half of the side to each side of a pixel."""
+    painted = np.zeros((size, size), dtype=bool)
+    row, column = (int(at * size) for at in reversed(center))
+    rows, columns = (np.clip([at - side // 2, at + side // 2], 0, size) for at in (row, column))
+    painted[rows[0] : rows[1], columns[0] : columns[1]] = True
+    return painted
+
+
+@pytest.mark.parametrize("random_size", [False, True])
+@pytest.mark.parametrize("edges", ["clipped", "pillow"])
+@pytest.mark.parametrize("size", [8, 31, 32])
+def test_cutout_paints_what_was_published(edges: Edges, size: int, random_size: bool) -> None:
+    white, key = torch.full((64, 1, size, size), 255, dtype=torch.uint8), keys(64)
+    cut = (steps.Cutout(0.5, random_size, edges=edges)(white, key)[:, 0] == 127).numpy()
+    centers, drawn = key.fold("center").uniform(2).tolist(), key.fold("size").uniform()[:, 0].tolist()
+    most = size // 2
+    for painted, (row, column), share in zip(cut, centers, drawn, strict=True):
+        if edges == "pillow":
+            side = share * size / 2 if random_size else most
+            expected = painted_by_pillow((column, row), side, size)
+        else:
+            expected = painted_by_slices((column, row), 1 + int(share * most) if random_size else most, size)
+        assert np.array_equal(painted, expected)
+    if not random_size:
+        widest = max(int(painted.any(0).sum()) for painted in cut)
+        assert widest == (most + 1 if edges == "pillow" else 2 * (most // 2))
+
+
+def test_the_dialects_draw_their_own_squares() -> None:
+    """Of 32 pixels: 17 where the re-implementations name 16, 16 in the code of FixMatch's authors and of CoMatch's."""
+    white = torch.full((MANY, 3, 32, 32), 255, dtype=torch.uint8)
+    widths = {}
+    for dialect in ("default", "fixmatch", "torchssl", "comatch"):
+        square = FixMatchStrong(dialect).steps[-1](white, keys(MANY))[:, 0] != 255
+        widths[dialect] = int(square.any(1).sum(1).max())
+    assert widths == {"default": 16, "fixmatch": 17, "torchssl": 16, "comatch": 16}
+    assert FixMatchStrong("torchssl").steps[-1].edges == "pillow", "of a random size below 16"
+    own = FixMatchStrong("fixmatch", edges="clipped").steps[-1](white, keys(MANY))[:, 0] != 255
+    assert int(own.any(1).sum(1).max()) == 16
+
+
+def test_uslts_view_moves_nothing_before_its_operations() -> None:
+    """Its code's random crop of 32 pixels out of 32 has no padding: an image is mirrored or as it is."""
+    view, images = USLTView(), torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(MANY, 3, 8, 8)
+    first, operations, square = view.steps
+    moved = first(images, keys(MANY))
+    mirrored = (moved == images.flip(3)).flatten(1).all(1)
+    assert bool((mirrored | (moved == images).flatten(1).all(1)).all())
+    assert stats.binomtest(int(mirrored.sum()), MANY, 0.5).pvalue > LIKELY
+    assert (operations.num_ops, operations.max_shear, operations.max_translate) == (4, 0.1, 0.1)
+    assert (square.size, square.random_size, square.edges) == (0.5, True, "clipped")

@@ -16,7 +16,7 @@ others, in a configuration file too:
           init_args: {p: 0.2}
 """
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from usl_lightning.data.views.randaugment import Dialect, RandAugment
 from usl_lightning.data.views.steps import (
     ColorJitter,
     Cutout,
+    Edges,
     FlipTranslate,
     GaussianBlur,
     Greyscale,
@@ -106,19 +107,26 @@ class FixMatchStrong(Recipe):
         torchssl: 3 operations, each applied; Cutout of a side uniform in 0 to half.
         comatch: as `fixmatch`, with the largest magnitudes always, moves by 10 of 32 pixels: CoMatch's first view.
 
-    Cutout paints grey as the published codes do: (127, 127, 127), in `torchssl` (125, 123, 114), in `comatch` 128.
+    Cutout paints grey as the published codes do: (127, 127, 127), in `torchssl` (125, 123, 114), in `comatch` 128; and
+    the square that they do: in `fixmatch` and `torchssl` a rectangle of Pillow, 17 pixels where 16 are named.
 
     Args:
         dialect: which of the published variants.
         flip: whether to mirror (not for digits or letters).
         translate: the largest move of the weak part, as a share of the side.
         cutout: side of the painted square as a share of the side; 0 for none.
+        edges: how the square is drawn: as the code of the dialect does, or one way of `Cutout`; clipped is the paper's.
     """
 
     ranges: ClassVar[Ranges] = {"translate": within(0, 1), "cutout": within(0, 1)}
 
     def __init__(
-        self, dialect: Dialect = "default", flip: bool = True, translate: float = 0.125, cutout: float = 0.5
+        self,
+        dialect: Dialect = "default",
+        flip: bool = True,
+        translate: float = 0.125,
+        cutout: float = 0.5,
+        edges: Literal["dialect", "clipped", "pillow"] = "dialect",
     ) -> None:
         num_ops, p, max_translate, fill = {
             "default": (2, 1.0, 0.3, (127.0,)),
@@ -126,11 +134,12 @@ class FixMatchStrong(Recipe):
             "torchssl": (3, 1.0, 0.3, (125.0, 123.0, 114.0)),
             "comatch": (2, 0.5, 10 / 32, (128.0,)),
         }[dialect]
+        own: Edges = "pillow" if dialect in ("fixmatch", "torchssl") else "clipped"
         super().__init__(
             [
                 FlipTranslate(flip, translate),
                 RandAugment(num_ops, p, dialect, max_translate=max_translate),
-                Cutout(cutout, random_size=dialect == "torchssl", fill=fill),
+                Cutout(cutout, dialect == "torchssl", fill, edges=own if edges == "dialect" else edges),
             ]
         )
 
@@ -266,19 +275,21 @@ class SeLaView(Recipe):
 class USLTView(Recipe):
     """USL-T's strong view (Wang et al., 2022, §2.3), which its code takes from SCAN (Van Gansbeke et al., 2020).
 
-    Mirror and move, four operations of the pool with uniform magnitudes (shear and translation up to 0.1), a grey
-    square of random size up to half the side.
+    Mirror, four operations of the pool with uniform magnitudes (shear and translation up to 0.1), a grey square of
+    random size up to half the side. The code's random crop of 32 pixels from 32 moves nothing.
 
     Args:
         flip: whether to mirror (not for digits or letters).
-        translate: the largest move, as a share of the side.
+        translate: the largest move along with the mirror, as a share of the side; published: 0.
         num_ops: operations drawn for each sample.
         cutout: largest side of the painted square as a share of the side; 0 for none.
     """
 
     ranges: ClassVar[Ranges] = {"translate": within(0, 1), "num_ops": whole(1), "cutout": within(0, 1)}
 
-    def __init__(self, flip: bool = True, translate: float = 0.125, num_ops: int = 4, cutout: float = 0.5) -> None:
+    revision: int = 2
+
+    def __init__(self, flip: bool = True, translate: float = 0.0, num_ops: int = 4, cutout: float = 0.5) -> None:
         super().__init__(
             [
                 FlipTranslate(flip, translate),

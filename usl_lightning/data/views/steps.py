@@ -6,7 +6,7 @@ and returns uint8 images. The operations themselves are in `usl_lightning.data.v
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from usl_lightning.base.ranges import Ranged, Ranges, above, at_least, rising, w
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import ops, warps
 from usl_lightning.data.views.pixels import on_samples
+
+Edges = Literal["clipped", "pillow"]
 
 
 class Step(Ranged, nn.Module, ABC):
@@ -229,32 +231,60 @@ class GaussianBlur(Step):
 
 
 class Cutout(Step):
-    """Paint a square about a uniformly drawn centre, clipped at the right and lower edges.
+    """Paint a square about a uniformly drawn centre.
+
+    Edges:
+        clipped: half of the side, in whole pixels, to each side of a pixel, clipped at all edges of the image, as in
+            the code of FixMatch's authors, and in SCAN's and CoMatch's. A side of 16 paints 16.
+        pillow: about any point; moved inside at the upper and left edge, clipped at the others, its far row and column
+            included, as in FixMatch's PyTorch re-implementations, which draw a rectangle of Pillow. 16 paint 17.
 
     Args:
-        size: side of the square as a share of the images' shorter side.
-        random_size: draw the side uniformly from 0 to `size`; in whole pixels either way.
+        size: side of the square as a share of the images' shorter side, rounded down to whole pixels; 0 for none.
+        random_size: draw the side uniformly: whole pixels from 1 to that (clipped), any length below it (pillow).
         fill: 0 to 255, one number for every channel or one a channel.
+        edges: "clipped" or "pillow".
     """
 
     ranges: ClassVar[Ranges] = {"size": within(0, 1), "fill": within(0, 255)}
+    revision: int = 2
 
-    def __init__(self, size: float = 0.5, random_size: bool = False, fill: tuple[float, ...] = (127.0,)) -> None:
+    def __init__(
+        self,
+        size: float = 0.5,
+        random_size: bool = False,
+        fill: tuple[float, ...] = (127.0,),
+        edges: Edges = "clipped",
+    ) -> None:
         super().__init__()
         self.size = size
         self.random_size = random_size
         self.fill = fill
+        self.edges = edges
 
     def forward(self, images: Tensor, key: Key) -> Tensor:
+        if self.size == 0:
+            return images
         h, w = images.shape[-2:]
-        center = key.fold("center").uniform(2)
-        side = torch.full_like(center[:, 0], self.size * min(h, w))
-        if self.random_size:
-            side = side * key.fold("size").uniform()[:, 0]
-        side = side.floor()
-        top, bottom = warps.half_open_box(center[:, 0] * h, side, h)
-        left, right = warps.half_open_box(center[:, 1] * w, side, w)
+        center, side = key.fold("center").uniform(2), self.side(key, min(h, w))
+        top, bottom = self.span(center[:, 0] * h, side, h)
+        left, right = self.span(center[:, 1] * w, side, w)
         return ops.cutout(images, top, left, bottom, right, self.fill)
+
+    def side(self, key: Key, shorter: int) -> Tensor:
+        """Sides of the squares in pixels, float32 [b]."""
+        drawn, most = key.fold("size").uniform()[:, 0], self.size * shorter
+        if not self.random_size:
+            return torch.full_like(drawn, math.floor(most))
+        return drawn * most if self.edges == "pillow" else 1 + (drawn * math.floor(most)).floor()
+
+    def span(self, center: Tensor, side: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """The first row or column that is painted and one past the last, int64 [b] each, of `length`."""
+        if self.edges == "pillow":
+            first, last = warps.half_open_box(center, side, length)
+            return first, (last + 1).clamp(max=length)
+        middle, half = center.long(), side.long() // 2
+        return (middle - half).clamp(min=0), (middle + half).clamp(max=length)
 
 
 class Resize(Step):

@@ -79,16 +79,24 @@ def classifier_head(inputs: int, hidden: int, outputs: int, *, layers: int, norm
 
 
 class Classifier(Ranged, nn.Module):
-    """An encoder and a head, at first a linear layer: images [b, c, h, w] -> logits [b, classes]."""
+    """An encoder and a head, at first a linear layer: images [b, c, h, w] -> logits [b, classes].
+
+    That layer begins with Glorot's normal weights, of variance 2 / (inputs + classes), and biases of 0, as in the
+    published code of FixMatch and MixMatch.
+    """
 
     ranges: ClassVar[Ranges] = {"num_classes": whole(1)}
+    revision: int = 2
 
     head: nn.Module
 
     def __init__(self, encoder: Encoder, num_classes: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = nn.Linear(encoder.feature_dim, num_classes)
+        linear = nn.Linear(encoder.feature_dim, num_classes)
+        nn.init.xavier_normal_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        self.head = linear
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [b, classes]."""

@@ -8,8 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.models.backbones import OURS, create_backbone
-from usl_lightning.models.heads import projection_mlp
+from usl_lightning.models.encoder import Encoder
+from usl_lightning.models.heads import Classifier, projection_mlp
 from usl_lightning.models.small import SmallNet
 from usl_lightning.models.wrn import WideResNet
 
@@ -34,6 +36,7 @@ def wrn_parameters(width: int, groups: int, blocks: int, classes: int) -> int:
         ("wrn_28_2", (2, 3, 4), 10, 128, 1.5),
         ("wrn_28_8", (8, 3, 4), 100, 512, 23.4),
         ("wrn_37_2", (2, 4, 4), 10, 256, 5.9),
+        ("wrn_37_2_s2", (2, 4, 4), 10, 256, 5.9),
     ],
 )
 def test_wide_resnets_have_the_published_size(
@@ -49,6 +52,8 @@ def test_wide_resnets_have_the_published_size(
 def test_wrn_28_2_has_the_count_that_every_fixmatch_implementation_reports() -> None:
     net, features = create_backbone("wrn_28_2", 3)
     assert count(net, nn.Linear(features, 10)) == 1_467_610
+    raw, _ = create_backbone("wrn_28_2_raw", 3)
+    assert count(net) - count(raw) == 2 * (32 + 64), "kekmodel's has two norms that nothing reads"
 
 
 def test_wide_resnets_use_fixmatchs_norm_and_slope() -> None:
@@ -86,6 +91,73 @@ def test_wide_resnets_compute_what_was_published(shape: dict[str, int]) -> None:
     torch.testing.assert_close(net(images), by_hand(net, images))
 
 
+def by_the_other_hand(net: WideResNet, x: torch.Tensor) -> torch.Tensor:
+    """The forward pass of the re-implementations: `conv1(out if equalInOut else x)`."""
+
+    def activated(norm: nn.BatchNorm2d, maps: torch.Tensor) -> torch.Tensor:
+        return F.leaky_relu(F.batch_norm(maps, None, None, norm.weight, norm.bias, True, 0.0, 1e-5), 0.1)
+
+    x = F.conv2d(x, net.stem.weight, padding=1)
+    for number, block in enumerate(net.blocks):
+        equal = block.conv1.in_channels == block.conv1.out_channels
+        if not equal and number == 0:
+            x = activated(block.bn1, x)
+        seen = activated(block.bn1, x) if equal else x
+        out = activated(block.bn2, F.conv2d(seen, block.conv1.weight, stride=block.conv1.stride, padding=1))
+        out = F.conv2d(out, block.conv2.weight, padding=1)
+        x = out + (x if equal else F.conv2d(x, block.shortcut.weight, stride=block.conv1.stride))
+    return activated(net.bn, x).mean((2, 3))
+
+
+@pytest.mark.parametrize("shape", [{"depth": 16, "width": 2}, {"depth": 21, "width": 2, "groups": 4}])
+def test_raw_wide_resnets_compute_what_the_reimplementations_do(shape: dict[str, int]) -> None:
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 16, 16, dtype=torch.float64)
+    own, net = WideResNet(3, **shape).double(), WideResNet(3, **shape, raw=True, eps=1e-5).double()
+    with torch.no_grad():
+        for norm in (m for m in own.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.weight.uniform_(0.5, 1.5)
+            norm.bias.normal_()
+    missing, unexpected = net.load_state_dict(own.state_dict(), strict=False)
+    assert missing == []
+    first = [net.blocks[2 * group] for group in range(1, shape.get("groups", 3))]
+    assert len(unexpected) == 5 * len(first), "the norms of the blocks that widen, after the first"
+    features = net(images)
+    torch.testing.assert_close(features, by_the_other_hand(net, images))
+    assert (features - own(images)).norm() / own(images).norm() > 0.05, "another network"
+
+
+def test_variants_are_what_their_names_say() -> None:
+    for name, raw, eps, side in (
+        ("wrn_28_2", False, 1e-3, 24),
+        ("wrn_28_2_raw", True, 1e-5, 24),
+        ("wrn_37_2", False, 1e-3, 12),
+        ("wrn_37_2_s2", False, 1e-3, 6),
+        ("wrn_37_2_raw_s2", True, 1e-3, 6),
+    ):
+        net, _ = create_backbone(name, 3)
+        assert {m.eps for m in net.modules() if isinstance(m, nn.BatchNorm2d)} == {eps}
+        without = [number for number, block in enumerate(net.blocks) if isinstance(block.bn1, nn.Identity)]
+        assert without == ([4, 8, 12][: len(net.blocks) // 4 - 1] if raw else [])
+        sides: list[int] = []
+        net.blocks.register_forward_hook(lambda _m, _i, out, sides=sides: sides.append(out.shape[-1]))
+        with torch.no_grad():
+            net.eval()(torch.zeros(1, 3, 96, 96))
+        assert sides == [side]
+    wide, _ = create_backbone("wrn_28_8_raw", 3)
+    assert wide.feature_dim == 512
+
+
+def test_a_classifier_begins_as_published() -> None:
+    """Glorot: std √(2/138) = 0.120 from 128 features to 10 classes (`nn.Linear`'s is 0.051), biases 0."""
+    torch.manual_seed(0)
+    spec = ImageSpec(3, 32, 32, (0.5,) * 3, (0.2,) * 3, tuple("0123456789"))
+    head = Classifier(Encoder("wrn_28_2", spec), 10).head
+    assert float(head.weight.detach().std()) == pytest.approx(0.120, abs=0.006)
+    assert float(head.weight.detach().abs().max()) > 0.3, "not uniform"
+    assert head.bias.tolist() == [0.0] * 10
+
+
 def test_wide_resnets_halve_their_maps() -> None:
     sides: list[int] = []
     net = WideResNet(3, depth=16, width=1)
@@ -100,9 +172,10 @@ def test_impossible_depth_is_refused() -> None:
         WideResNet(3, depth=27)
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in OURS if name not in ("wrn_28_8", "resnet50_cifar", "alexnet", "alexnet_small")]
-)
+LARGE = ("wrn_28_8", "wrn_28_8_raw", "resnet50_cifar", "alexnet", "alexnet_small")
+
+
+@pytest.mark.parametrize("name", [name for name in OURS if name not in LARGE])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_features_have_the_promised_dimension(name: str, channels: int) -> None:
     net, dim = create_backbone(name, channels)

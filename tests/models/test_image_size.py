@@ -13,7 +13,7 @@ def spec(height: int, width: int) -> ImageSpec:
     return ImageSpec(1, height, width, (0.5,), (0.25,))
 
 
-@pytest.mark.parametrize("name", ["small_w16", "small_s2", "wrn_28_2", "wrn_37_2", "resnet18_cifar"])
+@pytest.mark.parametrize("name", ["small_w16", "small_s2", "wrn_28_2", "wrn_37_2", "wrn_37_2_s2", "resnet18_cifar"])
 def test_the_stated_stride_is_the_maps(name: str) -> None:
     net, _ = create_backbone(name, 1)
     sides: list[int] = []

@@ -38,6 +38,11 @@ OURS: dict[str, Callable[[int], nn.Module]] = {
     "wrn_28_2": partial(WideResNet, depth=28, width=2),
     "wrn_28_8": partial(WideResNet, depth=28, width=8),
     "wrn_37_2": partial(WideResNet, depth=37, width=2, groups=4),
+    # What re-implementations of FixMatch have instead: kekmodel's the next two, TorchSSL on STL-10 the last.
+    "wrn_28_2_raw": partial(WideResNet, depth=28, width=2, raw=True, eps=1e-5),
+    "wrn_28_8_raw": partial(WideResNet, depth=28, width=8, raw=True, eps=1e-5),
+    "wrn_37_2_s2": partial(WideResNet, depth=37, width=2, groups=4, first_stride=2),
+    "wrn_37_2_raw_s2": partial(WideResNet, depth=37, width=2, groups=4, raw=True, first_stride=2),
     "resnet18_cifar": partial(_cifar_resnet, name="resnet18"),
     "resnet34_cifar": partial(_cifar_resnet, name="resnet34"),
     "resnet50_cifar": partial(_cifar_resnet, name="resnet50"),

@@ -1,5 +1,6 @@
 """MixMatch's pieces against loops over samples and scipy's Beta distribution; its step by hand."""
 
+import copy
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -232,18 +233,33 @@ def test_no_gradient_flows_through_the_guess(monkeypatch: pytest.MonkeyPatch) ->
     passes: list[tuple[int, bool]] = []
     model.model.encoder.register_forward_hook(lambda _m, x, out: passes.append((len(x[0]), out.requires_grad)))
     model.training_step(BATCHES, 0).backward()
-    assert passes == [(18, False), (22, True)]
+    assert passes == [(6, False)] * 3 + [(22, True)], "a pass for each view, one for all mixed images"
+
+
+def test_each_view_is_guessed_apart_from_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batch norm normalises each view by itself, as in the published code: a dark view does not change a bright one."""
+    model, _ = build(monkeypatch, "small_w16")
+    bright, dark = torch.rand(6, 1, 8, 8), torch.rand(6, 1, 8, 8) / 4
+    with torch.no_grad():
+        apart = torch.stack([copy.deepcopy(model).model(view) for view in (bright, dark)])
+        joint = model.model(torch.cat([bright, dark])).view(2, 6, 3)
+    guess = model._guess([bright, dark])
+    expected = torch.tensor(slow_guess(apart.double(), 0.5), dtype=torch.float64)
+    torch.testing.assert_close(guess.double(), expected, atol=1e-5, rtol=0)
+    assert (guess - guessed_labels(joint, temperature=0.5)).abs().max() > 0.01
 
 
 def test_guesses_leave_the_statistics_of_batch_norm_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are those of the mixed images alone, yet the guess is made with those of its batch."""
+    """They are those of the mixed images alone, yet the guess is made with those of its batch, view by view."""
     model, _ = build(monkeypatch, "small_w16")
     seen: list[tuple[Tensor, Tensor]] = []
     norm = model.model.encoder.net.stem[1]
     norm.register_forward_hook(lambda m, x, out: seen.append((x[0].detach().clone(), out.detach().clone())))
     model.training_step(BATCHES, 0)
-    (first, normalised), (second, _) = seen
-    torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)
-    assert not torch.allclose(first.mean((0, 2, 3)), second.mean((0, 2, 3)))
+    *views, (second, _) = seen
+    assert len(views) == 3
+    for _, normalised in views:
+        torch.testing.assert_close(normalised.mean((0, 2, 3)), torch.zeros(16), atol=1e-5, rtol=0)
+    assert not torch.allclose(views[0][0].mean((0, 2, 3)), second.mean((0, 2, 3)))
     torch.testing.assert_close(norm.running_mean, 0.1 * second.mean((0, 2, 3)))
     assert int(norm.num_batches_tracked) == 1

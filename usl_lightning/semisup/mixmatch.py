@@ -90,9 +90,10 @@ class MixMatch(SemiSupervisedModule):
     """Guessed labels of several weak views, mixed with the labelled images and with each other.
 
     As in the published code: each sample has a mixing weight of its own, the partners come from the whole global batch,
-    and the guesses, made by the online network in training mode, leave the running statistics of batch norm alone. Not
-    as there: the mixed images take one forward pass (there one for each group, after the groups have exchanged parts so
-    that each has both kinds), so batch norm sees all of them at once, and so do its running statistics.
+    and the guesses, made by the online network in training mode with a pass for each view, leave the running statistics
+    of batch norm alone. Not as there: the mixed images take one forward pass (there one for each group, after the
+    groups have exchanged parts so that each has both kinds), so batch norm sees all of them at once, and so do its
+    running statistics.
 
     Args:
         image: channels, size, statistics and classes of the images; the command line takes it from the data.
@@ -116,6 +117,8 @@ class MixMatch(SemiSupervisedModule):
         "unlabelled_weight": at_least(0),
         "ramp_steps": whole(0),
     }
+
+    revision: int = 2
 
     def __init__(
         self,
@@ -165,10 +168,13 @@ class MixMatch(SemiSupervisedModule):
 
     @torch.no_grad()
     def _guess(self, views: list[Tensor]) -> Tensor:
-        """Label distributions [n, classes] of unlabelled images from their views, each [n, c, h, w]."""
+        """Label distributions [n, classes] of unlabelled images from their views, each [n, c, h, w].
+
+        Each view has a pass of its own, so that batch norm normalises it apart from the others.
+        """
         with _kept_statistics(self.model):
-            logits = full_precision(self.model(torch.cat(views)))
-        return guessed_labels(logits.view(len(views), -1, self.image.num_classes), temperature=self.temperature)
+            logits = torch.stack([full_precision(self.model(view)) for view in views])
+        return guessed_labels(logits, temperature=self.temperature)
 
 
 def partners_of(groups: list[Tensor], keys: list[Key]) -> Tensor:

@@ -192,6 +192,7 @@ def test_the_ring_keeps_the_newest_rows(size: int, writes: list[int]) -> None:
         newest = stream[-size:]
         assert sorted(ring.rows.tolist())[-len(newest) :] == sorted(newest)
         assert bool(ring.full()) == (len(stream) >= size)
+        assert bool(ring.full(before=n)) == (len(stream) - n >= size)
         torch.testing.assert_close(ring.mean(), torch.tensor(newest).mean(0))
     assert ring.state_dict().keys() == {"rows", "written"}
 
@@ -236,7 +237,11 @@ def comatch(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[CoMatch, d
 
 
 def test_six_steps_are_algorithm_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Alignment and bank against lists that grow; the bank of 26 is full after two batches of 3 + 10."""
+    """Alignment and bank against lists that grow; the bank of 26 is full after two batches of 3 + 10.
+
+    The published code smooths from `it > queue_batch` on, `it` from 0: here the fourth step, though a full bank meets
+    the third.
+    """
     model, logged = comatch(monkeypatch)
     history: list[list[float]] = []
     bank: list[tuple[list[float], list[float]]] = []
@@ -263,7 +268,7 @@ def test_six_steps_are_algorithm_1(monkeypatch: pytest.MonkeyPatch) -> None:
         probs = weak.softmax(1).tolist()
         history = [*history, [sum(column) / 10 for column in zip(*probs, strict=True)]][-3:]
         aligned = slow_align(probs, [sum(column) / len(history) for column in zip(*history, strict=True)])
-        targets = slow_smooth(aligned, z_weak.tolist(), bank, 0.9, 0.2) if len(bank) == 26 else aligned
+        targets = slow_smooth(aligned, z_weak.tolist(), bank, 0.9, 0.2) if step > 2 else aligned
         one_hot = [[float(c == label) for c in range(3)] for label in (0, 1, 2)]
         entries = zip([*z_weak.tolist(), *z_x.tolist()], [*aligned, *one_hot], strict=True)
         bank = [*bank, *entries][-26:]
@@ -284,7 +289,7 @@ def test_six_steps_are_algorithm_1(monkeypatch: pytest.MonkeyPatch) -> None:
         moved.append(max(abs(a - b) for s, t in zip(aligned, targets, strict=True) for a, b in zip(s, t, strict=True)))
     assert 0 < sum(masks) < 60, "some guesses are confident, some not"
     assert 0 < sum(neighbors) < 6 * 9, "some images are connected, some not"
-    assert [m > 0.01 for m in moved] == [False, False, True, True, True, True]
+    assert [m > 0.01 for m in moved] == [False, False, False, True, True, True]
 
 
 def test_pseudo_labels_carry_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

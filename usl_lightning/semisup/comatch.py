@@ -121,9 +121,9 @@ class Ring(nn.Module):
         """Mean of the rows there are, [width]."""
         return self.rows.sum(0) / self.written.clamp(1, len(self.rows))
 
-    def full(self) -> Tensor:
-        """Whether every row has been written, bool []."""
-        return self.written >= len(self.rows)
+    def full(self, before: int = 0) -> Tensor:
+        """Whether every row has been written, and was so `before` writes of a row ago; bool []."""
+        return self.written - before >= len(self.rows)
 
 
 class CoMatch(SemiSupervisedModule):
@@ -144,7 +144,7 @@ class CoMatch(SemiSupervisedModule):
         temperature: of the similarities of embeddings.
         smoothing: share of a pseudo-label that comes from similar images; α = 1 − smoothing.
         bank_size: images the pseudo-labels are smoothed over; labelled and unlabelled, the newest. Published: 5
-            batches of B + μB.
+            batches of B + μB, and smoothing from the 7th step on, the second with a full bank.
         aligned_batches: batches over which predictions are averaged for the distribution alignment.
         embedding_dim: of the projection head, whose hidden layer is as wide as the features.
         unlabelled_weight: λ_u, the weight of the unlabelled loss.
@@ -164,6 +164,7 @@ class CoMatch(SemiSupervisedModule):
         "unlabelled_weight": at_least(0),
         "contrastive_weight": at_least(0),
     }
+    revision: int = 2
 
     def __init__(
         self,
@@ -233,7 +234,9 @@ class CoMatch(SemiSupervisedModule):
 
     @torch.no_grad()
     def pseudo_labels(self, weak_logits: Tensor, z_weak: Tensor, labels: Tensor, z_labelled: Tensor) -> Tensor:
-        """Aligned and, once the bank is full, smoothed predictions [n, c]; then they join history and bank.
+        """Aligned and, from the step after the first with a full bank, smoothed predictions [n, c].
+
+        Then they join history and bank.
 
         Args:
             weak_logits, z_weak: logits [n, c] and embeddings [n, d] of the unlabelled images of the global batch.
@@ -250,7 +253,8 @@ class CoMatch(SemiSupervisedModule):
             weight=1 - self.smoothing,
             temperature=self.temperature,
         )
-        targets = torch.where(self.bank_probs.full(), smoothed, aligned)
+        # As in the published code, which waits a batch longer than the bank needs to be full.
+        targets = torch.where(self.bank_probs.full(before=len(probs) + len(labels)), smoothed, aligned)
         self.bank_probs.write(torch.cat([aligned, F.one_hot(labels, probs.shape[1])]))
         self.bank_embeddings.write(torch.cat([z_weak, z_labelled]))
         return targets

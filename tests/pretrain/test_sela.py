@@ -1,5 +1,6 @@
 """SeLa's loss, schedule and labels against slow versions; its steps by hand; label transfer."""
 
+import inspect
 import json
 import math
 from pathlib import Path
@@ -93,6 +94,23 @@ def test_schedules_are_what_they_are_called() -> None:
     np.testing.assert_allclose(log[1:] / log[:-1], m ** (1 / m), rtol=0.01)
     assert reassignment_steps(100, 1, "log") == (0,)
     assert reassignment_steps(16, 4, "quadratic") == (0, 1, 4, 9)
+
+
+def test_the_default_schedule_is_the_published_codes() -> None:
+    """Its times in images are `(epochs + 1.01)·N·linspace(0, 1, nopts)²` in a run of epochs + 1 epochs."""
+    epochs, images, batch, nopts = 99, 1000, 10, 41
+    times = ((epochs + 1.01) * images * np.linspace(0, 1, nopts) ** 2).tolist()
+    due, published = list(times), []
+    for step in range((epochs + 1) * images // batch):
+        if due and step * batch >= due[0]:
+            due.pop(0)
+            published.append(step)
+    schedule = inspect.signature(SeLa).parameters["schedule"].default
+    ours = reassignment_steps((epochs + 1) * images // batch, len(published), schedule)
+    assert len(published) == nopts - 1
+    np.testing.assert_allclose(ours, published, atol=2)
+    for other in ("log", "linear"):
+        assert np.abs(np.subtract(reassignment_steps(10_000, len(published), other), published)).max() > 1000
 
 
 def test_label_entropy_in_closed_form() -> None:

@@ -58,8 +58,10 @@ def reassignment_steps(max_steps: int, count: int, schedule: Schedule) -> tuple[
 
     The i-th, i = 0 … count - 1, is at this share u of the training, or a step after the one before:
         log: (count^(i/count) − 1) / (count − 1), so that the pauses grow by the same factor from one to the next
-            ("a logarithmic distribution", appendix A.1; the text leaves the base open).
-        quadratic: (i/count)², the published code for ImageNet.
+            (another reading of "a logarithmic distribution", appendix A.1).
+        quadratic: (i/count)², the published code for ImageNet, which calls it exponential; the paper's text seen from
+            the other side, as the share of the training at which the i-th comes. (Its `nopts` counts one more, which
+            would come after the end.)
         linear: i/count, the published code for CIFAR.
 
     Args:
@@ -116,7 +118,7 @@ class SeLa(PretrainModule):
         power: λ of Sinkhorn-Knopp; 25 in the paper, 10 for small sets.
         tolerance: where Sinkhorn-Knopp ends, see `sinkhorn_labels`; 0.1 in the published code, 0.01 for small sets.
         reassignments: how often the labels are reassigned during the training; 0 keeps the first ones.
-        schedule: when: "log", "quadratic" or "linear", see `reassignment_steps`.
+        schedule: when: "quadratic", "linear" or "log", see `reassignment_steps`.
         labels_file: labels to start from and to keep ("label transfer", §4.3): the `self_labels.npy` of another
             run on the same images with the same heads and clusters. `reassignments` then does not apply.
         init_from: checkpoint of an earlier stage whose encoder to start from.
@@ -131,6 +133,7 @@ class SeLa(PretrainModule):
         "tolerance": above(0),
         "reassignments": whole(0),
     }
+    revision: int = 2
 
     labels: Tensor
     reassigned: Tensor
@@ -148,7 +151,7 @@ class SeLa(PretrainModule):
         power: float = 25.0,
         tolerance: float = 0.1,
         reassignments: int = 80,
-        schedule: Schedule = "log",
+        schedule: Schedule = "quadratic",
         labels_file: str | None = None,
         init_from: str | None = None,
         knn_k: int = 200,

@@ -99,6 +99,34 @@ def test_linear_means_frozen(tmp_path: Path, kept: int, monkeypatch: pytest.Monk
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_what_is_frozen_may_be_in_training_mode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the USL paper's code: the batch normalises, the running statistics move, of the weights only the last."""
+    stage_1(tmp_path / "a.ckpt")
+    model = finetune(tmp_path / "a.ckpt", tuned="linear", train_mode_frozen=True)
+    model.setup("fit")
+    monkeypatch.setattr(model, "log_dict", lambda *_, **__: None)
+    model.eval()
+    model.train()
+    norm = next(m for m in model.model.modules() if isinstance(m, nn.BatchNorm2d))
+    seen: list[tuple[Tensor, Tensor]] = []
+    norm.register_forward_hook(lambda _m, x, out: seen.append((x[0].clone(), out.clone())))
+    inputs: list[Tensor] = []
+    model.model.head.register_forward_pre_hook(lambda _m, x: inputs.append(x[0]))
+    before, running = copy.deepcopy(model.state_dict()), norm.running_mean.clone()  # type: ignore[union-attr]
+    batch = Batch(images(8), torch.arange(8), torch.arange(8), Key.of(0, slots=torch.arange(8)))
+    model.training_step(batch, 0).backward()
+    x, out = seen[0]
+    torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(out.shape[1]), atol=1e-5, rtol=0)
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, 0.9 * running + 0.1 * x.mean((0, 2, 3)))
+    assert not inputs[0].requires_grad
+    moved = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all("running" in name or "num_batches" in name for name in moved)
+    trained = [name for name, p in model.model.named_parameters() if p.requires_grad]
+    assert trained == ["head.weight", "head.bias"]
+
+
 def test_norms_that_are_replaced_stay_frozen(tmp_path: Path) -> None:
     """As Lightning does on several GPUs, after the model is made."""
     stage_1(tmp_path / "a.ckpt")

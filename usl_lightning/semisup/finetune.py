@@ -75,8 +75,10 @@ class FineTune(SemiSupervisedModule):
         backbone: name of the network; that of the checkpoint.
         pretrained: start from published weights of the backbone instead of a checkpoint.
         init_from: checkpoint of stage 1 (or of USL-T) to start from; without it, `pretrained` must be set.
-        tuned: `all` weights, or `linear`: only the last layer is trained, all before it is frozen, in evaluation mode
-            (batch norm with its running statistics) and without gradient.
+        tuned: `all` weights, or `linear`: only the last layer is trained, all before it is frozen: without gradient, in
+            evaluation mode (batch norm with its running statistics).
+        train_mode_frozen: what is frozen is in training mode all the same, as in the USL paper's code: batch norm
+            normalises with the batch and moves its running statistics.
         projection_layers_kept: layers of the projection head that stay, at most all but its last; published: 1 of 3
             with few labels, 0 with all labels.
         hidden_dim: width of these layers; that of the checkpoint.
@@ -95,13 +97,14 @@ class FineTune(SemiSupervisedModule):
         pretrained: bool = False,
         init_from: str | None = None,
         tuned: Literal["all", "linear"] = "all",
+        train_mode_frozen: bool = False,
         projection_layers_kept: int = 0,
         hidden_dim: int = 512,
         projection_norm: bool = True,
         ema_decay: float = 0.0,
     ) -> None:
         super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
-        self.view, self.tuned, self.pretrained = view, tuned, pretrained
+        self.view, self.tuned, self.train_mode_frozen, self.pretrained = view, tuned, train_mode_frozen, pretrained
         encoder = self.model.encoder
         self.model.head = classifier_head(
             encoder.feature_dim, hidden_dim, image.num_classes, layers=projection_layers_kept, norm=projection_norm
@@ -113,9 +116,9 @@ class FineTune(SemiSupervisedModule):
         self.train()
 
     def train(self, mode: bool = True) -> "FineTune":
-        """Training mode for all but what is frozen."""
+        """Training mode; what is frozen stays in evaluation mode, unless `train_mode_frozen`."""
         super().train(mode)
-        if self.tuned == "linear":
+        if self.tuned == "linear" and not self.train_mode_frozen:
             for part in self._before_last():
                 part.eval()
         return self

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from training import train
 
+from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, PairBatch
@@ -25,6 +26,7 @@ from usl_lightning.features.neighbor_data import NeighborData
 from usl_lightning.models.cluster_heads import ClusterHeads, Reassignment, load_heads, reassign, update_sizes
 from usl_lightning.models.encoder import init_encoder, load_encoder
 from usl_lightning.selection.uslt import USLTTraining, global_loss, local_loss
+from usl_lightning.stage.words import StageCommand
 from usl_lightning.vectors.neighbors import knn
 
 GREY = ImageSpec(1, 8, 8, (0.3,), (0.2,), ("a", "b", "c"), count=60)
@@ -290,6 +292,18 @@ def test_what_is_handed_on(tmp_path: Path) -> None:
     heads = load_heads(path)
     assert (len(heads), heads.clusters, heads.cosine_scale) == (3, 10, None)
     assert torch.equal(heads.layers[2].weight, state["heads.layers.2.weight"])
+
+
+def test_the_neighbours_of_its_monitor_can_be_told(tmp_path: Path) -> None:
+    model = USLTTraining(GREY, Weak(), Optimization(), 4, "small_nf", knn_k=3)
+    assert (model.knn_k, USLTTraining(GREY, Weak(), Optimization(), 4, "small_nf").knn_k) == (3, 200)
+    with pytest.raises(UslError, match="knn_k: 0 is out of range; expected 1 or more"):
+        USLTTraining(GREY, Weak(), Optimization(), 4, "small_nf", knn_k=0)
+    for dataset in ("digits", "fashion_mnist"):
+        flat = StageCommand("fit", [find_config(f"{dataset}_uslt.yaml")], {"model.knn_k": "7"}).flat()
+        assert flat["model.knn_k"] == 7
+        own = StageCommand("fit", [find_config(f"{dataset}_uslt.yaml")]).flat()
+        assert own["model.knn_k"] == StageCommand("fit", [find_config(f"{dataset}_simclr.yaml")]).flat()["model.knn_k"]
 
 
 def test_more_clusters_than_images_are_refused(tmp_path: Path) -> None:

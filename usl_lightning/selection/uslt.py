@@ -74,6 +74,7 @@ def global_loss(
     threshold: float,
     reweight: bool = True,
     reduction: Reduction = "weights",
+    renormalize: bool = False,
 ) -> Tensor:
     """Learnable k-means: an image belongs to its own most likely cluster, once that is sure (Eq. 8-10).
 
@@ -85,6 +86,8 @@ def global_loss(
         reweight: weigh an image by the inverse frequency of its cluster among those that count, n / n_cluster;
             otherwise by 1.
         reduction: divide the weighted sum by the sum of the weights, or by the size of the batch, b (Eq. 10).
+        renormalize: scale the weights of those that count to a mean of 1, as on ImageNet-100; it matters to the
+            reduction "batch" alone.
 
     Returns:
         The loss, a scalar in float32 or better; 0, with a graph, if no image counts.
@@ -98,6 +101,8 @@ def global_loss(
         if reweight:
             counts = anchor.new_zeros(anchor.shape[1]).index_add_(0, clusters, weights)
             weights = weights * (weights.sum() / counts[clusters].clamp(min=1))
+            if renormalize:
+                weights = weights / (counts > 0).sum().clamp(min=1)  # the clusters, which count the same
         total = (weights * F.cross_entropy(anchor, clusters, reduction="none")).sum()
         return total / (len(anchor) if reduction == "batch" else weights.sum().clamp(min=1))
 
@@ -124,12 +129,13 @@ class USLTTraining(PretrainModule):
         momentum: weight of the old value in the moving average z̄.
         local_weight: λ, weight of the local loss.
         threshold: τ of the global loss.
-        reweight, reduction: of the global loss.
+        reweight, reduction, renormalize: of the global loss.
         cosine_scale: heads of scaled cosines that start from the features of random images; None: linear layers.
         frozen: keep the encoder as it is, batch-norm statistics too.
         train_mode_targets: the passes without gradient (unaugmented image, neighbour) are in training mode and
             move the batch-norm statistics, as in the published code; False: in evaluation mode.
         reassignment: move nearly empty clusters onto the largest ones; None: never.
+        knn_k: neighbours of the kNN that a test measures the features by.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -163,16 +169,19 @@ class USLTTraining(PretrainModule):
         threshold: float = 0.95,
         reweight: bool = True,
         reduction: Reduction = "weights",
+        renormalize: bool = False,
         cosine_scale: float | None = None,
         frozen: bool = False,
         train_mode_targets: bool = True,
         reassignment: Reassignment | None = None,
+        knn_k: int = 200,
     ) -> None:
         encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder.requires_grad_(not frozen), optimizer, init_from=init_from)
+        super().__init__(encoder.requires_grad_(not frozen), optimizer, init_from=init_from, knn_k=knn_k)
         self.view, self.heads = view, ClusterHeads(encoder.feature_dim, clusters, heads, cosine_scale)
         self.adjustment, self.temperature, self.momentum = adjustment, temperature, momentum
-        self.local_weight, self.threshold, self.reweight, self.reduction = local_weight, threshold, reweight, reduction
+        self.local_weight, self.threshold = local_weight, threshold
+        self.reweight, self.reduction, self.renormalize = reweight, reduction, renormalize
         self.frozen, self.train_mode_targets, self.reassignment = frozen, train_mode_targets, reassignment
         self.images = image.count
         self.register_buffer("mean_prob", torch.full((heads, clusters), 1 / clusters))
@@ -244,6 +253,7 @@ class USLTTraining(PretrainModule):
                 threshold=self.threshold,
                 reweight=self.reweight,
                 reduction=self.reduction,
+                renormalize=self.renormalize,
             )
         loss = total_global + self.local_weight * total_local
         sure = self._count(target)

@@ -191,6 +191,51 @@ def test_headers_name_no_figure_without_its_source() -> None:
         assert "Measured here: " in header or name.startswith("folder_"), name
 
 
+def set_by(name: str, stage: str | None = None) -> dict[str, Any]:
+    """What a configuration sets, or a chain for one of its stages: dotted keys."""
+    path = find_config(name)
+    if stage is None:
+        return StageCommand("fit", [path]).flat()
+    found = next(one for one in Chain.read(path).stages if one.name == stage)
+    plain = {key: str(value) for key, value in found.set.items() if not REFERENCE.search(str(value))}
+    return StageCommand(found.command, [found.config], plain).flat()
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "width"),
+    [
+        ("cifar10_usl_fixmatch.yaml", "train", 2),
+        ("cifar10_uslt_fixmatch.yaml", "train", 2),
+        ("cifar100_fixmatch.yaml", None, 8),
+        ("bloodmnist_fixmatch.yaml", None, 2),
+    ],
+)
+def test_the_usl_papers_fixmatch_is_the_implementation_that_it_ran(name: str, stage: str | None, width: int) -> None:
+    """Its strong views, its network and its weight decay (appendix 6.12); FixMatch's own are in `cifar10_fixmatch`."""
+    flat = set_by(name, stage)
+    assert flat["model.strong.dialect"] == "fixmatch"
+    assert flat["model.backbone"] == f"wrn_28_{width}_raw"
+    assert flat["model.optimizer.weight_decay"] == 1e-3
+    own = set_by("cifar10_fixmatch.yaml")
+    assert own["model.backbone"] == "wrn_28_2"
+    assert own.get("model.strong.dialect", "default") == "default"
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "bloodmnist", "stl10"])
+def test_the_usl_papers_fine_tuning_has_its_codes_view_and_mode(dataset: str) -> None:
+    flat = set_by(f"{dataset}_simclrv2.yaml")
+    assert flat["model.tuned"] == "linear"
+    assert flat["model.train_mode_frozen"] is True
+    assert flat["model.view.class_path"] == "usl_lightning.data.views.MoCoV2View"
+    assert flat.get("model.view.blur", 0.5) == 0.5
+
+
+def test_imagenets_self_labels_are_reassigned_as_in_the_published_code() -> None:
+    for name in ("imagenet_sela.yaml", "imagenet100_sela.yaml"):
+        assert set_by(name)["model.schedule"] == "quadratic"
+    assert set_by("cifar10_sela.yaml")["model.schedule"] == "linear"
+
+
 def test_files_are_found_here_then_beside_then_among_the_shipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

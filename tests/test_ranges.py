@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import docstring_parser
+import numpy as np
 import pytest
 import yaml
 from torch import nn
@@ -36,15 +37,18 @@ from usl_lightning.base.ranges import (
     ranges_of,
     rising,
     whole,
+    whole_from,
     within,
 )
 from usl_lightning.cli import _mistake, main
 from usl_lightning.compare.spec import Comparison
 from usl_lightning.compute.optim import Optimization
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.views import Recipe, SimCLRView, Weak
 from usl_lightning.data.views.steps import Step
 from usl_lightning.models.ema import EMA
 from usl_lightning.pretrain.simclr import SimCLR
+from usl_lightning.selection.usl import USL
 from usl_lightning.semisup.fixmatch import FixMatch
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.parser import StageCLI
@@ -373,6 +377,27 @@ def test_a_chain_is_checked_whole_before_its_first_stage(more: list[str], capsys
     assert refused(capsys, *words) == "usl: stage train: model.threshold: nan is out of range; expected 0 to 1"
 
 
+@pytest.mark.parametrize(("clusters", "right"), [(39, False), (40, True), (42, True), (43, False), (177, False)])
+def test_a_range_may_begin_at_another_parameter(clusters: int, right: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Clusters of USL from the budget to a twentieth more: known before anything is computed."""
+    given = {"model.features": "here.npy", "model.budget": 40, "model.clusters": clusters}
+    Path("here.npy").write_bytes(b"")
+    stages = [{"name": "select", "command": "select", "config": "digits_usl.yaml", "set": given}]
+    Path("chain.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    line = f"model.clusters: {clusters} is out of range; expected 40 to 42 (budget to 5% more)"
+    words = ["select", "--config", "digits_usl.yaml", *(f"--{key}={value}" for key, value in given.items())]
+    if right:
+        check_parameters(StageCommand.parse("select", words[1:]))
+        main(["run", "chain.yaml", "--dry-run"])
+        return
+    assert refused(capsys, *words) == f"usl: --{line}"
+    for more in ([], ["--dry-run"]):
+        assert refused(capsys, "run", "chain.yaml", *more) == f"usl: stage select: {line}"
+    spec = ImageSpec(1, 8, 8, (0.5,), (0.5,))
+    with pytest.raises(UslError, match=rf"^USL\.clusters: {clusters} is out of range; expected 40 to 42 \("):
+        USL(spec, 40, clusters=clusters)
+
+
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "9" * 5000, "1.5", ".nan", "²", "true", "x"])
 def test_seeds(seed: str, capsys: pytest.CaptureFixture[str]) -> None:
     expected = "is no seed; expected a whole number from 0 to 4294967295"
@@ -391,6 +416,14 @@ def test_a_comparison_is_checked(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text(yaml.safe_dump({"data": {"dataset": "digits"}, "selectors": [entry], "budgets": [3]}))
     line = refused(capsys, "compare", "mine.yaml", "--features.backbone", "resnet18")
     assert line == "usl: mine.yaml: selectors: typiclust: k: 0 is out of range; expected 1 or more"
+    entry = {"class_path": "usl", "init_args": {"clusters": 20}}
+    given = {"data": {"dataset": "digits"}, "selectors": [entry], "budgets": [20, 10]}
+    Path("mine.yaml").write_text(yaml.safe_dump(given))
+    np.save("here.npy", np.ones((1437, 2), np.float32))
+    with pytest.raises(SystemExit):
+        main(["compare", "mine.yaml", "--features.features", "here.npy"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("USL.clusters: 20 is out of range; expected 10 (budget to 5% more)"), line
 
 
 # Classes of others ---------------------------------------------------------------------------------------
@@ -487,6 +520,10 @@ def test_a_class_with_ranges_is_like_any_other() -> None:
         (whole(1), "1 or more", [1, 2.0, LARGEST], [0, 1.5, LARGEST + 1, True]),
         (whole(1, odd=True), "an odd number, 1 or more", [1, 3], [2, 0, 1.5]),
         (one_of(1, 3), "1 or 3", [1, 3], [2, 0, math.nan, math.inf]),
+        (whole_from("budget", more=20), "budget to 5% more", [1, 40], [0, 1.5, LARGEST + 1]),
+        (whole_from("n", more=20).beside({"n": 40}), "40 to 42 (n to 5% more)", [40, 42], [39, 43, 40.5, True]),
+        (whole_from("n", more=2).beside({"n": 3}), "3 to 4 (n to 50% more)", [3, 4], [2, 5]),
+        (whole_from("n", more=20).beside({"n": None, "m": 3}), "n to 5% more", [1, 40], [0]),
         (SEED, "0 to 4294967295", [0, 2**32 - 1], [-1, 2**32, 10**5000]),
         (rising(above(0)), "above 0", [(0.1, 0.1), [1, 2]], [(2, 1), (0, 1), [3, 2.5]]),
     ],

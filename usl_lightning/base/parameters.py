@@ -98,6 +98,10 @@ class Kind:
     choices: tuple[str, ...] = ()
     range: Range | None = None
 
+    def beside(self, values: Mapping[str, Any]) -> "Kind":
+        """The kind once the class's other parameters are known: some ranges depend on them."""
+        return self if self.range is None else replace(self, range=self.range.beside(values))
+
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value of this kind, as far as can be told without the class; None: nothing."""
         if value is None:
@@ -192,7 +196,7 @@ def _wrong(value: Any, kind: Kind, path: str) -> Iterator[tuple[str, str, list[s
             if key not in known:
                 yield f"{path}.{key}", f"unknown key '{key}'", sorted({*known} - FROM_ELSEWHERE)
             else:
-                yield from _wrong(item, known[key], f"{path}.{key}")
+                yield from _wrong(item, known[key].beside(arguments), f"{path}.{key}")
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for number, item in enumerate(value):
             yield from _wrong(item, UNKNOWN, f"{path}[{number}]")

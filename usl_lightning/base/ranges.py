@@ -35,6 +35,9 @@ class Range:
         infinite: infinity belongs to it.
         rising: no entry is below the one before.
         only: these numbers and no others.
+        of: another parameter of the class, a whole number, which is the low end in truth; `low` holds where that is not
+            known. "" is none.
+        more: the high end is then a part in so many above it.
     """
 
     low: float = -math.inf
@@ -46,6 +49,19 @@ class Range:
     infinite: bool = False
     rising: bool = False
     only: tuple[float, ...] = ()
+    of: str = ""
+    more: int = 1
+
+    def beside(self, values: Mapping[str, Any]) -> "Range":
+        """The range once the class's other parameters are known.
+
+        Args:
+            values: parameter -> value.
+        """
+        base = values.get(self.of)
+        if not isinstance(base, int) or isinstance(base, bool):
+            return self
+        return replace(self, low=max(self.low, base), high=base + base // self.more)
 
     def problem(self, value: object) -> str | None:
         """What is wrong with a value, in words that follow its name and a colon; None: nothing.
@@ -87,6 +103,10 @@ class Range:
         """The range in words, such as `0 to 1`, `above 0`, `1 or more`."""
         if self.only:
             return " or ".join(map(str, self.only))
+        if self.of:
+            words = f"{self.of} to {100 / self.more:g}% more"
+            ends = dict.fromkeys(map(_short, (self.low, self.high)))
+            return words if self.high == math.inf else f"{' to '.join(ends)} ({words})"
         low, high = _short(self.low), _short(self.high)
         below = f"at most {high}" if self.includes_high else f"below {high}"
         if self.high == math.inf:
@@ -122,6 +142,11 @@ def whole(low: int, *, up_to: float = math.inf, odd: bool = False) -> Range:
     return Range(low, up_to, whole=True, odd=odd)
 
 
+def whole_from(of: str, *, more: int) -> Range:
+    """Whole numbers from another parameter of the class on, a part in `more` above it being the last."""
+    return Range(1, whole=True, of=of, more=more)
+
+
 def one_of(*numbers: float) -> Range:
     """These numbers and no others."""
     return Range(only=numbers)
@@ -155,7 +180,7 @@ def check(owner: type, values: Mapping[str, Any]) -> None:
         UslError: names class, parameter, value and range.
     """
     for name, allowed in ranges_of(owner).items():
-        problem = allowed.problem(values.get(name))
+        problem = allowed.beside(values).problem(values.get(name))
         if problem is not None:
             raise UslError(f"{owner.__name__}.{name}: {problem}")
 

@@ -72,7 +72,8 @@ def compare(comparison: Comparison) -> list[Cell]:
     image = data.spec
     _check(comparison, data)
     for entry in comparison.selectors:
-        build_selector(entry, image, comparison.budgets[0], f"{comparison.path}: selectors: {entry.name}")
+        for budget in comparison.budgets:
+            build_selector(entry, image, budget, f"{comparison.path}: selectors: {entry.name}")
     features = choose(_trainer(), Coreset(image=image, budget=1, **comparison.features), data).evidence
     ground = _Ground(data, image, features, _about(data, features))
     cells = []

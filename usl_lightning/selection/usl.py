@@ -10,7 +10,7 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.progress import progress
-from usl_lightning.base.ranges import Ranges, at_least, whole, within
+from usl_lightning.base.ranges import Ranges, at_least, whole, whole_from, within
 from usl_lightning.compute.device import chunks
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.selector import Selector
@@ -296,7 +296,7 @@ class USL(Selector):
     """
 
     ranges: ClassVar[Ranges] = {
-        "clusters": whole(1),
+        "clusters": whole_from("budget", more=20),
         "k": whole(1),
         "weight": at_least(0),
         "alpha": within(0, 20),

@@ -14,10 +14,9 @@ from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import FixMatchStrong, SmallGreyView, Weak
+from usl_lightning.models.guesses import Ring, align
 from usl_lightning.semisup.comatch import (
     CoMatch,
-    Ring,
-    align,
     confident_cross_entropy,
     graph_contrastive_loss,
     pseudo_label_graph,
@@ -105,6 +104,14 @@ def assert_rows(got: Tensor, expected: list[list[float]]) -> None:
 def test_alignment(n: int, c: int, seed: int) -> None:
     probs, mean = distributions(n, c, seed), distributions(1, c, seed + 1)[0]
     assert_rows(align(probs, mean), slow_align(probs.tolist(), mean.tolist()))
+
+
+def test_alignment_with_shares_of_the_classes() -> None:
+    """Each class first divided by how often it is predicted, then multiplied by how often it is to be (ReMixMatch)."""
+    probs, mean, target = torch.tensor([[0.6, 0.4]]), torch.tensor([0.8, 0.2]), torch.tensor([0.75, 0.25])
+    ratios = [0.6 / 0.8 * 0.75, 0.4 / 0.2 * 0.25]
+    assert align(probs, mean, target)[0].tolist() == pytest.approx([ratio / sum(ratios) for ratio in ratios])
+    assert torch.allclose(align(probs, mean, torch.full((2,), 0.5)), align(probs, mean))
 
 
 def test_alignment_makes_a_biased_batch_fair_and_survives_a_class_nobody_predicts() -> None:

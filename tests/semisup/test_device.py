@@ -13,8 +13,10 @@ from usl_lightning.data.views import CoMatchStrong, FixMatchStrong, Weak, pixels
 from usl_lightning.semisup.comatch import CoMatch
 from usl_lightning.semisup.fixmatch import FixMatch
 from usl_lightning.semisup.flexmatch import FlexMatch
+from usl_lightning.semisup.freematch import FreeMatch
 from usl_lightning.semisup.mixmatch import MixMatch
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.softmatch import SoftMatch
 
 METHODS: dict[str, Callable[[ImageSpec, str], SemiSupervisedModule]] = {
     "fixmatch": lambda image, net: FixMatch(image, Weak(), FixMatchStrong(), Optimization(), net, threshold=0.2),
@@ -23,6 +25,8 @@ METHODS: dict[str, Callable[[ImageSpec, str], SemiSupervisedModule]] = {
         image, Weak(), FixMatchStrong("comatch"), CoMatchStrong(), Optimization(), net, bank_size=20, threshold=0.2
     ),
     "mixmatch": lambda image, net: MixMatch(image, Weak(), Optimization(), net, ramp_steps=4),
+    "freematch": lambda image, net: FreeMatch(image, Weak(), FixMatchStrong(), Optimization(), net),
+    "softmatch": lambda image, net: SoftMatch(image, Weak(), FixMatchStrong(), Optimization(), net),
 }
 
 

@@ -12,20 +12,13 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from usl_lightning.compute.optim import Optimization
+from usl_lightning.compute.optim import Optimization, ramp_up
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import Weak
-from usl_lightning.semisup import mixmatch
-from usl_lightning.semisup.mixmatch import (
-    MixMatch,
-    guessed_labels,
-    mix,
-    mix_weights,
-    mixmatch_losses,
-    partners_of,
-    ramp_up,
-)
+from usl_lightning.models import mixing
+from usl_lightning.models.mixing import mix, mix_weights, partners_of
+from usl_lightning.semisup.mixmatch import MixMatch, guessed_labels, mixmatch_losses
 
 SHAPES = st.tuples(st.integers(1, 8), st.integers(2, 6))
 
@@ -130,7 +123,7 @@ def test_processes_share_the_order_of_the_global_batch(monkeypatch: pytest.Monke
         own = [slice(0, 4), slice(0, 8)] if rank == 0 else [slice(4, 8), slice(8, 16)]
         parts = [group[rows] for group, rows in zip(groups, own, strict=True)]
         full = {int(part[0]): group for part, group in zip(parts, groups, strict=True)}
-        monkeypatch.setattr(mixmatch, "gather", lambda part, full=full: full[int(part[0])])
+        monkeypatch.setattr(mixing, "gather", lambda part, full=full: full[int(part[0])])
         partners = partners_of(parts, [k[rows] for k, rows in zip(keys, own, strict=True)])
         expected = torch.cat([group[rows] for group, rows in zip(whole, own, strict=True)])
         assert torch.equal(partners, expected)

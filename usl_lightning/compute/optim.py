@@ -33,6 +33,16 @@ def lr_factor(step: int, max_steps: int, *, schedule: Schedule, warmup_steps: in
     return 1.0
 
 
+def ramp_up(step: int, length: int) -> float:
+    """The share of a loss's weight at `step` (0-based): linear from 0 to 1 over `length` steps, 1 from there on."""
+    return min(1.0, step / length) if length else 1.0
+
+
+def sigmoid_ramp_up(step: int, length: int) -> float:
+    """The same along exp(−5(1 − t)²), t from 0 to 1 over `length` steps (Laine & Aila, 2017): it begins at 0.0067."""
+    return math.exp(-5 * (1 - ramp_up(step, length)) ** 2)
+
+
 @dataclass(frozen=True)
 class Optimization:
     """How the weights are updated.

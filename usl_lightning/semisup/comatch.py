@@ -11,21 +11,8 @@ from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
+from usl_lightning.models.guesses import Ring, align
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
-
-
-def align(probs: Tensor, mean: Tensor) -> Tensor:
-    """Distribution alignment: divide by the mean prediction and normalise (§3.2).
-
-    Args:
-        probs: [n, c], each row a distribution.
-        mean: [c], the mean prediction of the last batches.
-
-    Returns:
-        [n, c], each row a distribution.
-    """
-    aligned = probs / mean.clamp(min=torch.finfo(mean.dtype).tiny)
-    return aligned / aligned.sum(1, keepdim=True)
 
 
 def smooth(
@@ -91,39 +78,6 @@ def confident_cross_entropy(logits: Tensor, targets: Tensor, *, threshold: float
     mask = targets.max(1).values >= threshold
     losses = F.cross_entropy(logits, targets, reduction="none")
     return (losses * mask).mean(), mask
-
-
-class Ring(nn.Module):
-    """The newest rows of a stream, in the state dict.
-
-    Args:
-        size: rows kept.
-        width: their length.
-    """
-
-    rows: Tensor
-    written: Tensor
-
-    def __init__(self, size: int, width: int) -> None:
-        super().__init__()
-        self.register_buffer("rows", torch.zeros(size, width))
-        self.register_buffer("written", torch.zeros((), dtype=torch.long))
-
-    def write(self, rows: Tensor) -> None:
-        """Add rows [n, width], the oldest first, in place of the oldest."""
-        size, kept = len(self.rows), rows[-len(self.rows) :]
-        first = self.written + len(rows) - len(kept)
-        places = (first + torch.arange(len(kept), device=rows.device)) % size
-        self.rows.index_copy_(0, places, kept.to(self.rows.dtype))
-        self.written += len(rows)
-
-    def mean(self) -> Tensor:
-        """Mean of the rows there are, [width]."""
-        return self.rows.sum(0) / self.written.clamp(1, len(self.rows))
-
-    def full(self, before: int = 0) -> Tensor:
-        """Whether every row has been written, and was so `before` writes of a row ago; bool []."""
-        return self.written - before >= len(self.rows)
 
 
 class CoMatch(SemiSupervisedModule):

@@ -1,9 +1,5 @@
 """MixMatch: A Holistic Approach to Semi-Supervised Learning (Berthelot et al., 2019)."""
 
-import itertools
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -11,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.ranges import Ranges, above, at_least, whole
-from usl_lightning.compute.batch_norm import batch_norms
+from usl_lightning.compute.batch_norm import kept_statistics
 from usl_lightning.compute.device import full_precision
-from usl_lightning.compute.distributed import gather
-from usl_lightning.compute.optim import Optimization
+from usl_lightning.compute.optim import Optimization, ramp_up
 from usl_lightning.data.batch import ImageSpec, SemiBatch
-from usl_lightning.data.keys import Key
+from usl_lightning.models.guesses import sharpened, squared_difference
+from usl_lightning.models.mixing import mix, mix_weights, partners_of
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 
 
@@ -30,38 +26,7 @@ def guessed_labels(logits: Tensor, *, temperature: float) -> Tensor:
     Returns:
         Distributions [n, classes]: p̄^(1/T), normalised. No gradient.
     """
-    mean = logits.detach().softmax(-1).mean(0)
-    return (mean.log() / temperature).softmax(-1)
-
-
-def mix_weights(key: Key, *, alpha: float) -> Tensor:
-    """max(λ, 1 − λ) with λ ~ Beta(α, α), for each sample one of its own (Eqs. 8 and 9).
-
-    From two uniform numbers u and v: t = √(2α·(u^(−1/α) − 1))·cos 2πv has Student's distribution of 2α degrees of
-    freedom (Bailey, 1994), and ½ + ½·t/√(2α + t²) is Beta(α, α) (Devroye, 1996, "in one line of code"). The sign of t
-    does not matter here.
-
-    Args:
-        key: of b samples.
-        alpha: α, above 0; 0.75 as published.
-
-    Returns:
-        float32 [b], in [½, 1].
-    """
-    u, v = key.uniform(2).unbind(1)
-    square = ((1 - u).pow(-1 / alpha) - 1) * (2 * math.pi * v).cos().square()  # t²/2α; 1 − u is never 0
-    return 0.5 + 0.5 / (1 + 1 / square).sqrt()
-
-
-def mix(own: Tensor, partners: Tensor, weights: Tensor) -> Tensor:
-    """λ'·own + (1 − λ')·partner (Eqs. 10 and 11).
-
-    Args:
-        own, partners: [b, …], images or label distributions.
-        weights: λ' [b].
-    """
-    weights = weights.view(-1, *[1] * (own.dim() - 1)).to(own.dtype)
-    return weights * own + (1 - weights) * partners
+    return sharpened(logits.detach().softmax(-1).mean(0), temperature=temperature)
 
 
 def mixmatch_losses(
@@ -78,12 +43,7 @@ def mixmatch_losses(
     Returns:
         The cross-entropy, a mean over b, and the squared difference of probabilities, a mean over n and classes.
     """
-    return F.cross_entropy(labelled_logits, labels), F.mse_loss(unlabelled_logits.softmax(1), guesses)
-
-
-def ramp_up(step: int, length: int) -> float:
-    """The share of λ_u at `step` (0-based): linear from 0 to 1 over `length` steps, 1 from there on."""
-    return min(1.0, step / length) if length else 1.0
+    return F.cross_entropy(labelled_logits, labels), squared_difference(unlabelled_logits, guesses)
 
 
 class MixMatch(SemiSupervisedModule):
@@ -172,37 +132,6 @@ class MixMatch(SemiSupervisedModule):
 
         Each view has a pass of its own, so that batch norm normalises it apart from the others.
         """
-        with _kept_statistics(self.model):
+        with kept_statistics(self.model):
             logits = torch.stack([full_precision(self.model(view)) for view in views])
         return guessed_labels(logits, temperature=self.temperature)
-
-
-def partners_of(groups: list[Tensor], keys: list[Key]) -> Tensor:
-    """For each row, another of the global batch: a random order of all rows of all groups and processes (Alg. 1, W).
-
-    Args:
-        groups: this process's rows of each group, [b_g, …]; no gradient flows into partners on other processes.
-        keys: of the groups; they say which rows of the global batch these are. The order is drawn from the first.
-
-    Returns:
-        [Σ b_g, …], in the order of the groups.
-    """
-    rows = [gather(group) for group in groups]
-    offsets = list(itertools.accumulate((len(group) for group in rows), initial=0))
-    everyone = torch.arange(offsets[-1], device=groups[0].device)
-    order = Key(keys[0].fold("partners").base, everyone).bits(1)[:, 0].argsort(stable=True)
-    own = torch.cat([offset + key.slots for offset, key in zip(offsets, keys, strict=False)])
-    return torch.cat(rows)[order[own]]
-
-
-@contextmanager
-def _kept_statistics(network: nn.Module) -> Iterator[None]:
-    """Batch norm normalises with the batch, as in training, but leaves its running statistics as they are."""
-    norms = [norm for norm in batch_norms(network) if norm.track_running_stats]
-    try:
-        for norm in norms:
-            norm.track_running_stats = False
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

@@ -127,6 +127,10 @@ class SemiSupervisedModule(Method):
                 split.insert(1, full_precision(self.model(weak)))
         return split
 
+    def steps_of(self, share: float) -> int:
+        """Steps that a share of the training is, from 0 to 1."""
+        return round(share * self.trainer.max_steps) if share else 0
+
     def log_training(self, **values: Tensor) -> None:
         """Log scalars of a training step, averaged over the processes."""
         self.log_dict(mean_over_processes(**values), prog_bar=True)

@@ -1,0 +1,87 @@
+"""What the methods that guess labels share: distributions aligned and sharpened, histories in the checkpoint."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def align(probs: Tensor, mean: Tensor, target: Tensor | None = None) -> Tensor:
+    """Distribution alignment: divide by the mean prediction, multiply by what it should be, normalise.
+
+    Berthelot et al., 2020 (ReMixMatch), §3.1; with uniform targets CoMatch's (§3.2) and SoftMatch's.
+
+    Args:
+        probs: [n, c], each row a distribution.
+        mean: [c], the mean prediction of late.
+        target: [c], the shares of the classes; None: all alike.
+
+    Returns:
+        [n, c], each row a distribution.
+    """
+    aligned = probs / mean.clamp(min=torch.finfo(mean.dtype).tiny)
+    if target is not None:
+        aligned = aligned * target
+    return aligned / aligned.sum(1, keepdim=True)
+
+
+def sharpened(probs: Tensor, *, temperature: float) -> Tensor:
+    """Distributions [..., c] to the power of 1/T, normalised (MixMatch, Eq. 7).
+
+    Args:
+        probs: [..., c], each a distribution.
+        temperature: T, above 0; 1 leaves them as they are.
+    """
+    return (probs.log() / temperature).softmax(-1)
+
+
+def squared_difference(logits: Tensor, targets: Tensor) -> Tensor:
+    """The squared difference of predictions and targets, a mean over images and classes: MixMatch's, Π's, …
+
+    Args:
+        logits: [n, c].
+        targets: [n, c], each row a distribution; no gradient flows into them.
+    """
+    return F.mse_loss(logits.softmax(1), targets.detach())
+
+
+def class_shares(labels: Tensor, weights: Tensor, classes: int) -> Tensor:
+    """Sums of weights [n] over the images of each class, [c], of labels int64 [n]; the host does not wait for them."""
+    return torch.zeros(classes, dtype=weights.dtype, device=weights.device).scatter_add_(0, labels, weights)
+
+
+def moving_average(old: Tensor, new: Tensor, *, momentum: float) -> Tensor:
+    """momentum·old + (1 − momentum)·new, in the precision of `old`."""
+    return torch.lerp(new.to(old.dtype), old, momentum)
+
+
+class Ring(nn.Module):
+    """The newest rows of a stream, in the state dict.
+
+    Args:
+        size: rows kept.
+        width: their length.
+    """
+
+    rows: Tensor
+    written: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("rows", torch.zeros(size, width))
+        self.register_buffer("written", torch.zeros((), dtype=torch.long))
+
+    def write(self, rows: Tensor) -> None:
+        """Add rows [n, width], the oldest first, in place of the oldest."""
+        size, kept = len(self.rows), rows[-len(self.rows) :]
+        first = self.written + len(rows) - len(kept)
+        places = (first + torch.arange(len(kept), device=rows.device)) % size
+        self.rows.index_copy_(0, places, kept.to(self.rows.dtype))
+        self.written += len(rows)
+
+    def mean(self) -> Tensor:
+        """Mean of the rows there are, [width]."""
+        return self.rows.sum(0) / self.written.clamp(1, len(self.rows))
+
+    def full(self, before: int = 0) -> Tensor:
+        """Whether every row has been written, and was so `before` writes of a row ago; bool []."""
+        return self.written - before >= len(self.rows)

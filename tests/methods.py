@@ -42,7 +42,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 """Class -> name of a variant -> parameters; a class that is not here has one variant and no parameters."""
 
-STEADY: dict[str, dict[str, Any]] = {"MixMatch": {"ramp_steps": 0}}
+STEADY: dict[str, dict[str, Any]] = {
+    "MixMatch": {"ramp_steps": 0},
+    **{name: {"ramp": 0.0} for name in ("PseudoLabel", "PiModel", "MeanTeacher", "VAT", "ICT", "ReMixMatch")},
+}
 """Class -> parameters of a loss that is the same function at every step."""
 
 EARLIER = "runs/digits_simclr/checkpoints/last.ckpt"

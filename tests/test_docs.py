@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from usl_lightning.base.configs import find_config, shipped, shipped_folder
+from usl_lightning.base.configs import find_config, names_of_all, shipped_folder
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import options
 from usl_lightning.chain.file import Chain
@@ -210,7 +210,7 @@ def test_configurations_that_pages_name_exist() -> None:
     own |= {path.name for path in (shipped_folder() / "parts").glob("*.yaml")}
     for page, text in PAGES.items():
         named = set(re.findall(r"\b(\w+\.yaml)\b", text)) - own
-        assert named <= set(shipped()), page
+        assert named <= set(names_of_all()), page
 
 
 def test_python_of_the_pages_is_valid_and_imports_what_there_is() -> None:

@@ -10,13 +10,21 @@ from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import CoMatchStrong, FixMatchStrong, Weak, pixels
+from usl_lightning.semisup.boss import BOSS
 from usl_lightning.semisup.comatch import CoMatch
 from usl_lightning.semisup.fixmatch import FixMatch
 from usl_lightning.semisup.flexmatch import FlexMatch
 from usl_lightning.semisup.freematch import FreeMatch
+from usl_lightning.semisup.ict import ICT
+from usl_lightning.semisup.mean_teacher import MeanTeacher
 from usl_lightning.semisup.mixmatch import MixMatch
+from usl_lightning.semisup.pi_model import PiModel
+from usl_lightning.semisup.pseudo_label import PseudoLabel
+from usl_lightning.semisup.remixmatch import ReMixMatch
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 from usl_lightning.semisup.softmatch import SoftMatch
+from usl_lightning.semisup.uda import UDA
+from usl_lightning.semisup.vat import VAT
 
 METHODS: dict[str, Callable[[ImageSpec, str], SemiSupervisedModule]] = {
     "fixmatch": lambda image, net: FixMatch(image, Weak(), FixMatchStrong(), Optimization(), net, threshold=0.2),
@@ -25,6 +33,16 @@ METHODS: dict[str, Callable[[ImageSpec, str], SemiSupervisedModule]] = {
         image, Weak(), FixMatchStrong("comatch"), CoMatchStrong(), Optimization(), net, bank_size=20, threshold=0.2
     ),
     "mixmatch": lambda image, net: MixMatch(image, Weak(), Optimization(), net, ramp_steps=4),
+    "boss": lambda image, net: BOSS(image, Weak(), FixMatchStrong(), Optimization(), net, threshold=0.2),
+    "ict": lambda image, net: ICT(image, Weak(), Optimization(), net, ramp=0.0),
+    "mean_teacher": lambda image, net: MeanTeacher(image, Weak(), Optimization(), net, ramp=0.0),
+    "pi_model": lambda image, net: PiModel(image, Weak(), Optimization(), net, ramp=0.0),
+    "pseudo_label": lambda image, net: PseudoLabel(image, Weak(), Optimization(), net, threshold=0.2, ramp=0.0),
+    "remixmatch": lambda image, net: ReMixMatch(
+        image, Weak(), FixMatchStrong(), Optimization(), net, strong_views=2, aligned_batches=2, ramp=0.0
+    ),
+    "uda": lambda image, net: UDA(image, Weak(), FixMatchStrong(), Optimization(), net, threshold=0.2),
+    "vat": lambda image, net: VAT(image, Weak(), Optimization(), net, ramp=0.0),
     "freematch": lambda image, net: FreeMatch(image, Weak(), FixMatchStrong(), Optimization(), net),
     "softmatch": lambda image, net: SoftMatch(image, Weak(), FixMatchStrong(), Optimization(), net),
 }

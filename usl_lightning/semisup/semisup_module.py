@@ -10,6 +10,7 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, at_least
+from usl_lightning.compute.batch_norm import kept_statistics
 from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.distributed import gather, mean_over_processes
 from usl_lightning.compute.optim import Optimization
@@ -126,6 +127,15 @@ class SemiSupervisedModule(Method):
             with torch.no_grad():
                 split.insert(1, full_precision(self.model(weak)))
         return split
+
+    @torch.no_grad()
+    def teacher_logits(self, views: Tensor) -> Tensor:
+        """Logits [b, classes] of the moving average as a teacher: normalised with the batch, as the network itself is.
+
+        At the beginning the running statistics are far off, and they are not the average's own.
+        """
+        with kept_statistics(self.ema.module):
+            return full_precision(self.ema.module(views))
 
     def steps_of(self, share: float) -> int:
         """Steps that a share of the training is, from 0 to 1."""

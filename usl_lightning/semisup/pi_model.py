@@ -1,0 +1,72 @@
+"""The Π-model: Temporal Ensembling for Semi-Supervised Learning (Laine & Aila, 2017)."""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from usl_lightning.base.ranges import Ranges, at_least, within
+from usl_lightning.compute.optim import Optimization, ramp_up
+from usl_lightning.data.batch import ImageSpec, SemiBatch
+from usl_lightning.models.guesses import squared_difference
+from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+
+
+def pi_loss(logits: Tensor, other_logits: Tensor) -> Tensor:
+    """The squared difference between the predictions of two views (Alg. 1), a mean over images and classes.
+
+    Args:
+        logits: of one view, [n, classes].
+        other_logits: of the other, [n, classes]; no gradient flows into them.
+    """
+    return squared_difference(logits, other_logits.detach().softmax(1))
+
+
+class PiModel(SemiSupervisedModule):
+    """Two views of an image are to be predicted alike.
+
+    Args:
+        image: channels, size, statistics and classes of the images; the command line takes it from the data.
+        weak: view of all images; of the unlabelled ones it is drawn twice.
+        optimizer: how the weights are updated.
+        backbone: name of the network, see `usl_lightning.models.backbones`.
+        pretrained: start from published weights of the backbone.
+        unlabelled_weight: the final weight of the unlabelled loss.
+        ramp: share of the training over which that weight rises linearly from 0.
+        ema_decay: of the moving average that is evaluated.
+        init_from: checkpoint of an earlier stage whose encoder to start from.
+    """
+
+    ranges: ClassVar[Ranges] = {"unlabelled_weight": at_least(0), "ramp": within(0, 1)}
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        weak: nn.Module,
+        optimizer: Optimization,
+        backbone: str = "wrn_28_2",
+        pretrained: bool = False,
+        unlabelled_weight: float = 10.0,
+        ramp: float = 0.4,
+        ema_decay: float = 0.999,
+        init_from: str | None = None,
+    ) -> None:
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        self.weak, self.unlabelled_weight, self.ramp = weak, unlabelled_weight, ramp
+
+    def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:
+        """The loss of one global batch (Alg. 1)."""
+        labelled, unlabelled = batch
+        x, other, u = self.logits(
+            self.weak(labelled.images, labelled.key.fold("weak")),
+            self.weak(unlabelled.images, unlabelled.key.fold("weak", 0)),
+            self.weak(unlabelled.images, unlabelled.key.fold("weak", 1)),
+        )
+        supervised = F.cross_entropy(x, labelled.labels)
+        unsupervised = pi_loss(u, other)
+        weight = self.unlabelled_weight * ramp_up(self.global_step, self.steps_of(self.ramp))
+        loss = supervised + weight * unsupervised
+        self.log_training(loss=loss, supervised_loss=supervised, unsupervised_loss=unsupervised)
+        self.log_guesses(other, torch.ones_like(other[:, 0]))
+        return loss

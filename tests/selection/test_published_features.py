@@ -17,11 +17,13 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.cli import main
 from usl_lightning.data import passes
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import ArraySource, ImageSource, dataset_id
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.parts import Place
 from usl_lightning.features.published import (
+    beside_published,
     extract_features,
     published_encoder,
     random_encoder,
@@ -180,6 +182,40 @@ def test_several_are_built_again_from_a_checkpoint(digits: ArraySource, other_we
     torch.save({ENTRY: encoder_entry(both, online="encoder."), "state_dict": state}, tmp_path / "a.ckpt")
     again = load_encoder(tmp_path / "a.ckpt")
     assert torch.equal(features_of(again, digits, keep=False), features_of(both, digits, keep=False))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_that_was_trained_here_stands_beside_a_published_one(channels: int, folder: Path, tmp_path: Path) -> None:
+    """Selected by both, from a checkpoint; each sees the images as it is used to."""
+    image = ImageSpec(channels, 24, 24, (0.4,) * channels, (0.2,) * channels)
+    own = Encoder("small_s2", image).eval()
+    state = {f"encoder.{name}": value for name, value in own.state_dict().items()}
+    torch.save({ENTRY: encoder_entry(own, online="encoder."), "state_dict": state}, tmp_path / "own.ckpt")
+    selector = Coreset(image, 3, init_from=str(tmp_path / "own.ckpt"), backbone=LITE0)
+    selector.setup("predict")
+    data = ImageData("folder", dir=str(folder), image_size=24, channels=channels, batch_size=4)
+    features = selector.evidence(data)
+    dims = [own.feature_dim, features.shape[1] - own.feature_dim]
+    first, second = features.split(dims, dim=1)
+    original = seen_by(LITE0, data.train_source).read(torch.arange(len(features))) / 255
+    if channels == 1:
+        grey = [Image.fromarray(one.permute(1, 2, 0).mul(255).round().byte().numpy()).convert("L") for one in original]
+        original = torch.from_numpy(np.stack([np.asarray(one) for one in grey]))[:, None] / 255
+    small = F.interpolate(original, (24, 24), mode="bicubic", antialias=True).clamp(0, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(first, F.normalize(own(small), dim=1), rtol=0, atol=1e-2)
+    torch.testing.assert_close(second.norm(dim=1), torch.ones(len(features)))
+    torch.save(
+        {
+            ENTRY: encoder_entry(selector.encoder, online="encoder."),
+            "state_dict": {f"encoder.{name}": value for name, value in selector.encoder.state_dict().items()},
+        },
+        tmp_path / "both.ckpt",
+    )
+    again = load_encoder(tmp_path / "both.ckpt")
+    assert torch.equal(source_features(again, seen_by(LITE0, data.train_source), Place(), keep=False), features)
+    with pytest.raises(UslError, match="several networks already"):
+        beside_published(again, LITE0)
 
 
 @pytest.mark.parametrize(

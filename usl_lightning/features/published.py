@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.files import open_files
 from usl_lightning.data.images.folder_source import open_images
@@ -15,7 +16,7 @@ from usl_lightning.data.images.source import ArraySource, ImageSource
 from usl_lightning.data.passes import batch_that_fits, pass_over
 from usl_lightning.features.extraction import extract
 from usl_lightning.features.parts import Place
-from usl_lightning.models.backbones import backbone_names, native_size
+from usl_lightning.models.backbones import backbone_names, native_size, own_name
 from usl_lightning.models.encoder import Encoder
 
 
@@ -31,6 +32,29 @@ def published_encoder(backbone: str | Sequence[str]) -> Encoder:
     name = ",".join(backbone_names(backbone))
     size, _ = native_size(name)
     return Encoder(name, ImageSpec(3, size, size, (), ()), pretrained=True).eval()
+
+
+def beside_published(own: Encoder, backbone: str | Sequence[str]) -> Encoder:
+    """A network that was trained here and published ones, side by side, in evaluation mode, see `SideBySide`.
+
+    Args:
+        own: the network; its weights are copied.
+        backbone: see `published_encoder`.
+
+    Raises:
+        UslError: an unknown name, weights that cannot be loaded, or a checkpoint of several networks.
+    """
+    if "," in own.backbone:
+        raise UslError(
+            f"model.init_from: it holds '{own.backbone}', several networks already; leave model.backbone out"
+        )
+    names = backbone_names(backbone)
+    size, _ = native_size(",".join(names))
+    name = ",".join((own_name(own.backbone, own.image), *names))
+    encoder = Encoder(name, ImageSpec(3, size, size, (), ()), pretrained=True).eval()
+    first = {f"nets.0.{key}": value for key, value in own.net.state_dict().items()}
+    encoder.net.load_state_dict({**encoder.net.state_dict(), **first, "mean0": own.mean, "std0": own.std})
+    return encoder
 
 
 def random_encoder(backbone: str | Sequence[str], image: ImageSpec) -> Encoder:

@@ -11,7 +11,13 @@ from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.images import image_features, read_features
 from usl_lightning.features.parts import Place
-from usl_lightning.features.published import published_encoder, random_encoder, seen_by, source_features
+from usl_lightning.features.published import (
+    beside_published,
+    published_encoder,
+    random_encoder,
+    seen_by,
+    source_features,
+)
 from usl_lightning.models.backbones import backbone_names
 from usl_lightning.models.encoder import Encoder, load_encoder
 from usl_lightning.models.method import Method
@@ -20,15 +26,16 @@ from usl_lightning.models.method import Method
 class FeatureMethod(Method):
     """Base of the methods that work on features that are learned already.
 
-    The features are those of a checkpoint's encoder (`init_from`), of a published network (`backbone`), or are
-    read from a file (`features`); just one of the three must be given.
+    The features are those of a checkpoint's encoder (`init_from`), of a published network (`backbone`), of both side by
+    side, or are read from a file (`features`).
 
     Args:
         image: channels, size and statistics of the images.
         init_from: checkpoint of any earlier stage whose encoder gives the features.
         weights: which of the checkpoint's: `online`, or `ema`, the moving average that stage 3 keeps.
-        backbone: a network of timm that gives the features, or several, whose features stand side by side; it looks at
-            the original images in its own size, whatever data.image_size says.
+        backbone: a network of timm that gives the features, or several, whose features stand side by side, after those
+            of the checkpoint if there is one; it looks at the original images in its own size, whatever
+            data.image_size says.
         pretrained: with its published weights; false: with random ones on the images as they are, to compare with.
         features: `.npy` or `.npz` file of features; see `read_features`.
         cache: folder to keep computed features in; default: $USL_CACHE, else ~/.cache/usl-lightning.
@@ -51,9 +58,13 @@ class FeatureMethod(Method):
     ) -> None:
         super().__init__()
         given = {"init_from": init_from, "backbone": backbone, "features": features}
-        if sum(value is not None for value in given.values()) > 1:
-            names = " and ".join(f"model.{name}" for name, value in given.items() if value is not None)
+        names = " and ".join(f"model.{name}" for name, value in given.items() if value is not None)
+        if features is not None and names != "model.features":
             raise UslError(f"{names} are given; expected one source of features")
+        if init_from is not None and backbone is not None and not pretrained:
+            raise UslError(
+                f"{names} are given, and model.pretrained is false; beside a checkpoint a network is published"
+            )
         self.image, self.backbone = image, None if backbone is None else ",".join(backbone_names(backbone))
         self.init_from, self.weights, self.pretrained = init_from, weights, pretrained
         self.features, self.cache = features, cache
@@ -77,6 +88,8 @@ class FeatureMethod(Method):
         if self.init_from is not None:
             self.encoder = load_encoder(self.init_from, self.weights)
             _check_size(self.encoder.image, self.image, self.init_from)
+            if self.backbone is not None:
+                self.encoder = beside_published(self.encoder, self.backbone)
         elif self.backbone is not None:
             named = self.backbone
             self.encoder = published_encoder(named) if self.pretrained else random_encoder(named, self.image)

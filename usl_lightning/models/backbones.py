@@ -64,36 +64,68 @@ def backbone_names(given: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-class SideBySide(nn.Module):
-    """Published networks side by side: square images [b, c, h, w] in [0, 1] -> features [b, d₁ + d₂ + …].
+_FOR = "@"  # parts the name of a network that was trained here from the images it is for
 
-    Each sees the images in its own size, normalised as it was trained. Its features have length 1, so that all networks
-    count the same.
+
+def own_name(backbone: str, image: ImageSpec) -> str:
+    """The name in `SideBySide` of a network that was trained here, `small_s2@1x28x28`."""
+    return f"{backbone}{_FOR}{image.channels}x{image.height}x{image.width}"
+
+
+def _own_image(name: str) -> ImageSpec | None:
+    """The images of a network that was trained here; None of a published one."""
+    _, own, size = name.partition(_FOR)
+    if not own:
+        return None
+    channels, height, width = map(int, size.split("x"))
+    return ImageSpec(channels, height, width, (0.0,) * channels, (1.0,) * channels)
+
+
+def _native_image(name: str, channels: int) -> ImageSpec:
+    """The images of a published network."""
+    size, _ = native_size(name)
+    return published_image(name, ImageSpec(channels, size, size, (), ()))
+
+
+def luma(images: Tensor) -> Tensor:
+    """Grey images [b, 1, h, w] of RGB ones, by ITU-R 601-2 as Pillow's."""
+    weights = torch.tensor((0.299, 0.587, 0.114), dtype=images.dtype, device=images.device)
+    return (images * weights[:, None, None]).sum(1, keepdim=True)
+
+
+class SideBySide(nn.Module):
+    """Networks side by side: square images [b, c, h, w] in [0, 1] -> features [b, d₁ + d₂ + …].
+
+    Each sees the images in its own size and channels, normalised as it was trained. Its features have length 1, so that
+    all networks count the same.
 
     Args:
-        names: model names of timm that have published weights.
+        names: model names of timm that have published weights; one that was trained here is named with the images it
+            is for, see `own_name`, and its weights and statistics are yet to be loaded.
         channels: of the images.
-        pretrained: with these weights.
+        pretrained: with the published weights.
     """
 
     def __init__(self, names: Sequence[str], channels: int, *, pretrained: bool) -> None:
         super().__init__()
-        made = [create_backbone(name, channels, pretrained=pretrained) for name in names]
+        self.images = [_own_image(name) or _native_image(name, channels) for name in names]
+        made = [
+            create_backbone(name.partition(_FOR)[0], image.channels, pretrained=pretrained and _FOR not in name)
+            for name, image in zip(names, self.images, strict=True)
+        ]
         self.nets = nn.ModuleList(net for net, _ in made)
         self.feature_dim = sum(dim for _, dim in made)
-        self.sizes = [native_size(name)[0] for name in names]
-        for number, (name, size) in enumerate(zip(names, self.sizes, strict=True)):
-            image = published_image(name, ImageSpec(channels, size, size, (), ()))
+        for number, image in enumerate(self.images):
             self.register_buffer(f"mean{number}", torch.tensor(image.mean).view(1, -1, 1, 1))
             self.register_buffer(f"std{number}", torch.tensor(image.std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [b, d]."""
         parts = []
-        for number, (net, size) in enumerate(zip(self.nets, self.sizes, strict=True)):
-            x = images
-            if tuple(x.shape[2:]) != (size, size):
-                x = F.interpolate(x, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
+        for number, (net, image) in enumerate(zip(self.nets, self.images, strict=True)):
+            x = luma(images) if image.channels < images.shape[1] else images
+            if tuple(x.shape[2:]) != (image.height, image.width):
+                x = F.interpolate(x, (image.height, image.width), mode="bicubic", antialias=True).clamp(0, 1)
             x = (x - self.get_buffer(f"mean{number}")) / self.get_buffer(f"std{number}")
             parts.append(F.normalize(net(x).float(), dim=1))
         return torch.cat(parts, dim=1)
@@ -185,7 +217,8 @@ def native_size(name: str) -> tuple[int, Interpolation]:
     Raises:
         UslError: an unknown name, or a network without published weights.
     """
-    config = max((_published(one) for one in backbone_names(name)), key=lambda config: config.input_size[-1])
+    published = [_published(one) for one in backbone_names(name) if _FOR not in one]
+    config = max(published, key=lambda config: config.input_size[-1])
     return config.input_size[-1], "bicubic" if config.interpolation == "bicubic" else "bilinear"
 
 

@@ -124,6 +124,27 @@ def test_the_chain_stops_after_the_selection_and_goes_on_when_all_have_an_answer
     assert len(launched) == 4
 
 
+def test_whoever_stops_early_has_what_is_answered(launched: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    early = [
+        *ONE_BRANCH[:2],
+        *({**one, "set": {**one["set"], "data.unanswered": "leave_out"}} for one in ONE_BRANCH[2:]),
+    ]
+    for labels in ([None, None, None], [1, None, None], [1, 1, None]):
+        assert run(early) == 3
+        answer("choose", labels)
+    assert run(early) == 3, "one class alone teaches nothing"
+    answer("choose", [1, None, 0])
+    assert run(early) is None
+    assert launched == ["pretrain", "choose", "train", "tune"]
+    assert [result["budget"] for result in summarise(RunOptions.parse(["own.yaml"]))["results"]] == [2, 2]
+    answer("choose", [1, 1, 0])
+    capsys.readouterr()
+    assert run(early) == 2
+    assert "--redo train" in capsys.readouterr().err
+    assert run(early, "--redo", "train") is None
+    assert launched[4:] == ["train", "tune"]
+
+
 def test_labels_changed_after_training_are_a_changed_stage(capsys: pytest.CaptureFixture[str]) -> None:
     run(ONE_BRANCH)
     answer("choose", [1, 1, 0])

@@ -246,6 +246,18 @@ def test_unsure_images_are_left_out(bench: Path, fitted: dict[str, Path], tmp_pa
     assert result(tmp_path / "run")["test_accuracy"] == result(fitted["probe"])["test_accuracy"]
 
 
+def test_images_without_an_answer_are_left_out_if_so_asked(
+    bench: Path, fitted: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = (*TRUTH[:60].tolist(), None, None, None)
+    some = index(bench / "data", list(range(63)), tmp_path / "some.json", labels=labels, unsure=(61,))
+    asked = words(bench, "probe", tmp_path / "run", "--data.labels", some)
+    assert "2 of 63 images have no label yet" in refused(capsys, *asked)
+    usl(*asked, "--data.unanswered", "leave_out")
+    assert result(tmp_path / "run")["estimated_from"] == 60
+    assert result(tmp_path / "run")["test_accuracy"] == result(fitted["probe"])["test_accuracy"]
+
+
 def make(method: str, classes: int = 3) -> FewLabels:
     found = {"probe": Probe, "propagate": Propagate, "blend": Blend}[method]
     names = tuple(map(str, range(classes)))

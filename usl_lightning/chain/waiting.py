@@ -12,11 +12,17 @@ WAITING = 3
 """Exit code of `usl run` when the chain goes on only after images were labelled."""
 
 
+def _classes(index: LabelIndex) -> set[int]:
+    """Those that have a label."""
+    return {label for label in index.labels if label is not None}
+
+
 class Waiting:
     """Which stages of a chain have to wait for labels, told one by one in the chain's order.
 
     A stage waits if it takes a label file in which images have no answer yet (those that a person was not sure of
-    have one), or something of a stage that waits. Once one waits, the only others to go on are the selections and
+    have one), or something of a stage that waits. With `data.unanswered: leave_out` it goes on as soon as two classes
+    have a label. Once one waits, the only others to go on are the selections and
     what these need: so all images that are to be labelled are known at once, and nothing long is begun meanwhile.
 
     Args:
@@ -45,6 +51,8 @@ class Waiting:
             UslError: a label file is damaged.
         """
         unlabelled = {path: index for path in label_files if (index := LabelIndex.read(path)).unlabelled}
+        if stage.set.get("data.unanswered") == "leave_out":
+            unlabelled = {path: index for path, index in unlabelled.items() if len(_classes(index)) < 2}
         self.files |= unlabelled
         later = bool(self._held) and stage.name not in self._choosing
         if unlabelled or later or self._held & set(stage.needs()):

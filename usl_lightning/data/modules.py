@@ -306,15 +306,22 @@ class LabelledData(ImageData):
         labels: the label index, which must be given; only its entries ever carry a label into training.
         oracle_labels: instead of an index, train on every label the data set has: an upper bound to compare with.
         batch_size: B, labelled images of the global batch. With fewer labels than B they repeat.
+        unanswered: what to do while images of the index have no label yet: refuse to train, or leave them out, so that
+            a person may stop whenever they like.
         images: as for `ImageData`.
     """
 
     # `**images` is resolved by the command line to the parameters of `ImageData`, each typed and documented.
     def __init__(
-        self, labels: str | None = None, oracle_labels: bool = False, batch_size: int = 64, **images: Any
+        self,
+        labels: str | None = None,
+        oracle_labels: bool = False,
+        batch_size: int = 64,
+        unanswered: Literal["refuse", "leave_out"] = "refuse",
+        **images: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, **images)
-        self.labels, self.oracle_labels = labels, oracle_labels
+        self.labels, self.oracle_labels, self.unanswered = labels, oracle_labels, unanswered
         self._index: LabelIndex | None = None
 
     @property
@@ -361,7 +368,8 @@ class LabelledData(ImageData):
             return _every_label(self.train_source)
         if self.labels is None:
             raise UslError("data.labels: expected a label index; `usl select` writes one")
-        return read_labels(self.labels, self.train_source)
+        index = read_labels(self.labels, self.train_source)
+        return index.answered if self.unanswered == "leave_out" else index
 
     def _draw_labelled(self) -> Draw:
         indices, labels = (torch.tensor(column) for column in self.index.for_training())

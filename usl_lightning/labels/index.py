@@ -28,6 +28,12 @@ class LabelIndex(Entries):
         """How many entries have no label yet, but those that are `unsure`."""
         return sum(label is None for label in self.labels) - len(self.unsure)
 
+    @property
+    def answered(self) -> "LabelIndex":
+        """The same, with all that have no label yet marked `unsure`: training leaves them out."""
+        missing = {index for index, label in zip(self.indices, self.labels, strict=True) if label is None}
+        return replace(self, unsure=tuple(index for index in self.indices if index in missing))
+
     @classmethod
     def read(cls, path: str | Path) -> "LabelIndex":
         """Read `.json` (this format or a plain list), `.npy` or `.csv` (`Index,ImageID`); once a stage.

@@ -127,7 +127,7 @@ class StageCommand:
         if labels is not None and self.command == "fit":
             index = LabelIndex.read(str(labels))
             if not index.plain:
-                index.for_training()
+                (index.answered if flat.get("data.unanswered") == "leave_out" else index).for_training()
         kept = flat.get("model.keep_from")
         if kept is not None and self.command == "select":
             LabelIndex.read(str(kept))

@@ -13,10 +13,15 @@ from usl_lightning.base.parameters import home, known_options
 from usl_lightning.chain.file import Chain
 from usl_lightning.labels.names import checked, clean
 
-if TYPE_CHECKING:  # it imports torch
+if TYPE_CHECKING:  # they import torch
+    from usl_lightning.data.images.source import ImageSource
+    from usl_lightning.init.folder import Inspection
     from usl_lightning.init.plan import Plan
 
 OPTIONS = ("budget", "classes", "minutes", "output", "force")
+
+SHOWN = 24
+"""Images on the contact sheet."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +31,7 @@ class InitOptions:
     Attributes:
         folder: of the images.
         output: the chain file; by default beside the folder, with its name.
-        budget: images to label; None: 4 of each class, or 40.
+        budget: images to label; None: 4 of each class that the folders tell, or 300, an hour of a person's time.
         classes: names to label by, perhaps none, where sub-folders are no classes; None: they are.
         class_count: how many classes there will be; None: not known.
         minutes: how long the chain may take; None: by the device.
@@ -107,30 +112,51 @@ def main(arguments: Sequence[str]) -> None:
     found = inspect_folder(given.folder)
     if not isinstance(yaml.safe_load(str(found.data.resolve())), str):
         raise UslError(f"usl init: {found.data.resolve()}: ': ' in a path cannot be handed on; rename the folder")
+    from usl_lightning.init.choice import choose_features
     from usl_lightning.init.plan import Wishes, check_budget, make_plan
     from usl_lightning.init.template import chain_text, screen
 
     wishes = Wishes(given.budget, given.classes, given.class_count, given.minutes)
     check_budget(found, wishes)
-    plan = make_plan(found, wishes)
-    _open_as_stages_do(plan)
+    choice = choose_features(_opened(found, "train", wishes.classes, image_size=1, channels=3))
+    plan = make_plan(found, wishes, choice)
+    source = _open_as_stages_do(plan)
     write_text(given.output, chain_text(plan, given.output))
+    sheet = given.output.with_name(f"{given.output.stem}_seen.png")
+    draw_seen(source, sheet)
     Chain.read(given.output)
-    print(screen(plan, given.output))
+    print(screen(plan, given.output, sheet))
 
 
-def _open_as_stages_do(plan: "Plan") -> None:
-    """Refuse now what the first stage would refuse."""
+def _open_as_stages_do(plan: "Plan") -> "ImageSource":
+    """Refuse now what the first stage would refuse; the images to learn from, as it looks at them."""
+    found, size = plan.found, plan.network.image_size
+    if found.test is not None:
+        _opened(found, "test", plan.classes, image_size=size, channels=found.channels)
+    return _opened(found, "train", plan.classes, image_size=size, channels=found.channels)
+
+
+def _opened(
+    found: "Inspection", split: str, classes: tuple[str, ...] | None, *, image_size: int | None, channels: int
+) -> "ImageSource":
     from usl_lightning.data.images.opening import open_source
 
-    found, network = plan.found, plan.network
-    for split in ("train",) if found.test is None else ("train", "test"):
-        open_source(
-            "folder",
-            split,
-            dir=str(found.data),
-            image_size=network.image_size,
-            channels=found.channels,
-            on_error="skip" if found.unreadable else "fail",
-            classes=plan.classes,
-        )
+    return open_source(
+        "folder", split, dir=str(found.data), image_size=image_size, channels=channels,
+        on_error="skip" if found.unreadable else "fail", classes=classes,
+    )  # fmt: skip
+
+
+def draw_seen(source: "ImageSource", path: Path) -> None:
+    """Write a contact sheet of evenly spaced images as a network looks at them, in their pixels.
+
+    Args:
+        source: the images in the network's size.
+        path: the PNG.
+    """
+    import torch
+
+    from usl_lightning.pictures.grid import contact_sheet
+
+    count = min(SHOWN, len(source))
+    contact_sheet(source.read(torch.arange(count) * len(source) // count), path)

@@ -10,26 +10,21 @@ import torch
 from torch import nn
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.init.choice import BACKBONE, Choice
 from usl_lightning.init.folder import Inspection
-from usl_lightning.init.speed import Network, best_network, candidates, device_name, machine_name
+from usl_lightning.init.speed import Network, best_network, busyness, candidates, device_name, machine_name
 
 MINUTES = {"cpu": 10.0, "mps": 20.0, "cuda": 60.0}
 """How long a chain may take unless told otherwise."""
 
-PER_CLASS, UNKNOWN = 4, 40
-"""Images to label of each class, and in all where the classes are not known."""
+PER_CLASS, HOUR = 4, 300
+"""Images to label of each class where the folders tell it, and in an hour of a person's time, at 12 seconds each."""
 
 WORTH = 100
 """Epochs of stage 1 that a larger network must leave time for."""
 
 START = 15.0
 """Seconds until a stage has begun: Python, imports, configuration, the first step."""
-
-SHARE = 0.6
-"""Of the time for training that stage 1 gets."""
-
-MU = 7
-"""Unlabelled images for each labelled one in FixMatch, each seen twice."""
 
 MOST_EPOCHS = 800
 """Of stage 1, however much time there is."""
@@ -59,30 +54,32 @@ class Plan:
     Attributes:
         found: the folder.
         machine: in words.
-        network: of all stages.
+        choice: which features it is to work on, and why.
+        network: of our own training; for published features alone, what these look at.
         view: class and arguments of stage 1's views.
         classes: `data.classes`; None: the class folders, or none.
         budget: images to label.
-        selections: names of the selectors: `usl`, and `random` to compare with where the labels are known.
+        selections: names of the selectors: `kmeans`, and `random` to compare with where the labels are known.
         batch_size: of stage 1.
-        labelled_batch: of stage 3.
-        pretrain_steps, train_steps: of stages 1 and 3.
-        seconds: estimated, of `pretrain`, of each selection by its name, of each `train`.
-        minutes: asked for.
+        pretrain_steps: of stage 1; 0 without own training.
+        seconds: estimated, of `pretrain` if it is planned, of each selection by its name, of each `train`; with what
+            else the machine is doing now.
+        load: how many times as long work takes now as on a free machine; 1 if it is free.
+        minutes: asked for, of a free machine.
     """
 
     found: Inspection
     machine: str
+    choice: Choice
     network: Network
     view: dict[str, Any]
     classes: tuple[str, ...] | None
     budget: int
     selections: tuple[str, ...]
     batch_size: int
-    labelled_batch: int
     pretrain_steps: int
-    train_steps: int
     seconds: dict[str, float]
+    load: float
     minutes: float
 
     @property
@@ -93,8 +90,7 @@ class Plan:
     @property
     def total(self) -> float:
         """Seconds of the chain, without the labelling."""
-        train = len(self.selections) * self.seconds["train"]
-        return self.seconds["pretrain"] + sum(self.seconds[name] for name in self.selections) + train
+        return sum(self.seconds.values()) + (len(self.selections) - 1) * self.seconds["train"]
 
 
 def labels_known(found: Inspection, classes: Sequence[str] | None) -> bool:
@@ -117,13 +113,17 @@ def check_budget(found: Inspection, wishes: Wishes) -> int:
             have = f"{found.folder} has {count} images"
             raise UslError(f"usl init: --budget {wishes.budget}: {have}; expected 1 to {count}")
         return wishes.budget
-    folders = found.train.class_counts if wishes.classes is None else {}
-    classes = wishes.class_count or (len(folders) if len(folders) > 1 else 0)
-    return min(PER_CLASS * classes or UNKNOWN, max(2, count // 4))
+    known = labels_known(found, _classes(found, wishes))
+    return min(PER_CLASS * len(found.train.class_counts) if known else HOUR, max(2, count // 4))
 
 
-def make_plan(found: Inspection, wishes: Wishes) -> Plan:
+def make_plan(found: Inspection, wishes: Wishes, choice: Choice) -> Plan:
     """Choose everything; networks are timed on this machine for some seconds.
+
+    Args:
+        found: the folder.
+        wishes: of the user.
+        choice: which features suit the images.
 
     Raises:
         UslError: the budget does not fit the folder.
@@ -131,36 +131,45 @@ def make_plan(found: Inspection, wishes: Wishes) -> Plan:
     budget, device = check_budget(found, wishes), device_name()
     classes = _classes(found, wishes)
     selections = ("kmeans", "random") if labels_known(found, classes) else ("kmeans",)
-    minutes = wishes.minutes or MINUTES[device]
-    count = readable(found)
-    reading = count * found.decoding / torch.get_num_threads()
-    training = max(0.2 * 60 * minutes, 60 * minutes - START * (1 + 2 * len(selections)) - 2 * reading)
+    minutes, load = wishes.minutes or MINUTES[device], busyness()
+    tests = 0 if found.test is None else found.test.count
+    width = {"own": 512, "published": 1_280, "both": 1_792}[choice.features]  # of the features, at most
+    looking = choice.seconds if choice.features != "own" else found.decoding / torch.get_num_threads()  # an image
+    seconds = {
+        "kmeans": load * START
+        + readable(found) * looking
+        + load * _clustering_seconds(readable(found), budget, width, device),
+        "random": load * START,
+        "train": load * (START + _learning_seconds(readable(found), budget, width)) + tests * looking,
+    }
+    seconds = {name: seconds[name] for name in (*selections, "train")}
+    if choice.features == "published":
+        seen = Network(BACKBONE, 224, 224, 224)
+        return Plan(
+            found, machine_name(), choice, seen, {}, classes, budget, selections, 0, 0, seconds, load, minutes
+        )  # fmt: skip
+    rest = sum(seconds.values()) / load + (len(selections) - 1) * seconds["train"] / load
+    training = max(0.2 * 60 * minutes, 60 * minutes - rest - START)
+    network, view = _network(found, device, WORTH * 2 * readable(found) / training, load)
+    batch_size = min(network.fits, 2 ** int(math.log2(readable(found) // 2)))
+    step = 2 * batch_size / (network.views_per_second * load)  # on a free machine
+    most = max(2_000, MOST_EPOCHS * readable(found) // batch_size)
+    steps = _rounded(training / step, low=100, high=most)
+    reading = readable(found) * found.decoding / torch.get_num_threads()
+    seconds = {"pretrain": load * (START + steps * step) + reading, **seconds}
+    return Plan(
+        found, machine_name(), choice, network, view, classes, budget, selections, batch_size, steps, seconds, load,
+        minutes,
+    )  # fmt: skip
 
+
+def _network(found: Inspection, device: str, wanted: float, load: float) -> tuple[Network, dict[str, Any]]:
+    """The network that own training has time for, timed under the load of now, and stage 1's view for it."""
     networks = candidates(found, device)
     views = [choose_view(found.channels, min(network.height, network.width)) for network in networks]
-    wanted = 2 * WORTH * count / (SHARE * training)
-    number, network = best_network(networks, [build_view(view) for view in views], found.channels, device, wanted)
-
-    batch_size = min(network.fits, 2 ** int(math.log2(count // 2)))
-    labelled_batch = min(32, 2 * network.fits // (1 + 2 * MU))  # as many views as stage 1 has, or fewer
-    each = 1 / network.views_per_second
-    choosing = count * each / 3 + _neighbour_seconds(count, device)
-    training = max(0.2 * 60 * minutes, training - choosing)
-    step1, step3 = 2 * batch_size * each, labelled_batch * (1 + 2 * MU) * each
-    most = max(2_000, MOST_EPOCHS * count // batch_size)
-    pretrain_steps = _rounded(SHARE * training / step1, low=100, high=most)
-    left = (training - pretrain_steps * step1) / len(selections)
-    train_steps = _rounded(left / step3, low=100, high=20_000)
-    seconds = {
-        "pretrain": START + reading + pretrain_steps * step1,
-        "kmeans": START + reading + choosing,
-        "random": START,
-        "train": START + reading + train_steps * step3,
-    }
-    return Plan(
-        found, machine_name(), network, views[number], classes, budget, selections, batch_size, labelled_batch,
-        pretrain_steps, train_steps, seconds, minutes,
-    )  # fmt: skip
+    modules = [build_view(view) for view in views]
+    number, network = best_network(networks, modules, found.channels, device, wanted / load)
+    return network, views[number]
 
 
 def readable(found: Inspection) -> int:
@@ -176,10 +185,16 @@ def _classes(found: Inspection, wishes: Wishes) -> tuple[str, ...] | None:
     return wishes.classes or (() if folders else None)
 
 
-def _neighbour_seconds(count: int, device: str) -> float:
-    """Of the density and the clusters of features of 512 numbers, by products a second as measured on an AMD EPYC."""
-    products = 2.0 * 512 * count * min(count, 70_000)
+def _clustering_seconds(count: int, budget: int, width: int, device: str) -> float:
+    """Of 20 starts of k-means on features of so many numbers, by products a second as measured on an AMD EPYC."""
+    products = 2.0 * width * budget * min(count, max(10_000, 20 * budget)) * 20 * 25  # 25 iterations are usual
     return products / (5e12 if device == "cuda" else 2e10 * torch.get_num_threads())
+
+
+def _learning_seconds(count: int, budget: int, width: int) -> float:
+    """Of a classifier of few labels: the folds of its regression, and neighbours of all images; measured likewise."""
+    products = 2.0 * width * count * min(count, 70_000)
+    return 2 + 0.03 * budget + products / (2e10 * torch.get_num_threads())
 
 
 def _rounded(steps: float, *, low: int, high: int) -> int:

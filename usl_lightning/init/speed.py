@@ -1,8 +1,11 @@
 """How fast this machine learns from images: the network, size and precision that its time allows, measured."""
 
+import hashlib
 import os
+import statistics
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
@@ -76,6 +79,29 @@ def machine_name() -> str:
         return "an Apple GPU"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} CPU core{'s' * (cores != 1)}"
+
+
+def busyness(rounds: int = 7) -> float:
+    """How many times as long work takes now as on this machine when it is free: wall time over processor time.
+
+    Each of torch's threads hashes for a moment, which needs no memory and no other thread; the median of some rounds.
+    """
+    threads = torch.get_num_threads()
+    content = bytes(1_000_000)
+
+    def work(_: int) -> float:
+        start = time.thread_time()
+        for _ in range(60):
+            hashlib.sha256(content)
+        return time.thread_time() - start
+
+    times = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(rounds):
+            start = time.perf_counter()
+            spent = list(pool.map(work, range(threads)))
+            times.append((time.perf_counter() - start) / max(spent))
+    return max(1.0, statistics.median(times))
 
 
 def candidates(found: Inspection, device: str) -> list[Network]:

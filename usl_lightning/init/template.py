@@ -8,11 +8,15 @@ from typing import Any
 
 from usl_lightning.data.images.folders import cache_folder
 from usl_lightning.data.modules import RESIDENT_FILES
+from usl_lightning.init.choice import BACKBONE
 from usl_lightning.init.folder import Inspection, told
 from usl_lightning.init.plan import START, Plan, labels_known, readable
 
 EXAMPLES = 2
 """Files that are named of each kind of trouble."""
+
+BUSY = 1.3
+"""Work that takes so many times as long as on a free machine is told."""
 
 
 # the file ------------------------------------------------------------------------------------------------
@@ -25,7 +29,10 @@ def chain_text(plan: Plan, path: Path) -> str:
         plan: what it is to do.
         path: where it will be, for the commands in it.
     """
-    return "\n".join([*_header(plan, path), *_shared(plan), "stages:", *_pretrain(plan), *_branches(plan), ""])
+    own = plan.choice.features != "published"
+    return "\n".join([
+        *_header(plan, path), *_shared(plan), "stages:", *(_pretrain(plan) if own else ()), *_branches(plan), "",
+    ])  # fmt: skip
 
 
 def _header(plan: Plan, path: Path) -> Iterator[str]:
@@ -36,10 +43,10 @@ def _header(plan: Plan, path: Path) -> Iterator[str]:
     yield f"#   {_run(path.name)}"
     yield "#"
     if not known:
-        yield f"# It learns features, picks {plan.budget} images, stops until they are labelled, and then goes on."
+        yield f"# It picks {plan.budget} images, stops until they are labelled, and then goes on with those that are."
         yield "#"
-    speed = f"{plan.network.backbone} was timed at {plan.network.views_per_second:,.0f} views a second"
-    yield f"# Written by `usl init` on {plan.machine}, where {speed}: {_minutes(plan.total)} in all."
+    yield from (f"# {_line(why)}" for why in plan.choice.why)
+    yield f"# Written by `usl init` on {plan.machine}, where {_timed(plan)}: {_minutes(plan.total)} in all."
     yield "# Whatever a stage has may be set here; `usl fit --config folder_simclr.yaml --help` lists it."
     yield "# --wandb logs to Weights & Biases too (--wandb offline: without a network); to TensorBoard, if installed:"
     yield "# --trainer.logger TensorBoardLogger --trainer.logger.save_dir runs/tensorboard"
@@ -51,7 +58,8 @@ def _shared(plan: Plan) -> Iterator[str]:
     yield "set:  # of all stages"
     yield f"  data.dir: {_value(str(found.data.resolve()))}"
     if network.image_size is not None:
-        yield f"  data.image_size: {network.image_size}  # pixels a side, of the largest centred square"
+        whose = f"; {BACKBONE} looks at as many" if plan.choice.features == "published" else ""
+        yield f"  data.image_size: {network.image_size}  # pixels a side, of the largest centred square{whose}"
     yield f"  data.channels: {found.channels}"
     if found.transparent:
         yield "  data.background: white  # what transparent pixels are laid on: a name, or '#rrggbb'"
@@ -65,10 +73,10 @@ def _shared(plan: Plan) -> Iterator[str]:
 
 def _pretrain(plan: Plan) -> Iterator[str]:
     yield from _stage("pretrain", "fit", "folder_simclr.yaml", f"SimCLR, {_minutes(plan.seconds['pretrain'])}")
-    yield f"      model.backbone: {plan.network.backbone}  # the same in all stages that have one"
+    yield f"      model.backbone: {plan.network.backbone}"
     yield "      model.view:"
     yield f"        class_path: {plan.view['class_path']}"
-    yield f"        init_args: {_value(plan.view['init_args'])}  # for letters and digits flip: false, three times"
+    yield f"        init_args: {_value(plan.view['init_args'])}  # for letters and digits flip: false"
     yield f"      model.optimizer.warmup_steps: {min(100, plan.pretrain_steps // 10)}"
     yield f"      data.batch_size: {plan.batch_size}"
     yield f"      trainer.max_steps: {plan.pretrain_steps}  # {plan.epochs:.3g} epochs"
@@ -86,20 +94,24 @@ def _branches(plan: Plan) -> Iterator[str]:
         name = f"select_{selection}" if several else "select"
         yield from _stage(name, "select", SELECTIONS[selection], _minutes(plan.seconds[selection]))
         if selection == "kmeans":
-            yield "      model.init_from: ${pretrain.checkpoint}"
+            yield from _features(plan)
             yield "      model.restarts: 20  # of k-means, of which the best counts"
         yield f"      model.budget: {plan.budget}"
     for selection in plan.selections:
         name = f"train_{selection}" if several else "train"
-        yield from _stage(name, "fit", "folder_fixmatch.yaml", f"FixMatch, {_minutes(plan.seconds['train'])}")
-        yield f"      model.backbone: {plan.network.backbone}"
-        yield "      model.init_from: ${pretrain.checkpoint}"
-        yield from (f"      model.{view}.flip: {_value(plan.view['init_args']['flip'])}" for view in ("weak", "strong"))
-        yield f"      model.ema_decay: {0.999 if plan.train_steps >= 5_000 else 0.99}"
+        about = f"logistic regression and label propagation, {_minutes(plan.seconds['train'])}"
+        yield from _stage(name, "fit", "folder_blend.yaml", about)
+        yield from _features(plan)
         yield f"      data.labels: ${{select{f'_{selection}' if several else ''}.labels}}"
-        yield f"      data.batch_size: {plan.labelled_batch}  # labelled images of a step; 7 unlabelled ones for each"
-        yield f"      trainer.max_steps: {plan.train_steps}"
-        yield f"      trainer.precision: {plan.network.precision}"
+        yield "      data.unanswered: leave_out  # what is labelled counts; with more labels: --redo train"
+
+
+def _features(plan: Plan) -> Iterator[str]:
+    """Where a stage's features come from; those of both sources stand side by side."""
+    if plan.choice.features != "published":
+        yield "      model.init_from: ${pretrain.checkpoint}"
+    if plan.choice.features != "own":
+        yield f"      model.backbone: {BACKBONE}  # with its published weights"
 
 
 def _stage(name: str, command: str, config: str, about: str) -> Iterator[str]:
@@ -127,18 +139,23 @@ def _line(text: str) -> str:
 # the screen ----------------------------------------------------------------------------------------------
 
 
-def screen(plan: Plan, path: Path) -> str:
+def screen(plan: Plan, path: Path, sheet: Path) -> str:
     """What was found and what is planned, for people.
 
     Args:
         plan: what the chain is to do.
         path: where it was written.
+        sheet: the picture of what the network will see.
     """
     here = Path.cwd()
-    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    shown, seen = (each.relative_to(here) if each.is_relative_to(here) else each for each in (path, sheet))
     known = labels_known(plan.found, plan.classes)
-    stop = "" if known else f"It stops for {plan.budget} images to be labelled, and then goes on."
-    ending = [f"{_line(str(shown))} is written. Next: {_run(str(shown))}", *([stop] if stop else [])]
+    stop = "" if known else f"It stops for {plan.budget} images to be labelled, and goes on with those that are."
+    ending = [
+        f"What the network will see is in {_line(str(seen))}.",
+        f"{_line(str(shown))} is written. Next: {_run(str(shown))}",
+        *([stop] if stop else []),
+    ]
     return "\n".join([*_findings(plan), "", *_estimates(plan), "", *ending])
 
 
@@ -179,22 +196,40 @@ def _findings(plan: Plan) -> Iterator[str]:
 def _estimates(plan: Plan) -> Iterator[str]:
     network, seconds = plan.network, plan.seconds
     size = f"{network.width}×{network.height}"
+    for number, why in enumerate(plan.choice.why):
+        yield _row("" if number else "features", why)
     yield f"on {plan.machine}: {network.backbone}, {size} pixels, {network.precision}"
-    yield _row("timed", f"{network.views_per_second:,.0f} views a second; the rest is from a table")
-    steps = f"{plan.pretrain_steps:,} steps of {plan.batch_size} images, {plan.epochs:.3g} epochs"
-    yield _row("pretrain", f"{_minutes(seconds['pretrain']):13} SimCLR, {steps}")
+    yield _row("timed", f"{_timed(plan)}; the rest is from a table")
+    if plan.load >= BUSY:
+        yield _row("busy", f"the machine is: everything takes {plan.load:.1f} times as long as when it is free")
+    if "pretrain" in seconds:
+        steps = f"{plan.pretrain_steps:,} steps of {plan.batch_size} images, {plan.epochs:.3g} epochs"
+        yield _row("pretrain", f"{_minutes(seconds['pretrain']):13} SimCLR, {steps}")
     for name in plan.selections:
         yield _row("select", f"{_minutes(seconds[name]):13} {name}, {plan.budget} of {readable(plan.found):,}")
     branches = len(plan.selections)
-    times = f"{branches} times " if branches > 1 else ""
-    yield _row("train", f"{_minutes(seconds['train']):13} {times}FixMatch, {plan.train_steps:,} steps")
+    times = f", {branches} times" if branches > 1 else ""
+    yield _row("train", f"{_minutes(seconds['train']):13} logistic regression and label propagation{times}")
     yield _row("in all", _minutes(plan.total) + _advice(plan))
 
 
+def _timed(plan: Plan) -> str:
+    """What was timed, and how fast it is now."""
+    speeds = []
+    if plan.choice.features != "own":
+        speeds.append(f"{BACKBONE} at {1 / plan.choice.seconds:,.0f} images a second")
+    if plan.choice.features != "published":
+        speeds.append(f"{plan.network.backbone} at {plan.network.views_per_second:,.0f} views a second")
+    return " and ".join(speeds)
+
+
 def _advice(plan: Plan) -> str:
-    if plan.total > 1.1 * 60 * plan.minutes + START:
+    free = plan.total / plan.load
+    if plan.load >= BUSY:
+        return f"; {_minutes(free)} on this machine when it is free"
+    if free > 1.1 * 60 * plan.minutes + START:
         return f" (more than the {plan.minutes:g} asked for: less would learn nothing)"
-    if plan.epochs < 20:
+    if 0 < plan.epochs < 20:
         return f" (few epochs: better features come of more time, --minutes {20 / plan.epochs * plan.minutes:.0f})"
     return ""
 

@@ -51,6 +51,26 @@ def view_grid(
         _paste(columns, titles).save(temporary, format="PNG")
 
 
+def contact_sheet(images: Tensor, path: str | Path, *, columns: int = 8) -> None:
+    """Write images row by row as a PNG, in their pixels; small ones are magnified, each pixel a square.
+
+    Args:
+        images: uint8 [n, c, h, w], c = 1 or 3, at least one.
+        path: the file to write.
+        columns: images in a row.
+
+    Raises:
+        UslError: the file cannot be written.
+    """
+    tiles = [_tile(image, None) for image in images]
+    columns = min(columns, len(tiles))
+    blank = tiles[0].copy()
+    blank.paste(_BACKGROUND, (0, 0, *blank.size))
+    tiles += [blank] * (-len(tiles) % columns)
+    with atomic_path(path) as temporary:
+        _paste([tiles[i::columns] for i in range(columns)], [""] * columns).save(temporary, format="PNG")
+
+
 def _tile(image: Tensor, scale: int | None) -> "PILImage.Image":
     """One image [c, h, w], float in [0, 1] or uint8, as an RGB tile, magnified without smoothing."""
     from PIL import Image
@@ -93,5 +113,5 @@ def _paste(columns: Sequence[Sequence["PILImage.Image"]], titles: Sequence[str])
 def _rooms(widths: Sequence[int], titles: Sequence[str]) -> dict[int, int]:
     """For each column with a title, the pixels from its left edge to the next title."""
     starts = [i for i, title in enumerate(titles) if title]
-    ends = [*starts[1:], len(widths)]
+    ends = [*starts[1:], len(widths)][: len(starts)]
     return {start: sum(widths[start:end]) + _GAP * (end - start - 1) for start, end in zip(starts, ends, strict=True)}

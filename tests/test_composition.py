@@ -237,8 +237,12 @@ def test_parts_of_a_users_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "more.yaml").write_text("model: {init_args: {temperature: 0.3}}\n")
     flat = stage(config="mine.yaml", command="fit").flat()
     assert (flat["data.dataset"], flat["model.temperature"], flat["trainer.max_steps"]) == ("digits", 0.3, 5)
-    (tmp_path / "more.yaml").write_text("parts: [simclr]\n")
-    with pytest.raises(UslError, match="a part with parts of its own"):
+    (tmp_path / "more.yaml").write_text("parts: [deeper]\nmodel: {init_args: {temperature: 0.4}}\n")
+    (tmp_path / "deeper.yaml").write_text("model: {init_args: {temperature: 0.2, hidden_dim: 64}}\n")
+    flat = stage(config="mine.yaml", command="fit").flat()
+    assert (flat["model.temperature"], flat["model.hidden_dim"]) == (0.4, 64)
+    (tmp_path / "deeper.yaml").write_text("parts: [simclr]\n")
+    with pytest.raises(UslError, match="deeper.yaml: a part of a part with parts of its own"):
         stage(config="mine.yaml").flat()
     (tmp_path / "mine.yaml").write_text("parts: [simclrr]\n")
     with pytest.raises(UslError, match=r"no such part: simclrr \(did you mean 'simclr'"):
@@ -257,3 +261,14 @@ def test_settings_are_written_once() -> None:
         again = [key for key, value in flatten(compose([own], {})).items() if parts.get(key, "?") == value]
         assert not [key for key in again if not key.endswith("class_path")], path.name
     assert count <= 1100
+
+
+def test_arguments_may_come_before_their_class() -> None:
+    """What methods share is a part that names no class; another class than the one before drops its arguments."""
+    shared, first, other = (
+        {"model": {"init_args": {"a": 1}}},
+        {"model": {"class_path": "x.X"}},
+        {"model": {"class_path": "x.Y"}},
+    )
+    assert compose([shared, first], {}) == {"model": {"class_path": "x.X", "init_args": {"a": 1}}}
+    assert compose([shared, first, other], {}) == {"model": {"class_path": "x.Y"}}

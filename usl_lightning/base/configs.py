@@ -42,10 +42,15 @@ def _merge(tree: Tree, part: Mapping[str, Any]) -> None:
         old = tree.get(key)
         if not isinstance(new, Mapping):
             tree[key] = new
-        elif not isinstance(old, dict) or new.get("class_path", old.get("class_path")) != old.get("class_path"):
+        elif not isinstance(old, dict) or _another_class(old, new):
             tree[key] = _copied(new)
         else:
             _merge(old, new)
+
+
+def _another_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether parameters of `old` mean nothing to `new`; a part may give some before any part names the class."""
+    return "class_path" in old and new.get("class_path", old["class_path"]) != old["class_path"]
 
 
 def _copied(value: Any) -> Any:
@@ -274,28 +279,31 @@ def config_parts(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     """The documents that a configuration consists of, each with its file; later ones win.
 
     A file may name `parts:`, which come before it: names in the folder `parts` of the shipped configurations, or files
-    beside it.
+    beside it. A part may do so too, for what methods share; the parts that it names may not.
 
     Raises:
-        UslError: a part is not there, has parts itself, or a document cannot be read.
+        UslError: a part is not there, parts lie deeper than that, or a document cannot be read.
     """
     if not path.exists() and path.parent == shipped_folder() and path.name in pairs():
-        return [_part(name, path) for name in pairs()[path.name]]
-    own = load_part(path)
+        return _with_parts(path, {"parts": list(pairs()[path.name])})[:-1]
+    return _with_parts(path, load_part(path))
+
+
+def _with_parts(path: Path, own: Tree, depth: int = 0) -> list[tuple[Path, Tree]]:
     names = own.pop("parts", None) or []
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UslError(f"{path}: parts: expected a list of names")
-    return [*(_part(str(name), path) for name in names), (path, own)]
+    if names and depth == 2:
+        raise UslError(f"{path}: a part of a part with parts of its own; name them where it is named")
+    below = [_with_parts(*_part(str(name), path), depth + 1) for name in names]
+    return [*(part for parts in below for part in parts), (path, own)]
 
 
-def _part(name: str, whole: Path) -> tuple[Path, dict[str, Any]]:
+def _part(name: str, whole: Path) -> tuple[Path, Tree]:
     file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
     for folder in (whole.parent, whole.parent / "parts", shipped_folder() / "parts"):
         if (folder / file).is_file() and (folder / file) != whole:
-            part = load_part(folder / file)
-            if "parts" in part:
-                raise UslError(f"{folder / file}: a part with parts of its own; name them all in {whole}")
-            return folder / file, part
+            return folder / file, load_part(folder / file)
     known = [path.stem for path in (shipped_folder() / "parts").glob("*.yaml")]
     raise UslError(f"{whole}: parts: no such part: {short(name)}{did_you_mean(name, known)}")
 

@@ -75,7 +75,7 @@ def test_test_needs_no_labels_and_tells_everything(run_dir: Path, capsys: pytest
     guesses = probabilities(run_dir, test.images).argmax(1)
     assert told["ema"]["confusion"] == confusion_matrix(test.labels, guesses).tolist()
     assert told["ema"]["accuracy"] == pytest.approx(float((guesses == test.labels).double().mean()))
-    assert told["ema"]["accuracy"] > 0.2
+    assert told["ema"]["accuracy"] > 0.15  # chance is 0.1, with a deviation of 0.016
     assert told["online"]["confusion"] != told["ema"]["confusion"]
     assert (told["method"], told["dataset"], tuple(told["classes"])) == ("FixMatch", "digits", CLASSES)
     assert f"{told['ema']['accuracy']:.4f}  {told['online']['accuracy']:.4f}" in table

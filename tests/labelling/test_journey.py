@@ -34,7 +34,7 @@ def export(folder: Path, split: str, count: int) -> dict[str, int]:
 def test_a_folder_becomes_a_classifier(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
     known = export(tmp_path / "photos", "train", 2000)
     later = export(tmp_path / "more_photos", "test", 200)
-    found = usl(tmp_path, "init", "photos", "--classes", "10", "--minutes", "1").done().out
+    found = usl(tmp_path, "init", "photos", "--classes", "10", "--budget", "40", "--minutes", "1").done().out
     assert "2,000 grey images" in found
     stopped = usl(tmp_path, "run", "photos.yaml")
     assert stopped.code == 3, stopped

@@ -49,7 +49,7 @@ def _branch(run: RunOptions, stage: Stage, record: Mapping[str, Any]) -> dict[st
     method = str(record.get("identity", {}).get("model.class_path", "")).rpartition(".")[2].lower()
     return {
         "selection": index.method.get("name", Path(path).stem), "method": method,
-        "budget": sum(label is not None for label in index.labels),
+        "budget": sum(label is not None for label in index.labels) or len(index.indices),  # without: the data set's own
         "classes_covered": sum(count > 0 for count in counts), "class_counts": counts,
         "test_accuracy": record.get("metrics", {}).get("test_accuracy"), "labels": path,
         "estimated_accuracy": record.get("metrics", {}).get("estimated_accuracy"),

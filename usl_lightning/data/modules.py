@@ -152,9 +152,8 @@ class ImageData(Ranged, LightningDataModule):
             self._seen[split] = sees(self.source(split))
         return self._seen[split]
 
-    def pass_batch_size(self, seen: ImageSource, device: torch.device) -> int:
-        """Images in a batch of a pass: `eval_batch_size`, or fewer where a model looks at larger ones than these."""
-        own = self.train_source
+    def pass_batch_size(self, seen: ImageSource, own: ImageSource, device: torch.device) -> int:
+        """Images in a batch of a pass: `eval_batch_size`, or fewer where a model looks at larger ones than its own."""
         if seen.height * seen.width <= own.height * own.width:
             return self.eval_batch_size
         return min(self.eval_batch_size, batch_that_fits(seen, device))
@@ -250,7 +249,7 @@ class ImageData(Ranged, LightningDataModule):
         share = images[own.start : own.stop]
         seen = self.seen(split)
         if seen is not self.source(split):
-            size = self.pass_batch_size(seen, self._device)
+            size = self.pass_batch_size(seen, self.train_source, self._device)
             return pass_over(seen, share, size, seed=self.seed, workers=self.workers, first=first, pin=self._on_cuda)
         batches = -(-len(share) // self.eval_batch_size)
         return StepLoader(

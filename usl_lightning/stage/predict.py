@@ -35,8 +35,9 @@ def predict(
     data, options, image = cli.datamodule, cli.stage.options, cli.model.image
     typed = cli.config.data.init_args
     on_error: Literal["fail", "skip"] = typed.on_error if "data.on_error" in cli.stage.overrides else "skip"
-    source = images_to_predict(data, image, options, on_error, typed.background, cli.model.sees)
-    size = data.pass_batch_size(source, trainer.strategy.root_device)
+    own = images_to_predict(data, image, options, on_error, typed.background)
+    source = checked(cli.model.sees(own), image)
+    size = data.pass_batch_size(source, own, trainer.strategy.root_device)
     labels, probabilities = classify(
         trainer, cli.model, source, batch_size=size, checkpoint=checkpoint, workers=data.workers
     )
@@ -64,9 +65,8 @@ def images_to_predict(
     options: Mapping[str, str],
     on_error: Literal["fail", "skip"],
     background: str,
-    sees: Callable[[ImageSource], ImageSource],
 ) -> ImageSource:
-    """The images asked for, as the classifier takes them.
+    """The images asked for; a folder of others is opened without the images of the training.
 
     Args:
         data: that of the training.
@@ -75,30 +75,35 @@ def images_to_predict(
             were trained on.
         on_error: what to do with an unreadable file of the folder: stop, or leave it out and say so.
         background: what transparent pixels of the folder's images are laid on.
-        sees: how the classifier looks at images, see `Method.sees`.
 
     Raises:
-        UslError: both are given, there is no such folder or split, or its images do not fit.
+        UslError: both are given, or there is no such folder or split.
     """
     if "folder" not in options:
-        source = data.source(options.get("split", data.split))
-    elif "split" in options:
+        return data.source(options.get("split", data.split))
+    if "split" in options:
         raise UslError("usl predict: --folder and --split are both given; expected one of them")
-    elif not Path(options["folder"]).expanduser().is_dir():
+    if not Path(options["folder"]).expanduser().is_dir():
         raise UslError(f"usl predict: --folder: no such folder: {options['folder']}")
-    else:
-        size = image.height if image.height == image.width else None
-        source = open_images(
-            options["folder"], image_size=size, channels=image.channels, on_error=on_error, background=background
-        )
-    source = sees(source)
-    found, expected = ((i.channels, i.height, i.width) for i in (source, image))
+    size = image.height if image.height == image.width else None
+    return open_images(
+        options["folder"], image_size=size, channels=image.channels, on_error=on_error, background=background
+    )
+
+
+def checked(seen: ImageSource, image: ImageSpec) -> ImageSource:
+    """The images as the classifier sees them.
+
+    Raises:
+        UslError: they are not of the shape that it was trained on.
+    """
+    found, expected = ((i.channels, i.height, i.width) for i in (seen, image))
     if found != expected:
         raise UslError(
             f"usl predict: the images are {_shape(found)} (channels × height × width), the classifier was trained on "
             f"{_shape(expected)}; set data.image_size and data.channels as in the training"
         )
-    return source
+    return seen
 
 
 def classify(

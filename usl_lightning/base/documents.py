@@ -80,6 +80,23 @@ def plain_value(text: str) -> Any:
     return float(text) if _FLOAT.fullmatch(text) else str(text)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes each text that `plain_value` takes for something else: PyYAML goes by YAML 1.1."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if isinstance(plain_value(text), str) else "'"
+    ),
+)
+
+
+def document_text(value: Any) -> str:
+    """The YAML of a value that has no `Plain` in it: `parse_document` gives it back."""
+    return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
 def settled(value: Any) -> Any:
     """A value with each `Plain` in it as what it means by itself."""
     if isinstance(value, Plain):

@@ -5,8 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from usl_lightning.base.documents import document_text
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.interrupt import Interruption
@@ -73,7 +72,7 @@ def run(
         if on_ready is not None:
             on_ready()
         if trainer.is_global_zero:
-            write_text(stage.run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+            write_text(stage.run_dir / "config.yaml", document_text(config))
             if cli.wandb is not None:
                 keep_run_id(cli.wandb, stage.run_dir)
 

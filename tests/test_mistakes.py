@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from usl_lightning.base.commands import COMMANDS
 from usl_lightning.base.errors import UslError
 from usl_lightning.cli import _mistake, main
 from usl_lightning.data.batch import ImageSpec
@@ -56,10 +57,26 @@ def test_what_is_no_colour_stops_a_chain_before_its_first_stage(
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("words", [["fit", "--help"], ["select", "--help"], ["run", "--help"], ["run", "x", "--help"]])
-def test_help_needs_no_file(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    main(words)
-    assert "usl run CHAIN.yaml" in capsys.readouterr().out
+@pytest.mark.parametrize("more", [["--help"], ["-h"], ["x", "--help"]])
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_about_the_command(name: str, more: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """And needs no file; each option has its line."""
+    main([name, *more])
+    told = capsys.readouterr().out
+    assert told.startswith(f"usl {name}")
+    assert told.count("usl ") < 5
+    assert all(f"  --{option.name} {option.value}".rstrip() in told for option in COMMANDS[name].options)
+    assert all(len(line) <= 120 for line in told.splitlines())
+
+
+@pytest.mark.parametrize("name", ["init", "run", "report", "label", "doctor"])
+def test_a_wrong_option_names_those_of_the_command(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    operand = {"init": [str(tmp_path)], "run": ["digits_quickstart.yaml"], "report": ["."], "label": ["l.json"]}
+    line = refused(capsys, name, *operand.get(name, []), "--frobnicate", "1")
+    assert "unknown option --frobnicate" in line
+    assert all(f"--{option.name}" in line for option in COMMANDS[name].options if "." not in option.name)
 
 
 def test_features_of_another_size_are_refused(tmp_path: Path) -> None:

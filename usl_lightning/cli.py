@@ -7,55 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from usl_lightning.base.commands import COMMANDS, overview, page
 from usl_lightning.base.configs import listing, shipped_folder
 from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.version import __version__
 
-HELP = """\
-usl: learn features without labels, pick the images worth labelling, train from those few labels and the rest.
-
-  usl init FOLDER               look at a folder of images and write a chain that suits it and this machine: FOLDER.yaml
-      --budget N  --classes N|cat,dog,…  --minutes M  --output FILE.yaml  --force
-  usl run CHAIN.yaml            run a chain of stages; finished ones are skipped, an interrupted one resumes
-      --name NAME  --seed N  --out runs  --redo STAGE  --dry-run
-      --slurm [submit]          print (or submit) a SLURM job for each stage; --slurm-header FILE: what they ask for
-      --only STAGE --launcher 'srun …'     what such a job runs
-      --STAGE.KEY VALUE for one stage, --data.KEY and --trainer.KEY VALUE for all of them
-  usl fit --config FILE         train one stage
-  usl select --config FILE      choose what to label; writes a label index
-      --keep LABELS.json        keep these images; the budget counts them
-      --KEY VALUE               overrides the file, e.g. --model.threshold 0.9 --data.labels labels.json
-      --run_dir DIR             where results go (default: runs/<config name>)
-      --ckpt_path last|FILE     continue the same run, or evaluate it
-      --wandb [offline]         log to Weights & Biases too
-  usl compare CONFIG.yaml       selectors on the same features, for many budgets and seeds: a table and a plot
-      --features.init_from CKPT  --data.KEY VALUE  --budgets LIST  --seeds LIST  --out DIR
-  usl report RUN_DIR            one HTML page of a run, finished or not: what was chosen, how good, curves
-      --out FILE.html
-  usl label LABELS.json         name the chosen images in the browser; every answer is saved at once
-      --classes cat,dog  --dir FOLDER  --port N  --no-browser
-  usl labels union|difference A B --out C    combine two label indices; `convert A --out C`: another format
-      export A --out TASKS.json|FILE.csv   for Label Studio or a spreadsheet; import A ANSWERS: what came of it
-  usl test --config FILE --ckpt_path last      how good a checkpoint is; validate is the same
-  usl predict --config FILE --ckpt_path last   a CSV of every image's class: of those trained on, or
-      --split test | --folder DIR  --out FILE.csv
-  usl export --config FILE --ckpt_path last --out model.onnx     (or model.pt2) a file that runs without this package
-      --pixels uint8|float32
-  usl views --config FILE --out views.png    a picture of the views a configuration draws
-  usl doctor                    check this machine: versions, devices, data, disk; exit code 1 if something is missing
-      --data.dir DIR  --out runs
-  usl configs                   list the configurations that ship with the package
-
-  usl COMMAND --config FILE --help           every parameter of a stage
-  --debug shows the traceback of an error; --version the version.
-"""
-
-COMMANDS = (
-    "init", "run", "fit", "validate", "test", "predict", "select", "compare", "report", "label", "labels", "export",
-    "views", "configs", "doctor",
-)  # fmt: skip
-OWN_ARGUMENTS = ("init", "run", "compare", "report", "label", "labels", "doctor")
-"""Commands that are no stage; this page is their help."""
+STAGE_COMMANDS = ("fit", "validate", "test", "predict", "select")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,13 +72,13 @@ def _mistake(error: BaseException | None) -> UslError | None:
 
 def _dispatch(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help", "help"):
-        print(HELP, end="")
+        print(overview(), end="")
     elif words[0] == "--version":
         print(f"usl-lightning {__version__}")
+    elif words[0] in COMMANDS and _asks_for_help(words):
+        print(page(words[0]), end="")
     elif words[0] == "configs":
         _print_configs()
-    elif words[0] in OWN_ARGUMENTS and ("--help" in words or "-h" in words):
-        print(HELP, end="")
     elif words[0] == "init":
         from usl_lightning.init.init import main as write_chain
 
@@ -162,13 +119,16 @@ def _dispatch(words: list[str]) -> None:
         )
 
 
+def _asks_for_help(words: list[str]) -> bool:
+    """For a command's page; that of a stage whose configuration is named lists its parameters instead."""
+    named = words[0] in STAGE_COMMANDS and any(word.startswith(("--config", "-c")) for word in words)
+    return not named and ("--help" in words or "-h" in words)
+
+
 def _run_stage(command: str, words: list[str]) -> None:
     from usl_lightning.stage.launch import run_stage
     from usl_lightning.stage.words import StageCommand
 
-    if "--help" in words and not any(word.startswith(("--config", "-c")) for word in words):
-        print(HELP, end="")
-        return
     stage = StageCommand.parse(command, [word for word in words if word not in ("--help", "-h")])
     if "--help" in words or "-h" in words:
         from usl_lightning.stage.helptext import print_help

@@ -14,7 +14,7 @@ from typing import Any
 
 from usl_lightning.base import ranges
 from usl_lightning.base.classes import ROOT, ClassSource, dotted, find_class, syntax_of
-from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import SEED, Range
 
 
@@ -48,20 +48,6 @@ def options(arguments: Sequence[str]) -> list[tuple[str, str]]:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         options.append((key, value))
     return options
-
-
-def known_options(command: str, arguments: Sequence[str], known: Sequence[str]) -> dict[str, str]:
-    """`options` of a command that knows these and no others.
-
-    Raises:
-        UslError: another one; it names the nearest.
-    """
-    given = dict(options(arguments))
-    for key in given:
-        if key not in known:
-            some = f"; expected --{', --'.join(known)}" if known else "; it takes none"
-            raise UslError(f"{command}: unknown option --{key}{did_you_mean(key, known)}{some}")
-    return given
 
 
 FROM_ELSEWHERE = {"image", "seed"}

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from usl_lightning.base.commands import COMMANDS
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.parameters import as_seed, home, options
@@ -108,7 +109,7 @@ def _bad_option(key: str, value: str, stages: list[str]) -> str:
     if expected:
         return f"usl run: --{key} {value}: expected {expected}"
     groups = (f"{stage}.KEY" for stage in (*stages, *SHARED_GROUPS))
-    own = ("name", "seed", "out", "redo", "only", "dry-run", "wandb", "launcher", "slurm", "slurm-header")
+    own = (option.name for option in COMMANDS["run"].options if "." not in option.name)
     options = [*own, *groups]
     return f"usl run: unknown option --{key}{did_you_mean(key, options)}; expected --{', --'.join(options)}"
 

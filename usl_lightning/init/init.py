@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
-from usl_lightning.base.parameters import home, known_options
+from usl_lightning.base.parameters import home
 from usl_lightning.chain.file import Chain
 from usl_lightning.labels.names import checked, clean
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:  # they import torch
     from usl_lightning.data.images.source import ImageSource
     from usl_lightning.init.folder import Inspection
     from usl_lightning.init.plan import Plan
-
-OPTIONS = ("budget", "classes", "minutes", "output", "force")
 
 SHOWN = 24
 """Images on the contact sheet."""
@@ -56,7 +55,7 @@ class InitOptions:
         if not arguments or arguments[0].startswith("-"):
             raise UslError("usl init: expected the folder of your images, e.g. usl init photos")
         folder = home(arguments[0])
-        typed = known_options("usl init", arguments[1:], OPTIONS)
+        typed = known_options("init", arguments[1:])
         named = folder.resolve()
         output = Path(typed.get("output", named.parent / f"{named.name or 'images'}.yaml"))
         if output.suffix not in (".yaml", ".yml"):

@@ -10,10 +10,10 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+from usl_lightning.base.commands import known_options
 from usl_lightning.base.documents import guarded
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
-from usl_lightning.base.parameters import known_options
 from usl_lightning.labelling.answers import COLUMNS, by_number, read_answers
 from usl_lightning.labelling.store import LabelStore, answers_of, name_of
 from usl_lightning.labels import LabelIndex
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     operation, *words = arguments
     files = [word for word in words[: 1 if operation == "export" else 2] if not word.startswith("-")]
-    given = known_options(f"usl labels {operation}", words[len(files) :], OPTIONS[operation])
+    given = known_options(f"labels {operation}", words[len(files) :], OPTIONS[operation])
     if len(files) < (1 if operation == "export" else 2) or (operation == "export" and "out" not in given):
         raise UslError(f"usl labels {operation}: a file is missing; use {USAGE[operation]}")
     store = LabelStore(Path(files[0]))

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import known_options
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labelling.private import leading_to
 from usl_lightning.labelling.store import LabelStore
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 PORT = 8642
 """Tried first; if it is taken and was not asked for, any free one."""
-
-OPTIONS = ("dir", "classes", "port", "no-browser")
 
 
 @dataclass
@@ -61,7 +59,7 @@ class LabelOptions:
         if place is None:
             raise UslError("usl label: expected a label file, e.g. usl label runs/NAME/select/labels.json")
         typed = cls(Path(words.pop(place)))
-        for key, value in known_options("usl label", words, OPTIONS).items():
+        for key, value in known_options("label", words).items():
             if key == "no-browser" and value in ("true", "false"):
                 typed.browser = value == "false"
             elif key == "port" and value.isdecimal() and 0 < int(value) < 65536:

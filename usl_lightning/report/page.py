@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.machine import this_machine
-from usl_lightning.base.parameters import known_options
 from usl_lightning.base.version import __version__
 from usl_lightning.report.markup import Html, Names, render, tag
 from usl_lightning.report.run import RunReport, read_run
@@ -36,7 +36,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, Path | None]:
     folder = words.pop(0) if words and not words[0].startswith("-") else None
     if folder is None and len(words) > 1 and not words[-1].startswith("-") and words[-2] != "--out":
         folder = words.pop()
-    given = known_options("usl report", words, ("out",))
+    given = known_options("report", words)
     if given.get("out") == "true":
         raise UslError("usl report: --out: its value is missing; expected FILE.html")
     if folder is None:

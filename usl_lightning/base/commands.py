@@ -1,0 +1,256 @@
+"""The commands of `usl`: what each takes and does, for its help and for who types a wrong option."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.parameters import options
+
+WIDTH = 116
+INTRODUCTION = (
+    "usl: learn features without labels, pick the images worth labelling, train from those few labels and the rest."
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """`--name VALUE`.
+
+    Attributes:
+        name: without dashes; `KEY` and the like stand for what a configuration has.
+        value: what to type for it; empty for a flag.
+        meaning: with the default, in one sentence.
+    """
+
+    name: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Command:
+    """`usl NAME OPERANDS [--OPTION VALUE …]`.
+
+    Attributes:
+        operands: what is typed first.
+        does: in one line.
+        options: its own.
+        more: what else to know; a paragraph a line.
+    """
+
+    operands: str
+    does: str
+    options: tuple[Option, ...] = ()
+    more: tuple[str, ...] = ()
+
+
+_STAGE = (
+    Option("config", "FILE", "the stage: a file, or a name of `usl configs`"),
+    Option("KEY", "VALUE", "over the file: --model.threshold 0.9, --data.labels labels.json, --trainer.max_steps 100"),
+    Option("run_dir", "DIR", "where results go; by default runs/ and the configuration's name"),
+    Option("ckpt_path", "last|FILE", "continue this run; by default it starts afresh"),
+    Option("extend", "", "with --ckpt_path: allow a larger trainer.max_steps than the run began with"),
+    Option("wandb", "[offline]", "log to Weights & Biases too; by default it does not"),
+)
+_KEPT = (
+    Option("config", "FILE", "the stage, or the config.yaml in its folder"),
+    Option("ckpt_path", "last|FILE", "the checkpoint; `last` is the newest of the folder"),
+    Option("KEY", "VALUE", "over the file, e.g. --data.dir elsewhere"),
+    Option("run_dir", "DIR", "the stage's folder; by default where the config.yaml lies"),
+)
+_PARAMETERS = "usl COMMAND --config FILE --help lists every parameter of that stage, with its value and range."
+
+COMMANDS: dict[str, Command] = {
+    "init": Command(
+        "FOLDER",
+        "look at a folder of images and write a chain that suits it and this machine: FOLDER.yaml",
+        (
+            Option("budget", "N", "images to label; by default 4 of each class that the folders tell, or 300: an hour"),
+            Option("classes", "N|cat,dog,…", "how many classes, or their names; by default the sub-folders"),
+            Option("minutes", "M", "how long the chain may compute; by default what suits this machine"),
+            Option("output", "FILE.yaml", "the chain; by default beside the folder, with its name"),
+            Option("force", "", "replace a chain that is there already"),
+        ),
+        ("Then: usl run FOLDER.yaml",),
+    ),
+    "run": Command(
+        "CHAIN.yaml",
+        "run a chain of stages; finished ones are skipped, an interrupted one resumes",
+        (
+            Option("name", "NAME", "of the run; by default the chain's"),
+            Option("seed", "N", "of everything random; by default the chain's"),
+            Option("out", "DIR", "the run is DIR/NAME; by default runs"),
+            Option("redo", "STAGE", "that stage again, and what follows from it"),
+            Option("dry-run", "", "check everything and print the plan"),
+            Option("STAGE.KEY", "VALUE", "for one stage, e.g. --select.model.budget 20"),
+            Option("data.KEY", "VALUE", "for all stages; --trainer., --checkpoint. and --processes. too"),
+            Option("wandb", "[offline]", "log every stage to Weights & Biases too"),
+            Option("slurm", "[submit]", "print (or submit) a SLURM job for each stage"),
+            Option("slurm-header", "FILE", "what the jobs ask SLURM for; by default one GPU and 8 cores for 4 hours"),
+            Option("only", "STAGE", "that stage alone, as such a job does"),
+            Option("launcher", "'srun …'", "words before each stage's command"),
+        ),
+        ("Exit codes: 0 done, 2 a mistake, 3 labels are missing (usl label, then the same command), 130 stopped.",),
+    ),
+    "fit": Command("", "train one stage", _STAGE, (_PARAMETERS,)),
+    "select": Command(
+        "",
+        "choose what to label; writes a label index",
+        (
+            *_STAGE,
+            Option("keep", "LABELS.json", "keep these images; the budget counts them"),
+            Option("allow-oracle", "", "for selectors that look at labels nobody has given yet"),
+        ),
+        (_PARAMETERS, "Then: usl label RUN_DIR/labels.json"),
+    ),
+    "compare": Command(
+        "CONFIG.yaml",
+        "selectors on the same features, for many budgets and seeds: a table and a plot",
+        (
+            Option("features.init_from", "CKPT", "encoder whose features are compared on"),
+            Option("data.KEY", "VALUE", "the images"),
+            Option("budgets", "LIST", "e.g. [10,20,40]; by default the configuration's"),
+            Option("seeds", "LIST", "e.g. [0,1,2]; by default the configuration's"),
+            Option("out", "DIR", "by default runs/ and the configuration's name"),
+        ),
+    ),
+    "report": Command(
+        "RUN_DIR",
+        "one HTML page of a run, finished or not: what was chosen, how good, curves",
+        (Option("out", "FILE.html", "by default report.html in the folder"),),
+    ),
+    "label": Command(
+        "LABELS.json",
+        "name the chosen images in the browser; every answer is saved at once",
+        (
+            Option("classes", "cat,dog,…", "names to label by, beside those in the file; the page can add more"),
+            Option("dir", "FOLDER", "of the images; by default as the selection's config.yaml says"),
+            Option("port", "N", "to listen on, on this machine alone; by default 8642, or a free one"),
+            Option("no-browser", "", "print the address only"),
+        ),
+        ("Stop it with Ctrl-C; nothing is lost, and the same command goes on.",),
+    ),
+    "labels": Command(
+        "union|difference|convert|export|import …",
+        "label indices combined, in another format, or taken to another program and back",
+        (
+            Option("out", "FILE", "what is written; .json, .npy or .csv"),
+            Option("prefix", "TEXT", "export: what comes before each file, for Label Studio's local files"),
+            Option("dir", "FOLDER", "export: of the images"),
+        ),
+        (
+            "union A B --out C: the entries of A, then those of B that are new",
+            "difference A B --out C: the entries of A that are not in B",
+            "convert A --out C: A in another format",
+            "export A --out TASKS.json|FILE.csv: for Label Studio, or a spreadsheet",
+            "import A ANSWERS: what came of it, into A",
+        ),
+    ),
+    "test": Command("", "how good a checkpoint is on the test split; validate is the same", _KEPT),
+    "validate": Command("", "how good a checkpoint is on the test split; test is the same", _KEPT),
+    "predict": Command(
+        "",
+        "a CSV of every image's class and probability",
+        (
+            *_KEPT,
+            Option("folder", "DIR", "any folder of images; by default the images trained on"),
+            Option("split", "NAME", "a split of the data set, e.g. test"),
+            Option("out", "FILE.csv", "by default predictions.csv in the stage's folder"),
+        ),
+    ),
+    "export": Command(
+        "",
+        "a file that classifies without this package",
+        (
+            Option("config", "FILE", "the stage, or the config.yaml in its folder"),
+            Option("ckpt_path", "last|FILE", "the checkpoint; `last` is the newest of the folder"),
+            Option("out", "FILE", "model.onnx or model.pt2"),
+            Option("pixels", "uint8|float32", "what it takes: 0 to 255, by default, or 0 to 1"),
+        ),
+    ),
+    "views": Command(
+        "",
+        "a picture of the views that a configuration draws",
+        (
+            Option("config", "FILE", "the stage: a file, or a name of `usl configs`"),
+            Option("KEY", "VALUE", "over the file"),
+            Option("out", "FILE.png", "by default views.png"),
+        ),
+    ),
+    "configs": Command("", "list the configurations that ship with the package"),
+    "doctor": Command(
+        "",
+        "check this machine: versions, devices, data, disk; exit code 1 if something is missing",
+        (
+            Option("data.dir", "DIR", "where data sets lie"),
+            Option("out", "DIR", "where runs will go; by default runs"),
+        ),
+    ),
+}
+
+
+def overview() -> str:
+    """What `usl --help` shows: each command in a line or two."""
+    lines = [INTRODUCTION, ""]
+    for name, command in COMMANDS.items():
+        lines += _entry("  ", f"usl {' '.join(filter(None, (name, _operands(command))))}", command.does)
+    return "\n".join(
+        [
+            *lines,
+            "",
+            "  usl COMMAND --help                what it takes, with the defaults",
+            "  usl COMMAND --config FILE --help  every parameter of a stage",
+            "  --debug shows the traceback of an error; --version the version.",
+            "",
+        ]
+    )
+
+
+def page(name: str) -> str:
+    """What `usl NAME --help` shows.
+
+    Args:
+        name: of one of `COMMANDS`.
+    """
+    command = COMMANDS[name]
+    words = ["usl", name, _operands(command), "[--OPTION VALUE …]" if command.options else ""]
+    lines = [" ".join(filter(None, words)), f"  {command.does}", ""]
+    for option in command.options:
+        lines += _entry("  ", f"--{option.name} {option.value}".rstrip(), option.meaning)
+    for paragraph in command.more:
+        lines += ["", *textwrap.wrap(paragraph, WIDTH)] if paragraph == command.more[0] else [paragraph]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _operands(command: Command) -> str:
+    return command.operands or ("--config FILE" if any(o.name == "config" for o in command.options) else "")
+
+
+def _entry(indent: str, left: str, right: str) -> list[str]:
+    column = 36
+    first, *rest = textwrap.wrap(right, WIDTH - column)
+    head = f"{indent}{left}"
+    start = [f"{head:{column - 1}} {first}"] if len(head) < column else [head, " " * column + first]
+    return [*start, *(" " * column + line for line in rest)]
+
+
+def known_options(name: str, arguments: Sequence[str], known: Sequence[str] | None = None) -> dict[str, str]:
+    """`options` of a command that knows its own and no others.
+
+    Args:
+        name: of the command, `labels export` for a part of one.
+        arguments: what is typed after the operands.
+        known: the names; by default those of `COMMANDS`.
+
+    Raises:
+        UslError: another one; it names the nearest.
+    """
+    given = dict(options(arguments))
+    if known is None:
+        known = [option.name for option in COMMANDS[name].options]
+    for key in given:
+        if key not in known:
+            some = f"; expected --{', --'.join(known)}" if known else "; it takes none"
+            raise UslError(f"usl {name}: unknown option --{key}{did_you_mean(key, known)}{some}")
+    return given

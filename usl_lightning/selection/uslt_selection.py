@@ -19,38 +19,21 @@ log = logging.getLogger(__name__)
 Representative = Literal["confidence", "mean_confidence", "density"]
 
 
-def select_uslt(
-    features: Tensor,
-    heads: ClusterHeads,
-    budget: int,
-    *,
-    representative: Representative = "mean_confidence",
-    k: int = 20,
-) -> Tensor:
-    """The `budget` images worth labelling: one of each cluster of the first head.
+def clusters_and_scores(
+    features: Tensor, heads: ClusterHeads, *, representative: Representative, k: int
+) -> tuple[Tensor, Tensor]:
+    """The cluster of each image in the first head, int64 [n], and how well it stands for it, [n].
 
     Args:
         features: [n, d] of the encoder that was trained with the heads, CPU or CUDA.
         heads: the trained heads, on the same device.
-        budget: how many, from 1 to n. Of more non-empty clusters than that, the largest are taken.
         representative: which image of a cluster: the one of highest probability in the first head ("confidence",
             CIFAR-100), averaged over all heads ("mean_confidence", CIFAR-10), or the densest ("density", ImageNet).
         k: neighbours in the density, see `limited_density`.
 
-    Returns:
-        int64 [budget], distinct, in cluster order; then those that stand in for empty clusters: the best remaining
-        images by the same score. Ties: the lower index.
-
     Raises:
-        UslError: budget out of range, features not finite, an unknown representative.
+        UslError: features not finite, an unknown representative.
     """
-    return best_of_clusters(*clusters_and_scores(features, heads, representative=representative, k=k), budget)
-
-
-def clusters_and_scores(
-    features: Tensor, heads: ClusterHeads, *, representative: Representative, k: int
-) -> tuple[Tensor, Tensor]:
-    """The cluster of each image in the first head, int64 [n], and how well it stands for it, [n]: see `select_uslt`."""
     x = check_features(features)
     clusters, confidence = cluster_confidence(x, heads)
     if representative == "confidence":
@@ -120,7 +103,7 @@ class USLT(Selector):
         image: channels, size and statistics of the images; the command line takes it from the data.
         budget: number of images to pick, with those that are kept.
         init_from: checkpoint of `USLTTraining`, which holds the encoder and the heads; must be given.
-        representative: which image stands for its cluster, see `select_uslt`.
+        representative: which image stands for its cluster, see `clusters_and_scores`.
         k: neighbours in the density.
         followers: images of its cluster, the next best, that take a chosen image's label as a pseudo-label when a
             classifier is trained (19 on ImageNet: with the image itself the 20 densest).
@@ -158,7 +141,7 @@ class USLT(Selector):
         return {"k": limit_k(self.k, n, include_self=True)} if self.representative == "density" else {}
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
-        """See `select_uslt`."""
+        """The best of each cluster of the first head, see `best_of_clusters`."""
         heads = self.heads.to(features.device)
         self._ranked = clusters_and_scores(features, heads, representative=self.representative, k=self.k)
         self.note_clusters(self._ranked[0])

@@ -28,6 +28,8 @@ from usl_lightning.stage.words import StageCommand
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "MoCo": {"": {"queue_size": 96}},  # a ring of three batches
+    "NPID": {"": {}, "noise": {"negatives": 6}},
+    "MSF": {"": {"bank_size": 80, "neighbours": 3}},  # two batches and a half
     "SeLa": {"": {"reassignments": 3, "hidden_dims": [20]}},  # with dropout
     "CoMatch": {"": {"bank_size": 80, "aligned_batches": 3, "graph_threshold": 0.15}},  # both wrap
     "Distill": {"": {"distillation_weight": 0.8}},  # both of its losses
@@ -44,6 +46,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 STEADY: dict[str, dict[str, Any]] = {
     "MixMatch": {"ramp_steps": 0},
+    "NPID": {"negatives": None},  # Z is of the first micro-batch
     **{name: {"ramp": 0.0} for name in ("PseudoLabel", "PiModel", "MeanTeacher", "VAT", "ICT", "ReMixMatch")},
 }
 """Class -> parameters of a loss that is the same function at every step."""

@@ -1,0 +1,139 @@
+"""NPID: instance discrimination with a memory bank (Wu, Xiong, Yu and Lin, CVPR 2018)."""
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, above, whole, within
+from usl_lightning.compute.distributed import gather
+from usl_lightning.compute.optim import Optimization
+from usl_lightning.data.batch import Batch, ImageSpec
+from usl_lightning.models.encoder import Encoder
+from usl_lightning.pretrain.pretrain_module import PretrainModule
+
+
+def instance_loss(v: Tensor, bank: Tensor, indices: Tensor, *, temperature: float) -> Tensor:
+    """−log of the probability that v is its own image among all: softmax of ⟨row, v⟩/τ over the bank (Eq. 2).
+
+    Args:
+        v: unit embeddings [n, d].
+        bank: a unit row of each image, [N, d]; no gradient flows into it.
+        indices: int64 [n], the images.
+        temperature: τ, above 0.
+    """
+    return F.cross_entropy(v @ bank.detach().T / temperature, indices)
+
+
+def instance_nce(own: Tensor, others: Tensor, log_z: Tensor, *, images: int) -> Tensor:
+    """−log h(own) − Σ log(1 − h(other)), h = P/(P + m/N): own image or noise (Eqs. 4 to 7), averaged over the batch.
+
+    Args:
+        own: ⟨row, v⟩/τ of the image's own row, [n].
+        others: those of m rows drawn at random, [n, m].
+        log_z: log of the constant Z in P = exp(⟨row, v⟩/τ)/Z, scalar.
+        images: N.
+    """
+    noise = math.log(others.shape[1] / images)
+    return (F.softplus(noise - (own - log_z)) + F.softplus(others - log_z - noise).sum(1)).mean()
+
+
+class NPID(PretrainModule):
+    """Each image is a class of its own, whose weights are its embedding of the last time it was met.
+
+    Args:
+        image: channels, size and statistics of the images; the command line takes it from the data.
+        view: draws a view of each image.
+        optimizer: how the weights are updated.
+        backbone: name of the network, see `usl_lightning.models.backbones`.
+        pretrained: start from published weights of the backbone.
+        temperature: τ of the loss; 0.1 on CIFAR, 0.07 on ImageNet.
+        negatives: m rows drawn at random for each image (noise-contrastive estimation; 4,096 on ImageNet); null: all,
+            the softmax itself.
+        momentum: share of a row that is kept when its image is met, in [0, 1].
+        projection_dim: of the embedding, a linear layer on the features.
+        init_from: checkpoint of an earlier stage whose encoder to start from.
+        knn_k: neighbours of the kNN monitor.
+    """
+
+    ranges: ClassVar[Ranges] = {
+        "temperature": above(0),
+        "negatives": whole(1),
+        "momentum": within(0, 1),
+        "projection_dim": whole(1),
+    }
+
+    bank: Tensor
+    log_z: Tensor
+    estimated: Tensor
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        view: nn.Module,
+        optimizer: Optimization,
+        backbone: str = "resnet18_cifar",
+        pretrained: bool = False,
+        temperature: float = 0.1,
+        negatives: int | None = None,
+        momentum: float = 0.5,
+        projection_dim: int = 128,
+        init_from: str | None = None,
+        knn_k: int = 200,
+    ) -> None:
+        encoder = Encoder(backbone, image, pretrained=pretrained)
+        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        self.view = view
+        self.temperature, self.negatives, self.momentum = temperature, negatives, momentum
+        self.projector = nn.Linear(encoder.feature_dim, projection_dim)
+        self.register_buffer("bank", F.normalize(torch.rand(image.count, projection_dim) - 0.5, dim=1))
+        self.register_buffer("log_z", torch.tensor(0.0))
+        self.register_buffer("estimated", torch.tensor(False))
+
+    def setup(self, stage: str) -> None:
+        """Start from an earlier encoder.
+
+        Raises:
+            UslError: more negatives than images.
+        """
+        super().setup(stage)
+        if stage == "fit" and self.negatives is not None and self.negatives >= len(self.bank):
+            raise UslError(
+                f"model.negatives: {self.negatives} of {len(self.bank)} images; use fewer, or null for all of them"
+            )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of one global batch, then its rows of the bank."""
+        projected = self.projector(self.encoder(self.view(batch.images, batch.key.fold("view"))))
+        with torch.autocast(projected.device.type, enabled=False):
+            v = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
+            if self.negatives is None:  # a copy: the gradient needs the rows as they were
+                loss = instance_loss(v, self.bank.to(v.dtype, copy=True), batch.indices, temperature=self.temperature)
+            else:
+                loss = self._nce(v, batch)
+        self._remember(gather(v.detach()), gather(batch.indices))
+        self.log_training(v, loss=loss)
+        return loss
+
+    def _nce(self, v: Tensor, batch: Batch) -> Tensor:
+        """Z is estimated once, from the first batch: N times the mean of exp(⟨row, v⟩/τ) (§3.2)."""
+        images = len(self.bank)
+        rows = torch.cat([batch.indices[:, None], batch.key.fold("noise").integers(self.negatives or 1, images)], 1)
+        logits = torch.einsum("nd,nmd->nm", v, self.bank[rows].to(v.dtype)) / self.temperature
+        met = gather(logits.detach()).flatten()
+        estimate = met.logsumexp(0) - math.log(len(met)) + math.log(images)
+        self.log_z.copy_(torch.where(self.estimated, self.log_z, estimate.to(self.log_z.dtype)))
+        self.estimated.fill_(True)
+        return instance_nce(logits[:, 0], logits[:, 1:], self.log_z.to(v.dtype), images=images)
+
+    @torch.no_grad()
+    def _remember(self, v: Tensor, indices: Tensor) -> None:
+        """Move the rows of these images towards v, [B, d]; of an image that is there twice, towards the last."""
+        slots = torch.arange(len(indices), device=v.device)
+        last = torch.zeros(len(self.bank), dtype=torch.long, device=v.device)
+        last.scatter_reduce_(0, indices, slots, "amax")
+        new = torch.lerp(v[last[indices]].to(self.bank.dtype), self.bank[indices], self.momentum)
+        self.bank.index_copy_(0, indices, F.normalize(new, dim=1))

@@ -1,54 +1,75 @@
-"""Files that are wrong are read or refused in one line; `tests/benchmarks/fuzz_readers.py` tries many more of them."""
+"""Files that are wrong are read or refused in one line; `tests/benchmarks/fuzz.py` tries many more of them."""
 
+import os
 import random
-import sys
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import fuzzing
 import pytest
+from fuzzing.mutations import JSON, TEXT, mutated
+from fuzzing.readers import READERS
 
 from usl_lightning.base.errors import UslError
 
-BENCHMARKS = Path(__file__).parent / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import fuzz_readers  # noqa: E402
-import mutations  # noqa: E402
-
-sys.path.remove(str(BENCHMARKS))
+SLOW = {"stage_json", "metrics_csv", "evaluation_json", "checkpoint", "overview_npz"}
 
 
 @pytest.fixture
-def short_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz_readers, "LONGEST", 0.2)
+def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzzing, "LONGEST", 0.2)
+    monkeypatch.setattr(fuzzing, "MEMORY", 64 << 20)
 
 
-@pytest.mark.parametrize("reader", fuzz_readers.READERS, ids=lambda reader: reader.name)
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_a_reader_reads_or_refuses(reader: Any, tmp_path: Path) -> None:
-    outcome = fuzz_readers.fuzz(reader, 300, seed=1, keep=tmp_path)
+    outcome = fuzzing.fuzz(reader, 60 if reader.name in SLOW else 200, seed=1, keep=tmp_path)
     assert outcome.failures == {}
-    assert outcome.read > 30
-    assert outcome.refused > 30
+    assert outcome.read + outcome.refused == outcome.inputs
+    assert outcome.read > outcome.inputs // 20
 
 
 @pytest.mark.parametrize(("read", "problem"), [
     (lambda path: 1 / 0, "ZeroDivisionError: division by zero (test_fuzz.py:"),
-    (lambda path: time.sleep(5), "TimeoutError: longer than"),
-    (lambda path: bytearray(3 << 30), "MemoryError"),
-    (lambda path: (_ for _ in ()).throw(UslError("a\nb")), "not one line"),
-    (lambda path: (_ for _ in ()).throw(UslError("a" * 3000)), "not one line"),
-    (lambda path: (_ for _ in ()).throw(UslError("a\ud800")), "cannot be printed"),
-    (lambda path: (_ for _ in ()).throw(UslError("no")), "a valid file was refused"),
+    (lambda path: time.sleep(5), "longer than"),
+    (lambda path: b"x" * (300 << 20), "more than 64 MiB"),
+    (lambda path: bytearray(8 << 30), "MemoryError"),
+    (lambda path: os.kill(os.getpid(), signal.SIGSEGV), "the process died (-11)"),
 ])  # fmt: skip
-def test_what_counts_as_a_failure(short_alarm: None, read: Any, problem: str, tmp_path: Path) -> None:
-    reader = fuzz_readers.Reader("x", ".txt", lambda: [b"valid"], read)
-    outcome = fuzz_readers.fuzz(reader, 0, keep=tmp_path)
-    assert outcome.failures[-1].startswith(problem)
-    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"valid"]
+def test_what_counts_as_a_failure(low_limits: None, read: Any, problem: str, tmp_path: Path) -> None:
+    def harmless(path: Path) -> None:
+        if path.read_bytes() != b"valid":
+            read(path)
+
+    reader = fuzzing.Reader("x", ".txt", lambda: [b"valid", b"bad"], harmless)
+    outcome = fuzzing.fuzz(reader, 0, keep=tmp_path)
+    assert list(outcome.failures) == [-1]
+    assert problem in outcome.failures[-1]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"bad"]
+
+
+def test_a_valid_file_is_not_refused(tmp_path: Path) -> None:
+    def refuse(path: Path) -> None:
+        raise UslError("no")
+
+    outcome = fuzzing.fuzz(fuzzing.Reader("x", ".txt", lambda: [b"valid"], refuse), 3)
+    assert outcome.failures == {-1: "a valid file was refused"}
+    assert outcome.refused == 4
+
+
+def test_a_refusal_is_one_line_whatever_is_in_it() -> None:
+    assert str(UslError("a\nb\ud800\x1b[2J")) == r"a\nb\ud800\x1b[2J"
+    long = str(UslError(f"x.json: {'y' * 5000}; mend it"))
+    assert len(long) == 2000
+    assert long.startswith("x.json: yyy")
+    assert long.endswith("yyy; mend it")
 
 
 def test_an_input_is_the_same_for_its_seed_and_number() -> None:
     seeds = [b'{"a": [1, 2, {"b": "c"}]}\n', b"x,y\n1,2\n"]
-    inputs = [mutations.mutated(seeds, random.Random(f"x 0 {number}")) for number in range(200)]
-    assert inputs == [mutations.mutated(seeds, random.Random(f"x 0 {number}")) for number in range(200)]
-    assert len(set(inputs)) > 100
+    for changes in (TEXT, JSON, *{reader.changes for reader in READERS}):
+        inputs = [mutated(seeds, random.Random(f"x 0 {number}"), changes) for number in range(100)]
+        assert inputs == [mutated(seeds, random.Random(f"x 0 {number}"), changes) for number in range(100)]
+        assert len(set(inputs)) > 30

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from usl_lightning.base.commands import COMMANDS, overview, page
 from usl_lightning.base.configs import listing, shipped_folder
-from usl_lightning.base.errors import UslError, did_you_mean, printable
+from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.version import __version__
 
 STAGE_COMMANDS = ("fit", "validate", "test", "predict", "select")
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         if debug:
             traceback.print_exc()
-        line = printable(str(mistake))
+        line = str(mistake)
         print(line if line.startswith("usl ") else f"usl: {line}", file=sys.stderr)  # many name their command
         sys.exit(2)
 
@@ -65,8 +65,9 @@ def _mistake(error: BaseException | None) -> UslError | None:
     """The user's mistake behind an exception: libraries wrap what is raised inside them."""
     while error is not None and not isinstance(error, UslError):
         error = error.__cause__ or (error.__context__ if not error.__suppress_context__ else None)
-    if error is not None and "\nOriginal Traceback" in str(error):  # torch puts a worker's whole page into the text
-        return UslError(str(error).rstrip().rpartition("\n")[2].partition("Error: ")[2])
+    page = str(error.args[0]) if error is not None and error.args else ""
+    if "\nOriginal Traceback" in page:  # torch puts a worker's whole page into the text
+        return UslError(page.rstrip().rpartition("\n")[2].partition("Error: ")[2])
     return error
 
 

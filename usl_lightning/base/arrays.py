@@ -39,6 +39,9 @@ def load_arrays(path: Path, *, where: str | None = None, content: bytes | None =
         else:
             with loaded:
                 arrays = {name: loaded[name] for name in loaded.files}
+                other = next((name for name, array in arrays.items() if not isinstance(array, np.ndarray)), None)
+                if other is not None:
+                    raise ValueError(f"{other} is no array")
     except FileNotFoundError:
         raise
     except DAMAGE as error:
@@ -47,7 +50,8 @@ def load_arrays(path: Path, *, where: str | None = None, content: bytes | None =
             f"{where or path}: not a whole .npy or .npz file of numbers ({printable(reason, 200)})"
         ) from error
     as_noted(path)
-    return arrays
+    native = {name: array.dtype.newbyteorder("=") for name, array in arrays.items()}  # torch takes no other
+    return {name: array.astype(native[name], copy=False) for name, array in arrays.items()}
 
 
 def load_array(path: Path, *, where: str | None = None, content: bytes | None = None) -> Any:

@@ -4,14 +4,13 @@ import os
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.classes import moved_text
 from usl_lightning.base.documents import Listed, Mapped, Plain, parse_document, read_document, settled
-from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.parameters import Kind, kind_at
 
 Tree = dict[str, Any]
@@ -121,8 +120,10 @@ def _typed(value: Any, tree: Tree, path: list[str]) -> Any:
         value = value.text
     if isinstance(value, Mapping):
         if "class_path" in value:
-            arguments = value.get("init_args")
-            given = {key: _typed(item, tree, [*path, key]) for key, item in (arguments or {}).items()}
+            arguments = value.get("init_args") or {}
+            if not isinstance(arguments, Mapping):
+                raise UslError(f"{'.'.join(path)}.init_args: expected keys and values, found {short(str(arguments))}")
+            given = {key: _typed(item, tree, [*path, key]) for key, item in arguments.items()}
             others = {key: settled(item) for key, item in value.items() if key not in ("class_path", "init_args")}
             return {"class_path": str(value["class_path"]), **({"init_args": given} if given else {}), **others}
         return {key: _typed(item, tree, [*path, key]) for key, item in value.items()}
@@ -144,7 +145,7 @@ def _scalar(value: Any, kind: Kind) -> Any:
             return None
         return os.path.expanduser(value) if value.startswith("~") else str(value)
     meant = settled(value)
-    if kind.number == "float" and isinstance(meant, int) and not isinstance(meant, bool):
+    if kind.number == "float" and isinstance(meant, int) and not isinstance(meant, bool) and abs(meant) < 10**300:
         return float(meant)
     if kind.number == "int" and isinstance(meant, float) and meant.is_integer():
         return int(meant)
@@ -237,9 +238,8 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
         folders.append(shipped_folder())
     for folder in folders:
         for candidate in names:
-            with suppress(OSError, ValueError):  # names that no file can have
-                if (folder / candidate).is_file():
-                    return folder / candidate
+            if os.path.isfile(folder / candidate):
+                return folder / candidate
     if Path(name).parent in (Path(), shipped_folder()) and f"{bare.removesuffix('.yaml')}.yaml" in pairs():
         return shipped_folder() / f"{bare.removesuffix('.yaml')}.yaml"
     near = did_you_mean(bare, names_of_all())
@@ -284,7 +284,7 @@ def config_parts(path: Path) -> list[tuple[Path, dict[str, Any]]]:
     Raises:
         UslError: a part is not there, parts lie deeper than that, or a document cannot be read.
     """
-    if not path.exists() and path.parent == shipped_folder() and path.name in pairs():
+    if not os.path.exists(path) and path.parent == shipped_folder() and path.name in pairs():
         return _with_parts(path, {"parts": list(pairs()[path.name])})[:-1]
     return _with_parts(path, load_part(path))
 
@@ -302,15 +302,15 @@ def _with_parts(path: Path, own: Tree, depth: int = 0) -> list[tuple[Path, Tree]
 def _part(name: str, whole: Path) -> tuple[Path, Tree]:
     file = name if name.endswith((".yaml", ".yml")) else f"{name}.yaml"
     for folder in (whole.parent, whole.parent / "parts", shipped_folder() / "parts"):
-        if (folder / file).is_file() and (folder / file) != whole:
+        if os.path.isfile(folder / file) and (folder / file) != whole:
             return folder / file, load_part(folder / file)
     known = [path.stem for path in (shipped_folder() / "parts").glob("*.yaml")]
     raise UslError(f"{whole}: parts: no such part: {short(name)}{did_you_mean(name, known)}")
 
 
 def short(name: str) -> str:
-    """A name cut to 100 characters, for messages."""
-    return name if len(name) <= 100 else f"{name[:99]}…"
+    """A name cut to 100 characters on one line, for messages."""
+    return printable(name, 100)
 
 
 def load_part(path: Path) -> dict[str, Any]:

@@ -3,13 +3,21 @@
 import difflib
 from collections.abc import Iterable
 
+LONGEST_LINE = 2000
+"""Characters of a message; of a longer one the middle is left out."""
+
 
 class UslError(Exception):
     """A mistake the user can mend.
 
     The message is one line: what was wrong, where, what was expected, what to do. The command line prints
-    it alone and exits with code 2; `--debug` adds the traceback.
+    it alone and exits with code 2; `--debug` adds the traceback. Whatever the names and values in it are, as text it is
+    one line that can be printed, of `LONGEST_LINE` characters at most.
     """
+
+    def __str__(self) -> str:
+        text = printable(super().__str__())
+        return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 501]}…{text[-500:]}"
 
 
 def printable(text: str, longest: int | None = None) -> str:

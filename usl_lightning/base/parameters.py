@@ -150,6 +150,10 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
     for group in ("model", "data"):
         if isinstance(tree.get(group), Mapping):
             yield from _wrong(tree[group], UNKNOWN, group)
+    for group in GROUPS:
+        if not isinstance(tree.get(group) or {}, Mapping):
+            yield group, f"expected keys and values, found {tree[group]!r}", []
+            return
     names = trainer_parameters()
     for key in tree.get("trainer") or {}:
         if names and key not in names:

@@ -18,6 +18,11 @@ CHAIN_KEYS = ("seed", "set", "stages")
 STAGE_KEYS = ("name", "command", "config", "set")
 
 
+def is_name(text: str) -> bool:
+    """Whether a stage, and so its folder, can be called this."""
+    return re.fullmatch(r"\w[\w-]*", text) is not None
+
+
 @dataclass
 class Stage:
     """One entry of a chain.
@@ -95,7 +100,7 @@ def _read_stage(path: Path, number: int, entry: Any, shared: Mapping[str, str], 
     for key in ("name", "command", "config"):
         if not isinstance(entry[key], str):
             raise UslError(f"{path}: stage {name}: {key}: expected a text, found {entry[key]!r}")
-    if not re.fullmatch(r"\w[\w-]*", name) or name in earlier:
+    if not is_name(name) or name in earlier:
         raise UslError(f"{path}: stage name '{name}' must be unique and of letters, digits, _ and -")
     if entry["command"] not in RESULTS:
         raise UslError(f"{path}: stage {name}: command '{entry['command']}'; expected {' or '.join(RESULTS)}")

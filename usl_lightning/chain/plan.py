@@ -6,14 +6,37 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import read_json, write_json
 from usl_lightning.base.parameters import options
-from usl_lightning.chain.file import Stage
+from usl_lightning.chain.file import Stage, is_name
 from usl_lightning.stage.folder import StageFolder
 
 _ONCE = ("redo", "only", "dry-run", "launcher")
 """Options of `usl run` that say what to do this time, not what the run is."""
+
+
+def _stage(entry: Any) -> "PlannedStage":
+    return PlannedStage(_name(entry["name"]), _text(entry["command"]), tuple(map(_name, _list(entry["needs"]))))
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _name(value: Any) -> str:
+    """That of a stage, and so of a folder."""
+    if not is_name(_text(value)):
+        raise ValueError(f"{value!r} is no name of a stage")
+    return str(value)
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is no list")
+    return value
 
 
 @dataclass(frozen=True)
@@ -67,12 +90,14 @@ class Plan:
         path = folder / "run.json"
         try:
             content: Mapping[str, Any] = read_json(path, "delete it, `usl run` writes it again")
-            stages = tuple(PlannedStage(s["name"], s["command"], tuple(s["needs"])) for s in content["stages"])
-            return cls(tuple(content["arguments"]), content["seed"], stages)
+            stages = tuple(map(_stage, _list(content["stages"])))
+            arguments = tuple(map(_text, _list(content["arguments"])))
+            return cls((arguments[0], *arguments[1:]), int(content["seed"]), stages)
         except FileNotFoundError:
             return None
-        except (KeyError, TypeError) as error:
-            raise UslError(f"{path}: damaged ({error!r}); delete it, `usl run` writes it again") from error
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            reason = printable(repr(error), 100)
+            raise UslError(f"{path}: damaged ({reason}); delete it, `usl run` writes it again") from error
 
     @contextmanager
     def written(self, folder: Path, stage: StageFolder) -> Iterator[None]:

@@ -1,5 +1,6 @@
 """What a comparison is to compare, read and checked before anything heavy is imported."""
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def _check_features(path: Path, features: Mapping[str, Any]) -> None:
             "(--features.init_from CKPT), backbone or features"
         )
     file = features[given[0]]
-    if names_a_file(f"model.{given[0]}") and not Path(str(file)).is_file():
+    if names_a_file(f"model.{given[0]}") and not os.path.isfile(str(file)):
         raise UslError(f"features.{given[0]}: no such file: {file}")
 
 

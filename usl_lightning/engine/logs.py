@@ -1,11 +1,12 @@
 """What a run writes down while it goes, and what it shows."""
 
 import logging
+import re
 import sys
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
@@ -19,6 +20,33 @@ from usl_lightning.base.progress import progress
 from usl_lightning.data.batch import Batch
 
 HEADER = "step,name,value\n"
+
+log = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """A row of `metrics.csv`.
+
+    Attributes:
+        text: as it stands there.
+        step, name, value: what it says.
+    """
+
+    text: str
+    step: int
+    name: str
+    value: float
+
+    @classmethod
+    def of(cls, text: str) -> "Row | None":
+        """What a line says; None if it is no row: the file may have been cut, edited or damaged."""
+        cells = text.split(",")
+        if len(cells) != 3 or not re.fullmatch(r"[0-9]{1,18}", cells[0]) or not cells[1].isprintable():
+            return None
+        try:
+            return cls(text, int(cells[0]), cells[1], float(cells[2]))
+        except ValueError:
+            return None
 
 
 class _Said(logging.Handler):
@@ -68,24 +96,39 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drop the rows of `step` and later: they are about to be made again."""
-        rows = self.path.read_text().splitlines()[1:] if step and self.path.exists() else []
-        kept = [row for row in rows if row.count(",") == 2 and int(row.split(",", 1)[0]) < step]
-        write_text(self.path, HEADER + "".join(f"{row}\n" for row in kept))
+        kept = [row for row in self._rows(told=True) if row.step < step] if step else []
+        write_text(self.path, HEADER + "".join(f"{row.text}\n" for row in kept))
 
     @rank_zero_only
     def complete(self, metrics: dict[str, float], step: int) -> None:
         """Append those of a step's rows that are not there."""
-        text = self.path.read_text() if self.path.exists() else ""
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:  # a full disk has cut the last row short
+        rows = self._rows()
+        whole = HEADER + "".join(f"{row.text}\n" for row in rows)
+        if self.path.exists() and self.path.read_bytes() != whole.encode():  # a full disk has cut the last row short
             write_text(self.path, whole)
-        self.log_metrics({name: value for name, value in metrics.items() if f"\n{step},{name}," not in whole}, step)
+        there = {row.name for row in rows if row.step == step}
+        self.log_metrics({name: value for name, value in metrics.items() if name not in there}, step)
 
     def noted(self, step: int) -> dict[str, float]:
         """The rows of one step."""
-        text = self.path.read_text() if self.path.exists() else ""
-        rows = (row.split(",") for row in text.splitlines() if row.startswith(f"{step},"))
-        return {name: float(value) for _, name, value in rows}
+        return {row.name: row.value for row in self._rows() if row.step == step}
+
+    def _rows(self, *, told: bool = False) -> list[Row]:
+        """The rows that are whole.
+
+        Args:
+            told: say that the file is missing, or has others beside the last one, which a kill may cut.
+        """
+        if not self.path.exists():
+            if told:
+                log.warning("%s: is missing, and what was logged before with it", self.path)
+            return []
+        lines = self.path.read_bytes().decode("utf-8", "replace").split("\n")
+        rows = [row for line in lines if (row := Row.of(line)) is not None]
+        lost = sum(line not in ("", HEADER[:-1]) for line in lines[:-1]) - len(rows)
+        if told and lost > 0:
+            log.warning("%s: damaged, %d of its lines are left out", self.path, lost)
+        return rows
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -1,6 +1,5 @@
 """Features of every image of a data set: computed once and kept on disk, or read from a file."""
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from usl_lightning.base.arrays import load_arrays
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import as_noted
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.extraction import extract
@@ -84,12 +83,11 @@ def _load(path: Path, where: str) -> dict[str, NDArray[Any]]:
     if path.suffix not in (".npy", ".npz"):
         raise UslError(f"{where}: expected a .npy or .npz file")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {"features": loaded} if isinstance(loaded, np.ndarray) else {k: loaded[k] for k in loaded.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or "it is not a NumPy file of numbers"
-        raise UslError(f"{where}: cannot be read ({reason})") from error
-    as_noted(path)
+        arrays = load_arrays(path, where=where)
+    except FileNotFoundError as error:
+        raise UslError(f"{where}: no such file") from error
+    if "" in arrays:
+        arrays = {"features": arrays[""]}
     if "features" not in arrays:
         raise UslError(f"{where}: holds {', '.join(arrays) or 'nothing'}; expected an array named 'features'")
     features = arrays["features"]

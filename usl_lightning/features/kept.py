@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from usl_lightning.base.arrays import load_arrays
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import atomic_path, parse_json
 from usl_lightning.compute.distributed import gather
@@ -94,14 +94,14 @@ def check_dataset(about: Any, fingerprint: str, what: str, where: str) -> None:
 def _read(path: Path, name: str, about: str) -> Tensor | None:
     """The kept tensor, or None if there is none or it is not whole."""
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["about"]) == about:
-                return torch.from_numpy(kept[name])
+        kept = load_arrays(path)
+        if str(kept["about"]) == about:
+            return torch.from_numpy(kept[name])
         reason = "made from something else"
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        reason = f"damaged ({type(error).__name__})"
+    except (UslError, KeyError, TypeError) as error:  # TypeError: an array of texts
+        reason = f"damaged ({type(error.__cause__ or error).__name__})"
     log.warning("%s: %s; the %s are computed again", path, reason, name)
     return None
 

@@ -112,7 +112,7 @@ class PartFile:
         with open(self.path, "rb") as file:
             for number, line in enumerate(told, 1):
                 count, _, checksum = line.rstrip(b"\n").partition(b" ")
-                if not (line.endswith(b"\n") and count.isdigit()):
+                if not (line.endswith(b"\n") and count.isdigit() and len(count) < 10):
                     break
                 content = file.read(4 * self.width * int(count))
                 if len(content) < 4 * self.width * int(count) or b"%08x" % zlib.crc32(content) != checksum:

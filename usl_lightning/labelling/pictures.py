@@ -280,7 +280,7 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
     place = dir or settings.get("dir")
     if index.files is None:
         return _from_memory(index, place)
-    if place is not None and not Path(place).expanduser().is_dir():
+    if place is not None and not os.path.isdir(Path(place).expanduser()):
         here = "" if os.path.isabs(place) or place.startswith("~") else f" in {os.getcwd()}"
         raise UslError(f"{place}: no such folder{here}; give the folder of the images of {index.path} with --dir")
     if place is None and name == "folder":

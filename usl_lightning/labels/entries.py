@@ -6,6 +6,9 @@ from typing import Any, NoReturn
 
 from usl_lightning.base.errors import UslError, printable
 
+MOST_CLASSES = 100_000
+"""A class number is below it where no names of classes tell how many there are: each takes memory."""
+
 
 @dataclass(frozen=True)
 class DatasetId:

@@ -14,7 +14,7 @@ from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import read_once
 from usl_lightning.labels import formats
-from usl_lightning.labels.entries import DatasetId, Entries, refuse, short
+from usl_lightning.labels.entries import MOST_CLASSES, DatasetId, Entries, refuse, short
 
 _LARGEST = 2**63 - 1
 
@@ -297,6 +297,8 @@ def _validate(index: LabelIndex, where: str) -> None:
     for i, label in enumerate(index.labels):
         if label is not None and not _is_count(label):
             refuse(where, i, f"label {short(label)} is neither null nor a whole number, 0 or more")
+        if label is not None and not index.classes and label >= MOST_CLASSES:
+            refuse(where, i, f"label {label} is no class number, expected one below {MOST_CLASSES:,}")
         if label is not None and index.classes and label >= len(index.classes):
             refuse(where, i, f"label {label} is out of range, there are {len(index.classes)} classes")
     open_entries = {value for value, label in zip(index.indices, index.labels, strict=True) if label is None}

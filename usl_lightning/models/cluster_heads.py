@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranged, Ranges, above, at_least, check, whole, within
 from usl_lightning.compute.device import chunks, full_precision
-from usl_lightning.models.encoder import read_checkpoint
+from usl_lightning.models.encoder import as_written, read_checkpoint
 
 ENTRY = "cluster_heads"
 """Key of a checkpoint under which `heads_entry` is stored."""
@@ -78,11 +78,14 @@ def load_heads(path: str | Path) -> ClusterHeads:
             f"model.init_from: {path} holds no cluster heads; expected a checkpoint of USL-T's training "
             "(usl fit --config digits_uslt.yaml)"
         )
-    heads = ClusterHeads(**entry["spec"])
-    prefix = entry["prefix"]
-    heads.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
-    )
+    with as_written(path):
+        prefix = entry["prefix"]
+        state = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+        spec = entry["spec"]
+        if spec["heads"] > len(state) or list(state["layers.0.weight"].shape) != [spec["clusters"], spec["inputs"]]:
+            raise ValueError(f"its weights are not those of {spec}")
+        heads = ClusterHeads(**spec)
+        heads.load_state_dict(state)
     return heads.eval()
 
 

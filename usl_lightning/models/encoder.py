@@ -1,14 +1,16 @@
 """An encoder: normalisation and backbone together, so that whoever loads it inherits both."""
 
+import math
 import zipfile
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import as_noted
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.models.backbones import check_image_size, create_backbone, published_image
@@ -91,7 +93,33 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     as_noted(path)
     if not isinstance(checkpoint, dict):
         raise UslError(f"{path}: holds a {type(checkpoint).__name__}; expected a checkpoint written by `usl fit`")
+    if not _are_weights(checkpoint.get("state_dict", {})):
+        raise UslError(f"{path}: its state_dict holds other things than weights; expected a checkpoint of `usl fit`")
     return checkpoint
+
+
+def _are_weights(state: Any) -> bool:
+    return isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        for name, value in state.items()
+    )
+
+
+@contextmanager
+def as_written(path: str | Path) -> Iterator[None]:
+    """Within it what a checkpoint holds is put together; where it does not fit, that is told of the file.
+
+    Raises:
+        UslError: something is missing, or of another type, shape or size than what it belongs to.
+    """
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        reason = printable(" ".join(str(error).split()), 200)
+        raise UslError(
+            f"{path}: what it holds does not fit together ({type(error).__name__}: {reason}); it is damaged, or was "
+            "edited: expected a checkpoint as `usl fit` wrote it"
+        ) from error
 
 
 def check_records(path: str | Path) -> None:
@@ -117,17 +145,18 @@ def encoder_entry(encoder: Encoder, **prefixes: str) -> dict[str, Any]:
 
 def _stored(path: str | Path, weights: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     checkpoint = read_checkpoint(path)
-    entry = checkpoint.get(ENTRY)
-    if not isinstance(entry, dict) or not {"spec", "prefixes"} <= entry.keys() or "state_dict" not in checkpoint:
+    entry: Any = checkpoint.get(ENTRY)
+    known = isinstance(entry, dict) and all(isinstance(entry.get(key), dict) for key in ("spec", "prefixes"))
+    if not known or "state_dict" not in checkpoint:
         raise UslError(f"{path}: holds no encoder; expected a checkpoint written by `usl fit`")
     if not entry["prefixes"]:
         raise UslError(
             f"{path}: holds no network, its features came from a file; to look at other images train with "
             "model.backbone or model.init_from"
         )
-    if weights not in entry["prefixes"]:
-        raise UslError(f"{path}: holds no {weights} weights; it has {', '.join(entry['prefixes'])}")
-    prefix = entry["prefixes"][weights]
+    prefix = entry["prefixes"].get(weights)
+    if not isinstance(prefix, str):
+        raise UslError(f"{path}: holds no {weights} weights; it has {', '.join(map(str, entry['prefixes']))}")
     state = checkpoint["state_dict"]
     return entry["spec"], {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
@@ -138,12 +167,25 @@ def stored_image(path: str | Path) -> ImageSpec:
     Raises:
         UslError: the file is missing, damaged, or holds no encoder.
     """
-    return _image(_stored(path, "online")[0])
+    with as_written(path):
+        return _image(_stored(path, "online")[0])
 
 
 def _image(spec: dict[str, Any]) -> ImageSpec:
+    """Of a file, which may hold anything: the sizes are looked at before a network of that size is made."""
     mean, std, classes = (tuple(spec[name]) for name in ("mean", "std", "classes"))
-    return ImageSpec(spec["channels"], spec["height"], spec["width"], mean, std, classes, spec.get("count", 0))
+    channels, height, width, count = spec["channels"], spec["height"], spec["width"], spec.get("count", 0)
+    if not all(type(number) is int and 0 <= number < 2**31 for number in (channels, height, width, count)):
+        raise ValueError(f"{channels}×{height}×{width} images, {count} of them")
+    if channels not in (1, 3) or not len(mean) == len(std) == channels or not all(map(_is_float, (*mean, *std))):
+        raise ValueError(f"{channels} channels, their mean {mean} and deviation {std}")
+    if not all(isinstance(name, str) for name in classes):
+        raise ValueError("a class whose name is no text")
+    return ImageSpec(channels, height, width, mean, std, classes, count)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, float | int) and math.isfinite(value)
 
 
 def load_encoder(path: str | Path, weights: Literal["online", "ema"] = "online") -> Encoder:
@@ -152,9 +194,10 @@ def load_encoder(path: str | Path, weights: Literal["online", "ema"] = "online")
     Raises:
         UslError: the file is missing, damaged, or holds no such encoder.
     """
-    spec, state = _stored(path, weights)
-    encoder = encoder_like(spec)
-    encoder.load_state_dict(state)
+    with as_written(path):
+        spec, state = _stored(path, weights)
+        encoder = encoder_like(spec)
+        encoder.load_state_dict(state)
     return encoder.eval()
 
 
@@ -171,15 +214,18 @@ def init_encoder(encoder: Encoder, path: str | Path) -> None:
             copied then.
     """
     spec, state = _stored(path, "online")
+    with as_written(path):
+        image = _image(spec)
     own = encoder.state_dict()
     wrong = sorted(own.keys() ^ state.keys()) or [name for name in own if own[name].shape != state[name].shape]
     # Weights of the same names and shapes can be those of another network (`small`, `small_s2`).
-    if not wrong and _architecture(spec["backbone"]) != _architecture(encoder.backbone):
+    backbone = str(spec.get("backbone"))
+    if not wrong and _architecture(backbone) != _architecture(encoder.backbone):
         wrong = ["the backbone"]
     if wrong:
         names = ", ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise UslError(
-            f"model.init_from: {path} holds the encoder '{spec['backbone']}' for {spec['channels']}-channel "
+            f"model.init_from: {path} holds the encoder '{backbone}' for {image.channels}-channel "
             f"images, this model has '{encoder.backbone}' for {encoder.image.channels}; they differ in {names}"
         )
     encoder.load_state_dict(state)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranged, Ranges, whole
-from usl_lightning.models.encoder import Encoder, load_encoder, read_checkpoint
+from usl_lightning.models.encoder import Encoder, as_written, load_encoder, read_checkpoint
 
 VOTES = "votes."
 """What the names of the weights begin with that few labels were learned into."""
@@ -128,14 +128,15 @@ def load_classifier(path: str | Path) -> Classifier:
     if not matrices:
         raise UslError(f"{path}: holds no classifier; expected a checkpoint of a stage that trains with labels")
     classifier = Classifier(load_encoder(path, "ema"), len(matrices[-1]))
-    classifier.head = classifier_head(
-        matrices[0].shape[1],
-        len(matrices[0]),
-        len(matrices[-1]),
-        layers=len(matrices) - 1,
-        norm=any(name.endswith("running_mean") for name in state),
-    )
-    classifier.head.load_state_dict(state)
+    with as_written(path):
+        classifier.head = classifier_head(
+            matrices[0].shape[1],
+            len(matrices[0]),
+            len(matrices[-1]),
+            layers=len(matrices) - 1,
+            norm=any(name.endswith("running_mean") for name in state),
+        )
+        classifier.head.load_state_dict(state)
     return classifier.eval()
 
 
@@ -144,9 +145,11 @@ def _linear_classifier(path: str | Path, stored: dict[str, Tensor]) -> Classifie
     names = {f"{VOTES}heads.0.weight", f"{VOTES}heads.0.bias", f"{VOTES}temperatures", f"{VOTES}temperature"}
     if {name for name in stored if name.startswith(VOTES)} != names:
         raise UslError(f"{path}: looks images up among those it was learned from, which is no network; a Probe is one")
-    weight, bias = (stored[f"{VOTES}heads.0.{name}"] / stored[f"{VOTES}temperatures"][0] for name in ("weight", "bias"))
-    classifier = Classifier(load_encoder(path), len(weight))
-    linear = nn.Linear(weight.shape[1], len(weight))
-    linear.load_state_dict({"weight": weight, "bias": bias})
+    with as_written(path):
+        scale = stored[f"{VOTES}temperatures"][0]
+        weight, bias = (stored[f"{VOTES}heads.0.{name}"] / scale for name in ("weight", "bias"))
+        classifier = Classifier(load_encoder(path), len(weight))
+        linear = nn.Linear(weight.shape[1], len(weight))
+        linear.load_state_dict({"weight": weight, "bias": bias})
     classifier.head = nn.Sequential(UnitLength(), linear)
     return classifier.eval()

@@ -167,6 +167,7 @@ def read_weights(path: Path, name: str) -> "dict[str, Tensor]":
     Raises:
         UslError: it cannot be read, is damaged, or holds anything but tensors.
     """
+    import torch
     from timm.models import load_state_dict
 
     if not path.is_file():
@@ -176,6 +177,9 @@ def read_weights(path: Path, name: str) -> "dict[str, Tensor]":
         if told and not sha256_of_file(path).startswith(f"sha256:{told[1]}"):
             raise ValueError("its content is not what its name says")
         state = load_state_dict(str(path), device="cpu", weights_only=True)
+        other = next((key for key, value in state.items() if not isinstance(value, torch.Tensor)), None)
+        if other is not None:
+            raise ValueError(f"{other} is no tensor")
     except Exception as error:  # of as many kinds as there are formats
         raise UslError(
             f"model.backbone: the weights of '{name}': {path} is damaged or no file of weights "

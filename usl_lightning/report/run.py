@@ -1,6 +1,5 @@
 """A run folder as a report needs it: what is there, and what is missing. Imports nothing heavy."""
 
-import csv
 import fcntl
 import math
 import re
@@ -16,10 +15,14 @@ from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import read_json
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labels import LabelIndex
+from usl_lightning.report.evaluations import problem_of
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.identity import flatten
 
 Curves = dict[str, list[tuple[int, float]]]
+
+_MOST_STEPS = 10**15
+"""A larger number is none of a step."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +91,16 @@ class StageReport:
     @cached_property
     def evaluation(self) -> Mapping[str, Any]:
         """`evaluation.json`: what the test images say; empty if there is none."""
-        path = self.folder.path / "evaluation.json"
+        path, advice = self.folder.path / "evaluation.json", "`usl test` writes it again"
         try:
-            content = read_json(path, "`usl test` writes it again")
+            content = read_json(path, advice)
         except FileNotFoundError:
             return {}
-        return content if isinstance(content, dict) else {}
+        problem = problem_of(content)
+        if problem is not None:
+            raise UslError(f"{path}: not an evaluation, {problem}; {advice}")
+        found: Mapping[str, Any] = content
+        return found
 
     @cached_property
     def chosen(self) -> LabelIndex | None:
@@ -195,8 +202,6 @@ def _stage(path: Path) -> StageReport | None:
     record = StageFolder(path).record() if path.is_dir() else None
     if record is None:
         return None
-    if not isinstance(record, dict) or not isinstance(record.get("identity"), dict):
-        raise UslError(f"{path / 'stage.json'}: not the record of a stage; was the file edited?")
     return StageReport(StageFolder(path), record, str(record["identity"].get("command", "fit")))
 
 
@@ -226,22 +231,22 @@ def held(folder: Path) -> bool:
 def read_curves(path: Path) -> Curves:
     """Metric -> (step from 1, value) by step, of a file `step,name,value`.
 
-    What is not finite, or a last line that a kill cut, is left out.
+    What is not finite, a last line that a kill cut, and what else is no such row, is left out.
 
     Args:
         path: of the file; there may be none.
     """
     curves: Curves = {}
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.reader(file) if len(row) == 3]
+        content = path.read_bytes()
     except OSError:
         return {}
-    for step, name, value in rows[1:]:
+    for line in content.decode("utf-8", "replace").splitlines()[1:]:
         try:
+            step, name, value = line.split(",")
             point = int(step) + 1, float(value)
         except ValueError:
             continue
-        if math.isfinite(point[1]):
+        if math.isfinite(point[1]) and 0 < point[0] < _MOST_STEPS:
             curves.setdefault(name, []).append(point)
     return {name: sorted(points) for name, points in curves.items() if points}

@@ -6,6 +6,7 @@ from typing import Any
 
 from usl_lightning.base.arrays import load_array
 from usl_lightning.base.errors import UslError
+from usl_lightning.report.evaluations import NETWORKS, is_confusion
 from usl_lightning.report.markup import Child, Html, Names, render, section, table, tag
 from usl_lightning.report.run import Curves, RunReport, StageReport
 from usl_lightning.report.svg import Lines, figure, line_chart
@@ -116,9 +117,9 @@ def confusions(run: RunReport) -> Html | None:
     """For each classifier that was tested, which classes it takes for which."""
     parts: list[Html] = []
     for stage in run.stages:
-        scores = stage.evaluation.get("ema") or stage.evaluation.get("classifier")
+        scores = next((found for name in NETWORKS if (found := stage.evaluation.get(name))), None)
         if isinstance(scores, Mapping):
-            parts.append(_confusion(stage, scores, [str(name) for name in stage.evaluation.get("classes", ())]))
+            parts.append(_confusion(stage, scores, stage.evaluation.get("classes", ())))
     if not parts:
         return None
     note = "Rows are the true classes, columns what the classifier (EMA) takes the images for."
@@ -126,7 +127,7 @@ def confusions(run: RunReport) -> Html | None:
 
 
 def _confusion(stage: StageReport, scores: Mapping[str, Any], classes: Sequence[str]) -> Html:
-    matrix = _matrix(stage, scores["confusion"])
+    matrix = _matrix(stage, scores["confusion"], len(classes))
     caption = f"{stage.name}: {scores['images']:,} test images"
     if len(classes) > CONFUSED:
         header = ("True class", "Taken for", "Images", "Share of the class")
@@ -150,12 +151,15 @@ def _pairs(matrix: Sequence[Sequence[int]], classes: Sequence[str]) -> list[tupl
     return [(classes[i], classes[j], f"{count:,}", f"{count / sum(matrix[i]):.1%}") for count, i, j in worst]
 
 
-def _matrix(stage: StageReport, confusion: Any) -> list[list[int]]:
+def _matrix(stage: StageReport, confusion: Any, classes: int) -> list[list[int]]:
     """The counts, which are in a file of their own where there are many classes."""
     if not isinstance(confusion, str):
         return confusion  # type: ignore[no-any-return]
     path = stage.folder.path / confusion
     try:
-        return load_array(path).tolist()  # type: ignore[no-any-return]
+        rows: list[list[int]] = load_array(path).tolist()
     except (FileNotFoundError, UslError) as error:
         raise UslError(f"{path}: cannot be read ({error}); `usl test` writes it again") from error
+    if not is_confusion(rows, classes):
+        raise UslError(f"{path}: expected {classes} rows of {classes} counts; `usl test` writes it again")
+    return rows

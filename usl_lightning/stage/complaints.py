@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from usl_lightning.base.configs import config_parts
-from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.parameters import wrong_parameters
 from usl_lightning.data.images.rendering import colour_of
 from usl_lightning.stage.identity import flatten
@@ -200,7 +200,7 @@ def check_parameters(stage: StageCommand) -> None:
     for key, problem, names in wrong_parameters(stage.tree()):
         leaf = key.rpartition(".")[2]
         near = f"{did_you_mean(leaf, names)}; {_expected(names)}" if names else ""
-        raise UslError(f"{_where(stage, key)}: {problem}{near}")
+        raise UslError(f"{_where(stage, key)}: {printable(problem, 300)}{near}")
     background = stage.flat().get("data.background")
     if background is not None:
         colour_of(str(background))

@@ -12,6 +12,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import read_json, write_json
 from usl_lightning.base.machine import this_machine
 from usl_lightning.stage.identity import differences, digest
+from usl_lightning.stage.record import problem_of
 
 
 class StageFolder:
@@ -37,12 +38,15 @@ class StageFolder:
         """`stage.json`, or None if the stage was never begun.
 
         Raises:
-            UslError: the file is damaged.
+            UslError: the file is damaged, or not what was written.
         """
         try:
             record: dict[str, Any] = read_json(self.record_path, "use another --run_dir")
         except FileNotFoundError:
             return None
+        problem = problem_of(record)
+        if problem is not None:
+            raise UslError(f"{self.record_path}: {problem}; was the file edited? use another --run_dir")
         return record
 
     @property

@@ -3,9 +3,11 @@
 import ast
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ def revisions(flat: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
+@cache
 def revision_of(class_path: str) -> int:
     """1, and more for each time the mathematics of a class, or of one that it is made of, were changed.
 
@@ -192,7 +195,7 @@ def _content_fields(flat: Mapping[str, Any], known: StageIdentity) -> dict[str, 
 
 
 def _content(key: str, path: Path) -> str:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UslError(f"{key}: no such file: {path}")
     return noted_hash(path)
 
@@ -225,8 +228,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key, "not set"), new.get(key, "not set")
         place, _, name = key.rpartition(".")
-        if before != after and name == "revision" and isinstance(new.get(key, old.get(key)), int):
-            was, now = old.get(key, 1), new.get(key, 1)
+        was, now = old.get(key, 1), new.get(key, 1)
+        if before != after and name == "revision" and isinstance(was, int) and isinstance(now, int):
             lines.append(
                 f"{class_at({**old, **new}, place)} was revision {was}, now {now} (what it computes has changed; the "
                 f"{'older' if was < now else 'newer'} version of the package continues the run)"

@@ -65,6 +65,27 @@ class Overview:
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
 
+    def _check(self) -> None:
+        """Refuse, with a ValueError, arrays that are not those of an overview: a file may hold anything."""
+        m, groups = len(self.images), (self.cluster_sizes, self.clusters)
+        rows: list[NDArray[Any]] = [self.images, self.density, self.nearest]
+        rows += [] if self.clusters is None else [self.clusters]
+        whole = [self.images, self.nearest, *(array for array in groups if array is not None)]
+        if any(array.shape != (m,) for array in rows) or self.features.ndim != 2 or len(self.features) != m:
+            raise ValueError("its arrays are not of the same images")
+        if any(array.dtype.kind not in "iu" or (array.size and array.min() < 0) for array in whole):
+            raise ValueError("its numbers are no positions")
+        for array in (self.density, self.features):
+            if array.dtype.kind != "f" or not np.isfinite(array).all():
+                raise ValueError("its numbers are not finite")
+        if not 0 < self.chosen <= m <= self.total or (m and self.images.max() >= self.total):
+            raise ValueError(f"{self.chosen} chosen images among {m} of {self.total}")
+        sizes, clusters = self.cluster_sizes, self.clusters
+        if (clusters is None) != (sizes is None):
+            raise ValueError("its clusters have no sizes")
+        if clusters is not None and sizes is not None and (sizes.ndim != 1 or (m and clusters.max() >= len(sizes))):
+            raise ValueError("its clusters have no sizes")
+
     @classmethod
     def read(cls, path: Path) -> "Overview | None":
         """What was written; None where there is no such file.
@@ -74,7 +95,7 @@ class Overview:
         """
         try:
             kept = load_arrays(path)
-            return cls(
+            overview = cls(
                 images=kept["images"],
                 chosen=int(kept["chosen"]),
                 total=int(kept["total"]),
@@ -85,6 +106,8 @@ class Overview:
                 clusters=kept.get("clusters"),
                 cluster_sizes=kept.get("cluster_sizes"),
             )
+            overview._check()
+            return overview
         except FileNotFoundError:
             return None
         except (UslError, ValueError, TypeError, KeyError) as error:

@@ -83,7 +83,7 @@ def images_to_predict(
         return data.source(options.get("split", data.split))
     if "split" in options:
         raise UslError("usl predict: --folder and --split are both given; expected one of them")
-    if not Path(options["folder"]).expanduser().is_dir():
+    if not os.path.isdir(Path(options["folder"]).expanduser()):
         raise UslError(f"usl predict: --folder: no such folder: {options['folder']}")
     size = image.height if image.height == image.width else None
     return open_images(

@@ -115,12 +115,13 @@ class StageCommand:
         Raises:
             UslError: one line that names the key or the file.
         """
-        flat = self.flat()
+        tree = self.tree()
+        flat = flatten(tree)
         if "stages" in flat:
             raise UslError(f"{self.configs[-1]}: a chain of stages; run it with usl run {self.configs[-1].name}")
         if "selectors" in flat:
             raise UslError(f"{self.configs[-1]}: a comparison; run it with usl compare {self.configs[-1].name}")
-        as_seed(str(flat["seed_everything"]), f"{'--' * ('seed_everything' in self.overrides)}seed_everything")
+        as_seed(str(tree["seed_everything"]), f"{'--' * ('seed_everything' in self.overrides)}seed_everything")
         if self.wandb not in (None, "online", "offline"):
             raise UslError(f"--wandb {self.wandb}: expected online or offline")
         labels = flat.get("data.labels")
@@ -150,6 +151,6 @@ class StageCommand:
                 )
             return folder.last_checkpoint
         path = Path(str(self.ckpt_path))
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise UslError(f"--ckpt_path: no such checkpoint: {path}")
         return path

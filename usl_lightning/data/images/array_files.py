@@ -10,6 +10,7 @@
 Labels are whole numbers, -1 for none; `classes` are their names. Nothing is ever unpickled.
 """
 
+import os
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import once
 from usl_lightning.data.images.catalog import data_folder
+from usl_lightning.labels.entries import MOST_CLASSES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,13 +42,13 @@ def locate(dir: str | None) -> dict[str, tuple[Path, str]]:
 
 
 def _locate(root: Path) -> dict[str, tuple[Path, str]]:
-    if root.is_dir():
+    if os.path.isdir(root):
         files = [(split, root / (split + suffix)) for suffix in (".npz", ".npy") for split in _SPLITS]
         splits = {split: (path, "") for split, path in reversed(files) if path.is_file()}
         expected = "train.npz or train.npy (and test.npz or test.npy)"
-    elif root.suffix == ".npy" and root.is_file():
+    elif root.suffix == ".npy" and os.path.isfile(root):
         return {"train": (root, "")}
-    elif root.suffix == ".npz" and root.is_file():
+    elif root.suffix == ".npz" and os.path.isfile(root):
         keys = _keys(root)
         splits = {s: (root, f"{s}_") for s in _SPLITS if f"{s}_images" in keys}
         if "images" in keys:
@@ -113,10 +115,12 @@ def _labels(path: Path, prefix: str) -> "NDArray[np.int64] | None":
         labels = arrays.array_of(path, content, f"{prefix}labels")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or (len(labels) and labels.min() < -1):
+    whole = labels.ndim == 1 and labels.dtype.kind in "iu"
+    if not whole or (len(labels) and not -1 <= labels.min() <= labels.max() < MOST_CLASSES):
+        to = f", {labels.min()} to {labels.max()}" if whole else ""
         raise UslError(
-            f"{path}: '{prefix}labels' is {labels.dtype} {list(labels.shape)}, expected whole numbers [n], -1"
-            " for no label"
+            f"{path}: '{prefix}labels' is {labels.dtype} {list(labels.shape)}{to}; expected whole numbers [n] below "
+            f"{MOST_CLASSES:,}, -1 for no label"
         )
     return labels.astype(np.int64)
 

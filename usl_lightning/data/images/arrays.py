@@ -266,7 +266,7 @@ def as_images(path: Path, array: NDArray[Any]) -> NDArray[np.uint8]:
         UslError: another type or shape.
     """
     fits = array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3))
-    if array.dtype != np.uint8 or not fits:
+    if array.dtype != np.uint8 or not fits or 0 in array.shape[1:]:
         raise UslError(
             f"{path}: the images are {array.dtype} {list(array.shape)}, expected uint8 [n, h, w] or"
             " [n, h, w, c] with 1 or 3 channels"

@@ -305,7 +305,7 @@ def _paths(name: str, part: str, place: Path, image_size: int | None) -> tuple[P
         candidates = [file + suffix for suffix in known.suffixes]
         if name in _MEDMNIST and image_size:
             candidates.insert(0, f"{name}_{image_size}.npz")
-        paths += [p for p in (place / c for c in candidates) if p.is_file()][:1]
+        paths += [p for p in (place / c for c in candidates) if os.path.isfile(p)][:1]
     return tuple(paths)
 
 

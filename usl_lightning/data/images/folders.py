@@ -104,7 +104,7 @@ def scan(root: Path, only: tuple[str, ...] | None = None, *, trust_index: bool =
 
 
 def _scan(root: Path, only: tuple[str, ...] | None, trust_index: bool) -> FileList:
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UslError(f"{root}: no such folder; give the folder of the images with --data.dir")
     index = _index_path(root, only)
     if trust_index and (known := _read_index(index, root, only)) is not None:
@@ -238,7 +238,7 @@ def _split_folders(name: str, dir: str | None) -> dict[str, Path]:
         if dir is None:
             raise UslError("data set folder: which one? give the folder of the images with --data.dir")
         root = Path(dir).expanduser()
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise UslError(f"{root}: no such folder; give the folder of the images with --data.dir")
         return _splits_of_folder(root)
     places = [data_folder(dir) / sub for sub in ("imagenet", "ImageNet", "ILSVRC2012", "")]

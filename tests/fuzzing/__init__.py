@@ -1,0 +1,243 @@
+"""Gives a reader thousands of files that are wrong.
+
+A reader either reads a file rightly or raises a UslError, which is one line. Anything else is a failure: another
+exception, more than `LONGEST` seconds, more memory than `MEMORY`, a process that dies. A process is forked for every
+few thousand inputs, so that what crashes it is told too.
+
+Inputs are numbered: the reader's name, the seed and the number give the same bytes again.
+"""
+
+import io
+import json
+import logging
+import mmap
+import os
+import random
+import resource
+import select
+import signal
+import struct
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from fuzzing.mutations import TEXT, Change, mutated
+from usl_lightning.base.errors import UslError
+
+LONGEST = 10.0
+"""Seconds for one input."""
+
+MEMORY = 2 << 30
+"""Bytes that reading may take, beside what the process has at its beginning."""
+
+LARGEST_CLAIM = 6 << 30
+"""Bytes of address space beside that: a header may name a size that is never filled."""
+
+BLOCK = 2_000
+"""Inputs of a process."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Something that reads a file.
+
+    Attributes:
+        name: of the entry.
+        suffix: of the file, which is new for each input.
+        seeds: valid files; each is read before anything else, and must be. None: the file that `place` leaves.
+        read: raises UslError if the file is wrong.
+        changes: what may be wrong with it.
+        place: where the file is to be in a folder, once what is to lie beside it has been put there; None: alone.
+    """
+
+    name: str
+    suffix: str
+    seeds: Callable[[], Sequence[bytes]] | None
+    read: Callable[[Path], object]
+    changes: Sequence[Change] = TEXT
+    place: Callable[[Path], Path] | None = None
+
+
+@dataclass
+class Outcome:
+    """What came of a reader's inputs.
+
+    Attributes:
+        inputs, read, refused: how many there were, were read, and raised a UslError.
+        failures: number of the input (below 0: a valid file) -> what happened.
+        slowest: seconds of the slowest input.
+        peak_mib: the largest size of a reading process.
+        seconds: of all inputs.
+    """
+
+    reader: str
+    inputs: int = 0
+    read: int = 0
+    refused: int = 0
+    failures: dict[int, str] = field(default_factory=dict)
+    slowest: float = 0.0
+    peak_mib: float = 0.0
+    seconds: float = 0.0
+
+
+def fuzz(reader: Reader, count: int, seed: int = 0, keep: Path | None = None) -> Outcome:
+    """Give `count` inputs to a reader.
+
+    Args:
+        reader: the entry.
+        count: inputs.
+        seed: of all of them.
+        keep: where to write those that failed.
+    """
+    outcome, began = Outcome(reader.name), time.perf_counter()
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        path = Path(folder) / f"input{reader.suffix}" if reader.place is None else reader.place(Path(folder))
+        seeds = [path.read_bytes()] if reader.seeds is None else reader.seeds()
+        reading = _Reading(reader, seeds, seed, path)
+        next_number = -len(seeds)
+        while next_number < count:
+            next_number = _block(reading, next_number, min(count, next_number + BLOCK), outcome)
+    if keep is not None and outcome.failures:
+        keep.mkdir(parents=True, exist_ok=True)
+        for number in outcome.failures:
+            (keep / f"{reader.name}_{seed}_{number}{reader.suffix}").write_bytes(reading.content(number))
+    outcome.inputs = count + len(seeds)
+    outcome.seconds = round(time.perf_counter() - began, 1)
+    outcome.slowest = round(outcome.slowest, 4)
+    return outcome
+
+
+def _block(reading: "_Reading", first: int, end: int, outcome: Outcome) -> int:
+    """Have a new process read inputs; returns the number of the first that it did not read."""
+    state = mmap.mmap(-1, _STATE.size)  # shared with it
+    _STATE.pack_into(state, 0, first, time.monotonic())
+    told, tell = os.pipe()
+    process = os.fork()
+    if process == 0:
+        os.close(told)
+        reading.in_process(first, end, state, tell)
+    os.close(tell)
+    hung = _wait(process, told, state)
+    with os.fdopen(told) as lines:
+        for line in lines:
+            _note(json.loads(line), outcome)
+    _, status = os.waitpid(process, 0)
+    number, _ = _STATE.unpack_from(state)
+    if status:
+        died = "no answer, killed" if hung else f"the process died ({os.waitstatus_to_exitcode(status)})"
+        outcome.failures[number] = died
+        return number + 1
+    return number
+
+
+_STATE = struct.Struct("qd")
+"""Number of the input that is being read, and when that began."""
+
+
+def _wait(process: int, told: int, state: mmap.mmap) -> bool:
+    """Until the process has something to tell, or has hung where no signal reaches it and was killed."""
+    while not select.select([told], [], [], 0.2)[0]:
+        if time.monotonic() - _STATE.unpack_from(state)[1] > LONGEST + 5:
+            os.kill(process, signal.SIGKILL)
+            return True
+    return False
+
+
+def _note(told: dict[str, Any], outcome: Outcome) -> None:
+    outcome.read += told["read"]
+    outcome.refused += told["refused"]
+    outcome.failures.update({int(number): problem for number, problem in told["failures"].items()})
+    outcome.slowest = max(outcome.slowest, told["slowest"])
+    outcome.peak_mib = max(outcome.peak_mib, told["peak_mib"])
+
+
+class _Reading:
+    """Inputs for a reader, and what it makes of them."""
+
+    def __init__(self, reader: Reader, seeds: Sequence[bytes], seed: int, path: Path) -> None:
+        self.reader, self.seeds, self.seed, self.path = reader, seeds, seed, path
+
+    def content(self, number: int) -> bytes:
+        """The bytes of an input."""
+        if number < 0:
+            return self.seeds[number]
+        rng = random.Random(f"{self.reader.name} {self.seed} {number}")
+        return mutated(self.seeds, rng, self.reader.changes)
+
+    def in_process(self, first: int, end: int, state: mmap.mmap, tell: int) -> NoReturn:
+        """Read inputs up to `end`, or to the first that took too much memory; tell what came of them, and exit."""
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries in C say things of single files
+            outcome = Outcome(self.reader.name)
+            with _limits():
+                begun, number = _peak(), first
+                while number < end and _peak() - begun <= MEMORY:
+                    _STATE.pack_into(state, 0, number, time.monotonic())
+                    problem = self._problem(number, outcome)
+                    if _peak() - begun > MEMORY:
+                        problem = f"more than {MEMORY >> 20:,} MiB"
+                    if problem is not None:
+                        outcome.failures[number] = problem
+                    number += 1
+                outcome.peak_mib = round(_peak() / 2**20, 1)
+            _STATE.pack_into(state, 0, number, time.monotonic())
+            with os.fdopen(tell, "w") as file:
+                json.dump(vars(outcome), file)
+            code = 0
+        finally:
+            os._exit(code)
+
+    def _problem(self, number: int, outcome: Outcome) -> str | None:
+        """What went wrong with one input; None if nothing did."""
+        self.path.unlink(missing_ok=True)
+        self.path.write_bytes(self.content(number))
+        start = time.perf_counter()
+        signal.setitimer(signal.ITIMER_REAL, LONGEST)
+        try:
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                self.reader.read(self.path)
+            outcome.read += 1
+            problem = None
+        except UslError:
+            outcome.refused += 1
+            problem = "a valid file was refused" if number < 0 else None
+        except BaseException as error:
+            problem = _told(error)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        seconds = time.perf_counter() - start
+        outcome.slowest = max(outcome.slowest, seconds)
+        return f"longer than {LONGEST:.0f} s" if seconds > LONGEST else problem
+
+
+def _peak() -> int:
+    """The largest size of this process so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _told(error: BaseException) -> str:
+    """The exception, and the last place of the package that it went through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "usl_lightning" in frame.filename] or frames
+    where = f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "?"
+    return f"{type(error).__name__}: {str(error)[:200]} ({where})"
+
+
+@contextmanager
+def _limits() -> Iterator[None]:
+    """Stop what takes too long, refuse memory to what takes too much, and say nothing of single files."""
+
+    def too_long(*_: object) -> NoReturn:
+        raise TimeoutError(f"longer than {LONGEST:.0f} s")
+
+    signal.signal(signal.SIGALRM, too_long)
+    logging.getLogger("usl_lightning").setLevel(logging.ERROR)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + LARGEST_CLAIM, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    yield

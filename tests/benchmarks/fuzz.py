@@ -12,6 +12,7 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from machine import machine
 
@@ -31,17 +32,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="file for the figures; default: results/fuzz.json if all are fuzzed")
     typed = parser.parse_args()
     chosen = [reader for reader in READERS if reader.name in (typed.readers or [reader.name])]
-    told, failed = [], False
-    for reader in chosen:
-        for seed in typed.seeds:
-            outcome = fuzz(reader, typed.count, seed, typed.keep)
-            failed |= bool(outcome.failures)
-            told.append({"seed": seed, **asdict(outcome), "failures": list(outcome.failures.values())})
-            _print(outcome, seed)
     path = typed.json or (None if typed.readers else HERE / "results" / "fuzz.json")
-    if path:
-        path.write_text(json.dumps({"machine": machine(), "readers": told}, indent=1) + "\n")
-    sys.exit(failed)
+    told: list[dict[str, Any]] = []
+    for seed in typed.seeds:
+        for reader in chosen:
+            outcome = fuzz(reader, typed.count, seed, typed.keep)
+            told.append({**asdict(outcome), "seed": seed, "failures": list(outcome.failures.values())})
+            _print(outcome, seed)
+            if path:
+                path.write_text(json.dumps({"machine": machine(), "readers": told}, indent=1) + "\n")
+    sys.exit(any(each["failures"] for each in told))
 
 
 def _print(outcome: Outcome, seed: int) -> None:

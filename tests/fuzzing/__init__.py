@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NamedTuple, NoReturn
 
 from fuzzing.mutations import TEXT, Change, mutated
 from usl_lightning.base.errors import UslError
@@ -108,52 +108,64 @@ def fuzz(reader: Reader, count: int, seed: int = 0, keep: Path | None = None) ->
             (keep / f"{reader.name}_{seed}_{number}{reader.suffix}").write_bytes(reading.content(number))
     outcome.inputs = count + len(seeds)
     outcome.seconds = round(time.perf_counter() - began, 1)
-    outcome.slowest = round(outcome.slowest, 4)
+    outcome.slowest, outcome.peak_mib = round(outcome.slowest, 4), round(outcome.peak_mib, 1)
     return outcome
 
 
 def _block(reading: "_Reading", first: int, end: int, outcome: Outcome) -> int:
     """Have a new process read inputs; returns the number of the first that it did not read."""
     state = mmap.mmap(-1, _STATE.size)  # shared with it
-    _STATE.pack_into(state, 0, first, time.monotonic())
+    _write(state, _State(first, time.monotonic()))
     told, tell = os.pipe()
     process = os.fork()
     if process == 0:
         os.close(told)
         reading.in_process(first, end, state, tell)
     os.close(tell)
-    hung = _wait(process, told, state)
-    with os.fdopen(told) as lines:
-        for line in lines:
-            _note(json.loads(line), outcome)
+    content, hung = _listen(process, told, state)
     _, status = os.waitpid(process, 0)
-    number, _ = _STATE.unpack_from(state)
+    last = _State(*_STATE.unpack(state[:]))
+    outcome.read, outcome.refused = outcome.read + last.read, outcome.refused + last.refused
+    outcome.slowest, outcome.peak_mib = max(outcome.slowest, last.slowest), max(outcome.peak_mib, last.peak_mib)
+    outcome.failures.update(json.loads(line) for line in content.splitlines())
     if status:
-        died = "no answer, killed" if hung else f"the process died ({os.waitstatus_to_exitcode(status)})"
-        outcome.failures[number] = died
-        return number + 1
-    return number
+        died = f"the process died ({os.waitstatus_to_exitcode(status)})"
+        outcome.failures[last.number] = "no answer, killed" if hung else died
+        return last.number + 1
+    return last.number
 
 
-_STATE = struct.Struct("qd")
-"""Number of the input that is being read, and when that began."""
+_STATE = struct.Struct("qdqqdd")
 
 
-def _wait(process: int, told: int, state: mmap.mmap) -> bool:
-    """Until the process has something to tell, or has hung where no signal reaches it and was killed."""
-    while not select.select([told], [], [], 0.2)[0]:
-        if time.monotonic() - _STATE.unpack_from(state)[1] > LONGEST + 5:
+class _State(NamedTuple):
+    """Which input a process is reading, since when, and what came of those before."""
+
+    number: int
+    since: float
+    read: int = 0
+    refused: int = 0
+    slowest: float = 0.0
+    peak_mib: float = 0.0
+
+
+def _write(state: mmap.mmap, value: _State) -> None:
+    state[:] = _STATE.pack(*value)  # at once: `pack_into` writes zeros first
+
+
+def _listen(process: int, told: int, state: mmap.mmap) -> tuple[bytes, bool]:
+    """What a process tells until it ends, and whether it hung where no signal reaches it and was killed."""
+    content, hung = b"", False
+    while True:
+        if select.select([told], [], [], 0.2)[0]:
+            part = os.read(told, 65536)
+            content += part
+            if not part:
+                os.close(told)
+                return content, hung
+        elif not hung and time.monotonic() - _State(*_STATE.unpack(state[:])).since > LONGEST + 5:
             os.kill(process, signal.SIGKILL)
-            return True
-    return False
-
-
-def _note(told: dict[str, Any], outcome: Outcome) -> None:
-    outcome.read += told["read"]
-    outcome.refused += told["refused"]
-    outcome.failures.update({int(number): problem for number, problem in told["failures"].items()})
-    outcome.slowest = max(outcome.slowest, told["slowest"])
-    outcome.peak_mib = max(outcome.peak_mib, told["peak_mib"])
+            hung = True
 
 
 class _Reading:
@@ -175,20 +187,20 @@ class _Reading:
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries in C say things of single files
             outcome = Outcome(self.reader.name)
-            with _limits():
+            with _limits(), os.fdopen(tell, "w") as file:
                 begun, number = _peak(), first
                 while number < end and _peak() - begun <= MEMORY:
-                    _STATE.pack_into(state, 0, number, time.monotonic())
+                    counts = (outcome.read, outcome.refused, outcome.slowest, _peak() / 2**20)
+                    _write(state, _State(number, time.monotonic(), *counts))
                     problem = self._problem(number, outcome)
                     if _peak() - begun > MEMORY:
                         problem = f"more than {MEMORY >> 20:,} MiB"
                     if problem is not None:
-                        outcome.failures[number] = problem
+                        file.write(json.dumps([number, problem]) + "\n")
+                        file.flush()
                     number += 1
-                outcome.peak_mib = round(_peak() / 2**20, 1)
-            _STATE.pack_into(state, 0, number, time.monotonic())
-            with os.fdopen(tell, "w") as file:
-                json.dump(vars(outcome), file)
+                counts = (outcome.read, outcome.refused, outcome.slowest, _peak() / 2**20)
+                _write(state, _State(number, time.monotonic(), *counts))
             code = 0
         finally:
             os._exit(code)

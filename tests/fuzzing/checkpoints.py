@@ -69,7 +69,7 @@ def read_checkpoint(path: Path) -> None:
 @cache
 def _checkpoints() -> tuple[bytes, ...]:
     content = _stored("train")
-    return _saved(content), _saved({key: content[key] for key in ("state_dict", IDENTITY, ENTRY)})
+    return (_saved({key: content[key] for key in ("state_dict", IDENTITY, ENTRY, "global_step", "callbacks")}),)
 
 
 def read_heads(path: Path) -> None:

@@ -42,6 +42,8 @@ def load_arrays(path: Path, *, where: str | None = None, content: bytes | None =
                 other = next((name for name, array in arrays.items() if not isinstance(array, np.ndarray)), None)
                 if other is not None:
                     raise ValueError(f"{other} is no array")
+        for array in arrays.values():
+            check_texts(array)
     except FileNotFoundError:
         raise
     except DAMAGE as error:
@@ -52,6 +54,16 @@ def load_arrays(path: Path, *, where: str | None = None, content: bytes | None =
     as_noted(path)
     native = {name: array.dtype.newbyteorder("=") for name, array in arrays.items()}  # torch takes no other
     return {name: array.astype(native[name], copy=False) for name, array in arrays.items()}
+
+
+def check_texts(array: Any) -> None:
+    """Refuse, with a ValueError, an array of texts that are none: NumPy raises SystemError later."""
+    import numpy as np
+
+    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
+        codes = np.ascontiguousarray(array.astype(array.dtype.newbyteorder("="))).reshape(-1).view(np.uint32)
+        if codes.max() > 0x10FFFF or bool(((codes >= 0xD800) & (codes < 0xE000)).any()):
+            raise ValueError("its texts are no Unicode")
 
 
 def load_array(path: Path, *, where: str | None = None, content: bytes | None = None) -> Any:

@@ -20,7 +20,7 @@ STAGE_KEYS = ("name", "command", "config", "set")
 
 def is_name(text: str) -> bool:
     """Whether a stage, and so its folder, can be called this."""
-    return re.fullmatch(r"\w[\w-]*", text) is not None
+    return re.fullmatch(r"\w[\w-]*", text) is not None and len(text.encode()) <= 200
 
 
 @dataclass

@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from usl_lightning.base.arrays import DAMAGE
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import once
 from usl_lightning.data.images.catalog import data_folder
@@ -68,7 +69,7 @@ def _keys(path: Path) -> set[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGE as error:
         raise UslError(f"{path}: not an .npz file ({error}); write it again") from error
 
 

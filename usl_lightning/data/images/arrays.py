@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from usl_lightning.base.arrays import DAMAGE, load_array
+from usl_lightning.base.arrays import DAMAGE, check_texts, load_array
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.images.catalog import ARRAY_SETS, Found
 
@@ -254,7 +254,9 @@ def array_of(path: Path, content: Any, key: str) -> NDArray[Any]:
     if key not in content:
         raise UslError(f"{path}: no array '{key}'; it has {', '.join(content.files) or 'none'}")
     try:
-        return np.asarray(content[key])
+        array: NDArray[Any] = np.asarray(content[key])
+        check_texts(array)
+        return array
     except DAMAGE as error:
         raise UslError(f"{path}: array '{key}' cannot be read ({error})") from error
 

@@ -15,7 +15,7 @@ kind:
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -47,6 +47,9 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+_BAND = 1 << 22
+"""Pixels that are converted at a time: the largest image that PIL allows takes 0.7 GB with four bytes each."""
 
 # Large images, damaged tags: two lines each that name no file, about what is read all the same.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -112,21 +115,39 @@ def decode(
     Raises:
         UnreadableImageError: damaged, empty, larger than PIL allows, or of a kind that is refused.
     """
-    mode = "L" if channels == 1 else "RGB"
-    with _damage(where), _opened(content, where) as image:
+    with _damage(where):
+        plain, orientation = _flat(content, where, "L" if channels == 1 else "RGB", size, background)
+        if size is not None:
+            plain = _square(plain, size, orientation, _RESAMPLING[interpolation])
+        if orientation in _TRANSPOSE:
+            plain = plain.transpose(_TRANSPOSE[orientation])
+        pixels = np.asarray(plain)
+    return pixels[:, :, None] if channels == 1 else pixels
+
+
+def _flat(content: bytes, where: str, mode: str, size: int | None, background: str) -> tuple[Image.Image, int]:
+    """The image without its transparency, before it is turned, and its orientation."""
+    with _opened(content, where) as image:
         if size is not None:
             image.draft(None, (2 * size, 2 * size))
         image.load()  # TIFF is turned here, and its orientation taken away; PNG's may stand at its end
-        plain = _eight_bit(image, content, where)
-        if plain.has_transparency_data:
-            behind = Image.new("RGBA", plain.size, colour_of(background))
-            plain = Image.alpha_composite(behind, plain.convert("RGBA"))
-        plain = plain if plain.mode == mode else plain.convert(mode)
-        orientation = _orientation(image)
-        if size is not None:
-            plain = _square(plain, size, orientation, _RESAMPLING[interpolation])
-        pixels = np.asarray(plain.transpose(_TRANSPOSE[orientation]) if orientation in _TRANSPOSE else plain)
-    return pixels[:, :, None] if channels == 1 else pixels
+        orientation, eight_bit = _orientation(image), _eight_bit(image, content, where)
+        if image.width * image.height <= _BAND:
+            return _on_background(eight_bit(image, 0), mode, background), orientation
+        if image.mode == mode and not image.has_transparency_data:
+            return image, orientation
+        whole, rows = Image.new(mode, image.size), max(1, _BAND // image.width)
+        for top in range(0, image.height, rows):
+            part = image.crop((0, top, image.width, min(image.height, top + rows)))
+            whole.paste(_on_background(eight_bit(part, top), mode, background), (0, top))
+        return whole, orientation
+
+
+def _on_background(plain: Image.Image, mode: str, background: str) -> Image.Image:
+    if plain.has_transparency_data:
+        behind = Image.new("RGBA", plain.size, colour_of(background))
+        plain = Image.alpha_composite(behind, plain.convert("RGBA"))
+    return plain if plain.mode == mode else plain.convert(mode)
 
 
 def is_transparent(content: bytes, where: str) -> bool:
@@ -137,8 +158,14 @@ def is_transparent(content: bytes, where: str) -> bool:
     """
     with _damage(where), _opened(content, where) as image:
         image.load()
-        plain = _eight_bit(image, content, where)
-        return plain.has_transparency_data and bool(np.asarray(plain.convert("RGBA"))[..., 3].min() < 255)
+        eight_bit, rows = _eight_bit(image, content, where), max(1, _BAND // image.width)
+        for top in range(0, image.height, rows):
+            plain = eight_bit(image.crop((0, top, image.width, min(image.height, top + rows))), top)
+            if not plain.has_transparency_data:
+                return False
+            if plain.convert("RGBA").getchannel("A").getextrema()[0] != 255:
+                return True
+        return False
 
 
 @contextmanager
@@ -184,39 +211,58 @@ def _is_deep(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or image.mode == "I"
 
 
-def _eight_bit(image: ImageFile, content: bytes, where: str) -> Image.Image:
-    """The loaded image with 8 bits a channel or fewer, and its transparency as PIL knows it."""
+def _eight_bit(image: ImageFile, content: bytes, where: str) -> Callable[[Image.Image, int], Image.Image]:
+    """What gives a part of the loaded image, whose first row is given, 8 bits a channel or fewer.
+
+    Its transparency is as PIL knows it. A part at a time takes little memory.
+    """
     key, depth = image.info.get("transparency"), content[24] if image.format == "PNG" else 8
     if _is_deep(image):
-        return _scaled(image, key, where)
+        top, inverted = 4095 if _tag(image, _BITS) == (12,) else 65535, _tag(image, _PHOTOMETRIC) == 0
+        return lambda part, row: _scaled(part, key, top, inverted, where)
     if image.mode not in _CONVERTED:
         why = " (floating point: their range is not known)" if image.mode == "F" else ""
         raise UnreadableImageError(f"{where}: pixels of mode {image.mode} are not read{why}; save it with 8 or 16 bits")
     if image.mode == "L" and isinstance(key, int) and depth < 8:  # it is given in the file's own depth
         image.info["transparency"] = key * 255 // (2**depth - 1)
     if image.mode == "RGB" and isinstance(key, tuple) and depth == 16:
-        return _with_colour_of_16_bits(image, content, key)
-    return image
+        lower = _lower_bytes(content)
+        return lambda part, row: _with_colour_of_16_bits(part, lower, row, key)
+    return lambda part, row: part
 
 
-def _scaled(image: Image.Image, key: Any, where: str) -> Image.Image:
-    """16-bit grey as 8 bits, v·255/65535 rounded, with an alpha channel if there is a transparent value."""
-    values: NDArray[Any] = np.asarray(image).astype(np.int64)
-    top = 4095 if _tag(image, _BITS) == (12,) else 65535
-    if values.min() < 0 or values.max() > top:
-        raise UnreadableImageError(f"{where}: 32-bit values to {values.max()}; save it with 8 or 16 bits")
-    shown = top - values if _tag(image, _PHOTOMETRIC) == 0 else values  # 0: white is zero
+def _scaled(image: Image.Image, key: Any, top: int, inverted: bool, where: str) -> Image.Image:
+    """16-bit grey as 8 bits, v·255/65535 rounded, with an alpha channel if there is a transparent value.
+
+    Args:
+        image: values from 0 to `top`.
+        key: that of transparent pixels, if any.
+        inverted: white is zero.
+        where: its name, for the message.
+    """
+    found: NDArray[Any] = np.asarray(image)
+    if found.min() < 0 or found.max() > top:
+        raise UnreadableImageError(f"{where}: 32-bit values to {found.max()}; save it with 8 or 16 bits")
+    values = found.astype(np.uint32)
+    shown = top - values if inverted else values
     grey = Image.fromarray(((shown * 510 + top) // (2 * top)).astype(np.uint8))
     if not isinstance(key, int):
         return grey
     return Image.merge("LA", (grey, Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))))
 
 
-def _with_colour_of_16_bits(image: Image.Image, content: bytes, key: tuple[int, ...]) -> Image.Image:
-    """A PNG of 16 bits a channel with a transparent colour: PIL keeps the upper bytes, and the colour has both."""
+def _lower_bytes(content: bytes) -> Image.Image:
+    """Of a PNG of 16 bits a channel; PIL keeps the upper ones."""
     with Image.open(io.BytesIO(content), formats=["PNG"]) as lower:
         lower.tile = [tile._replace(args="RGB;16L") for tile in lower.tile]
-        values = 256 * np.asarray(image).astype(np.int64) + np.asarray(lower)
+        lower.load()
+        return lower
+
+
+def _with_colour_of_16_bits(image: Image.Image, lower: Image.Image, row: int, key: tuple[int, ...]) -> Image.Image:
+    """A part of a PNG of 16 bits a channel with a transparent colour, which has both bytes of each."""
+    below = lower.crop((0, row, image.width, row + image.height))
+    values = 256 * np.asarray(image).astype(np.int32) + np.asarray(below)
     hidden = (values == np.array(key)).all(2)
     return Image.merge("RGBA", (*image.split(), Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8))))
 

@@ -20,6 +20,7 @@ SLOW = {"stage_json", "metrics_csv", "evaluation_json", "checkpoint", "overview_
 @pytest.fixture
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fuzzing, "LONGEST", 0.2)
+    monkeypatch.setattr(fuzzing, "LONGEST_WAIT", 5.0)
     monkeypatch.setattr(fuzzing, "MEMORY", 64 << 20)
 
 
@@ -33,7 +34,8 @@ def test_a_reader_reads_or_refuses(reader: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("read", "problem"), [
     (lambda path: 1 / 0, "ZeroDivisionError: division by zero (test_fuzz.py:"),
-    (lambda path: time.sleep(5), "longer than"),
+    (lambda path: all(iter(lambda: 1, 0)), "longer than"),
+    (lambda path: time.sleep(30), "no answer, killed"),
     (lambda path: b"x" * (300 << 20), "more than 64 MiB"),
     (lambda path: bytearray(8 << 30), "MemoryError"),
     (lambda path: os.kill(os.getpid(), signal.SIGKILL), "the process died (-9)"),

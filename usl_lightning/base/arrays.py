@@ -48,6 +48,8 @@ def load_arrays(path: Path, *, where: str | None = None, content: bytes | None =
         raise
     except DAMAGE as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        if "pickle" in reason:  # NumPy advises to load it all the same
+            reason = "it is none, or holds Python objects"
         raise UslError(
             f"{where or path}: not a whole .npy or .npz file of numbers ({printable(reason, 200)})"
         ) from error

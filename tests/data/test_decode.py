@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.data.images import decode as decode_module
 from usl_lightning.data.images.decode import FORMATS, decode, is_transparent, probe
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.rendering import colour_of
@@ -99,15 +100,17 @@ def test_the_default_is_white_and_what_is_hidden_leaves_no_trace() -> None:
     assert (decode(encoded(Image.fromarray(half), "PNG"), "x", 3, 5) == 255).all()
 
 
-def png(depth: int, kind: int, row: bytes, width: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of one row, by its definition."""
+def png(depth: int, kind: int, row: bytes, width: int, *chunks: tuple[bytes, bytes], rows: int = 1) -> bytes:
+    """A PNG of one row, or more after each other, by its definition."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, 1, depth, kind, 0, 0, 0))
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, rows, depth, kind, 0, 0, 0))
     body = b"".join(chunk(*each) for each in chunks)
-    return b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IDAT", zlib.compress(b"\0" + row)) + chunk(b"IEND", b"")
+    size = len(row) // rows
+    raw = b"".join(b"\0" + row[start : start + size] for start in range(0, len(row), size))
+    return b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize(("depth", "row"), [(1, b"\x40"), (2, b"\x1b"), (4, b"\x05\xaf"), (8, b"\x00\x05\x55\xff")])
@@ -445,3 +448,38 @@ def test_every_image_is_what_pil_shows(
         image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BILINEAR)
     expected = np.asarray(image).reshape(*image.size[::-1], channels)
     assert np.array_equal(decode(content, "x", channels, size, background), expected)
+
+
+# large images --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*TRANSPARENT, "PNG 16 bits", "PNG colour of 16 bits", "PNG RGB", "TIFF inverted"])
+def test_an_image_in_bands_is_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = Image.fromarray(rng.integers(0, 65536, (17, 30), dtype=np.uint16))
+    colours = rng.integers(0, 2, (17, 30, 3)) + 0x1234
+    row = colours.astype(">u2").tobytes()
+    others: dict[str, Callable[[], bytes]] = {
+        "PNG 16 bits": lambda: encoded(deep, "PNG", transparency=int(np.asarray(deep)[9, 9])),
+        "PNG colour of 16 bits": lambda: png(16, 2, row, 30, (b"tRNS", struct.pack(">3H", *[0x1234] * 3)), rows=17),
+        "PNG RGB": lambda: encoded(noise(3, 30, 17), "PNG"),
+        "TIFF inverted": lambda: encoded(deep, "TIFF", tiffinfo={262: 0}),
+    }
+    content = {**TRANSPARENT, **others}[kind]()
+    found = [(decode(content, "x", c, size, "red"), is_transparent(content, "x")) for c in (1, 3) for size in (None, 5)]
+    monkeypatch.setattr(decode_module, "_BAND", 31)
+    for (pixels, transparent), channels, size in zip(found, (1, 1, 3, 3), (None, 5, None, 5), strict=True):
+        assert np.array_equal(decode(content, "x", channels, size, "red"), pixels)
+        assert is_transparent(content, "x") == transparent
+
+
+def test_the_largest_image_takes_little_more_than_its_pixels() -> None:
+    """A few bytes can say that there are many pixels: 40 million of four bytes here, 160 MB."""
+    script = (
+        "import io, resource\nfrom PIL import Image\nfrom usl_lightning.data.images.decode import decode\n"
+        "file = io.BytesIO()\nImage.new('LA', (10000, 4000)).save(file, 'PNG', compress_level=1)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "assert decode(file.getvalue(), 'x', 3, 8).min() == 255\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
+    )
+    grown = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert int(grown) < 2.5 * 160

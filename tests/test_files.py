@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import atomic_path, sha256_of_file, write_json, write_text
+from usl_lightning.base.files import sha256_of_file, write_json, write_text
 from usl_lightning.engine.checkpoint_files import AtomicCheckpointIO
 
 

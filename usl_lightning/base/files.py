@@ -1,17 +1,17 @@
 """Files: written whole or not at all, JSON without ambiguity, and each hashed once a stage."""
 
-import errno
 import hashlib
 import json
 import math
 import os
 import re
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.errors import UslError
 
 DEEPEST = 100
@@ -133,43 +133,6 @@ def _line(text: str, place: int) -> int:
 
 def _cut(text: str) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed to `path`.
-
-    On any failure (a full disk, a kill) `path` is untouched and the temporary file is removed.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        flush_folder(path.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UslError(
-            f"{path}: cannot be written ({reason}); choose a folder with write access and free space"
-        ) from error
-    finally:
-        with suppress(OSError):  # a folder that cannot be written has said so above
-            temporary.unlink()
-
-
-def flush_folder(folder: Path) -> None:
-    """Have the names in a folder survive a power cut, before anything is done that relies on them."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:  # some network file systems cannot
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -133,6 +133,8 @@ def _refuse_changes(run: RunOptions, redo: set[str]) -> None:
     """Stop before anything runs if a stage was run with other settings; nothing is ever overwritten."""
     for stage in run.chain.stages:
         folder = run.folder(stage.name)
+        if stage.name not in redo:
+            folder.check_foreign(f"--redo {stage.name} puts it aside; or give this run another --name")
         ready = all(run.folder(name).complete and name not in redo for name in stage.needs())
         if folder.record() is not None and stage.name not in redo and ready:
             _refuse_changed(stage, folder, _command(run, stage, folder))

@@ -1,5 +1,6 @@
 """Files of checkpoints: whole or not there, two of a run at most, and none continued that is of another run."""
 
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -9,8 +10,9 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 
+from usl_lightning.base.atomic import atomic_path, flush_folder
+from usl_lightning.base.classes import moved
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import atomic_path, flush_folder
 
 IDENTITY = "usl_identity"
 """Key of a checkpoint under which the run's identity fields are stored."""
@@ -35,6 +37,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
+_NAME = re.compile(r"step=\d{8,}\.ckpt")
+
+
+def _identity_in(path: Path) -> Mapping[str, Any] | None:
+    """The identity in a checkpoint, of which no tensor is read; None if it is none of ours, or cannot be read."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[IDENTITY]
+    except Exception:
+        return None
+    return moved(found) if isinstance(found, dict) else None
+
+
+def _same_but_for_its_length(stored: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
+    """Parameters that only one of the two has may be of another version of the package."""
+    common = (stored.keys() & identity.keys()) - {"trainer.max_steps"}
+    return all(stored[key] == identity[key] for key in common)
+
+
 class CheckpointFolder:
     """`checkpoints/` of a stage: the newest two, `step=<8 digits>.ckpt`, and `last.ckpt`, which names the newer one.
 
@@ -44,10 +64,31 @@ class CheckpointFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._own: set[str] = set()
 
     def file(self, step: int) -> Path:
         """Where the checkpoint of a step goes."""
         return self.path / f"step={step:08d}.ckpt"
+
+    def recognise(self, identity: Mapping[str, Any], *, resuming: bool) -> None:
+        """Tell the run's own files from others, which are neither deleted nor overwritten.
+
+        Args:
+            identity: of the run.
+            resuming: it goes on; a file that cannot be read may then be one of its own that was damaged.
+
+        Raises:
+            UslError: a file of the name of a checkpoint is of another run, or of none.
+        """
+        for path in self._named_as_ours():
+            stored = _identity_in(path)
+            if stored is not None and _same_but_for_its_length(stored, identity):
+                self._own.add(path.name)
+            elif stored is not None or not resuming:
+                raise UslError(f"{path}: is not of this run; move it elsewhere, or choose another --run_dir")
+
+    def _named_as_ours(self) -> list[Path]:
+        return sorted(path for path in self.path.glob("step=*.ckpt") if _NAME.fullmatch(path.name))
 
     def write(self, trainer: Trainer, *, alone: bool = False) -> None:
         """Save the state of all processes, as the newest.
@@ -57,6 +98,8 @@ class CheckpointFolder:
             alone: on the main process only: the others may be gone, and are not waited for.
         """
         path = self.file(trainer.global_step)
+        if trainer.is_global_zero and path.name not in self._own and path.exists():
+            path.rename(path.with_name(f"{path.name}.unreadable"))  # as nothing else is; see `recognise`
         if alone:
             trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), path)
         else:
@@ -71,9 +114,11 @@ class CheckpointFolder:
         link.symlink_to(newest.name)
         link.replace(self.path / "last.ckpt")
         flush_folder(self.path)
+        self._own.add(newest.name)
+        ours = [old for old in self._named_as_ours() if old.name in self._own]
         # Later steps are of a run that was set back to an earlier checkpoint: they are no longer the newest.
-        kept = [old for old in sorted(self.path.glob("step=*.ckpt")) if old < newest][-1:]
-        for old in self.path.glob("step=*.ckpt"):
+        kept = [old for old in ours if old < newest][-1:]
+        for old in ours:
             if old not in (*kept, newest):
                 old.unlink(missing_ok=True)
 

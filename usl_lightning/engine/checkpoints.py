@@ -164,14 +164,20 @@ class Checkpoints(Ranged, Callback):
         self._timetable = Timetable(every_minutes, every_steps)
         self._stopping = Stopping(self.interruption)
         self._state = State.OUTSIDE
+        self._resumes = False
         self._row: dict[str, float] = {}  # goes into a checkpoint, or came out of one
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """OUTSIDE, or RESUMING what was not validated."""
-        self._row = checkpoint.get(ROW, {})
+        self._resumes, self._row = True, checkpoint.get(ROW, {})
         if checkpoint.get(UNVALIDATED, False):
             self._state = State.RESUMING
             begin_with_validation(trainer)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """OUTSIDE; checkpoints of others where those of this run are to be are refused."""
+        if trainer.is_global_zero:
+            self.folder.recognise(self.identity, resuming=self._resumes)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """STEPPING from a step that is saved already; what a killed run left half written goes."""

@@ -13,6 +13,12 @@ from typing import Any, ClassVar
 
 import pytorch_lightning
 import torch
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.strategies import DDPStrategy
@@ -26,6 +32,8 @@ from usl_lightning.compute.batch_norm import batch_norms
 from usl_lightning.compute.device import device_of
 from usl_lightning.data.keys import derive_seed
 from usl_lightning.models.ema import EMA
+
+log = logging.getLogger(__name__)
 
 
 def check_precision(precision: str | int | None, accelerator: str) -> None:
@@ -208,6 +216,30 @@ class Launcher(_SubprocessScriptLauncher):
     def _what(self) -> str:
         rank, code = self.lost() or (0, 0)
         return f"process {rank} was killed by signal {-code}" if code < 0 else f"process {rank} failed ({code})"
+
+
+def cluster_environment() -> ClusterEnvironment | None:
+    """How the processes of a SLURM job find each other; None outside of one, where Lightning knows best.
+
+    What `srun` starts is one task of several. What a batch script or a notebook in a job starts without it is one
+    process, however many tasks the job may have; then torchrun may start more.
+
+    Raises:
+        UslError: the job's variables fit together in no way.
+    """
+    if "SLURM_NTASKS" not in os.environ or os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    if any(name.startswith("SLURM_STEP_") for name in os.environ):
+        try:
+            return SLURMEnvironment(auto_requeue=False)  # Lightning's requeueing saves elsewhere, amid a step
+        except (RuntimeError, ValueError) as error:
+            raise UslError(f"SLURM: {' '.join(str(error).split())}") from error
+    if os.environ["SLURM_NTASKS"] != "1":
+        log.warning(
+            "SLURM_NTASKS is %s, but not srun started this process: it runs alone; `srun usl …` starts all tasks",
+            os.environ["SLURM_NTASKS"],
+        )
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
 
 
 def watch_children(strategy: Any) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from usl_lightning.base.files import atomic_path, write_json
+from usl_lightning.base.atomic import atomic_path
+from usl_lightning.base.files import write_json
 from usl_lightning.compute.distributed import gather
 
 BINS = 15

@@ -1,5 +1,6 @@
 """What is computed from all images once and kept on disk: features, and tables of neighbours."""
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from usl_lightning.base.arrays import load_arrays
+from usl_lightning.base.atomic import atomic_path, open_lock
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import atomic_path, parse_json
+from usl_lightning.base.files import parse_json
 from usl_lightning.compute.distributed import gather
 from usl_lightning.data.images.folders import cache_folder
 from usl_lightning.features.parts import Place
@@ -111,7 +113,7 @@ def _one_run_at_a_time(path: Path, place: Place) -> Iterator[None]:
     """The first process holds a lock, the others wait until it has it: runs side by side do not mix their parts."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_suffix(".lock"), "wb")  # noqa: SIM115 - closed below
+        lock = open_lock(path.with_suffix(".lock"))
     except OSError as error:
         raise UslError(f"{path.parent}: cannot be written ({error.strerror}); give another --model.cache") from error
     with lock:
@@ -124,8 +126,6 @@ def _one_run_at_a_time(path: Path, place: Place) -> Iterator[None]:
 def _lock(descriptor: int) -> None:
     """Wait for the lock; where the file system or the platform has none, go on without."""
     try:
-        import fcntl
-
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except (ImportError, OSError):
+    except OSError:
         log.info("features: this file system has no locks; do not run two selections at once")

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
+from usl_lightning.base.atomic import open_lock, real_path
 from usl_lightning.base.errors import UslError
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.names import LONGEST_NAME, NOT_SURE, check_name, check_new, clean
@@ -40,7 +41,6 @@ class LabelStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock_path = path.with_name(f".{path.name}.lock")
         self._threads = threading.Lock()
         if self.read().dataset is None or path.suffix.lower() != ".json":
             raise UslError(f"{path}: has no room for labels; expected the labels.json that `usl select` wrote")
@@ -118,7 +118,8 @@ class LabelStore:
     @contextmanager
     def _changing(self) -> Iterator[LabelIndex]:
         try:
-            lock = open(self._lock_path, "w")  # noqa: SIM115 - closed below
+            real = real_path(self.path)  # whichever link leads to it, the lock is one
+            lock = open_lock(real.with_name(f".{real.name}.lock"))
         except OSError as error:
             raise UslError(f"{self.path.parent}: cannot be written ({error.strerror})") from error
         with self._threads, lock:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.arrays import load_array
+from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.documents import guarded, unguarded
 from usl_lightning.base.errors import UslError, did_you_mean, printable
-from usl_lightning.base.files import atomic_path, parse_json, write_json
+from usl_lightning.base.files import parse_json, write_json
 from usl_lightning.labels.entries import DatasetId, Entries, refuse, short
 from usl_lightning.labels.names import checked
 from usl_lightning.labels.tables import parse_rows

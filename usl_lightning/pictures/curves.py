@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from usl_lightning.base.files import atomic_path
+from usl_lightning.base.atomic import atomic_path
 
 if TYPE_CHECKING:
     from PIL import ImageDraw

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from usl_lightning.base.files import atomic_path
+from usl_lightning.base.atomic import atomic_path
 
 if TYPE_CHECKING:  # a chain's picture is drawn without importing torch
     from torch import Tensor

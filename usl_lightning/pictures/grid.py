@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from usl_lightning.base.files import atomic_path
+from usl_lightning.base.atomic import atomic_path
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.arrays import load_array
+from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import atomic_path
 from usl_lightning.base.ranges import Ranges, above, whole
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.compute.optim import Optimization

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import atomic_path, write_json
+from usl_lightning.base.files import write_json
 from usl_lightning.base.version import __version__
 from usl_lightning.models.heads import Classifier, load_classifier
 

@@ -3,16 +3,39 @@
 import fcntl
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from usl_lightning.base.atomic import open_lock
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import read_json, write_json
 from usl_lightning.base.machine import this_machine
 from usl_lightning.stage.identity import differences, digest
 from usl_lightning.stage.record import problem_of
+
+
+class _Look(NamedTuple):
+    """What is in a folder: its own times in ns, and the stamp of each file but the lock."""
+
+    times: tuple[int, int]
+    files: dict[str, tuple[int, int]]
+
+
+def _look(folder: Path) -> _Look:
+    status = folder.stat()
+    found = {entry.name: entry.stat(follow_symlinks=False) for entry in os.scandir(folder) if entry.name != ".lock"}
+    files = {name: (each.st_ino, each.st_mtime_ns) for name, each in found.items()}
+    return _Look((status.st_atime_ns, status.st_mtime_ns), files)
+
+
+def _remove(folders: Sequence[Path]) -> None:
+    """Those that are empty, from the innermost outwards."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 class StageFolder:
@@ -85,10 +108,13 @@ class StageFolder:
         Raises:
             UslError: another process holds it, or it cannot be written.
         """
+        made = list(takewhile(lambda folder: not folder.exists(), (self.path, *self.path.parents)))
+        before = None if made else _look(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 - closed below, after the lock
+            lock = open_lock(self.path / ".lock")
         except OSError as error:
+            _remove(made)
             raise UslError(f"{self.path}: cannot be written ({error.strerror}); choose another --run_dir") from error
         # Forked workers would hold the lock for seconds after this process was killed.
         os.register_at_fork(after_in_child=lock.close)
@@ -107,14 +133,31 @@ class StageFolder:
             try:
                 yield
             finally:
-                self._forget_if_unused()
+                self._leave_as_found(made, before)
 
-    def _forget_if_unused(self) -> None:
-        """A refused command leaves no folder behind."""
-        if not self.record_path.exists():
-            (self.path / ".lock").unlink(missing_ok=True)
-            with suppress(OSError):
-                self.path.rmdir()
+    def _leave_as_found(self, made: Sequence[Path], before: "_Look | None") -> None:
+        """A refused command leaves no folder behind, and one that was there as it was."""
+        with suppress(OSError):
+            if not self.record_path.exists():
+                (self.path / ".lock").unlink(missing_ok=True)
+            _remove(made)
+            if before is not None and _look(self.path).files == before.files:
+                os.utime(self.path, ns=before.times)
+
+    def check_foreign(self, advice: str) -> None:
+        """Of a folder without a record: it has no file that a run would write over, of whoever it may be.
+
+        Args:
+            advice: what to do, the end of the message.
+
+        Raises:
+            UslError: names one.
+        """
+        names = ("config.yaml", "checkpoints", "metrics.csv", "speed.csv")
+        own = [*(self.path / name for name in names), self.labels, self.result, self.picture, self.overview, self.files]
+        for path in (*own, self.evaluation):
+            if os.path.lexists(path) and self.record() is None:
+                raise UslError(f"{path}: is there already, and no {self.record_path.name} says of which run; {advice}")
 
     def begin(self, identity: Mapping[str, Any]) -> None:
         """Note that the stage is running."""

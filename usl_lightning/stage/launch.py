@@ -62,6 +62,8 @@ def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[st
     """A run is continued on request only, and only if it is the same run."""
     record = folder.record()
     if record is None:
+        if stage.ckpt_path != "last":
+            folder.check_foreign("choose another --run_dir, or move it elsewhere")
         return
     if stage.ckpt_path is None:
         if record["status"] == "complete" or folder.has_checkpoint:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from usl_lightning.base.arrays import load_arrays
+from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import atomic_path
 from usl_lightning.data.keys import permutation
 from usl_lightning.vectors.density import limit_k
 from usl_lightning.vectors.distances import unit_rows

@@ -4,7 +4,6 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError
-from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
@@ -24,6 +23,7 @@ from usl_lightning.engine.trainer import (
     Trainer,
     check_averages,
     check_precision,
+    cluster_environment,
     watch_children,
 )
 from usl_lightning.engine.wandb_run import wandb_logger
@@ -131,8 +131,9 @@ class StageCLI(LightningCLI):
         own["logger"] = [*loggers, *_listed(own.get("logger"))] or False
         own["callbacks"] = [*_listed(own.get("callbacks")), *callbacks]
         own["plugins"] = [*_listed(own.get("plugins")), AtomicCheckpointIO()]
-        if SLURMEnvironment.detect():  # Lightning's requeueing saves elsewhere, amid a step
-            own["plugins"].append(SLURMEnvironment(auto_requeue=False))
+        environment = cluster_environment()
+        if environment is not None:
+            own["plugins"].append(environment)
         if not isinstance(own["val_check_interval"], int | float | None):
             raise UslError(
                 f"trainer.val_check_interval: {own['val_check_interval']}: expected a number of batches; a run that is "
@@ -143,6 +144,8 @@ class StageCLI(LightningCLI):
         own["sync_batchnorm"] = syncs_batch_norm(self.model, own["sync_batchnorm"], own["accelerator"])
         try:
             trainer = Trainer(**own)
+            if environment is not None and environment.world_size() > 1:
+                environment.validate_settings(trainer.num_devices, trainer.num_nodes)
         except (MisconfigurationException, ImportError, TypeError, ValueError) as error:  # say, no such device
             raise UslError(f"trainer: {' '.join(str(error).split())}") from error
         set_timeout(trainer.strategy, self.config.processes.timeout_minutes)

@@ -8,6 +8,7 @@ made again in its place.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from usl_lightning.base.atomic import atomic_path, open_lock
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import atomic_path
 from usl_lightning.data.images.decode import Interpolation
 from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.rendering import WHITE, colour_of
@@ -107,12 +108,9 @@ def _is_current(path: Path, header: bytes, nbytes: int) -> bool:
 
 
 def _build(source: FolderSource, path: Path, header: bytes) -> None:
-    with _locked(path) as alone:
+    with _locked(path):
         if _is_current(path, header, source.nbytes):  # another process made it meanwhile
             return
-        if alone:
-            for left_over in path.parent.glob(f".{path.name}.*.tmp"):  # of a process that was killed
-                left_over.unlink(missing_ok=True)
         _check_space(path, source.nbytes)
         batches = torch.split(torch.arange(len(source)), _BATCH)
         bar = tqdm(total=len(source), desc="decoding images once", unit="img", disable=None, leave=False)
@@ -134,25 +132,21 @@ def _check_space(path: Path, nbytes: int) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold the lock of `path` (true), or go on without where the file system or platform has none (false).
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of `path`, or go on without where the file system or platform has none.
 
     The system frees the lock when its holder ends, however it ends.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path.with_name(path.name + ".lock"), "wb")  # noqa: SIM115 (closed below)
+        lock = open_lock(path.with_name(path.name + ".lock"))
     except OSError as error:
         raise UslError(f"{path.parent}: cannot be used ({error.strerror}); give another --data.cache") from error
     with lock:
-        yield _lock(lock.fileno())
+        _lock(lock.fileno())
+        yield
 
 
-def _lock(descriptor: int) -> bool:
-    try:
-        import fcntl
-
+def _lock(descriptor: int) -> None:
+    with contextlib.suppress(OSError):
         fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except (ImportError, OSError):
-        return False
-    return True

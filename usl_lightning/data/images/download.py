@@ -9,8 +9,8 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import atomic_path
 
 _TIMEOUT = 60.0  # seconds without a byte
 

@@ -1,0 +1,154 @@
+"""Files that are written whole or not at all, where they really are, and locks beside them."""
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+
+from usl_lightning.base.errors import UslError
+
+LONGEST_NAME = 200
+"""Bytes of a file's name that are kept in the name of its temporary file: a file system takes 255."""
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path; on success it is flushed to disk and renamed to `path`.
+
+    A link stays one: what it leads to is written. What is replaced keeps its mode and its group. On any failure (a
+    full disk, a kill) `path` is untouched and the temporary file is removed, that of a killed writer by the next one.
+
+    Raises:
+        UslError: it cannot be written, or something that is no file is there.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        target = real_path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        before = _status(target)
+        sweep(target)
+        temporary, handle = _held(target)
+        with handle:
+            yield temporary
+            if before is not None:
+                _keep_rights(temporary, before)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+            flush_folder(target.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UslError(
+            f"{path}: cannot be written ({reason}); choose a folder with write access and free space"
+        ) from error
+    finally:
+        if temporary is not None:
+            with suppress(OSError):  # a folder that cannot be written has said so above
+                temporary.unlink()
+
+
+def real_path(path: Path) -> Path:
+    """Where a file is, or is to be, behind all links.
+
+    Raises:
+        OSError: the links lead in a circle.
+    """
+    if path.is_symlink():
+        with suppress(FileNotFoundError):  # it leads to a file that is yet to be made
+            path.stat()
+    return Path(os.path.realpath(path))
+
+
+def _status(path: Path) -> os.stat_result | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(found.st_mode):  # a device, a pipe: it would be replaced by a file
+        raise OSError(errno.EINVAL, "it is no file")
+    return found
+
+
+def _held(target: Path) -> tuple[Path, FileIO]:
+    """A new temporary file beside `target`, with a lock that tells others that its writer lives."""
+    temporary = target.with_name(f"{_prefix(target)}{os.getpid()}.tmp")
+    while True:
+        handle = open(temporary, "ab", buffering=0)  # noqa: SIM115 - closed by the caller
+        with suppress(OSError):  # a file system without locks: nobody sweeps there
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(temporary), os.fstat(handle.fileno())):
+                return temporary, handle
+        handle.close()  # swept between the two
+
+
+def _prefix(target: Path) -> str:
+    name = os.fsencode(target.name)[:LONGEST_NAME]
+    return f".{os.fsdecode(name)}."
+
+
+def _keep_rights(temporary: Path, before: os.stat_result) -> None:
+    """Give a file the mode and the group of the one it is to replace; no other group gets the rights of that one."""
+    mode = stat.S_IMODE(before.st_mode) & 0o777
+    now = os.stat(temporary)
+    if now.st_gid != before.st_gid:
+        try:
+            os.chown(temporary, -1, before.st_gid)
+        except OSError:
+            mode &= 0o707 | (mode & 0o007) << 3
+    if os.geteuid() == 0 and now.st_uid != before.st_uid:
+        os.chown(temporary, before.st_uid, -1)
+    os.chmod(temporary, mode)
+
+
+def sweep(target: Path) -> None:
+    """Remove the temporary files of `target` whose writers were killed: nobody holds them.
+
+    Args:
+        target: behind all links; it may not be there.
+    """
+    prefix = _prefix(target)
+    with suppress(OSError):
+        for name in os.listdir(target.parent):
+            if name.startswith(prefix) and name.removeprefix(prefix).removesuffix(".tmp").isdecimal():
+                left = target.with_name(name)
+                with suppress(OSError), open(left, "rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    left.unlink()
+
+
+def flush_folder(folder: Path) -> None:
+    """Have the names in a folder survive a power cut, before anything is done that relies on them."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some network file systems cannot
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def open_lock(path: Path) -> FileIO:
+    """A file to lock, made if need be; whoever may write to its folder may lock it, whoever made it.
+
+    Raises:
+        OSError: it cannot be made, or not be opened.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's, from before it was shared
+        return FileIO(descriptor, "r")
+    found, folder = os.fstat(descriptor), os.stat(path.parent)
+    if found.st_uid == os.geteuid() and found.st_gid == folder.st_gid:
+        with suppress(OSError):
+            os.fchmod(descriptor, stat.S_IMODE(found.st_mode) | folder.st_mode & 0o066)
+    return FileIO(descriptor, "r+")

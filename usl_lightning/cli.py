@@ -9,7 +9,8 @@ from pathlib import Path
 
 from usl_lightning.base.commands import COMMANDS, overview, page
 from usl_lightning.base.configs import listing, shipped_folder
-from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.errors import UslError, did_you_mean, printable
+from usl_lightning.base.streams import make_unfailing
 from usl_lightning.base.version import __version__
 
 STAGE_COMMANDS = ("fit", "validate", "test", "predict", "select")
@@ -20,10 +21,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    make_unfailing(heeds_readers=words[:1] in ([], ["configs"], ["doctor"]) or words[0].startswith("-"))
     try:
         _dispatch(words)
-        if sys.stdout is not None:  # closed by `>&-`
-            sys.stdout.flush()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         from usl_lightning.base.machine import is_main_process
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -53,7 +54,8 @@ class Interruption:
         if again or not self.deferred or (first and self.breaks):
             raise KeyboardInterrupt
         name = signal.Signals(signum).name
-        os.write(2, f"usl: {name}: saving after this step{'; again: stop at once' * (name == 'SIGINT')}\n".encode())
+        with suppress(OSError):  # the terminal may be gone, its disk full
+            os.write(2, f"usl: {name}: saving after this step{'; again: stop at once' * (name == 'SIGINT')}\n".encode())
 
     def requeue(self) -> None:
         """After SIGUSR1, put the SLURM job back into the queue, once; for the main process, when all is saved."""
@@ -88,7 +90,9 @@ def _requeue() -> str | None:
     if "SLURM_ARRAY_JOB_ID" in os.environ:
         job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     try:
-        done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            ["scontrol", "requeue", job], capture_output=True, text=True, errors="replace", check=False
+        )
         failure = (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""
     except OSError as error:
         failure = error.strerror or str(error)

@@ -108,7 +108,7 @@ def submit(jobs: Sequence[Job], folder: Path) -> None:
 
 def _sbatch(words: Sequence[str], job: Job, queued: Sequence[str]) -> str:
     try:
-        done = subprocess.run(words, input=job.script, capture_output=True, text=True, check=False)
+        done = subprocess.run(words, input=job.script, capture_output=True, text=True, errors="replace", check=False)
     except FileNotFoundError:
         raise UslError("--slurm submit: there is no sbatch here; run it on a login node of the cluster") from None
     number = done.stdout.strip().partition(";")[0]  # JOB;CLUSTER where there are several

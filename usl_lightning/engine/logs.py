@@ -6,7 +6,7 @@ import sys
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.loggers.logger import Logger
@@ -19,34 +19,12 @@ from usl_lightning.base.machine import is_main_process
 from usl_lightning.base.progress import progress
 from usl_lightning.data.batch import Batch
 
-HEADER = "step,name,value\n"
-
 log = logging.getLogger(__name__)
 
+HEADER = "step,name,value\n"
 
-class Row(NamedTuple):
-    """A row of `metrics.csv`.
-
-    Attributes:
-        text: as it stands there.
-        step, name, value: what it says.
-    """
-
-    text: str
-    step: int
-    name: str
-    value: float
-
-    @classmethod
-    def of(cls, text: str) -> "Row | None":
-        """What a line says; None if it is no row: the file may have been cut, edited or damaged."""
-        cells = text.split(",")
-        if len(cells) != 3 or not re.fullmatch(r"[0-9]{1,18}", cells[0]) or not cells[1].isprintable():
-            return None
-        try:
-            return cls(text, int(cells[0]), cells[1], float(cells[2]))
-        except ValueError:
-            return None
+_ROW = re.compile(r"(\d{1,18}),([^,\ufffd]+),([-+]?(?:\d+\.?\d*(?:e[-+]?\d+)?|inf)|nan)", re.ASCII)
+"""A number as `format` writes it with eight digits."""
 
 
 class _Said(logging.Handler):
@@ -66,6 +44,10 @@ def show_messages() -> None:
     if is_main_process() and not any(isinstance(handler, _Said) for handler in log.handlers):
         log.addHandler(_Said())
         log.setLevel(logging.INFO)
+
+
+def _lines(count: int) -> str:
+    return "a damaged line is" if count == 1 else f"{count} damaged lines are"
 
 
 class MetricsCSV(Logger):
@@ -96,39 +78,48 @@ class MetricsCSV(Logger):
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Drop the rows of `step` and later: they are about to be made again."""
-        kept = [row for row in self._rows(told=True) if row.step < step] if step else []
-        write_text(self.path, HEADER + "".join(f"{row.text}\n" for row in kept))
+        rows = self._whole(step) if step else []
+        write_text(self.path, HEADER + "".join(f"{row}\n" for at, _, row in rows if at < step))
 
     @rank_zero_only
     def complete(self, metrics: dict[str, float], step: int) -> None:
         """Append those of a step's rows that are not there."""
-        rows = self._rows()
-        whole = HEADER + "".join(f"{row.text}\n" for row in rows)
-        if self.path.exists() and self.path.read_bytes() != whole.encode():  # a full disk has cut the last row short
-            write_text(self.path, whole)
-        there = {row.name for row in rows if row.step == step}
+        rows = self._whole(step + 1) if step >= 0 else []
+        there = {name for at, name, _ in rows if at == step}
         self.log_metrics({name: value for name, value in metrics.items() if name not in there}, step)
+
+    def _whole(self, steps: int) -> list[tuple[int, str, str]]:
+        """The rows, after the file is whole again if it was not, which is said: a run goes on without it.
+
+        Args:
+            steps: of the run, from 1, that it is to tell of.
+        """
+        rows, damaged, cut = self._rows()
+        if not self.path.exists():
+            log.warning("%s: not there any more; what it held of %d steps is lost, nothing else", self.path, steps)
+        elif damaged:
+            log.warning("%s: %s left out, nothing else is lost", self.path, _lines(damaged))
+        if damaged or cut or not self.path.exists():
+            write_text(self.path, HEADER + "".join(f"{row}\n" for *_, row in rows))
+        return rows
 
     def noted(self, step: int) -> dict[str, float]:
         """The rows of one step."""
-        return {row.name: row.value for row in self._rows() if row.step == step}
+        return {name: float(row.rpartition(",")[2]) for at, name, row in self._rows()[0] if at == step}
 
-    def _rows(self, *, told: bool = False) -> list[Row]:
-        """The rows that are whole.
-
-        Args:
-            told: say that the file is missing, or has others beside the last one, which a kill may cut.
-        """
-        if not self.path.exists():
-            if told:
-                log.warning("%s: is missing, and what was logged before with it", self.path)
-            return []
-        lines = self.path.read_bytes().decode("utf-8", "replace").split("\n")
-        rows = [row for line in lines if (row := Row.of(line)) is not None]
-        lost = sum(line not in ("", HEADER[:-1]) for line in lines[:-1]) - len(rows)
-        if told and lost > 0:
-            log.warning("%s: damaged, %d of its lines are left out", self.path, lost)
-        return rows
+    def _rows(self) -> tuple[list[tuple[int, str, str]], int, bool]:
+        """Step, name and text of each row, the damaged lines that are none, and whether the last was cut short."""
+        try:
+            text = self.path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return [], 0, False
+        except OSError as error:
+            raise UslError(f"{self.path}: cannot be read ({error.strerror}); move it elsewhere") from error
+        whole, _, rest = text.rpartition("\n")
+        lines = whole.splitlines()
+        lines = lines[1:] if f"{''.join(lines[:1])}\n" == HEADER else lines
+        found = [match for line in lines if (match := _ROW.fullmatch(line))]
+        return [(int(row[1]), row[2], row[0]) for row in found], len(lines) - len(found), bool(rest)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -145,8 +146,11 @@ def finish_wandb(logger: WandbLogger, metrics: Mapping[str, Any], labels: Path |
 
 def _run_id(run_dir: Path) -> str:
     """The run's, as it is kept in the stage's folder; a new one if there is none."""
-    path = run_dir / ".wandb_id"
-    return path.read_text() if path.exists() else uuid.uuid4().hex[:12]
+    with suppress(OSError, UnicodeDecodeError):
+        kept = (run_dir / ".wandb_id").read_text(encoding="utf-8").strip()
+        if re.fullmatch(r"[\w-]{1,64}", kept):
+            return kept
+    return uuid.uuid4().hex[:12]
 
 
 def _go_offline(run_dir: Path) -> None:

@@ -1,5 +1,6 @@
 """Files are whole or not there."""
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -12,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from usl_lightning.base.atomic import atomic_path
+from usl_lightning.base import atomic
+from usl_lightning.base.atomic import atomic_path, open_lock
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import sha256_of_file, write_json, write_text
 from usl_lightning.engine.checkpoint_files import AtomicCheckpointIO
@@ -150,3 +152,131 @@ def test_a_power_cut_spoils_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_sha256_of_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc" * 100_000)
     assert sha256_of_file(tmp_path / "a") == "sha256:" + hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_a_link_stays_one_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
+    real, near, far = tmp_path / "real", tmp_path / "near", tmp_path / "far"
+    for folder in (real, near, far):
+        folder.mkdir()
+    (near / "a.txt").symlink_to("../real/a.txt")
+    (far / "a.txt").symlink_to(near / "a.txt")
+    for content in ("made through links", "replaced through links"):
+        write_text(far / "a.txt", content)
+        assert (real / "a.txt").read_text() == content
+    assert [names(folder) for folder in (real, near, far)] == [["a.txt"]] * 3
+    assert (near / "a.txt").is_symlink()
+    assert (far / "a.txt").is_symlink()
+    (near / "b").symlink_to("c")
+    (near / "c").symlink_to("b")
+    with pytest.raises(UslError, match="b: cannot be written"):
+        write_text(near / "b", "")
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o664, 0o444])
+def test_what_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(mode)
+    write_text(path, "new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", mode)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser gives files away")
+def test_what_is_replaced_keeps_its_owner_and_group(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o640)
+    os.chown(path, 12, 34)
+    write_text(path, "new")
+    assert (path.stat().st_uid, path.stat().st_gid, path.stat().st_mode & 0o777) == (12, 34, 0o640)
+
+
+def test_no_other_group_gets_the_rights_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is not of the group cannot give a file to it."""
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    path.chmod(0o660)
+    before = path.stat()
+    other = os.stat_result([*before[:5], before.st_gid + 1, *before[6:10]])
+    (tmp_path / "new").write_text("")
+
+    def refused(*_: object) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "chown", refused)
+    atomic._keep_rights(tmp_path / "new", other)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600
+
+
+def test_only_files_are_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(UslError, match=r"cannot be written \(it is no file\)"):
+            write_text(path, "x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert names(tmp_path) == ["pipe"]
+
+
+def test_the_next_writer_sweeps_what_killed_ones_left(tmp_path: Path) -> None:
+    """But not the file of one that lives, nor one of another name."""
+    path = tmp_path / "a.txt"
+    for name in (".a.txt.1.tmp", ".a.txt.22.tmp", ".a.txt.33.tmp", ".b.txt.1.tmp", ".a.txt.mine.tmp"):
+        (tmp_path / name).write_text("half")
+    with open(tmp_path / ".a.txt.22.tmp") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        write_text(path, "new")
+    assert names(tmp_path) == [".a.txt.22.tmp", ".a.txt.mine.tmp", ".b.txt.1.tmp", "a.txt"]
+
+
+def test_writers_of_one_file_do_not_sweep_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with atomic_path(path) as temporary:
+        temporary.write_text("half")
+        writer = multiprocessing.get_context("fork").Process(target=write_text, args=(path, "meanwhile"))
+        writer.start()
+        writer.join()
+        assert path.read_text() == "meanwhile"
+        assert temporary.read_text() == "half"
+    assert path.read_text() == "half"
+
+
+def test_names_as_long_as_they_may_be(tmp_path: Path) -> None:
+    for letter in ("a", "ü"):
+        path = tmp_path / (letter * (255 // len(letter.encode())))
+        write_text(path, "x")
+        assert path.read_text() == "x"
+    assert len(names(tmp_path)) == 2
+
+
+def test_a_lock_of_a_group_folder_is_for_all_who_write_there(tmp_path: Path) -> None:
+    tmp_path.chmod(0o770)
+    path = tmp_path / ".lock"
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+    open_lock(path).close()
+    assert path.stat().st_mode & 0o777 == 0o660
+    tmp_path.chmod(0o755)
+    path.chmod(0o644)
+    open_lock(path).close()
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser becomes another user")
+def test_a_lock_that_another_user_made_holds(tmp_path: Path) -> None:
+    """Also one that this user may only read: of a file system with an own mind, or of an earlier version."""
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        folder.chmod(0o755)
+    tmp_path.chmod(0o777)
+    path = tmp_path / ".lock"
+    with open(path, "w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        path.chmod(0o644)
+
+        def look() -> None:
+            os.setuid(12345)
+            with open_lock(path) as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+        other = multiprocessing.get_context("fork").Process(target=look)
+        other.start()
+        other.join()
+    assert other.exitcode == 0

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import yaml
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from runs import SIMCLR, Outcome, assert_same_run, environment, kill, together, usl
 
 from usl_lightning.base.configs import shipped_folder
 from usl_lightning.base.errors import UslError
 from usl_lightning.chain import pipeline, slurm
 from usl_lightning.cli import main
+from usl_lightning.engine.trainer import cluster_environment
 from usl_lightning.stage.folder import StageFolder
 
 CLUSTER = shipped_folder() / "cluster"
@@ -85,6 +87,42 @@ def test_a_chain_is_submitted_with_its_dependencies(folder: Path, capsys: pytest
     assert (folder / "runs/night").is_dir(), "SLURM does not make the folder of the log"
 
 
+def test_values_of_a_job_survive_its_script(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As `sbatch` reads them: blanks part words, `#` begins a comment, quotes and backslashes quote; then % means."""
+    name = """50% of a "cat's" #1\\lab"""
+    run("--slurm", "--out", "my runs", "--name", name)
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#SBATCH --")]
+    assert shlex.split(lines[0].removeprefix("#SBATCH "), comments=True) == [f"--job-name={name}/pretrain"]
+    assert shlex.split(lines[1].removeprefix("#SBATCH "), comments=True) == [
+        f"--output={folder}/my runs/{name}/pretrain.log"  # a backslash keeps % from standing for anything
+    ]
+    run("--slurm", "--name", "50%j")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("#SBATCH --")]
+    assert lines[:2] == ["#SBATCH --job-name=50%j/pretrain", f"#SBATCH --output={folder}/runs/50%%j/pretrain.log"]
+
+
+def test_without_srun_a_process_of_a_job_is_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A batch script, or a notebook, in a job of four tasks; nothing but `srun` makes four of it."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TORCHELASTIC_"))]:
+        monkeypatch.delenv(name)
+    assert cluster_environment() is None
+    job = {"NTASKS": "4", "JOB_ID": "7", "JOB_NAME": "train", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert isinstance(cluster_environment(), LightningEnvironment)
+    assert "SLURM_NTASKS is 4, but not srun started this process: it runs alone" in caplog.text
+    monkeypatch.setenv("SLURM_STEP_ID", "0")
+    with pytest.raises(UslError, match=r"--ntasks=4.*--ntasks-per-node=4") as refused:
+        cluster_environment()
+    assert "\n" not in str(refused.value)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    found = cluster_environment()
+    assert isinstance(found, SLURMEnvironment)
+    assert not found.auto_requeue
+
+
 def test_printing_asks_nobody(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("header.sh").write_text("#!/bin/bash\n#SBATCH --gpus=3\nmodule load python\n")
     run("--slurm", "--slurm-header", "header.sh")
@@ -116,6 +154,7 @@ def test_what_is_complete_is_not_submitted(folder: Path, monkeypatch: pytest.Mon
         (["--slurm", "later"], "--slurm later: expected print or submit"),
         (["--slurm", "--redo", "train"], "--slurm takes whole chains"),
         (["--slurm", "--slurm-header", "no.sh"], "--slurm-header no.sh: cannot be read"),
+        (["--slurm", "--name", "a\nb"], "'a\\\\nb/pretrain': the name of a run or folder of a job is one line"),
         (["--slurm", "--slurm-header", "chain.yaml"], "chain.yaml: no line begins with #SBATCH"),
         (["--only", "usl"], "--only usl: it takes from pretrain, not complete in runs/chain"),
         (["--only", "uls"], "--only uls: expected one of the stages pretrain, usl, random, train"),

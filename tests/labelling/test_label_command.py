@@ -36,6 +36,7 @@ def test_options() -> None:
     (["LABELS", "--classes", "cat,Cat"], "'Cat' differs from the class 'cat' by its case"),
     (["LABELS", "--clases", "a"], "unknown option --clases (did you mean 'classes'?)"),
     (["LABELS", "--dir", "nowhere"], "nowhere: no such folder"),
+    (["LABELS", "--dir", "nowhere", "--classes", "tpyo"], "nowhere: no such folder"),
 ])  # fmt: skip
 def test_mistakes(
     words: list[str], part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -45,12 +46,15 @@ def test_mistakes(
     Path("plain.json").write_text("[3]")
     index = json.loads(labels.read_text())
     Path("empty.json").write_text(json.dumps({**index, "indices": [], "labels": [], "files": [], "hashes": []}))
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (labels.parent, *labels.parent.iterdir())}
     with pytest.raises(SystemExit) as stop:
         main(["label", *[word.replace("LABELS", str(labels)) for word in words]])
     assert stop.value.code == 2
     err = capsys.readouterr().err
     assert part in err
     assert err.count("\n") == 1
+    after = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in (labels.parent, *labels.parent.iterdir())}
+    assert after == before, "a refused command changes nothing"
 
 
 def test_a_port_that_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

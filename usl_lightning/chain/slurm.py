@@ -1,6 +1,7 @@
 """`usl run CHAIN --slurm`: a chain as SLURM jobs, one a stage, each waiting for those it takes something from."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.errors import UslError, printable
 
 HEADER = """\
 #SBATCH --ntasks-per-node=1
@@ -52,13 +53,31 @@ def job(run: str, stage: str, needs: Sequence[str], folder: Path, arguments: Seq
     words = [sys.executable, "-m", "usl_lightning.cli", "run", *arguments, f"--only={stage}"]
     lines = [
         "#!/bin/bash",
-        f"#SBATCH --job-name={run}/{stage}",
-        f"#SBATCH --output={(folder / f'{stage}.log').absolute()}",
+        f"#SBATCH --job-name={_quoted(f'{run}/{stage}')}",
+        f"#SBATCH --output={_quoted(_literal(str((folder / f'{stage}.log').absolute())))}",
         header.rstrip(),
         f"cd {shlex.quote(os.getcwd())}",
         f"exec {shlex.join([*words, '--launcher=srun --kill-on-bad-exit=1'])}",
     ]
     return Job(stage, tuple(dict.fromkeys(needs)), "\n".join(lines) + "\n")
+
+
+def _quoted(text: str) -> str:
+    """A value as `sbatch` reads it from a script: between quotes, in which a backslash takes a character as it is.
+
+    Raises:
+        UslError: it has several lines; no `#SBATCH` line can hold it.
+    """
+    if not text.isprintable():
+        raise UslError(f"--slurm: {printable(text)!r}: the name of a run or folder of a job is one line; rename it")
+    if re.fullmatch(r"[\w./:@+=,%-]+", text):
+        return text
+    return '"{}"'.format(re.sub(r'(["\\])', r"\\\1", text))
+
+
+def _literal(path: str) -> str:
+    """A path of a log in which SLURM replaces nothing: neither `%` nor, with a backslash, anything at all."""
+    return path if "\\" in path else path.replace("%", "%%")
 
 
 def read_header(path: Path) -> str:

@@ -16,7 +16,7 @@ from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labelling.private import leading_to
-from usl_lightning.labelling.store import LabelStore
+from usl_lightning.labelling.store import LabelStore, with_class
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.index import images_to_label
 from usl_lightning.stage.captions import redraw_captions
@@ -82,9 +82,10 @@ def main(arguments: Sequence[str]) -> None:
     """
     typed = LabelOptions.parse(arguments)
     store = LabelStore(typed.labels)
-    for name in typed.classes:
-        store.add_class(name)
     index = store.read()
+    named = index
+    for name in typed.classes:
+        named = with_class(named, name)
     if not len(index):
         raise UslError(f"{typed.labels}: no image in it to label")
     from usl_lightning.labelling.pictures import open_pictures
@@ -93,6 +94,8 @@ def main(arguments: Sequence[str]) -> None:
     pictures = open_pictures(index, typed.dir)
     similar = SimilarImages.beside(index, typed.labels.parent / "overview.npz")
     with _listening(typed.port) as listener:
+        for name in typed.classes:  # nothing is refused any more
+            store.add_class(name)
         _serve(listener, typed, store, pictures, similar)
     index = store.read()
     redraw_captions(typed.labels, index)

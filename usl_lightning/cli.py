@@ -10,6 +10,7 @@ from pathlib import Path
 from usl_lightning.base.commands import COMMANDS, overview, page
 from usl_lightning.base.configs import listing, shipped_folder
 from usl_lightning.base.errors import UslError, did_you_mean, printable
+from usl_lightning.base.parameters import home
 from usl_lightning.base.streams import make_unfailing
 from usl_lightning.base.version import __version__
 
@@ -165,7 +166,7 @@ def _draw_views(words: list[str]) -> None:
     check_parameters(stage)
     from usl_lightning.stage.views import draw_views
 
-    draw_views(stage, Path(out))
+    draw_views(stage, home(out))
 
 
 def _print_configs() -> None:

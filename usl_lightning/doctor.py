@@ -12,6 +12,7 @@ from pathlib import Path
 
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import home
 from usl_lightning.base.version import __version__
 from usl_lightning.data.images.catalog import ARRAY_SETS, data_folder, locate
 from usl_lightning.data.images.folders import cache_folder
@@ -57,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
         UslError: an option that means nothing.
     """
     given = known_options("doctor", arguments)
-    findings = list(examine(given.get("data.dir"), Path(given.get("out", "runs"))))
+    findings = list(examine(given.get("data.dir"), home(given.get("out", "runs"))))
     print("\n".join(map(str, findings)))
     failed = [finding.what for finding in findings if finding.ok is False]
     print(f"\n{len(failed)} to mend: {', '.join(failed)}" if failed else "\nready")

@@ -322,6 +322,12 @@ def test_damaged_files_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
         assert file.rpartition("/")[2] in refusal(capsys, str(run))
         (run / file).write_bytes(whole)
     main(["report", str(run)])
+    main(["report", str(run)])  # its own page it replaces
+    (run / "notes.html").write_text("<title>notes</title>")
+    assert "notes.html is there already, and not by this command" in refusal(
+        capsys, str(run), "--out", f"{run}/notes.html"
+    )
+    assert (run / "notes.html").read_text() == "<title>notes</title>"
 
 
 # The plan of a run ---------------------------------------------------------------------------------------

@@ -4,12 +4,15 @@ import errno
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError
+
+HEAD = 1 << 13
+"""Bytes by which a file is recognised."""
 
 LONGEST_NAME = 200
 """Bytes of a file's name that are kept in the name of its temporary file: a file system takes 255."""
@@ -50,6 +53,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):  # a folder that cannot be written has said so above
                 temporary.unlink()
+
+
+def check_replaceable(path: Path, is_own: Callable[[bytes], bool], option: str) -> None:
+    """Let a command write over nothing but what it has written itself.
+
+    Args:
+        path: of the file to be written.
+        is_own: tells by the first `HEAD` bytes of a file whether the same command wrote it.
+        option: that names the path, for the message.
+
+    Raises:
+        UslError: something else is there.
+    """
+    if not path.exists():
+        return
+    try:
+        with open(path, "rb") as file:
+            own = stat.S_ISREG(os.fstat(file.fileno()).st_mode) and is_own(file.read(HEAD))
+    except OSError:
+        own = False
+    if not own:
+        raise UslError(f"{option}: {path} is there already, and not by this command; choose another name or move it")
 
 
 def real_path(path: Path) -> Path:

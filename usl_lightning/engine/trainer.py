@@ -13,12 +13,10 @@ from typing import Any, ClassVar
 
 import pytorch_lightning
 import torch
-from lightning_fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities.distributed import _set_num_threads_if_needed
 from pytorch_lightning import Callback, LightningModule
 from pytorch_lightning.strategies import DDPStrategy

@@ -2,17 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from usl_lightning.base.atomic import check_replaceable
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.parameters import home
 from usl_lightning.chain.file import Chain
 from usl_lightning.labels.names import checked, clean
+from usl_lightning.pictures.png import is_png_of
 
 if TYPE_CHECKING:  # they import torch
     from usl_lightning.data.images.source import ImageSource
@@ -57,7 +60,7 @@ class InitOptions:
         folder = home(arguments[0])
         typed = known_options("init", arguments[1:])
         named = folder.resolve()
-        output = Path(typed.get("output", named.parent / f"{named.name or 'images'}.yaml"))
+        output = home(typed.get("output", str(named.parent / f"{named.name or 'images'}.yaml")))
         if output.suffix not in (".yaml", ".yml"):
             raise UslError(f"usl init: --output {output}: expected a name that ends in .yaml")
         classes, count = _classes(typed.get("classes"))
@@ -106,6 +109,8 @@ def main(arguments: Sequence[str]) -> None:
     given = InitOptions.parse(arguments)
     if given.output.exists() and not given.force:
         raise UslError(f"usl init: {given.output} is there already; --force replaces it, --output FILE.yaml is another")
+    sheet = given.output.with_name(f"{given.output.stem}_seen.png")
+    check_replaceable(sheet, partial(is_png_of, "usl init"), "usl init: --output")
     from usl_lightning.init.folder import inspect_folder
 
     found = inspect_folder(given.folder)
@@ -121,7 +126,6 @@ def main(arguments: Sequence[str]) -> None:
     plan = make_plan(found, wishes, choice)
     source = _open_as_stages_do(plan)
     write_text(given.output, chain_text(plan, given.output))
-    sheet = given.output.with_name(f"{given.output.stem}_seen.png")
     draw_seen(source, sheet)
     Chain.read(given.output)
     print(screen(plan, given.output, sheet))
@@ -158,4 +162,4 @@ def draw_seen(source: "ImageSource", path: Path) -> None:
     from usl_lightning.pictures.grid import contact_sheet
 
     count = min(SHOWN, len(source))
-    contact_sheet(source.read(torch.arange(count) * len(source) // count), path)
+    contact_sheet(source.read(torch.arange(count) * len(source) // count), path, command="usl init")

@@ -14,6 +14,7 @@ from usl_lightning.base.commands import known_options
 from usl_lightning.base.documents import guarded
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
+from usl_lightning.base.parameters import home
 from usl_lightning.labelling.answers import COLUMNS, by_number, read_answers
 from usl_lightning.labelling.store import LabelStore, answers_of, name_of
 from usl_lightning.labels import LabelIndex
@@ -48,11 +49,11 @@ def main(arguments: Sequence[str]) -> None:
     given = known_options(f"labels {operation}", words[len(files) :], OPTIONS[operation])
     if len(files) < (1 if operation == "export" else 2) or (operation == "export" and "out" not in given):
         raise UslError(f"usl labels {operation}: a file is missing; use {USAGE[operation]}")
-    store = LabelStore(Path(files[0]))
+    store = LabelStore(home(files[0]))
     if operation == "export":
-        _export(store.read(), Path(given["out"]), given.get("prefix", PREFIX), given.get("dir"))
+        _export(store.read(), home(given["out"]), given.get("prefix", PREFIX), given.get("dir"))
     else:
-        _import(store, Path(files[1]))
+        _import(store, home(files[1]))
 
 
 def _export(index: LabelIndex, out: Path, prefix: str, dir: str | None) -> None:

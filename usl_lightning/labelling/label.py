@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import home
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labelling.private import leading_to
 from usl_lightning.labelling.store import LabelStore, with_class
@@ -58,7 +59,7 @@ class LabelOptions:
         place = next((i for i, word in enumerate(words) if word.endswith(".json") and not word.startswith("-")), None)
         if place is None:
             raise UslError("usl label: expected a label file, e.g. usl label runs/NAME/select/labels.json")
-        typed = cls(Path(words.pop(place)))
+        typed = cls(home(words.pop(place)))
         for key, value in known_options("label", words).items():
             if key == "no-browser" and value in ("true", "false"):
                 typed.browser = value == "false"

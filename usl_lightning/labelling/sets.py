@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.parameters import home
 from usl_lightning.labels import LabelIndex
 
 USAGE = (
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     operation, files, out = _parse(list(arguments))
     if out.exists():
         raise UslError(f"{out}: exists already; choose another --out")
-    indices = [LabelIndex.read(file) for file in files]
+    indices = [LabelIndex.read(home(file)) for file in files]
     if operation == "union":
         result = indices[0].union(indices[1])
     elif operation == "difference":
@@ -63,4 +64,4 @@ def _parse(words: list[str]) -> tuple[str, list[str], Path]:
         raise UslError(f"usl labels: unknown operation '{operation}'{meant}; use {USAGE}")
     if not out or len(files) != OPERANDS[operation] or any(file.startswith("-") for file in files):
         raise UslError(f"usl labels {operation}: expected {OPERANDS[operation]} label indices and --out; use {USAGE}")
-    return operation, files, Path(out[0])
+    return operation, files, home(out[0])

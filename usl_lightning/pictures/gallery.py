@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
-from PIL.PngImagePlugin import PngInfo
 
-from usl_lightning.base.atomic import atomic_path
+from usl_lightning.pictures.png import MADE_BY, save_png
 
 if TYPE_CHECKING:  # a chain's picture is drawn without importing torch
     from torch import Tensor
 
 TILE, CAPTION, PAD = 64, 18, 6
-MADE_BY = "usl-lightning"
 INK, PAPER, BAR = (32, 33, 36), (255, 255, 255), (66, 133, 244)
 
 
@@ -32,7 +30,7 @@ def chosen_strip(images: Tensor, captions: Sequence[str], path: Path, *, columns
     for number, image in enumerate(images):
         sheet.paste(_tile(image), _corner(number, columns))
     _write_captions(sheet, captions, columns)
-    _save(sheet, path)
+    save_png(sheet, path)
 
 
 def caption_strip(path: Path, captions: Sequence[str], *, columns: int = 10) -> None:
@@ -55,14 +53,7 @@ def caption_strip(path: Path, captions: Sequence[str], *, columns: int = 10) -> 
     sheet = before.copy()
     _write_captions(sheet, captions, columns)
     if sheet.tobytes() != before.tobytes():
-        _save(sheet, path)
-
-
-def _save(sheet: Image.Image, path: Path) -> None:
-    about = PngInfo()
-    about.add_text("Software", MADE_BY)
-    with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG", pnginfo=about)
+        save_png(sheet, path)
 
 
 def _write_captions(sheet: Image.Image, captions: Sequence[str], columns: int) -> None:
@@ -122,5 +113,4 @@ def summary_picture(results: Sequence[Mapping[str, Any]], strips: Sequence[Path]
         draw.rectangle((2 * PAD, y + 46, 2 * PAD + full * (accuracy or 0), y + 52), fill=BAR)
         sheet.paste(picture, (PAD, y + 56))
         y += height
-    with atomic_path(path) as temporary:
-        sheet.save(temporary, format="PNG")
+    save_png(sheet, path)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from usl_lightning.base.atomic import atomic_path
+from usl_lightning.pictures.png import save_png
 
 if TYPE_CHECKING:
     from PIL import Image as PILImage
@@ -25,6 +25,7 @@ def view_grid(
     path: str | Path,
     *,
     scale: int | None = None,
+    command: str | None = None,
 ) -> None:
     """Write a PNG with a row an image: the original, then its views, each group of columns under its name.
 
@@ -33,6 +34,7 @@ def view_grid(
         views: for each name, the views drawn of all images: tensors [n, c, h', w'], float in [0, 1] or uint8.
         path: the file to write.
         scale: how many times to magnify, each pixel a square; None makes every tile at least 64 pixels.
+        command: see `save_png`.
 
     Raises:
         ValueError: there are no images, or a view is not of as many images.
@@ -47,17 +49,17 @@ def view_grid(
                 raise ValueError(f"view {name!r} is of {len(tensor)} images; expected {len(images)}")
     columns = [[_tile(image, scale) for image in tensor] for tensors in groups.values() for tensor in tensors]
     titles = [name if i == 0 else "" for name, tensors in groups.items() for i in range(len(tensors))]
-    with atomic_path(path) as temporary:
-        _paste(columns, titles).save(temporary, format="PNG")
+    save_png(_paste(columns, titles), path, command)
 
 
-def contact_sheet(images: Tensor, path: str | Path, *, columns: int = 8) -> None:
+def contact_sheet(images: Tensor, path: str | Path, *, columns: int = 8, command: str | None = None) -> None:
     """Write images row by row as a PNG, in their pixels; small ones are magnified, each pixel a square.
 
     Args:
         images: uint8 [n, c, h, w], c = 1 or 3, at least one.
         path: the file to write.
         columns: images in a row.
+        command: see `save_png`.
 
     Raises:
         UslError: the file cannot be written.
@@ -67,8 +69,7 @@ def contact_sheet(images: Tensor, path: str | Path, *, columns: int = 8) -> None
     blank = tiles[0].copy()
     blank.paste(_BACKGROUND, (0, 0, *blank.size))
     tiles += [blank] * (-len(tiles) % columns)
-    with atomic_path(path) as temporary:
-        _paste([tiles[i::columns] for i in range(columns)], [""] * columns).save(temporary, format="PNG")
+    save_png(_paste([tiles[i::columns] for i in range(columns)], [""] * columns), path, command)
 
 
 def _tile(image: Tensor, scale: int | None) -> "PILImage.Image":

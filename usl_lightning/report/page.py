@@ -5,16 +5,22 @@ from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from usl_lightning.base.atomic import check_replaceable
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.machine import this_machine
+from usl_lightning.base.parameters import home
 from usl_lightning.base.version import __version__
 from usl_lightning.report.markup import Html, Names, render, tag
 from usl_lightning.report.run import RunReport, read_run
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load for the page: nothing but what is in it."""
+
+
+TITLE = ": report of a run"
+"""What the title of every report ends in."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,7 +47,7 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, Path | None]:
         raise UslError("usl report: --out: its value is missing; expected FILE.html")
     if folder is None:
         raise UslError("usl report: expected the folder of a run, e.g. usl report runs/digits_quickstart")
-    return Path(folder), Path(given["out"]) if "out" in given else None
+    return home(folder), home(given["out"]) if "out" in given else None
 
 
 def write_report(folder: Path, out: Path | None = None) -> Path:
@@ -61,6 +67,7 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     run = read_run(folder)
     if path.is_dir():
         raise UslError(f"usl report: --out {path}: a folder; expected the name of a file")
+    check_replaceable(path, lambda start: f"{TITLE}</title>".encode() in start, "usl report: --out")
     write_text(path, page(run))
     return path
 
@@ -106,7 +113,7 @@ def document(title: str, lead: str, parts: dict[str, Html]) -> Html:
         tag("meta", http_equiv="Content-Security-Policy", content=POLICY),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{title}: report of a run"),
+        tag("title", f"{title}{TITLE}"),
         tag("style", Html(style)),
     )
     links = [tag("li", tag("a", name, href=f"#{_identity(part)}")) for name, part in parts.items()]

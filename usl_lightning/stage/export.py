@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from usl_lightning.base.atomic import atomic_path
+from usl_lightning.base.atomic import atomic_path, check_replaceable
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_json
 from usl_lightning.base.version import __version__
@@ -19,6 +19,8 @@ from usl_lightning.models.heads import Classifier, load_classifier
 
 SUFFIXES = (".onnx", ".pt2")
 """ONNX, and PyTorch's ExportedProgram (`torch.export.load`)."""
+
+MADE_BY = "usl-lightning"
 
 PIXELS = ("uint8", "float32")
 
@@ -53,6 +55,10 @@ def export_classifier(checkpoint: Path, out: Path, *, pixels: str = "uint8") -> 
         raise UslError(f"--out {out}: expected a name that ends in {' or '.join(SUFFIXES)}")
     if pixels not in PIXELS:
         raise UslError(f"--pixels {pixels}: expected {' or '.join(PIXELS)}")
+    described = out.with_name(f"{out.name}.json")
+    check_replaceable(described, lambda start: MADE_BY.encode() in start, "--out")
+    if not described.exists():  # then what is there was not exported
+        check_replaceable(out, lambda _: False, "--out")
     if out.suffix == ".onnx":
         _check_onnx()
     classifier = load_classifier(checkpoint)
@@ -63,13 +69,13 @@ def export_classifier(checkpoint: Path, out: Path, *, pixels: str = "uint8") -> 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters, about their own insides
         write(Deployed(classifier), torch.zeros(shape, dtype=dtype), about, out)
-    write_json(out.with_name(f"{out.name}.json"), about)
+    write_json(described, about)
 
 
 def _about(classifier: Classifier, pixels: str) -> dict[str, Any]:
     image = classifier.encoder.image
     return {
-        "made_by": f"usl-lightning {__version__}",
+        "made_by": f"{MADE_BY} {__version__}",
         "backbone": classifier.encoder.backbone,
         "classes": list(image.classes),
         "input": {

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from usl_lightning.base.atomic import check_replaceable
 from usl_lightning.base.documents import guarded
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
@@ -24,6 +25,8 @@ from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import StepLoader, process_range
 from usl_lightning.stage.parser import StageCLI
 
+COLUMNS, LEFT_OUT_COLUMNS = ("image", "label", "probability"), ("image", "problem")
+
 
 def predict(
     cli: StageCLI, trainer: Trainer, checkpoint: Path | None, begin: Callable[[], None], identity: Mapping[str, Any]
@@ -33,6 +36,12 @@ def predict(
     Files of a folder that cannot be read are left out and listed in a CSV beside it, unless `data.on_error` is typed.
     """
     data, options, image = cli.datamodule, cli.stage.options, cli.model.image
+    what = options.get("split") or (Path(options["folder"]).resolve().name if "folder" in options else "")
+    path = Path(options.get("out", cli.stage.run_dir / f"predictions{'_' if what else ''}{what}.csv"))
+    left_out = path.with_name(f"{path.stem}_left_out.csv")
+    for file, columns in ((path, COLUMNS), (left_out, LEFT_OUT_COLUMNS)):
+        start = f"{','.join(columns)}\n".encode()
+        check_replaceable(file, lambda content, start=start: content.startswith(start), "usl predict: --out")  # type: ignore[misc]
     typed = cli.config.data.init_args
     on_error: Literal["fail", "skip"] = typed.on_error if "data.on_error" in cli.stage.overrides else "skip"
     own = images_to_predict(data, image, options, on_error, typed.background)
@@ -42,10 +51,7 @@ def predict(
         trainer, cli.model, source, batch_size=size, checkpoint=checkpoint, workers=data.workers
     )
     if trainer.is_global_zero:
-        what = options.get("split") or (Path(options["folder"]).resolve().name if "folder" in options else "")
-        path = Path(options.get("out", cli.stage.run_dir / f"predictions{'_' if what else ''}{what}.csv"))
         write_text(path, predictions_csv(source, labels, probabilities, image.classes))
-        left_out = path.with_name(f"{path.stem}_left_out.csv")
         left_out.unlink(missing_ok=True)  # of an earlier time
         told = ""
         if isinstance(source, FolderSource) and source.problems:
@@ -143,7 +149,7 @@ def predictions_csv(source: ImageSource, labels: Tensor, probabilities: Tensor, 
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "label", "probability"])
+    writer.writerow(COLUMNS)
     names = source.files or range(len(source))
     for name, label, probability in zip(names, labels.tolist(), probabilities.tolist(), strict=True):
         writer.writerow([guarded(str(name)), guarded(classes[label]), f"{probability:.6f}"])
@@ -153,7 +159,7 @@ def predictions_csv(source: ImageSource, labels: Tensor, probabilities: Tensor, 
 def problems_csv(problems: Mapping[str, str]) -> str:
     """`image,problem`: each file that was left out, and why."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("image", "problem"), *problems.items()])
+    csv.writer(text, lineterminator="\n").writerows([LEFT_OUT_COLUMNS, *problems.items()])
     return text.getvalue()
 
 

@@ -2,17 +2,22 @@
 
 import importlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from usl_lightning.base.atomic import check_replaceable
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.keys import Key
 from usl_lightning.pictures.grid import view_grid
+from usl_lightning.pictures.png import is_png_of
 from usl_lightning.stage.words import StageCommand
+
+COMMAND = "usl views"
 
 SOURCE_OPTIONS = (
     "dir", "image_size", "channels", "labels_file", "class_list", "classes", "on_error", "background", "cache",
@@ -34,6 +39,7 @@ def draw_views(stage: StageCommand, out: Path, *, images: int = 8, draws: int = 
     """
     from usl_lightning.stage.parser import StageCLI
 
+    check_replaceable(out, partial(is_png_of, COMMAND), f"{COMMAND}: --out")
     config = StageCLI(stage, build=False).resolved()
     recipes = _recipes(config["model"]["init_args"])
     if not recipes:
@@ -46,7 +52,7 @@ def draw_views(stage: StageCommand, out: Path, *, images: int = 8, draws: int = 
     views: dict[str, Sequence[Tensor]] = {
         name: [recipe(originals, key.fold(name, draw)) for draw in range(draws)] for name, recipe in recipes.items()
     }
-    view_grid(originals, views, out)
+    view_grid(originals, views, out, command=COMMAND)
     print(f"{len(picks)} images, views {', '.join(recipes)}: {out}")
 
 

@@ -63,8 +63,8 @@ def test_its_own_predictions_are_replaced(here: Path) -> None:
 
 
 @pytest.mark.parametrize(("words", "name"), [
-    ("compare digits_compare.yaml --out d", "d/table.csv"),
-    ("compare digits_compare.yaml --out d", "d/comparison.png"),
+    ("compare digits_compare.yaml --features.backbone small_w16 --out d", "d/table.csv"),
+    ("compare digits_compare.yaml --features.backbone small_w16 --out d", "d/comparison.png"),
     ("views --config digits_simclr.yaml --out v.png", "v.png"),
     ("labels union a.json a.json --out u.json", "u.json"),
     ("labels convert a.json --out u.csv", "u.csv"),

@@ -18,6 +18,7 @@ from usl_lightning.chain.summary import draw_summary, summarise, table
 from usl_lightning.chain.waiting import WAITING, Waiting
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.typos import refuse_typos
 from usl_lightning.stage.words import StageCommand
 
 
@@ -143,6 +144,7 @@ def _refuse_changes(run: RunOptions, redo: set[str]) -> None:
 def _refuse_changed(stage: Stage, folder: StageFolder, command: StageCommand) -> None:
     changes = folder.changes(command.identity())
     if changes:
+        refuse_typos(command, changes)
         raise UslError(
             f"{folder.path}: {stage.name} was run with other settings: {'; '.join(changes)}; repeat it and what "
             f"depends on it with --redo {stage.name}, or give this run another --name"

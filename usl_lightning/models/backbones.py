@@ -162,6 +162,20 @@ def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tu
     return net, int(getattr(net, "head_hidden_size", net.num_features))  # type: ignore[arg-type]
 
 
+def check_backbone(name: str) -> None:
+    """Refuse what no network is called; the names alone are looked at.
+
+    Args:
+        name: of several with commas between them, each.
+
+    Raises:
+        UslError: names it, and the nearest name there is.
+    """
+    for one in backbone_names(name):
+        if (plain := one.partition(_FOR)[0]) not in OURS:
+            _config(plain)
+
+
 def _with_published_weights(name: str, channels: int) -> nn.Module:
     """A network of timm, its published weights, no classifier. All weights of the file must be the network's."""
     import timm

@@ -11,6 +11,7 @@ from usl_lightning.base.interrupt import Interruption
 from usl_lightning.base.machine import is_main_process
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.typos import refuse_typos
 from usl_lightning.stage.words import RESULTS, StageCommand
 
 
@@ -76,6 +77,7 @@ def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[st
     if stage.extend:
         changes = [line for line in changes if not line.startswith("trainer.max_steps ")]
     if changes:
+        refuse_typos(stage, changes)
         raise UslError(
             f"{folder.path}: holds another run, continue that or choose another --run_dir: {'; '.join(changes)}"
         )

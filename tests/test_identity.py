@@ -86,10 +86,17 @@ def test_differences_are_there_exactly_if_something_differs(old: dict[str, Any],
 
 
 def test_differences_name_the_key_and_both_values() -> None:
-    old = {"model.threshold": 0.95, "data.labels": "sha256:" + "a" * 64, "same": 1}
-    new = {"model.threshold": 0.9, "data.labels": "sha256:" + "b" * 64, "same": 1, "model.k": 5}
+    old = {"model.threshold": 0.95, "data.labels": "sha256:" + "a" * 64, "data.files": "sha256:a", "same": 1}
+    new = {
+        "model.threshold": 0.9,
+        "data.labels": "sha256:" + "b" * 64,
+        "data.files": "sha256:b",
+        "same": 1,
+        "model.k": 5,
+    }
     assert differences(old, new) == [
-        "data.labels was sha256:aaaaaaaaaaaa…, now sha256:bbbbbbbbbbbb…",
+        "data.files was other images (files were added, removed or changed since)",
+        "data.labels was a file of other content",
         "model.k was not set, now 5",
         "model.threshold was 0.95, now 0.9",
     ]

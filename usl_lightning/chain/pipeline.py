@@ -16,6 +16,7 @@ from usl_lightning.chain.plan import Plan
 from usl_lightning.chain.process import start_stage
 from usl_lightning.chain.summary import draw_summary, summarise, table
 from usl_lightning.chain.waiting import WAITING, Waiting
+from usl_lightning.stage.answers import KEY
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.typos import refuse_typos
@@ -142,7 +143,7 @@ def _refuse_changes(run: RunOptions, redo: set[str]) -> None:
 
 
 def _refuse_changed(stage: Stage, folder: StageFolder, command: StageCommand) -> None:
-    changes = folder.changes(command.identity())
+    changes = folder.changes(command.identity(), command.flat().get(KEY))
     if changes:
         refuse_typos(command, changes)
         raise UslError(

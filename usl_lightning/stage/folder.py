@@ -13,6 +13,7 @@ from usl_lightning.base.atomic import open_lock
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import read_json, write_json
 from usl_lightning.base.machine import this_machine
+from usl_lightning.stage.answers import KEY, answers_in, in_words
 from usl_lightning.stage.identity import differences, digest
 from usl_lightning.stage.record import problem_of
 
@@ -88,12 +89,20 @@ class StageFolder:
         record = self.record()
         return record is not None and record["status"] == "complete"
 
-    def changes(self, identity: Mapping[str, Any]) -> list[str]:
-        """What differs between the run in this folder and `identity`; empty if nothing does."""
+    def changes(self, identity: Mapping[str, Any], labels: str | Path | None = None) -> list[str]:
+        """What differs between the run in this folder and `identity`; empty if nothing does.
+
+        Args:
+            identity: of the run to be.
+            labels: the label file that it is to be trained from.
+        """
         record = self.record()
         if record is None or record["identity_hash"] == digest(identity):
             return []
-        return differences(record["identity"], identity)
+        lines, answers = differences(record["identity"], identity), record.get("answers")
+        if labels is None or not isinstance(answers, dict):
+            return lines
+        return [in_words(labels, answers) if line.startswith(f"{KEY} ") else line for line in lines]
 
     def outputs(self) -> dict[str, str]:
         """Name -> path of what later stages can take from this one."""
@@ -159,9 +168,10 @@ class StageFolder:
             if os.path.lexists(path) and self.record() is None:
                 raise UslError(f"{path}: is there already, and no {self.record_path.name} says of which run; {advice}")
 
-    def begin(self, identity: Mapping[str, Any]) -> None:
-        """Note that the stage is running."""
-        self._write(identity, "running", seconds=self._spent())
+    def begin(self, identity: Mapping[str, Any], labels: str | Path | None = None) -> None:
+        """Note that the stage is running, and the answers in the label file that it is trained from."""
+        answers = {} if labels is None else {"answers": answers_in(labels)}
+        self._write(identity, "running", seconds=self._spent(), **answers)
 
     def pause(self, seconds: float) -> None:
         """Note the time spent by a run that was interrupted; a kill leaves no chance to."""
@@ -171,8 +181,9 @@ class StageFolder:
 
     def finish(self, identity: Mapping[str, Any], seconds: float, metrics: Mapping[str, Any]) -> None:
         """Note that the stage is complete, what came out, and the seconds of all its runs."""
-        spent = round(self._spent() + seconds, 1)
-        self._write(identity, "complete", seconds=spent, metrics=dict(metrics), outputs=self.outputs())
+        spent, record = round(self._spent() + seconds, 1), self.record() or {}
+        answers = {"answers": record["answers"]} if "answers" in record else {}
+        self._write(identity, "complete", seconds=spent, metrics=dict(metrics), outputs=self.outputs(), **answers)
 
     def _spent(self) -> float:
         record = self.record() or {}

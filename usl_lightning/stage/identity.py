@@ -234,9 +234,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
                 f"{class_at({**old, **new}, place)} was revision {was}, now {now} (what it computes has changed; the "
                 f"{'older' if was < now else 'newer'} version of the package continues the run)"
             )
+        elif before != after and _is_hash(before) and _is_hash(after):
+            lines.append(f"{key} was {_OTHER_IMAGES if key == 'data.files' else 'a file of other content'}")
         elif before != after:
             lines.append(f"{key} was {_short(before)}, now {_short(after)}")
     return lines
+
+
+_OTHER_IMAGES = "other images (files were added, removed or changed since)"
+
+
+def _is_hash(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("sha256:")
 
 
 def _short(value: Any) -> str:

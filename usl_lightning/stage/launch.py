@@ -9,6 +9,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import noting
 from usl_lightning.base.interrupt import Interruption
 from usl_lightning.base.machine import is_main_process
+from usl_lightning.stage.answers import KEY
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.typos import refuse_typos
@@ -51,7 +52,7 @@ def _run(stage: StageCommand, interruption: Interruption) -> None:
 
         start = time.monotonic()
         try:
-            metrics = run(stage, identity, interruption, on_ready=lambda: folder.begin(fields))
+            metrics = run(stage, identity, interruption, on_ready=lambda: folder.begin(fields, identity.flat.get(KEY)))
         except BaseException:
             with suppress(UslError):
                 folder.pause(time.monotonic() - start)
@@ -73,7 +74,7 @@ def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[st
                 f"{folder.path}: holds {state}; continue it with --ckpt_path last, or choose another --run_dir"
             )
         return
-    changes = [line for line in folder.changes(identity) if not line.startswith("version ")]
+    changes = [line for line in folder.changes(identity, stage.flat().get(KEY)) if not line.startswith("version ")]
     if stage.extend:
         changes = [line for line in changes if not line.startswith("trainer.max_steps ")]
     if changes:

@@ -8,9 +8,10 @@ from contextlib import redirect_stderr
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from usl_lightning.base import progress as module
-from usl_lightning.base.progress import progress, shown
+from usl_lightning.base.progress import fitting, progress, shown
 from usl_lightning.selection.usl import select_usl
 
 
@@ -74,3 +75,17 @@ def test_a_selection_shows_its_steps() -> None:
     text = on_terminal(lambda: select_usl(torch.rand(200, 4), 5))
     for step in ("neighbours", "k-means of 5 clusters", "regularised selection"):
         assert f"{step}:   0%" in text
+
+
+@pytest.mark.parametrize(("columns", "shown"), [(80, 1), (120, 4), (40, 0), (200, 6)])
+def test_metrics_leave_room_for_the_bar(monkeypatch: pytest.MonkeyPatch, columns: int, shown: int) -> None:
+    texts = ["loss=0.123", "mask_rate=0.95", "lr=0.03", "temperature=0.07", "knn_accuracy=0.912", "std=0.1"]
+    bar = tqdm(desc="pretrain", total=1000, initial=400, unit="step", ncols=columns, file=Terminal())
+    said = fitting(bar, texts)
+    assert said.split() == texts[:shown]
+    bar.set_postfix_str(said)
+    drawn = str(bar)
+    assert len(drawn) <= columns
+    if columns >= 80:
+        assert len(drawn.split("|")[1]) >= 10, drawn
+    bar.close()

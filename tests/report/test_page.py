@@ -1,7 +1,9 @@
 """`usl report`: the page says what the run's files say, is well formed, loads nothing, and trusts no name."""
 
 import json
+import os
 import re
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -214,6 +216,39 @@ def test_half_finished(tmp_path: Path) -> None:
     assert "usl run chain.yaml --name=run '--data.dir=my images'" in text
     assert tables(part(page, "results"))["Classifiers"]["USL"][3] == "interrupted"
     assert tables(part(page, "curves"))["FlexMatch: last values"]["Loss"] == ["1.51 (step 50)"]
+
+
+def test_the_time_of_a_stage_that_was_killed_is_that_of_its_last_metric(tmp_path: Path) -> None:
+    run = make_run(tmp_path, upto=3)
+    began = (run / "train_usl/stage.json").stat().st_mtime
+    os.utime(run / "train_usl/metrics.csv", (began + 83, began + 83))
+    page = parse(write_report(run))
+    assert tables(part(page, "times"))["Time of each stage"]["train_usl"][3] == "1 min 23 s"
+    assert "4 min 28 s in all" in words(part(page, "times")), "three of 61.5 s, and this"
+
+
+def test_advice_for_a_stage_alone(tmp_path: Path) -> None:
+    stage = make_run(tmp_path, upto=3) / "train_usl"
+    command = f"usl fit --config={stage}/config.yaml --run_dir={stage}"
+    text = words(part(parse(write_report(stage)), "unfinished"))
+    assert text.endswith(f"Nothing of it was saved yet; this begins it again:{command}")
+    (stage / "checkpoints").mkdir()
+    (stage / "checkpoints/last.ckpt").symlink_to("step=00000050.ckpt")
+    text = words(part(parse(write_report(stage)), "unfinished"))
+    assert text.endswith(f"This goes on where it stopped:{command} --ckpt_path=last")
+    with StageFolder(stage).locked():
+        text = words(part(parse(write_report(stage)), "unfinished"))
+    assert text.endswith("It is at work: this page shows how far it was, make it again to see more.")
+
+
+@pytest.mark.parametrize("typed", [".", "../run", "../run/."])
+def test_of_the_folder_one_is_in(run: Path, tmp_path: Path, typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = shutil.copytree(run, tmp_path / "run", symlinks=True)
+    monkeypatch.chdir(copy)
+    main(["report", typed])
+    page = parse(copy / "report.html")
+    assert words(next(page.iter("h1"))) == "run"
+    assert "usl run chain.yaml '--data.dir=my images' --name=again" in words(part(page, "commands"))
 
 
 def test_without_test_images_it_says_why_there_is_no_accuracy(tmp_path: Path) -> None:

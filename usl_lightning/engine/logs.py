@@ -16,7 +16,7 @@ from tqdm import tqdm
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.machine import is_main_process
-from usl_lightning.base.progress import progress
+from usl_lightning.base.progress import fitting, progress
 from usl_lightning.data.batch import Batch
 
 log = logging.getLogger(__name__)
@@ -177,12 +177,12 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
             if step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-                self._bar.set_postfix_str(_shown(trainer))
+                self._bar.set_postfix_str(fitting(self._bar, _shown(trainer)))
         elif (tenth := 10 * step // total) != self._tenth:
             self._tenth = tenth
             left = (time.monotonic() - self._begun) / max(1, step - self._first) * (total - step)
             print(
-                f"{self.label}: step {step}/{total}, {left:.0f} s left  {_shown(trainer)}",
+                f"{self.label}: step {step}/{total}, {left:.0f} s left  {' '.join(_shown(trainer))}",
                 file=sys.stderr,
                 flush=True,
             )
@@ -271,6 +271,6 @@ def _rewind(trainer: Trainer) -> None:
             logger.rewind(trainer.global_step)
 
 
-def _shown(trainer: Trainer) -> str:
+def _shown(trainer: Trainer) -> list[str]:
     metrics = {name: value for name, value in trainer.logged_metrics.items() if name != "epoch"}
-    return " ".join(f"{name}={float(value):.3g}" for name, value in list(metrics.items())[:6])
+    return [f"{name}={float(value):.3g}" for name, value in list(metrics.items())[:6]]

@@ -63,8 +63,8 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     Raises:
         UslError: it is no run folder, nothing has begun, or a file in it is damaged.
     """
-    path = folder / "report.html" if out is None else out
     run = read_run(folder)
+    path = run.folder / "report.html" if out is None else out
     if path.is_dir():
         raise UslError(f"usl report: --out {path}: a folder; expected the name of a file")
     check_replaceable(path, lambda start: f"{TITLE}</title>".encode() in start, "usl report: --out")

@@ -128,10 +128,15 @@ def unfinished(run: RunReport) -> Html | None:
         count = sum(stage.chosen.unlabelled for stage in run.waiting if stage.chosen)
         lines = [shlex.join(["usl", "label", str(stage.folder.labels)]) for stage in run.waiting]
         how += [tag("p", f"{count:,} chosen images have no label yet. Give them theirs:"), code("\n".join(lines))]
-    if run.command is not None:
+    if any(stage.state == "running" for stage in run.missing):
+        how += [tag("p", "It is at work: this page shows how far it was, make it again to see more.")]
+    elif run.command is not None:
         how += [tag("p", "Then this goes on:" if how else "This goes on where it stopped:"), code(run.command)]
-    elif len(run.stages) == 1 and run.stages[0].folder.last_checkpoint.exists():
+    elif len(run.stages) == 1 and run.stages[0].folder.has_checkpoint:
         how += [tag("p", "This goes on where it stopped:"), code(_alone(run.stages[0], again=False))]
+    elif len(run.stages) == 1 and run.stages[0].config:
+        how += [tag("p", "Nothing of it was saved yet; this begins it again:")]
+        how += [code(_alone(run.stages[0], again=False))]
     else:
         how += [tag("p", "The command that made this folder goes on where it stopped.")]
     return section("unfinished", "Not finished", tag("ul", items), *how)
@@ -238,7 +243,8 @@ def _alone(stage: StageReport, *, again: bool) -> str:
     """The command of one stage, from its resolved configuration."""
     path = stage.folder.path
     words = ["usl", stage.command, f"--config={path / 'config.yaml'}"]
-    words += [f"--run_dir=runs/again/{stage.name}"] if again else [f"--run_dir={path}", "--ckpt_path=last"]
+    words += [f"--run_dir=runs/again/{stage.name}"] if again else [f"--run_dir={path}"]
+    words += [] if again or not stage.folder.has_checkpoint else ["--ckpt_path=last"]
     return shlex.join(words)
 
 

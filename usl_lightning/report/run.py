@@ -5,6 +5,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -65,8 +66,15 @@ class StageReport:
 
     @property
     def seconds(self) -> float | None:
-        """Time spent so far; None if that is not known."""
-        return (self.record or {}).get("seconds")
+        """Time spent, of a stage that is not complete up to the last metric that it noted; None if it has not begun."""
+        if self.record is None:
+            return None
+        noted = 0.0
+        if not self.complete:  # the record was written when it began, or stopped
+            with suppress(OSError):
+                written = self.folder.record_path.stat().st_mtime
+                noted = max(0.0, (self.folder.path / "metrics.csv").stat().st_mtime - written)
+        return round(float(self.record.get("seconds") or 0.0) + noted, 1)
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -179,6 +187,8 @@ def read_run(folder: Path) -> RunReport:
     Raises:
         UslError: it is no run folder, or nothing in it has begun.
     """
+    if folder.name in ("", ".."):  # the one that one is in
+        folder = folder.resolve()
     if not folder.is_dir():
         near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*") if path.is_dir()])
         raise UslError(f"usl report: {folder}: no such folder{near}; expected that of a run, runs/NAME")

@@ -38,7 +38,9 @@ def finish(cli: StageCLI, trainer: Trainer, metrics: Mapping[str, Any]) -> None:
 
 
 def _shown(name: str, value: Any) -> str:
-    """A figure, or an interval; nothing of other lists."""
+    """A figure, or an interval; nothing of other lists, nor a second figure of the same kind, which result.json has."""
+    if name.endswith("_online"):
+        return ""
     if name.endswith("_interval"):
         return f"{name} {value[0]:.4f}-{value[1]:.4f}"
     if isinstance(value, list):

@@ -64,7 +64,7 @@ class CheckpointFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._own: set[str] = set()
+        self._own: set[str] | None = None  # the run's; None: all that are called so
 
     def file(self, step: int) -> Path:
         """Where the checkpoint of a step goes."""
@@ -80,6 +80,7 @@ class CheckpointFolder:
         Raises:
             UslError: a file of the name of a checkpoint is of another run, or of none.
         """
+        self._own = set()
         for path in self._named_as_ours():
             stored = _identity_in(path)
             if stored is not None and _same_but_for_its_length(stored, identity):
@@ -90,6 +91,9 @@ class CheckpointFolder:
     def _named_as_ours(self) -> list[Path]:
         return sorted(path for path in self.path.glob("step=*.ckpt") if _NAME.fullmatch(path.name))
 
+    def _is_own(self, path: Path) -> bool:
+        return self._own is None or path.name in self._own
+
     def write(self, trainer: Trainer, *, alone: bool = False) -> None:
         """Save the state of all processes, as the newest.
 
@@ -98,7 +102,7 @@ class CheckpointFolder:
             alone: on the main process only: the others may be gone, and are not waited for.
         """
         path = self.file(trainer.global_step)
-        if trainer.is_global_zero and path.name not in self._own and path.exists():
+        if trainer.is_global_zero and path.exists() and not self._is_own(path):
             path.rename(path.with_name(f"{path.name}.unreadable"))  # as nothing else is; see `recognise`
         if alone:
             trainer.strategy.save_checkpoint(trainer._checkpoint_connector.dump_checkpoint(), path)
@@ -114,8 +118,9 @@ class CheckpointFolder:
         link.symlink_to(newest.name)
         link.replace(self.path / "last.ckpt")
         flush_folder(self.path)
-        self._own.add(newest.name)
-        ours = [old for old in self._named_as_ours() if old.name in self._own]
+        if self._own is not None:
+            self._own.add(newest.name)
+        ours = [old for old in self._named_as_ours() if self._is_own(old)]
         # Later steps are of a run that was set back to an earlier checkpoint: they are no longer the newest.
         kept = [old for old in ours if old < newest][-1:]
         for old in ours:

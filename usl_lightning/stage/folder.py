@@ -118,8 +118,8 @@ class StageFolder:
             UslError: another process holds it, or it cannot be written.
         """
         made = list(takewhile(lambda folder: not folder.exists(), (self.path, *self.path.parents)))
-        before = None if made else _look(self.path)
         try:
+            before = None if made else _look(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open_lock(self.path / ".lock")
         except OSError as error:

@@ -63,13 +63,16 @@ def _how_to_go_on(words: list[str]) -> str:
     return ""
 
 
-def _mistake(error: BaseException | None) -> UslError | None:
+def _mistake(raised: BaseException) -> UslError | None:
     """The user's mistake behind an exception: libraries wrap what is raised inside them."""
+    error: BaseException | None = raised
     while error is not None and not isinstance(error, UslError):
         error = error.__cause__ or (error.__context__ if not error.__suppress_context__ else None)
     page = str(error.args[0]) if error is not None and error.args else ""
     if "\nOriginal Traceback" in page:  # torch puts a worker's whole page into the text
         return UslError(page.rstrip().rpartition("\n")[2].partition("Error: ")[2])
+    if error is None and isinstance(raised, OSError) and raised.filename is not None:  # of a disk, a right, a name
+        return UslError(f"{os.fsdecode(raised.filename)}: {raised.strerror}; --debug tells where it is needed")
     return error
 
 

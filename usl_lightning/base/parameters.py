@@ -31,7 +31,13 @@ def as_seed(value: str, where: str) -> int:
 
 
 def home(text: str) -> Path:
-    """A path as typed, `~/` as the home folder."""
+    """A path as typed, `~/` as the home folder.
+
+    Raises:
+        UslError: it is empty, which would mean the folder one is in.
+    """
+    if not text:
+        raise UslError("an empty text is no path; for the folder one is in, type .")
     return Path(os.path.expanduser(text))
 
 

@@ -34,8 +34,8 @@ def _look(folder: Path) -> _Look:
 
 def _remove(folders: Sequence[Path]) -> None:
     """Those that are empty, from the innermost outwards."""
-    with suppress(OSError):
-        for folder in folders:
+    for folder in folders:
+        with suppress(OSError):
             folder.rmdir()
 
 
@@ -117,8 +117,9 @@ class StageFolder:
         Raises:
             UslError: another process holds it, or it cannot be written.
         """
-        made = list(takewhile(lambda folder: not folder.exists(), (self.path, *self.path.parents)))
+        made: list[Path] = []
         try:
+            made += takewhile(lambda folder: not folder.exists(), (self.path, *self.path.parents))
             before = None if made else _look(self.path)
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open_lock(self.path / ".lock")

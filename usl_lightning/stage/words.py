@@ -56,7 +56,7 @@ class StageCommand:
         """
         given, own = options(arguments), OPTIONS.get(command, ())
         for key, value in given:
-            if key in ("config", "c", "run_dir", "ckpt_path", *own) and value == "true":
+            if key in ("config", "c", "run_dir", "ckpt_path", *own) and value in ("true", ""):
                 raise UslError(f"--{key}: its value is missing")
         configs = [find_config(value) for key, value in given if key in ("config", "c")]
         if not configs:
@@ -70,6 +70,8 @@ class StageCommand:
             elif key == "ckpt_path":
                 stage.ckpt_path = os.path.expanduser(value)
             elif key == "extend":
+                if value not in ("true", "false"):
+                    raise UslError(f"--extend {value}: expected no value")
                 stage.extend = value == "true"
             elif key == "wandb":
                 stage.wandb = {"true": "online", "false": None}.get(value, value)

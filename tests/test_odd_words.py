@@ -1,0 +1,58 @@
+"""Odd things that people type: each is one line and exit code 2, and nothing is written."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import home
+from usl_lightning.cli import _mistake, main
+
+LONG = "x" * 300
+FIT = "fit --config digits_simclr.yaml"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "l.json").write_text("[3]")
+    return tmp_path
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    ([*FIT.split(), "--run_dir", ""], "--run_dir: its value is missing"),
+    ([*FIT.split(), "--ckpt_path", ""], "--ckpt_path: its value is missing"),
+    ([*FIT.split(), "--run_dir", LONG], "cannot be written (File name too long)"),
+    ([*FIT.split(), "--extend", "maybe"], "--extend maybe: expected no value"),
+    (["labels", "convert", "l.json", "--out", ""], "an empty text is no path"),
+    (["labels", "convert", "l.json", "--out", f"{LONG}.csv"], "File name too long"),
+    (["labels", "convert", "l.json", "--out", "/dev/null/x.csv"], "cannot be written"),
+    (["report", ""], "an empty text is no path"),
+    (["init", ""], "an empty text is no path"),
+    (["init", LONG], "xxx"),
+    (["run", "digits_quickstart.yaml", "--name", LONG], "File name too long"),
+])  # fmt: skip
+def test_odd_words(words: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert said in err
+    assert err.count("\n") == 1
+    assert os.listdir(here) == ["l.json"]
+
+
+def test_paths_are_as_typed() -> None:
+    assert home("a b/~") == Path("a b/~")
+    assert home("~/x") == Path.home() / "x"
+    with pytest.raises(UslError, match="an empty text is no path"):
+        home("")
+
+
+def test_what_a_disk_refuses_is_a_line_wherever_it_is_met(here: Path) -> None:
+    """Such as a logger that somebody named, which cannot make its folder."""
+    with pytest.raises(OSError) as error:  # noqa: PT011 - any
+        (here / "l.json/x").mkdir()
+    assert str(_mistake(error.value)).startswith(f"{here}/l.json/x: Not a directory; --debug tells where")
+    assert _mistake(OSError("a bug of no file")) is None

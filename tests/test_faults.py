@@ -96,6 +96,45 @@ def test_a_row_that_a_full_disk_cut_short_is_noted_again(tmp_path: Path) -> None
     assert metrics.path.read_text() == "step,name,value\n10,loss,2.5\n11,lr,0.1\n11,loss,2.25\n"
 
 
+DAMAGED = [
+    b"abc,def,ghi\n", b"\xff\xfe\x00,\n", b"7,loss\n", b"7,loss,1,2\n", b"7,loss,x\n", b"-7,loss,1\n",
+    "\u00b2,loss,1\n".encode(), b"9" * 400 + b",loss,1\n", b"\0" * 4096 + b"\n", b"\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_damaged_metrics_block_no_resume_and_are_said(
+    tmp_path: Path, damage: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = MetricsCSV(tmp_path / "metrics.csv")
+    metrics.path.write_bytes(b"step,name,value\n5,loss,2.5\n" + damage + b"6,loss,1e-05\n6,lr,nan\n")
+    assert metrics.noted(6)["loss"] == 1e-5
+    metrics.complete({"loss": 1e-5, "accuracy": 0.5}, 6)
+    metrics.rewind(7)
+    assert metrics.path.read_text() == "step,name,value\n5,loss,2.5\n6,loss,1e-05\n6,lr,nan\n6,accuracy,0.5\n"
+    assert caplog.messages == [f"{metrics.path}: a damaged line is left out, nothing else is lost"]
+    with metrics.path.open("ab") as file:
+        file.write(damage * 2)
+    metrics.rewind(6)
+    assert metrics.path.read_text() == "step,name,value\n5,loss,2.5\n"
+    assert "2 damaged lines are left out" in caplog.messages[1]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"PK\3\4 something else\n"])
+def test_missing_metrics_block_no_resume_and_are_said(
+    tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = MetricsCSV(tmp_path / "metrics.csv")
+    if content is not None:
+        metrics.path.write_bytes(content)
+    metrics.complete({"loss": 2.5}, 6)
+    metrics.rewind(7)
+    assert metrics.path.read_text() == "step,name,value\n6,loss,2.5\n"
+    said = "a damaged line is left out" if content else "what it held of 7 steps is lost, nothing else"
+    assert len(caplog.messages) == 1
+    assert said in caplog.text
+
+
 def test_a_file_of_metrics_is_not_there_without_its_header(tmp_path: Path) -> None:
     metrics = MetricsCSV(tmp_path / "metrics.csv")
     metrics.complete({}, -1)

@@ -51,6 +51,23 @@ def test_a_folder_with_files_of_no_run_is_refused(name: str, here: Path, capsys:
     assert before == {path: stamp for path, stamp in look(here).items() if not path.endswith("chain.yaml")}
 
 
+@pytest.mark.parametrize(("name", "said"), [
+    ("summary.json", "p/q/summary.json: is there already, and of no run; move it, or give this run another --name"),
+    ("summary.png", "p/q/summary.png: is there already, and of no run"),
+    ("run.json", "p/q/run.json: damaged"),
+])  # fmt: skip
+def test_a_chains_folder_with_files_of_no_run_is_refused(
+    name: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "p/q").mkdir(parents=True)
+    (here / "p/q" / name).write_text("{}")
+    (here / "chain.yaml").write_text(json.dumps(CHAIN))
+    before = look(here)
+    for more in ([], ["--dry-run"], ["--slurm"]):
+        assert said in refused(capsys, "run", "chain.yaml", "--out", "p", "--name", "q", *more)
+    assert look(here) == before
+
+
 def test_other_files_may_be_in_a_folder(here: Path) -> None:
     (here / "p/q/r").mkdir(parents=True)
     (here / "p/q/r/notes.txt").write_text("of a person")

@@ -18,6 +18,7 @@ from own_images import Labelling, make_selection, served
 from runs import environment
 
 from usl_lightning.labelling import connections
+from usl_lightning.labelling.private import leading_to
 
 HALF = [
     b"",
@@ -127,3 +128,15 @@ def test_a_server_that_is_not_to_hear_of_the_terminals_end_goes_on(tmp_path: Pat
     running.process.send_signal(signal.SIGTERM)
     running.process.communicate(timeout=60)
     assert running.process.returncode == 0
+
+
+def test_the_page_of_a_killed_server_is_swept(tmp_path: Path) -> None:
+    """It holds the secret address; that of one that lives stays."""
+    with leading_to("http://a/", tmp_path) as living:
+        (tmp_path / ".usl-label-killed.html").write_text("http://b/")
+        with leading_to("http://c/", tmp_path):
+            names = {path.name for path in tmp_path.iterdir()}
+            assert len(names) == 2
+            assert ".usl-label-killed.html" not in names
+            assert living.rpartition("/")[2] in names
+    assert list(tmp_path.iterdir()) == []

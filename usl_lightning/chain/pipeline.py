@@ -1,5 +1,6 @@
 """`usl run CHAIN`: stages in order, each its own process; finished ones are skipped, interrupted ones resumed."""
 
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str]) -> None:
     """
     run = RunOptions.parse(arguments)
     _check_stages(run)
+    _check_folder(run)
     if run.slurm is not None:
         _queue(run)
     elif run.dry_run:
@@ -129,6 +131,22 @@ def _check_stages(run: RunOptions) -> None:
             check_parameters(command)
         except UslError as error:
             raise UslError(f"stage {stage.name}: {str(error).removeprefix('--')}") from error
+
+
+def _check_folder(run: RunOptions) -> None:
+    """Refuse a folder with files that would be written over and are of no chain.
+
+    Raises:
+        UslError: names one.
+    """
+    folder = run.out / run.name
+    if Plan.read(folder) is not None or any(run.folder(stage.name).record() for stage in run.chain.stages):
+        return
+    for name in ("summary.json", "summary.png"):
+        if os.path.lexists(folder / name):
+            raise UslError(
+                f"{folder / name}: is there already, and of no run; move it, or give this run another --name"
+            )
 
 
 def _refuse_changes(run: RunOptions, redo: set[str]) -> None:

@@ -95,11 +95,12 @@ class MetricsCSV(Logger):
             steps: of the run, from 1, that it is to tell of.
         """
         rows, damaged, cut = self._rows()
-        if not self.path.exists():
+        missing = not self.path.exists() or self.path.stat().st_size == 0
+        if missing:
             log.warning("%s: not there any more; what it held of %d steps is lost, nothing else", self.path, steps)
         elif damaged:
             log.warning("%s: %s left out, nothing else is lost", self.path, _lines(damaged))
-        if damaged or cut or not self.path.exists():
+        if damaged or cut or missing:
             write_text(self.path, HEADER + "".join(f"{row}\n" for *_, row in rows))
         return rows
 
@@ -115,9 +116,7 @@ class MetricsCSV(Logger):
             return [], 0, False
         except OSError as error:
             raise UslError(f"{self.path}: cannot be read ({error.strerror}); move it elsewhere") from error
-        whole, _, rest = text.rpartition("\n")
-        lines = whole.splitlines()
-        lines = lines[1:] if f"{''.join(lines[:1])}\n" == HEADER else lines
+        *lines, rest = text.removeprefix(HEADER).split("\n")
         found = [match for line in lines if (match := _ROW.fullmatch(line))]
         return [(int(row[1]), row[2], row[0]) for row in found], len(lines) - len(found), bool(rest)
 

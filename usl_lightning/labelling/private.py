@@ -1,5 +1,6 @@
 """What keeps the page's address secret: who sees this machine's list of processes must not learn it."""
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ def leading_to(address: str, folder: Path) -> Iterator[str]:
         address: the secret one.
         folder: where to put the page: browsers in a sandbox see a user's own folders, not the temporary one.
     """
+    for left in folder.glob(".usl-label-*.html"):  # by servers that were killed
+        with suppress(OSError), open(left, "rb") as page:
+            fcntl.flock(page, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
     try:
         handle, name = tempfile.mkstemp(".html", ".usl-label-", folder.absolute())
     except OSError:
@@ -36,7 +41,10 @@ def leading_to(address: str, folder: Path) -> Iterator[str]:
         with open(handle, "w", encoding="utf-8") as file:
             os.fchmod(handle, 0o600)
             file.write(_PAGE.format(address=escape(address)))
-        yield Path(name).as_uri()
+            file.flush()
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # tells that it is in use
+            yield Path(name).as_uri()
     finally:
         with suppress(OSError):
             os.unlink(name)

@@ -32,6 +32,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (["init", ""], "an empty text is no path"),
     (["init", LONG], "xxx"),
     (["run", "digits_quickstart.yaml", "--name", LONG], "File name too long"),
+    (["run", "digits_quickstart.yaml", "--name", ""], "--name: its value is missing"),
+    (["run", "digits_quickstart.yaml", "--slurm", "--slurm-header", "/dev/zero"], "/dev/zero: cannot be read"),
+    ([*FIT.split(), "--run_dir", "r\udcff"], "r\\udcff: is not UTF-8; rename the file or folder"),
+    (["init", "\udcff"], "\\udcff: is not UTF-8"),
 ])  # fmt: skip
 def test_odd_words(words: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -41,6 +45,19 @@ def test_odd_words(words: list[str], said: str, here: Path, capsys: pytest.Captu
     assert said in err
     assert err.count("\n") == 1
     assert os.listdir(here) == ["l.json"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.csv", "a.npy", "a.yaml"])
+def test_what_never_ends_is_no_file(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A link to a device, or a pipe that nobody writes to."""
+    (here / name).symlink_to("/dev/zero")
+    os.mkfifo(here / f"pipe.{name}")
+    for each in (name, f"pipe.{name}"):
+        words = {"a.yaml": ["run", each], "a.csv": ["labels", "import", "l.json", each]}
+        with pytest.raises(SystemExit) as stop:
+            main(words.get(name, ["labels", "convert", each, "--out", "o.json"]))
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_paths_are_as_typed() -> None:

@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = [word for word in words if word != "--debug"]
     make_unfailing(heeds_readers=words[:1] in ([], ["configs"], ["doctor"]) or words[0].startswith("-"))
     try:
+        for word in words:
+            _check_utf8(word)
         _dispatch(words)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -44,6 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line = str(mistake)
         print(line if line.startswith("usl ") else f"usl: {line}", file=sys.stderr)  # many name their command
         sys.exit(2)
+
+
+def _check_utf8(word: str) -> None:
+    """Refuse a name that no file of ours, all of which are UTF-8, could hold."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        raise UslError(f"{printable(word)}: is not UTF-8; rename the file or folder") from None
 
 
 def _how_to_go_on(words: list[str]) -> str:

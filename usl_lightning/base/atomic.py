@@ -77,6 +77,17 @@ def check_replaceable(path: Path, is_own: Callable[[bytes], bool], option: str) 
         raise UslError(f"{option}: {path} is there already, and not by this command; choose another name or move it")
 
 
+def read_file(path: str | Path) -> bytes:
+    """What a file holds.
+
+    Raises:
+        OSError: it cannot be read, or is none: a device or a pipe, of which some never end.
+    """
+    _check_file(os.stat(path))
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def real_path(path: Path) -> Path:
     """Where a file is, or is to be, behind all links.
 
@@ -94,11 +105,15 @@ def _status(path: Path) -> os.stat_result | None:
         found = os.stat(path)
     except FileNotFoundError:
         return None
+    _check_file(found)  # a device, a pipe: it would be replaced by a file
+    return found
+
+
+def _check_file(found: os.stat_result) -> None:
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-    if not stat.S_ISREG(found.st_mode):  # a device, a pipe: it would be replaced by a file
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, "it is no file")
-    return found
 
 
 def _held(target: Path) -> tuple[Path, FileIO]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from usl_lightning.base.atomic import read_file
 from usl_lightning.base.classes import moved_text
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import once
@@ -134,7 +135,7 @@ def read_document(path: Path) -> Any:
         UslError: as there, or it cannot be read.
     """
     try:
-        text = once(("document", str(path)), lambda: path.read_text(encoding="utf-8-sig"))
+        text = once(("document", str(path)), lambda: read_file(path).decode("utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UslError(f"{path}: cannot be read ({reason})") from error

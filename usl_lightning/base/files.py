@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from usl_lightning.base.atomic import atomic_path
+from usl_lightning.base.atomic import atomic_path, read_file
 from usl_lightning.base.errors import UslError
 
 DEEPEST = 100
@@ -170,7 +170,7 @@ def read_json(path: str | Path, advice: str) -> Any:
         UslError: it cannot be read, or is not JSON as it is meant; the line says where.
     """
     try:
-        return parse_json(Path(path).read_bytes())
+        return parse_json(read_file(path))
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:

@@ -68,6 +68,8 @@ class RunOptions:
                 run.slurm = {"true": "print"}.get(value, value)
             elif key == "slurm-header":
                 run.slurm_header = home(value)
+            elif key in ("name", "out") and not value:
+                raise UslError(f"usl run: --{key}: its value is missing")
             elif key in ("name", "out"):
                 setattr(run, key, home(value) if key == "out" else value)
             elif key == "dry-run":

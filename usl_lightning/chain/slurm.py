@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from usl_lightning.base.atomic import read_file
 from usl_lightning.base.errors import UslError, printable
 
 HEADER = """\
@@ -90,7 +91,7 @@ def read_header(path: Path) -> str:
         UslError: it cannot be read, or asks for nothing.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_file(path).decode().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UslError(f"--slurm-header {path}: cannot be read ({error})") from error
     if not any(line.startswith("#SBATCH") for line in lines):

@@ -97,7 +97,7 @@ class MetricsCSV(Logger):
         rows, damaged, cut = self._rows()
         missing = not self.path.exists() or self.path.stat().st_size == 0
         if missing:
-            log.warning("%s: not there any more; what it held of %d steps is lost, nothing else", self.path, steps)
+            log.warning("%s: gone, or empty; what it held of %d steps is lost, nothing else", self.path, steps)
         elif damaged:
             log.warning("%s: %s left out, nothing else is lost", self.path, _lines(damaged))
         if damaged or cut or missing:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import composed, unguarded
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import parse_json
@@ -54,7 +55,7 @@ def read_answers(path: Path, index: LabelIndex) -> dict[int, str]:
     if reader is None:
         raise UslError(f"{path}: expected Label Studio's export as .json or .csv, or a .csv of {','.join(COLUMNS)}")
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise UslError(f"{path}: cannot be read ({error.strerror})") from error
     file_of = dict(zip(index.indices, index.files or ("",) * len(index), strict=True))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.arrays import load_array
-from usl_lightning.base.atomic import atomic_path
+from usl_lightning.base.atomic import atomic_path, read_file
 from usl_lightning.base.documents import guarded, unguarded
 from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.files import parse_json, write_json
@@ -39,7 +39,7 @@ def read(path: Path) -> Entries:
     if reader is None:
         raise UslError(f"{path}: a label index is a .json, .npy or .csv file")
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError as error:
         raise UslError(f"{path}: label index cannot be read ({error.strerror})") from error
     return reader(path, content)

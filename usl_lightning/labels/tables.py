@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import composed, unguarded
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.labels.entries import short
@@ -58,7 +59,7 @@ def label_cells(path: Path) -> dict[str, tuple[int, str]]:
         UslError: the file cannot be read, is of another kind, or names an image twice.
     """
     try:
-        rows = parse_rows(path, path.read_bytes())
+        rows = parse_rows(path, read_file(path))
     except OSError as error:
         raise UslError(f"{path}: cannot be read ({error.strerror})") from error
     if not rows or rows[0][1] != ["file", "label"]:

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.files import changed, once, read_json, read_once, write_text
@@ -330,7 +331,7 @@ def read_class_list(path: Path, known: Collection[str] = ()) -> tuple[str, ...]:
         UslError: the file cannot be read, is empty, or names a class twice.
     """
     try:
-        lines = read_once("class list", path, lambda: path.read_text(encoding="utf-8-sig").splitlines())
+        lines = read_once("class list", path, lambda: read_file(path).decode("utf-8-sig").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise UslError(f"{path}: class list cannot be read ({error})") from error
     texts = [composed(line.strip()) for line in lines]

@@ -1,20 +1,25 @@
 """A person's own images, the whole way: `usl init`, `usl run`, accuracy on new images; beside what is simple.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/own_images.py emoji --budgets 16 32 64 256 --seeds 5
-    python tests/benchmarks/own_images.py fashion --budgets 40 --seeds 5
+    python tests/benchmarks/own_images.py fashion --budgets 40 --seeds 5 --new 2000 --whole 0
 
 The folders are those of picture_sets.py; a person's answers are the class folders of the images that were picked. With
 the features of the published network (ImageNet weights of EfficientNet-Lite0) logistic regression is trained on the
 same labels, on those nearest to the centres of one k-means, and on random ones, 20 draws of them; it is scikit-learn's,
 with C = 1 on standardised features, or with C = 10 on features as they are, whichever is better on the new images in
-the mean: that favours what stands beside. Processor time is that of all processes of `usl run`, without the features of
-the images to learn from, which are kept; features of the new images are in it. Finished runs are in
-runs/benchmark_own_images/, so that a broken one goes on. Figures go to results/own_images_SET.json.
+the mean: that favours what stands beside.
+
+`init` is run as it is, and of its chain the pretraining, if there is any, for each seed. Selection and classifier are
+the chain's own classes with the chain's parameters, on features that are looked at once; `usl run` goes the whole way
+for the first seeds (--whole), is timed, and has to come to the same picks. Processor time is that of all processes of
+`usl run` without the features of the images to learn from, which are kept; those of the new images are in it.
+
+Each cell is kept in runs/benchmark_own_images/ and in results/own_images_SET.json as soon as it is there, so that a
+broken benchmark goes on.
 """
 
 import argparse
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -26,18 +31,24 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import yaml
 from machine import machine
 from picture_sets import made
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.opening import open_source
-from usl_lightning.features.published import extract_features
+from usl_lightning.evaluation.calibration import expected_error, reliability
+from usl_lightning.features.published import extract_features, published_encoder, seen_by
 from usl_lightning.init.choice import BACKBONE
 from usl_lightning.labels import LabelIndex
+from usl_lightning.models.encoder import load_encoder
+from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
 from usl_lightning.selection.random import select_random
+from usl_lightning.semisup.blend import Blend
 
 HERE = Path(__file__).parent
 DRAWS = 20
@@ -65,20 +76,102 @@ def chain(root: Path, work: Path, words: list[str]) -> tuple[Path, str]:
     return path, kinds["model.init_from" in keys, "model.backbone" in keys and BACKBONE in path.read_text()]
 
 
-def ours(path: Path, work: Path, budget: int, seed: int) -> dict[str, Any]:
-    """One run of the chain, and what it came to."""
+def whole(path: Path, work: Path, budget: int, seed: int) -> dict[str, Any]:
+    """One run of the chain by `usl run`, and what it came to."""
     name = f"{budget}-{seed}"
-    kept = work / f"{name}.json"
+    kept = work / f"whole-{name}.json"
     if not kept.exists():
         words = ["--name", name, "--out", work / "runs", "--seed", seed, f"--select_kmeans.model.budget={budget}"]
         times = usl("run", path, *words)
         summary = json.loads((work / "runs" / name / "summary.json").read_text())
         (result,) = summary["results"]
         index = LabelIndex.read(result["labels"])
-        told = {key: result[key] for key in ("test_accuracy", "estimated_accuracy", "estimated_interval", "method")}
         stages = {stage["name"]: stage["seconds"] for stage in summary["stages"]}
-        kept.write_text(json.dumps({**times, **told, "stages": stages, "picked": list(index.indices)}))
-    return json.loads(kept.read_text())
+        accuracy = result["test_accuracy"]
+        kept.write_text(json.dumps({**times, "accuracy": accuracy, "stages": stages, "picked": list(index.indices)}))
+    found: dict[str, Any] = json.loads(kept.read_text())
+    return found
+
+
+class Features:
+    """Those the chain works on, of the images to learn from and of new ones, for each seed.
+
+    Args:
+        sources: both.
+        path: the chain.
+        work: where runs are.
+        kind: `own`, `published` or `both`.
+        new: how many of the new images, evenly spaced.
+    """
+
+    def __init__(self, sources: list[FolderSource], path: Path, work: Path, kind: str, new: int) -> None:
+        self.sources, self.path, self.work, self.kind = sources, path, work, kind
+        rest = len(sources[1])
+        self.rows = torch.arange(min(new, rest)) * rest // min(new, rest)
+        self.truth = sources[1].labels[self.rows]
+        self.published = extract_features(sources[0], BACKBONE, keep=True), self._published_new()
+
+    def _published_new(self) -> Tensor:
+        kept = self.work / f"new-{len(self.rows)}.npz"
+        if not kept.exists():
+            seen, encoder, parts = seen_by(BACKBONE, self.sources[1]), published_encoder(BACKBONE), []
+            with torch.inference_mode():
+                for part in self.rows.split(25):
+                    parts.append(encoder(seen.read(part)))
+            np.savez(kept, features=torch.cat(parts).numpy())
+        return torch.from_numpy(np.load(kept)["features"])
+
+    def of(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Features [n, d], [m, d]; several networks count the same, as in `SideBySide`."""
+        if self.kind == "published":
+            return self.published
+        own = self._own(seed)
+        if self.kind == "own":
+            return own
+        pairs = zip(own, self.published, strict=True)
+        return tuple(torch.cat([F.normalize(each, dim=1) for each in pair], 1) for pair in pairs)  # type: ignore[return-value]
+
+    def _own(self, seed: int) -> tuple[Tensor, Tensor]:
+        name = f"pretrained-{seed}"
+        words = ["--name", name, "--out", self.work / "runs", "--seed", seed, "--only", "pretrain"]
+        if not (self.work / f"{name}.json").exists():
+            (self.work / f"{name}.json").write_text(json.dumps(usl("run", self.path, *words)))
+        encoder = load_encoder(self.work / "runs" / name / "pretrain" / "checkpoints" / "last.ckpt")
+        found = []
+        for source, rows in zip(self.sources, (torch.arange(len(self.sources[0])), self.rows), strict=True):
+            image = encoder.image
+            opened = open_source(
+                "folder", source.split, dir=str(source.root), image_size=image.height, channels=image.channels
+            )
+            with torch.inference_mode():
+                found.append(torch.cat([encoder(opened.read(part)).float() for part in rows.split(250)]))
+        return found[0], found[1]
+
+
+def ours(path: Path, features: tuple[Tensor, Tensor], data: "Features", budget: int, seed: int) -> dict[str, Any]:
+    """Selection and classifier of the chain, on features that are there."""
+    parameters = {key: value for stage in yaml.safe_load(path.read_text())["stages"] for key, value in stage["set"].items()}
+    start = time.process_time()
+    rows = select_kmeans_nearest(features[0], budget, seed=seed, restarts=parameters["model.restarts"])
+    classes = tuple(data.sources[0].classes)
+    model = Blend(image=ImageSpec(3, 8, 8, (0.0,) * 3, (1.0,) * 3, classes), features="at hand")
+    labels = data.sources[0].labels
+    if len(labels[rows].unique()) < 2:
+        raise SystemExit(f"{budget} labels, seed {seed}: all of one class")
+    model.learn_from(features[0], rows, labels[rows], seed=seed)
+    with torch.inference_mode():
+        told = model.votes(F.normalize(features[1].float(), dim=1)).softmax(1)
+    judgement = model.judgement
+    assert judgement is not None
+    estimate, right = judgement.estimate, (told.argmax(1) == data.truth).double()
+    everything = torch.ones(1, len(told), dtype=torch.bool)
+    return {
+        "accuracy": float(right.mean()),
+        "estimate": None if estimate is None else [estimate.accuracy, estimate.low, estimate.high],
+        "calibration_error": expected_error(reliability(told[None], data.truth, everything)),
+        "processor_seconds": round(time.process_time() - start, 1),
+        "picked": rows.tolist(),
+    }
 
 
 def beside(x: Tensor, labels: Tensor, new: Tensor, truth: Tensor) -> Callable[[Tensor], tuple[float, float]]:
@@ -114,32 +207,38 @@ def one_start(x: Tensor, budget: int, seed: int) -> Tensor:
     return torch.cdist(torch.from_numpy(centres).float(), x).argmin(1).unique()
 
 
-def figures(
-    name: str, sources: list[FolderSource], budgets: list[int], seeds: int, work: Path, words: list[str]
-) -> Any:
-    """Everything of a set."""
-    path, features = chain(Path(sources[0].root).parent, work, words)
-    report: dict[str, Any] = {"machine": machine(), "set": name, "features": features, "budgets": {}}
-    report["images"], report["new_images"] = map(len, sources)
-    x, new = (extract_features(source, BACKBONE, keep=True) for source in sources)
-    learned = beside(x, sources[0].labels, new, sources[1].labels)
-    for budget in budgets:
-        runs = [ours(path, work, budget, seed) for seed in range(seeds)]
-        random = [learned(select_random(len(x), budget, seed=1000 + draw)) for draw in range(DRAWS)]
-        report["load_average"] = round(os.getloadavg()[0], 1)  # what else the machine was doing
-        report["budgets"][budget] = {
-            "init_and_run": summed([run["test_accuracy"] for run in runs]),
-            "same_labels_logistic": best([learned(torch.tensor(run["picked"])) for run in runs]),
-            "kmeans_labels_logistic": best([learned(one_start(x, budget, seed)) for seed in range(seeds)]),
-            "random_labels_logistic": best(random),
-            "estimated": [[run["estimated_accuracy"], run["estimated_interval"]] for run in runs],
-            "processor_seconds": summed([run["processor_seconds"] for run in runs]),
-            "seconds": summed([run["seconds"] for run in runs]),
-            "stages": [run["stages"] for run in runs],
-        }
-        print(budget, {k: v["mean"] for k, v in report["budgets"][budget].items() if isinstance(v, dict)}, flush=True)
-        (HERE / "results" / f"own_images_{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    return report
+def cell(path: Path, data: Features, budget: int, seeds: int, whole_seeds: int) -> dict[str, Any]:
+    """Everything of a budget."""
+    x, new = data.published
+    labels, n = data.sources[0].labels, len(data.sources[0])
+    learned = beside(x, labels, new, data.truth)
+    kept = data.work / f"ours-{budget}.json"
+    runs: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
+    for seed in range(len(runs), seeds):
+        runs.append(ours(path, data.of(seed), data, budget, seed))
+        kept.write_text(json.dumps(runs))
+        print(budget, seed, runs[-1]["accuracy"], runs[-1]["estimate"], flush=True)
+    runs = runs[:seeds]
+    by_run = [whole(path, data.work, budget, seed) for seed in range(whole_seeds)]
+    told = [run["estimate"] for run in runs if run["estimate"] is not None]
+    inside = [float(low <= run["accuracy"] <= high) for run in runs if run["estimate"] for _, low, high in [run["estimate"]]]
+    return {
+        "init_and_run": summed([run["accuracy"] for run in runs]),
+        "same_labels_logistic": best([learned(torch.tensor(run["picked"])) for run in runs]),
+        "kmeans_labels_logistic": best([learned(one_start(x, budget, seed)) for seed in range(seeds)]),
+        "random_labels_logistic": best([learned(select_random(n, budget, seed=1000 + draw)) for draw in range(DRAWS)]),
+        "estimated": [[round(each, 4) for each in one] for one in told],
+        "interval_holds": None if not inside else statistics.mean(inside),
+        "calibration_error": summed([run["calibration_error"] for run in runs]),
+        "select_and_learn_processor_seconds": summed([run["processor_seconds"] for run in runs]),
+        "by_usl_run": [
+            {
+                **{key: run[key] for key in ("accuracy", "processor_seconds", "seconds", "stages")},
+                "same_picks": run["picked"] == ours_["picked"],
+            }
+            for run, ours_ in zip(by_run, runs, strict=False)
+        ],
+    }
 
 
 def main() -> None:
@@ -148,6 +247,8 @@ def main() -> None:
     parser.add_argument("set")
     parser.add_argument("--budgets", type=int, nargs="+", default=[16, 32, 64, 256])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--whole", type=int, default=1, help="seeds of each budget that `usl run` goes the whole way for")
+    parser.add_argument("--new", type=int, default=100_000, help="new images, evenly spaced ones of all")
     parser.add_argument("--sets", type=Path, default=Path("runs/picture_sets"))
     parser.add_argument("--init", nargs="*", default=[], metavar="WORD", help="for usl init, without their --")
     arguments = parser.parse_args()
@@ -155,8 +256,15 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     root = made(arguments.set, arguments.sets).resolve()
     sources = [open_source("folder", split, dir=str(root), image_size=224, channels=3) for split in ("train", "test")]
-    words = [f"--{word}" for word in arguments.init]
-    figures(arguments.set, sources, arguments.budgets, arguments.seeds, work, words)
+    path, kind = chain(root, work, [f"--{word}" for word in arguments.init])
+    data = Features(sources, path, work, kind, arguments.new)
+    result = HERE / "results" / f"own_images_{arguments.set}.json"
+    report: dict[str, Any] = {"machine": machine(), "set": arguments.set, "features": kind, "images": len(sources[0])}
+    report |= {"new_images": len(data.truth), "budgets": {}}
+    for budget in arguments.budgets:
+        report["budgets"][budget] = found = cell(path, data, budget, arguments.seeds, arguments.whole)
+        print(budget, {k: v["mean"] for k, v in found.items() if isinstance(v, dict)}, flush=True)
+        result.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Probabilities that can be believed: temperatures (Guo et al., ICML 2017) and settings, told by held-out labels."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,9 @@ class Calibrated(NamedTuple):
     uncalibrated: Tensor
 
 
-def calibrate(scores: Tensor, labels: Tensor, folds: Tensor, counts: Tensor, *, usual: float) -> Calibrated:
+def calibrate(
+    scores: Tensor, labels: Tensor, folds: Tensor, counts: Tensor, *, usual: float, doubts: Sequence[float] | None = None
+) -> Calibrated:
     """Choose a setting and a temperature by the likelihood of held-out labels; for each fold by the others' labels.
 
     Args:
@@ -43,12 +46,15 @@ def calibrate(scores: Tensor, labels: Tensor, folds: Tensor, counts: Tensor, *, 
         folds: int64 [R, m].
         counts: bool [R, m], which of them are looked at: a class that was not among those learned from tells nothing.
         usual: the temperature where there are no labels; they outweigh it as they become more.
+        doubts: of each setting, before any label is seen: -log of its probability, but for a constant; None: alike.
     """
     losses = torch.stack([_losses(scores / t, labels) for t in TEMPERATURES], 1)  # [S, T, R, m]
     losses = torch.where(counts, losses, 0.0)
     prior = torch.tensor([(math.log(t / usual) / SPREAD) ** 2 / 2 for t in TEMPERATURES]).to(scores)
     of_label = losses.sum(2) / counts.sum(0).clamp_min(1)  # [S, T, m], of each label over its repeats
-    whole = of_label.sum(2) + prior[:, None].T
+    whole = of_label.sum(2) + prior
+    if doubts is not None:
+        whole = whole + torch.tensor(doubts).to(scores)[:, None]
     chosen = torch.empty(scores.shape[1:], dtype=scores.dtype, device=scores.device)
     for repeat, fold_of in enumerate(folds):
         for fold in range(int(folds.max()) + 1):

@@ -1,7 +1,7 @@
 """Cross-validation of learners over a few labels: what to choose of each, and how good their mean is."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,12 @@ from usl_lightning.vectors.votes import Learner, log_mean
 MORE = 40
 """Labels that the look ahead adds."""
 
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""What the first of two learners may have in their mean."""
+
+DOUBT = 4.0
+"""Nats by which held-out labels have to speak for one learner alone; half of the mean each needs no reason."""
+
 MIXED = 0.7
 """Usual temperature of the mean of calibrated probabilities: several that agree may be surer than each of them."""
 
@@ -28,6 +34,7 @@ class Judgement:
         estimate: of its accuracy; None: they are too few to tell.
         with_more: the accuracy with `MORE` labels more; None: there is no telling.
         settings, temperatures: those chosen, of each learner.
+        weights: of each in their mean.
         reliability: of each bin three numbers, of held-out labels: how many, classified rightly, sum of confidences.
         calibration_error, uncalibrated_error: of the same, with and without temperatures; None if none counts.
     """
@@ -39,6 +46,7 @@ class Judgement:
     reliability: list[list[float]]
     calibration_error: float | None
     uncalibrated_error: float | None
+    weights: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, stored: Mapping[str, Any]) -> "Judgement":
@@ -70,6 +78,7 @@ class Trial:
     Attributes:
         found: what is chosen of each learner.
         mixed: what is chosen of their mean.
+        weights: [learners], of each in it.
     """
 
     def __init__(self, learners: Sequence[Learner], labels: Tensor, folds: Tensor, usual: Sequence[float]) -> None:
@@ -81,13 +90,18 @@ class Trial:
         self.found = [
             calibrate(each, labels, folds, self.counts, usual=t) for each, t in zip(scores, usual, strict=True)
         ]
-        self.mixed = self._mix()
+        self.mixed, self.weights = self._mix()
 
-    def _mix(self) -> Calibrated:
+    def _mix(self) -> tuple[Calibrated, Tensor]:
+        """The mean of the learners, by weights and a temperature that the same labels choose."""
         if len(self.found) == 1:
-            return self.found[0]._replace(temperature=1.0)
-        both = log_mean([each.probabilities for each in self.found])
-        return calibrate(both[None], self.labels, self.folds, self.counts, usual=MIXED)
+            return self.found[0]._replace(temperature=1.0), torch.ones(1)
+        told = torch.stack([each.probabilities for each in self.found])
+        weights = torch.tensor([[share, 1 - share] for share in SHARES])
+        both = torch.stack([log_mean(told, each) for each in weights])
+        doubts = [DOUBT * (2 * share - 1) ** 2 for share in SHARES]
+        mixed = calibrate(both, self.labels, self.folds, self.counts, usual=MIXED, doubts=doubts)
+        return mixed, weights[mixed.setting]
 
     def judge(self, confidences: Tensor, share: Tensor, labels: int) -> Judgement:
         """What the labels say.
@@ -99,7 +113,7 @@ class Trial:
         """
         told = self.mixed.probabilities
         estimate = estimate_accuracy(told, self.labels, self.counts, confidences, share)
-        raw = torch.stack([each.uncalibrated for each in self.found]).mean(0)
+        raw = log_mean(torch.stack([each.uncalibrated for each in self.found]), self.weights).exp()
         bins = reliability(told, self.labels, self.counts)
         with_more = None if estimate is None or labels > len(self.labels) else self._with_more(estimate)
         return Judgement(
@@ -110,6 +124,7 @@ class Trial:
             reliability=bins.tolist(),
             calibration_error=expected_error(bins),
             uncalibrated_error=expected_error(reliability(raw, self.labels, self.counts)),
+            weights=self.weights.tolist(),
         )
 
     def _with_more(self, estimate: Estimate) -> float | None:
@@ -122,7 +137,7 @@ class Trial:
                 of_held_out(learner.held_out(train, [found.setting]), folds)[0] / found.temperature
                 for learner, found in zip(self.learners, self.found, strict=True)
             ]
-            right = log_mean([each.softmax(2) for each in told]).argmax(2) == self.labels
+            right = log_mean(torch.stack([each.softmax(2) for each in told]), self.weights).argmax(2) == self.labels
             sizes.append(float(train.double().sum(1).mean()))
             errors.append(1 - float(right.double().mean()))
         curve = fit_learning_curve(sizes, errors, labels=len(self.labels))

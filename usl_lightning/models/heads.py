@@ -143,7 +143,7 @@ def load_classifier(path: str | Path) -> Classifier:
 def _linear_classifier(path: str | Path, stored: dict[str, Tensor]) -> Classifier:
     """That of a `Probe`: a linear layer on unit features, its temperature taken into it."""
     names = {f"{VOTES}heads.0.weight", f"{VOTES}heads.0.bias", f"{VOTES}temperatures", f"{VOTES}temperature"}
-    if {name for name in stored if name.startswith(VOTES)} != names:
+    if {name for name in stored if name.startswith(VOTES)} - {f"{VOTES}weights"} != names:
         raise UslError(f"{path}: looks images up among those it was learned from, which is no network; a Probe is one")
     with as_written(path):
         scale = stored[f"{VOTES}temperatures"][0]

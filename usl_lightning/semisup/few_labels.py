@@ -127,6 +127,7 @@ class FewLabels(FeatureMethod):
         self.votes = Votes(heads).to(x.device)
         self.votes.temperatures.copy_(torch.tensor([found.temperature for found in trial.found]))
         self.votes.temperature.fill_(trial.mixed.temperature)
+        self.votes.weights.copy_(trial.weights)
         logits = self.votes.mixed([learner.scores(head) for learner, head in zip(learners, heads, strict=True)])
         unlabelled = torch.ones(len(x), dtype=torch.bool, device=x.device)
         unlabelled[rows] = False
@@ -149,6 +150,7 @@ class FewLabels(FeatureMethod):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build what the weights are to be loaded into: their sizes are those of the images and labels of the fit."""
         state, device = checkpoint["state_dict"], self.device
+        state.setdefault("votes.weights", torch.full((len(self.usual),), 1 / len(self.usual)))  # of earlier ones
         self.encoder = encoder_like(checkpoint[ENTRY]["spec"]).eval().to(device)
         states: list[dict[str, Tensor]] = [{} for _ in self.usual]
         for name, value in state.items():

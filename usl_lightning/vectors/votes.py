@@ -24,7 +24,7 @@ class Learner(Protocol):
 
 
 class Votes(nn.Module):
-    """Unit features [b, d] -> logits [b, c], whose softmax is the mean of the heads' calibrated probabilities.
+    """Unit features [b, d] -> logits [b, c], whose softmax is the weighted mean of the heads' calibrated probabilities.
 
     Args:
         heads: each gives logits [b, c].
@@ -32,12 +32,14 @@ class Votes(nn.Module):
 
     temperatures: Tensor
     temperature: Tensor
+    weights: Tensor
 
     def __init__(self, heads: Sequence[nn.Module]) -> None:
         super().__init__()
         self.heads = nn.ModuleList(heads)
         self.register_buffer("temperatures", torch.ones(len(heads)))
         self.register_buffer("temperature", torch.ones(()))
+        self.register_buffer("weights", torch.full((len(heads),), 1 / len(heads)))
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [b, c]."""
@@ -46,10 +48,15 @@ class Votes(nn.Module):
     def mixed(self, logits: Sequence[Tensor]) -> Tensor:
         """What the heads' logits [b, c] come to."""
         probabilities = [(each / t).softmax(-1) for each, t in zip(logits, self.temperatures, strict=True)]
-        return log_mean(probabilities) / self.temperature
+        return log_mean(torch.stack(probabilities), self.weights) / self.temperature
 
 
-def log_mean(probabilities: Sequence[Tensor]) -> Tensor:
-    """The logarithm of the mean of several probabilities [..., c]; of one alone, of itself."""
-    mean = torch.stack(list(probabilities)).mean(0)
+def log_mean(probabilities: Tensor, weights: Tensor) -> Tensor:
+    """The logarithm [..., c] of the weighted mean of several probabilities [h, ..., c]; of one alone, of itself.
+
+    Args:
+        probabilities: of each of h.
+        weights: [h], of sum 1.
+    """
+    mean = torch.tensordot(weights.to(probabilities), probabilities, 1)
     return mean.clamp_min(torch.finfo(mean.dtype).tiny if len(probabilities) == 1 else LEAST).log()

@@ -5,12 +5,13 @@ import pytest
 import torch
 from real_features import NAMES, real_features
 
-from usl_lightning.selection.as3l import _seed, finetuned_features, select_as3l
+from usl_lightning.selection.as3l import Largest, _seed, finetuned_features, select_as3l
 from usl_lightning.vectors.kmeans import kmeans
 
 
+@pytest.mark.parametrize("largest", ["of_all", "of_each"])
 @pytest.mark.parametrize("name", NAMES)
-def test_equals_a_loop(name: str) -> None:
+def test_equals_a_loop(name: str, largest: Largest) -> None:
     x = real_features(name, 200)
     runs = [kmeans(x, 8, seed=_seed(3, "before", c)) for c in range(4)]
     centres = sum(centroids[labels] for labels, centroids in runs) / 4
@@ -19,14 +20,20 @@ def test_equals_a_loop(name: str) -> None:
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(zip(*labels, strict=True)):
         groups.setdefault(row, []).append(i)
+    in_order = sorted(groups)
+    if largest == "of_all":
+        middles = sorted(in_order, key=lambda g: -len(groups[g]))[:8]
+    else:
+        each = [[g for g in in_order if g[0] == cluster] for cluster in sorted(set(labels[0]))]
+        middles = [max(some, key=lambda g: len(groups[g])) for some in each]
     chosen = []
-    for cluster in sorted(set(labels[0])):
-        largest = max((g for g in sorted(groups) if g[0] == cluster), key=lambda g: len(groups[g]))
-        members = groups[largest]
+    for middle_of in middles:
+        members = groups[middle_of]
         points = tuned[members].double().numpy()
         middle = np.sort(points, 0)[(len(members) - 1) // 2]
         chosen.append(members[int(((points - middle) ** 2).sum(1).argmin())])
-    assert select_as3l(x, 8, seed=3, clusterings=4, epochs=5)[: len(chosen)].tolist() == chosen
+    picks = select_as3l(x, 8, seed=3, clusterings=4, epochs=5, largest=largest)
+    assert picks[: len(chosen)].tolist() == chosen
 
 
 def test_fine_tuning_is_least_squares_in_the_limit() -> None:
@@ -41,6 +48,13 @@ def test_fine_tuning_is_least_squares_in_the_limit() -> None:
     )
     assert least <= error < least + 0.1 * (start - least)
     assert torch.equal(finetuned_features(x, centres, epochs=0), x)
+
+
+def test_what_the_first_run_cut_in_two_is_not_privileged() -> None:
+    """The default is the plainer reading: the largest groups of all."""
+    x = real_features("digits", 300)
+    assert torch.equal(select_as3l(x, 10, epochs=2), select_as3l(x, 10, epochs=2, largest="of_all"))
+    assert not torch.equal(select_as3l(x, 10, epochs=2), select_as3l(x, 10, epochs=2, largest="of_each"))
 
 
 def test_equal_starts_of_the_first_run_only() -> None:

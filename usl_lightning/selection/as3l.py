@@ -1,7 +1,7 @@
 """AS3L's selection: features tightened around several clusterings, then the middle of what stays together."""
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +21,28 @@ from usl_lightning.vectors.kmeans import kmeans
 BATCH = 256
 LEARNING_RATE = 1e-3
 
+Largest = Literal["of_all", "of_each"]
+
 
 def select_as3l(
-    features: Tensor, budget: int, *, seed: int = 0, clusterings: int = 6, epochs: int = 40, iterations: int = 200
+    features: Tensor,
+    budget: int,
+    *,
+    seed: int = 0,
+    clusterings: int = 6,
+    epochs: int = 40,
+    iterations: int = 200,
+    largest: Largest = "of_all",
 ) -> Tensor:
     """Select as AS3L does (Wen, Pizarro, Williams, "Active self-semi-supervised learning", section 3.2).
 
     1. C k-means runs, each into `budget` clusters, from different starts.
     2. `finetuned_features`: a linear layer that draws every point to its C centres (eq. 1).
-    3. C k-means runs on those. Of each cluster of the first, the largest group of points that share a cluster in
-       all C runs; of each group the member nearest to its median (taken in each dimension).
+    3. C k-means runs on those. Points that share a cluster in all C runs are a group; of each of the `budget` largest
+       groups the member nearest to its median (taken in each dimension).
 
-    The paper's text leaves open which groups are used if they are more than the budget; one for each cluster of the
-    first run is ours, and keeps a group for every part of the set.
+    The paper's text leaves open which groups are used if they are more than the budget. With the largest in each
+    cluster of the first run, that run is privileged: the others cannot give back a class that it missed.
 
     Args:
         features: [n, d], any float dtype, CPU or CUDA; L2-normalised here.
@@ -42,10 +51,13 @@ def select_as3l(
         clusterings: C, at least 1.
         epochs: passes of the fine-tuning; 0 leaves the features as they are.
         iterations: of each k-means run, at most.
+        largest: which groups of points that share a cluster in every run have their median picked: the largest of all,
+            the plainer reading of "share a class in all C runs"; or the largest in each cluster of the first run.
 
     Returns:
-        int64 [budget], distinct, in the order of the first run's clusters; for empty clusters, the remaining points
-        of these groups, nearest to the median first, then the others. Ties to the lower index.
+        int64 [budget], distinct, the largest group's first, or in the order of the first run's clusters; if there are
+        too few groups, the remaining points of these, nearest to the median first, then the others. Ties to the lower
+        index.
 
     Raises:
         UslError: a parameter out of range, features not finite or with rows of zeros.
@@ -65,7 +77,7 @@ def select_as3l(
     tuned = finetuned_features(x, centres, epochs=epochs, seed=seed)
     del x, centres
     after = [kmeans(tuned, budget, seed=_seed(seed, "after", c), iterations=iterations)[0] for c in range(clusterings)]
-    return _medians(tuned, torch.stack(after, 1), budget)
+    return _medians(tuned, torch.stack(after, 1), budget, largest)
 
 
 def finetuned_features(features: Tensor, centres: Tensor, *, epochs: int = 40, seed: int = 0) -> Tensor:
@@ -105,14 +117,21 @@ def _seed(seed: int, when: str, run: int) -> int:
     return seed if run == 0 else derive_seed(seed, "as3l", when, run)
 
 
-def _medians(x: Tensor, labels: Tensor, budget: int) -> Tensor:
-    """For each cluster of the first column of labels [n, C], the middle of its largest group of equal rows."""
-    groups, group, sizes = torch.unique(labels, dim=0, return_inverse=True, return_counts=True)
+def _largest_groups(groups: Tensor, sizes: Tensor, budget: int, largest: Largest) -> Tensor:
+    """Places of the groups [g, C] that have a pick, by their sizes [g]."""
+    if largest == "of_all":
+        return torch.argsort(sizes, descending=True, stable=True)[:budget]
     clusters, cluster = torch.unique(groups[:, 0], return_inverse=True)
+    return best_of_each(sizes.double(), cluster, len(clusters))
+
+
+def _medians(x: Tensor, labels: Tensor, budget: int, largest: Largest) -> Tensor:
+    """The middles of the largest groups of equal rows of labels [n, C]."""
+    groups, group, sizes = torch.unique(labels, dim=0, return_inverse=True, return_counts=True)
     scores = torch.full((len(x),), -torch.inf, dtype=torch.float64, device=x.device)
     picks = []
-    for largest in best_of_each(sizes.double(), cluster, len(clusters)):
-        members = torch.nonzero(group == largest)[:, 0]
+    for each in _largest_groups(groups, sizes, budget, largest):
+        members = torch.nonzero(group == each)[:, 0]
         points = x[members].double()
         scores[members] = -(points - points.median(0).values).square().sum(1)
         picks.append(members[scores[members].argmax()])
@@ -129,8 +148,11 @@ class AS3L(Selector):
         clusterings: C, k-means runs before and after the fine-tuning.
         epochs: of the fine-tuning.
         iterations: of k-means, at most.
+        largest: which groups have their median picked, see `select_as3l`.
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    revision: int = 2
 
     ranges: ClassVar[Ranges] = {"clusterings": whole(1), "epochs": whole(0), "iterations": whole(1)}
 
@@ -143,10 +165,13 @@ class AS3L(Selector):
         clusterings: int = 6,
         epochs: int = 40,
         iterations: int = 200,
+        largest: Largest = "of_all",
         **source: Any,
     ) -> None:
         super().__init__(image=image, budget=budget, init_from=init_from, **source)
-        self._select = partial(select_as3l, clusterings=clusterings, epochs=epochs, iterations=iterations)
+        self._select = partial(
+            select_as3l, clusterings=clusterings, epochs=epochs, iterations=iterations, largest=largest
+        )
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_as3l`."""

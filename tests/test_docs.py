@@ -245,7 +245,7 @@ def test_formats_are_those_of_the_code(tmp_path: Path) -> None:
     assert {"max_steps", "precision", "accumulate_grad_batches"} <= set(TRAINER_FIELDS)
     assert {IDENTITY, ENTRY} <= column(section("formats.md", "Checkpoints"))
     assert column(section("how-to/compare-selectors.md", "What the figures mean")) == set(FIGURES)
-    assert set(OPTIONS["predict"]) == {"folder", "split", "out"}
+    assert set(OPTIONS["predict"]) == {"folder", "split", "out", "sort-into", "all-probabilities"}
     arrays = {field.name for field in dataclasses.fields(Overview)}
     assert arrays <= set(re.findall(r"`(\w+)`", section("formats.md", "overview.npz")))
 

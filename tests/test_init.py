@@ -409,9 +409,9 @@ def test_a_flat_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said, path = capsys.readouterr().out, here / "my photos #1.yaml"
     for part in ("31 grey images", "12×12 (30), 30×14 (1)", "classes to label by: cat, golden retriever", "CPU core"):
         assert part in said
-    assert said.splitlines()[-2] == "my photos #1.yaml is written. Next: usl run 'my photos #1.yaml'"
+    assert said.splitlines()[-1] == "next: usl run 'my photos #1.yaml'"
     assert "\n#   usl run 'my photos #1.yaml'\n" in path.read_text()
-    assert "It stops for 7 images to be labelled, and goes on with those that are." in said.splitlines()[-1]
+    assert "It stops for 7 images to be labelled, and goes on with those that are." in said.splitlines()[-2]
     with Image.open(here / "my photos #1_seen.png") as sheet:
         assert sheet.size == (8 * (64 + 4) + 4, 3 * (64 + 4) + 4 + 16)
     assert max(map(len, said.splitlines())) <= 120

@@ -21,7 +21,7 @@ from usl_lightning.data.images.source import ImageSource
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.names import check_name, check_new, clean
 from usl_lightning.labels.tables import label_cells, labels_in
-from usl_lightning.stage.predict import predictions_csv
+from usl_lightning.stage.predict import Predictions, predictions_csv
 
 E_ACUTE, DECOMPOSED = "\u00e9", "e\u0301"
 
@@ -182,7 +182,7 @@ def test_an_index_in_csv_has_no_formula_either(tmp_path: Path) -> None:
 def test_predictions_hold_no_formula() -> None:
     files = FileList(Path("d"), ("=1.png", "b.png"), (1, 1), {})
     source = FolderSource(files, torch.tensor([-1, -1]), name="folder", split="all", image_size=4, channels=1)
-    text = predictions_csv(source, torch.tensor([0, 1]), torch.tensor([0.5, 1.0]), ["@x", "-cat"])
+    text = predictions_csv(source, Predictions(torch.tensor([0, 1]), torch.tensor([0.5, 1.0])), ["@x", "-cat"])
     assert text == "image,label,probability\n'=1.png,'@x,0.500000\nb.png,'-cat,1.000000\n"
 
 

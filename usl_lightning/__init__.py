@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "Classifier": "chain.classifier",
     "ImageData": "data.modules",
     "LabelIndex": "labels",
     "LabelledData": "data.modules",

@@ -137,7 +137,8 @@ def _dispatch(words: list[str]) -> None:
 
 def _asks_for_help(words: list[str]) -> bool:
     """For a command's page; that of a stage whose configuration is named lists its parameters instead."""
-    named = words[0] in STAGE_COMMANDS and any(word.startswith(("--config", "-c")) for word in words)
+    named = any(word.startswith(("--config", "-c")) for word in words) or not words[1:2] or words[1][0] != "-"
+    named = named and words[0] in STAGE_COMMANDS and words[1:2] not in ([], ["--help"], ["-h"])
     return not named and ("--help" in words or "-h" in words)
 
 
@@ -145,7 +146,9 @@ def _run_stage(command: str, words: list[str]) -> None:
     from usl_lightning.stage.launch import run_stage
     from usl_lightning.stage.words import StageCommand
 
-    stage = StageCommand.parse(command, [word for word in words if word not in ("--help", "-h")])
+    from usl_lightning.chain.naming import spelled_out
+
+    stage = StageCommand.parse(command, spelled_out(command, [word for word in words if word not in ("--help", "-h")]))
     if "--help" in words or "-h" in words:
         from usl_lightning.stage.helptext import print_help
 
@@ -155,9 +158,10 @@ def _run_stage(command: str, words: list[str]) -> None:
 
 
 def _export(words: list[str]) -> None:
+    from usl_lightning.chain.naming import spelled_out
     from usl_lightning.stage.words import StageCommand
 
-    stage = StageCommand.parse("export", words)
+    stage = StageCommand.parse("export", spelled_out("export", words))
     stage.check()
     for key in stage.overrides:
         raise UslError(f"usl export: --{key} is not for it: all it writes is in the checkpoint; leave it out")

@@ -114,11 +114,10 @@ class Features:
     def _published_new(self) -> Tensor:
         kept = self.work / f"new-{len(self.rows)}.npz"
         if not kept.exists():
-            seen, encoder, parts = seen_by(BACKBONE, self.sources[1]), published_encoder(BACKBONE), []
+            seen, encoder = seen_by(BACKBONE, self.sources[1]), published_encoder(BACKBONE)
             with torch.inference_mode():
-                for part in self.rows.split(25):
-                    parts.append(encoder(seen.read(part)))
-            np.savez(kept, features=torch.cat(parts).numpy())
+                features = torch.cat([encoder(seen.read(part)) for part in self.rows.split(25)])
+            np.savez(kept, features=features.numpy())
         return torch.from_numpy(np.load(kept)["features"])
 
     def of(self, seed: int) -> tuple[Tensor, Tensor]:
@@ -150,7 +149,9 @@ class Features:
 
 def ours(path: Path, features: tuple[Tensor, Tensor], data: "Features", budget: int, seed: int) -> dict[str, Any]:
     """Selection and classifier of the chain, on features that are there."""
-    parameters = {key: value for stage in yaml.safe_load(path.read_text())["stages"] for key, value in stage["set"].items()}
+    parameters = {
+        key: value for stage in yaml.safe_load(path.read_text())["stages"] for key, value in stage["set"].items()
+    }
     start = time.process_time()
     rows = select_kmeans_nearest(features[0], budget, seed=seed, restarts=parameters["model.restarts"])
     classes = tuple(data.sources[0].classes)
@@ -221,7 +222,7 @@ def cell(path: Path, data: Features, budget: int, seeds: int, whole_seeds: int) 
     runs = runs[:seeds]
     by_run = [whole(path, data.work, budget, seed) for seed in range(whole_seeds)]
     told = [run["estimate"] for run in runs if run["estimate"] is not None]
-    inside = [float(low <= run["accuracy"] <= high) for run in runs if run["estimate"] for _, low, high in [run["estimate"]]]
+    inside = [one[1] <= run["accuracy"] <= one[2] for run in runs if (one := run["estimate"]) is not None]
     return {
         "init_and_run": summed([run["accuracy"] for run in runs]),
         "same_labels_logistic": best([learned(torch.tensor(run["picked"])) for run in runs]),
@@ -247,7 +248,7 @@ def main() -> None:
     parser.add_argument("set")
     parser.add_argument("--budgets", type=int, nargs="+", default=[16, 32, 64, 256])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--whole", type=int, default=1, help="seeds of each budget that `usl run` goes the whole way for")
+    parser.add_argument("--whole", type=int, default=1, help="seeds that `usl run` goes the whole way for")
     parser.add_argument("--new", type=int, default=100_000, help="new images, evenly spaced ones of all")
     parser.add_argument("--sets", type=Path, default=Path("runs/picture_sets"))
     parser.add_argument("--init", nargs="*", default=[], metavar="WORD", help="for usl init, without their --")

@@ -35,6 +35,7 @@ from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import permutation
 from usl_lightning.features.published import extract_features
 from usl_lightning.models.encoder import load_encoder
+from usl_lightning.pictures.curves import Curve, Panel, draw_curves
 from usl_lightning.selection.activeft import select_activeft
 from usl_lightning.selection.as3l import select_as3l
 from usl_lightning.selection.coreset import select_coreset
@@ -75,6 +76,10 @@ SELECTORS: dict[str, Callable[..., Tensor]] = {
     "density": select_density,
     "random": select_random,
 }
+
+
+UNSEEDED = ("MaxHerding", "density")
+"""Those that draw nothing: one run is all of them."""
 
 
 # features ------------------------------------------------------------------------------------------------
@@ -212,6 +217,8 @@ def runs(folder: Path, seeds: int, names: list[str], sets: list[str]) -> Iterato
             known = {} if not path.exists() else {tuple(each["of"]): each for each in _lines(path)}
             for per_class in BUDGETS:
                 for seed in range(seeds):
+                    if seed and selector in UNSEEDED:
+                        known[per_class, seed] = known[per_class, 0]
                     if (per_class, seed) not in known:
                         rows = SELECTORS[selector](x, per_class * judge.classes, seed=seed)
                         known[per_class, seed] = {"of": [per_class, seed], "accuracy": judge(rows)}
@@ -237,9 +244,7 @@ def cells(found: list[dict[str, Any]]) -> dict[Cell, dict[str, float]]:
     grouped: dict[Cell, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for each in found:
         grouped[each["set"], each["per_class"], each["classifier"]][each["selector"]].append(each["accuracy"])
-    return {
-        cell: {name: statistics.mean(runs) for name, runs in of_each.items()} for cell, of_each in grouped.items()
-    }
+    return {cell: {name: statistics.mean(runs) for name, runs in of_each.items()} for cell, of_each in grouped.items()}
 
 
 def regrets(table: dict[Cell, dict[str, float]], selector: str) -> dict[str, Any]:
@@ -256,8 +261,15 @@ def regrets(table: dict[Cell, dict[str, float]], selector: str) -> dict[str, Any
         "least_gain_over_random": round(gain[lowest], 2),
         "least_gain_cell": list(lowest),
         "mean_gain_over_random": round(statistics.mean(gain.values()), 2),
-        **{f"mean_regret_{b}_a_class": round(statistics.mean(v for c, v in each.items() if c[1] == b), 2) for b in BUDGETS},
+        **{
+            f"mean_regret_{b}_a_class": round(statistics.mean(v for c, v in each.items() if c[1] == b), 2)
+            for b in BUDGETS
+        },
     }
+
+
+def _of_budget(each: dict[Cell, float], per_class: int) -> float:
+    return round(statistics.mean(value for cell, value in each.items() if cell[1] == per_class), 2)
 
 
 def show(summary: dict[str, dict[str, Any]]) -> None:
@@ -282,6 +294,33 @@ def main() -> None:
     table = cells(list(runs(arguments.runs, arguments.seeds, arguments.selectors, arguments.sets)))
     summary = {name: regrets(table, name) for name in arguments.selectors}
     show(summary)
+    rows = [
+        {"set": cell[0], "per_class": cell[1], "classifier": cell[2], **{k: round(v, 4) for k, v in row.items()}}
+        for cell, row in table.items()
+    ]
+    about = {"machine": machine(), "seeds": arguments.seeds, "default": DEFAULT, "selectors": summary}
+    lines = ",\n".join(json.dumps(row) for row in rows)
+    head = json.dumps(about, indent=1).removesuffix("\n}")
+    RESULTS.with_suffix(".json").write_text(f'{head},\n "cells": [\n{lines}\n]}}\n')
+    if len(table) > len(BUDGETS):
+        draw(table, arguments.selectors, RESULTS.with_suffix(".png"))
+
+
+def draw(table: dict[Cell, dict[str, float]], names: list[str], path: Path) -> None:
+    """Mean regret by labels a class, from the least to the most of the cells, a panel for each classifier."""
+    panels = []
+    for classifier in dict.fromkeys(cell[2] for cell in table):
+        curves = []
+        for name in names:
+            points = []
+            for b in BUDGETS:
+                each = [100 * (max(row.values()) - row[name]) for c, row in table.items() if c[1:] == (b, classifier)]
+                points.append((float(b), statistics.mean(each), min(each), max(each)))
+            curves.append(Curve(name, points))
+        panels.append(
+            Panel(f"{classifier}: points below the best selector", "labels a class", curves, log_x=True, top=25)
+        )
+    draw_curves(panels, path)
 
 
 if __name__ == "__main__":

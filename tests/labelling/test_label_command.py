@@ -25,8 +25,8 @@ def test_options() -> None:
 
 
 @pytest.mark.parametrize(("words", "part"), [
-    ([], "usl label: expected a label file, e.g. usl label runs/NAME/select/labels.json"),
-    (["labels.npy"], "expected a label file"),
+    ([], "usl label: expected the folder of a run or a label file, e.g. usl label runs/photos"),
+    (["labels.npy"], "usl label: labels.npy: no such folder"),
     (["none.json"], "none.json: label index cannot be read"),
     (["no\nne\x1b[2J.json"], "no\\nne\\x1b[2J.json: label index cannot be read"),
     (["plain.json"], "plain.json: has no room for labels"),

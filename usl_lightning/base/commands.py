@@ -54,7 +54,7 @@ _STAGE = (
     Option("wandb", "[offline]", "log to Weights & Biases too; by default it does not"),
 )
 _KEPT = (
-    Option("config", "FILE", "the stage, or the config.yaml in its folder"),
+    Option("config", "FILE", "in place of the run's folder: a stage, or the config.yaml in its folder"),
     Option("ckpt_path", "last|FILE", "the checkpoint; `last` is the newest of the folder"),
     Option("KEY", "VALUE", "over the file, e.g. --data.dir elsewhere"),
     Option("run_dir", "DIR", "the stage's folder; by default where the config.yaml lies"),
@@ -121,7 +121,7 @@ COMMANDS: dict[str, Command] = {
         (Option("out", "FILE.html", "by default report.html in the folder"),),
     ),
     "label": Command(
-        "LABELS.json",
+        "RUN_DIR|LABELS.json",
         "name the chosen images in the browser; every answer is saved at once",
         (
             Option("classes", "cat,dog,…", "names to label by, beside those in the file; the page can add more"),
@@ -147,25 +147,27 @@ COMMANDS: dict[str, Command] = {
             "import A ANSWERS: what came of it, into A",
         ),
     ),
-    "test": Command("", "how good a checkpoint is on the test split; validate is the same", _KEPT),
-    "validate": Command("", "how good a checkpoint is on the test split; test is the same", _KEPT),
+    "test": Command("RUN_DIR", "how good a run's classifier is on the test split; validate is the same", _KEPT),
+    "validate": Command("RUN_DIR", "how good a run's classifier is on the test split; test is the same", _KEPT),
     "predict": Command(
-        "",
-        "a CSV of every image's class and probability",
+        "RUN_DIR [FOLDER]",
+        "a CSV of the class of every image of a folder; without one, of those trained on",
         (
-            *_KEPT,
-            Option("folder", "DIR", "any folder of images; by default the images trained on"),
-            Option("split", "NAME", "a split of the data set, e.g. test"),
+            Option("sort-into", "DIR", "copy the images too, into a folder for each class"),
+            Option("all-probabilities", "", "a column for each class"),
+            Option("split", "NAME", "a split of the data set in place of a folder, e.g. test"),
             Option("out", "FILE.csv", "by default predictions.csv in the stage's folder"),
+            Option("folder", "DIR", "the folder, where --config is typed"),
+            *_KEPT,
         ),
     ),
     "export": Command(
-        "",
+        "RUN_DIR",
         "a file that classifies without this package",
         (
-            Option("config", "FILE", "the stage, or the config.yaml in its folder"),
-            Option("ckpt_path", "last|FILE", "the checkpoint; `last` is the newest of the folder"),
             Option("out", "FILE", "model.onnx or model.pt2"),
+            Option("config", "FILE", "in place of the run's folder: a stage, or the config.yaml in its folder"),
+            Option("ckpt_path", "last|FILE", "the checkpoint; `last` is the newest of the folder"),
             Option("pixels", "uint8|float32", "what it takes: 0 to 255, by default, or 0 to 1"),
         ),
     ),

@@ -15,7 +15,7 @@ from usl_lightning.chain.file import Stage
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.plan import Plan
 from usl_lightning.chain.process import start_stage
-from usl_lightning.chain.summary import draw_summary, summarise, table
+from usl_lightning.chain.summary import draw_summary, summarise, table, what_next
 from usl_lightning.chain.waiting import WAITING, Waiting
 from usl_lightning.stage.answers import KEY
 from usl_lightning.stage.complaints import check_parameters
@@ -76,6 +76,7 @@ def _conclude(run: RunOptions, ran: bool) -> None:
         write_json(run.out / run.name / "summary.json", summary)
         draw_summary(run, summary)
     print(table(summary))
+    print(f"next: {what_next(run, summary)}")
 
 
 def _run_stages(run: RunOptions) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,6 +96,13 @@ def table(summary: Mapping[str, Any]) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def what_next(run: RunOptions, summary: Mapping[str, Any]) -> str:
+    """What a finished run is for."""
+    folder = shlex.quote(str(run.out / run.name))
+    look = f"usl report {folder} shows it"
+    return f"{look}; usl predict {folder} FOLDER classifies other images" if summary["results"] else look
 
 
 def _estimate(result: Mapping[str, Any]) -> str:

@@ -36,7 +36,13 @@ class Calibrated(NamedTuple):
 
 
 def calibrate(
-    scores: Tensor, labels: Tensor, folds: Tensor, counts: Tensor, *, usual: float, doubts: Sequence[float] | None = None
+    scores: Tensor,
+    labels: Tensor,
+    folds: Tensor,
+    counts: Tensor,
+    *,
+    usual: float,
+    doubts: Sequence[float] | None = None,
 ) -> Calibrated:
     """Choose a setting and a temperature by the likelihood of held-out labels; for each fold by the others' labels.
 

@@ -150,11 +150,11 @@ def screen(plan: Plan, path: Path, sheet: Path) -> str:
     here = Path.cwd()
     shown, seen = (each.relative_to(here) if each.is_relative_to(here) else each for each in (path, sheet))
     known = labels_known(plan.found, plan.classes)
-    stop = "" if known else f"It stops for {plan.budget} images to be labelled, and goes on with those that are."
+    stop = "" if known else f" It stops for {plan.budget} images to be labelled, and goes on with those that are."
     ending = [
         f"What the network will see is in {_line(str(seen))}.",
-        f"{_line(str(shown))} is written. Next: {_run(str(shown))}",
-        *([stop] if stop else []),
+        f"{_line(str(shown))} is written.{stop}",
+        f"next: {_run(str(shown))}",
     ]
     return "\n".join([*_findings(plan), "", *_estimates(plan), "", *ending])
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import home
+from usl_lightning.chain.naming import label_file_in
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labelling.private import leading_to
 from usl_lightning.labelling.store import LabelStore, with_class
@@ -32,7 +33,7 @@ PORT = 8642
 
 @dataclass
 class LabelOptions:
-    """`usl label LABELS.json [--dir DIR] [--classes a,b,c] [--port N] [--no-browser]`.
+    """`usl label RUN_DIR|LABELS.json [--dir DIR] [--classes a,b,c] [--port N] [--no-browser]`.
 
     Attributes:
         labels: the label file.
@@ -57,9 +58,15 @@ class LabelOptions:
         """
         words = list(arguments)
         place = next((i for i, word in enumerate(words) if word.endswith(".json") and not word.startswith("-")), None)
-        if place is None:
-            raise UslError("usl label: expected a label file, e.g. usl label runs/NAME/select/labels.json")
-        typed = cls(home(words.pop(place)))
+        if place is not None:
+            typed = cls(home(words.pop(place)))
+        elif words and not words[0].startswith("-"):
+            typed = cls(label_file_in(home(words.pop(0))))
+        else:
+            raise UslError(
+                "usl label: expected the folder of a run or a label file, e.g. usl label runs/photos, or "
+                "runs/photos/select/labels.json"
+            )
         for key, value in known_options("label", words).items():
             if key == "no-browser" and value in ("true", "false"):
                 typed.browser = value == "false"

@@ -1,5 +1,6 @@
 """`usl report RUN_DIR`: one HTML file that shows what a run did. It loads nothing from anywhere."""
 
+import shlex
 import time
 from collections.abc import Sequence
 from importlib import resources
@@ -35,6 +36,18 @@ def main(arguments: Sequence[str]) -> None:
     folder, out = _parse(arguments)
     path = write_report(folder, out)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    print(f"next: {what_next(read_run(folder))}")
+
+
+def what_next(run: RunReport) -> str:
+    """The command that goes on with a run."""
+    if run.waiting:
+        return shlex.join(["usl", "label", str(run.folder)])
+    if run.missing:
+        return run.command or "the command that made this folder goes on where it stopped"
+    if any(stage.config.get("data.labels") for stage in run.stages):
+        return f"{shlex.join(['usl', 'predict', str(run.folder)])} FOLDER classifies other images"
+    return "usl configs lists what can be done with its features"
 
 
 def _parse(arguments: Sequence[str]) -> tuple[Path, Path | None]:

@@ -3,10 +3,11 @@
 import csv
 import io
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -24,6 +25,21 @@ from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import StepLoader, process_range
 from usl_lightning.stage.parser import StageCLI
+from usl_lightning.stage.sorting import check_sorting, sort_into
+
+
+class Predictions(NamedTuple):
+    """What a classifier says of n images.
+
+    Attributes:
+        labels: int64 [n], the most probable class of each.
+        probabilities: float32 [n], of that class.
+        rows: float32 [n, classes], of every class; None if they were not kept.
+    """
+
+    labels: Tensor
+    probabilities: Tensor
+    rows: Tensor | None = None
 
 COLUMNS, LEFT_OUT_COLUMNS = ("image", "label", "probability"), ("image", "problem")
 
@@ -34,31 +50,56 @@ def predict(
     """Run the verb: write a CSV with file or number of the image, class and its probability.
 
     Files of a folder that cannot be read are left out and listed in a CSV beside it, unless `data.on_error` is typed.
+    With `--sort-into` the files are copied into a folder for each class, too.
     """
     data, options, image = cli.datamodule, cli.stage.options, cli.model.image
     what = options.get("split") or (Path(options["folder"]).resolve().name if "folder" in options else "")
     path = Path(options.get("out", cli.stage.run_dir / f"predictions{'_' if what else ''}{what}.csv"))
     left_out = path.with_name(f"{path.stem}_left_out.csv")
     for file, columns in ((path, COLUMNS), (left_out, LEFT_OUT_COLUMNS)):
-        start = f"{','.join(columns)}\n".encode()
+        start = ",".join(columns).encode()
         check_replaceable(file, lambda content, start=start: content.startswith(start), "usl predict: --out")  # type: ignore[misc]
     typed = cli.config.data.init_args
     on_error: Literal["fail", "skip"] = typed.on_error if "data.on_error" in cli.stage.overrides else "skip"
     own = images_to_predict(data, image, options, on_error, typed.background)
     source = checked(cli.model.sees(own), image)
+    target = Path(options["sort-into"]) if "sort-into" in options else None
+    if target is not None:
+        check_sorting(source, target)
     size = data.pass_batch_size(source, own, trainer.strategy.root_device)
-    labels, probabilities = classify(
-        trainer, cli.model, source, batch_size=size, checkpoint=checkpoint, workers=data.workers
+    every = _every_probability(options)
+    told = classify(
+        trainer, cli.model, source, batch_size=size, checkpoint=checkpoint, workers=data.workers, every=every
     )
     if trainer.is_global_zero:
-        write_text(path, predictions_csv(source, labels, probabilities, image.classes))
+        write_text(path, predictions_csv(source, told, image.classes))
         left_out.unlink(missing_ok=True)  # of an earlier time
-        told = ""
-        if isinstance(source, FolderSource) and source.problems:
-            write_text(left_out, problems_csv(source.problems))
-            told = f"; {_counted(len(source.problems))} left out, listed with the reason in {left_out}"
-        print(f"{len(labels)} predictions: {path}{told}")
+        problems = source.problems if isinstance(source, FolderSource) else {}
+        more = f"; {_counted(len(problems))} left out, listed with the reason in {left_out}" if problems else ""
+        if problems:
+            write_text(left_out, problems_csv(problems))
+        print(f"{len(told.labels)} predictions: {path}{more}")
+        if target is not None and isinstance(source, FolderSource):
+            sort_into(source, told.labels.tolist(), image.classes, target)
+            print(f"{len(told.labels)} copies, by class: {target}")
+        print(_what_next(cli, options))
     return {}
+
+
+def _every_probability(options: Mapping[str, str]) -> bool:
+    given = options.get("all-probabilities", "false")
+    if given not in ("true", "false"):
+        raise UslError(f"usl predict: --all-probabilities {given}: it takes no value")
+    return given == "true"
+
+
+def _what_next(cli: StageCLI, options: Mapping[str, str]) -> str:
+    """The last line: what else can be done with the classifier."""
+    run = cli.stage.run_dir
+    if "folder" in options and "sort-into" not in options:
+        folder = shlex.quote(options["folder"])
+        return f"next: usl predict {shlex.quote(str(run))} {folder} --sort-into DIR copies the images by class"
+    return f"next: usl export {shlex.quote(str(run))} --out model.onnx makes a file that runs without this package"
 
 
 def _counted(count: int) -> str:
@@ -120,8 +161,9 @@ def classify(
     batch_size: int,
     checkpoint: Any,
     workers: int | None,
-) -> tuple[Tensor, Tensor]:
-    """The most probable class of each image (int64 [n]) and its probability (float32 [n]), in order, on the CPU.
+    every: bool = False,
+) -> Predictions:
+    """What the classifier says of each image, in order, on the CPU.
 
     Args:
         trainer: tells on which devices.
@@ -130,29 +172,35 @@ def classify(
         batch_size: images in a batch, on each process.
         checkpoint: the weights.
         workers: processes that read files; None: the cores, 8 at most.
+        every: keep the probability of every class, not of the likeliest alone.
     """
     share = process_range(len(source), trainer.global_rank, trainer.world_size)
     processes = (min(8, os.cpu_count() or 1) if workers is None else workers) if isinstance(source, FolderSource) else 0
     loader = StepLoader(_Reading(source, share, batch_size), stop=-(-len(share) // batch_size), workers=processes)
-    best = _Best()
+    best = _Best(every)
     trainer.callbacks.append(best)  # type: ignore[attr-defined]
     trainer.predict(model, dataloaders=loader, ckpt_path=checkpoint, return_predictions=False)
     device = trainer.strategy.root_device
-    probabilities, labels = (gather_uneven(torch.cat(parts).to(device)).cpu() for parts in (best.values, best.labels))
-    return labels, probabilities
+    kept = (best.values, best.labels, *([best.rows] if every else []))
+    probabilities, labels, *rows = (gather_uneven(torch.cat(parts).to(device)).cpu() for parts in kept)
+    return Predictions(labels, probabilities, rows[0] if rows else None)
 
 
-def predictions_csv(source: ImageSource, labels: Tensor, probabilities: Tensor, classes: Sequence[str]) -> str:
+def predictions_csv(source: ImageSource, told: Predictions, classes: Sequence[str]) -> str:
     """`image,label,probability`: the file, or the number of the image; the name of the class; to six places.
 
-    No cell is a formula to a spreadsheet.
+    Where the probability of every class is known, a column `probability of CLASS` for each follows. No cell is a
+    formula to a spreadsheet.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    every = [] if told.rows is None else [f"probability of {name}" for name in classes]
+    writer.writerow([*COLUMNS, *every])
     names = source.files or range(len(source))
-    for name, label, probability in zip(names, labels.tolist(), probabilities.tolist(), strict=True):
-        writer.writerow([guarded(str(name)), guarded(classes[label]), f"{probability:.6f}"])
+    for place, (name, label) in enumerate(zip(names, told.labels.tolist(), strict=True)):
+        row = [] if told.rows is None else told.rows[place].tolist()
+        figures = (f"{value:.6f}" for value in (float(told.probabilities[place]), *row))
+        writer.writerow([guarded(str(name)), guarded(classes[label]), *figures])
     return text.getvalue()
 
 
@@ -164,10 +212,16 @@ def problems_csv(problems: Mapping[str, str]) -> str:
 
 
 class _Best(Callback):
-    """Keeps the largest probability of each image; all of them would be gigabytes for a thousand classes."""
+    """Keeps the largest probability of each image; all of them would be gigabytes for a thousand classes.
 
-    def __init__(self) -> None:
+    Args:
+        every: keep them all the same.
+    """
+
+    def __init__(self, every: bool) -> None:
+        self.every = every
         self.values, self.labels = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
+        self.rows: list[Tensor] = []
 
     def on_predict_batch_end(
         self,
@@ -182,6 +236,8 @@ class _Best(Callback):
         value, label = outputs.max(1)
         self.values.append(value.cpu())
         self.labels.append(label.cpu())
+        if self.every:
+            self.rows.append(outputs.float().cpu())
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """`usl test` and `usl validate`: how good a checkpoint is, told by the method itself."""
 
+import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -62,4 +63,6 @@ def judge(
         evaluation.write(folder.evaluation, about)
         if closely:
             print(f"{evaluation.table}\n{folder.evaluation}")
+            if "predict" in model.verbs:
+                print(f"next: usl predict {shlex.quote(str(cli.stage.run_dir))} FOLDER")
     return evaluation.metrics

@@ -16,8 +16,11 @@ from usl_lightning.stage.identity import StageIdentity, flatten
 COMMANDS = ("fit", "validate", "test", "predict", "select")
 RESULTS = ("fit", "select")
 """Commands that fill a stage folder; the others look at one."""
-OPTIONS = {"predict": ("folder", "split", "out"), "export": ("out", "pixels")}
+OPTIONS = {"predict": ("folder", "split", "out", "sort-into", "all-probabilities"), "export": ("out", "pixels")}
 """What a command takes that is no parameter of the stage."""
+
+FLAGS = ("all-probabilities",)
+"""Those of them that take no value."""
 
 SHORT = {"keep": "model.keep_from", "allow-oracle": "model.allow_oracle"}
 """Options with a name of their own, and the parameters they mean."""
@@ -56,11 +59,16 @@ class StageCommand:
         """
         given, own = options(arguments), OPTIONS.get(command, ())
         for key, value in given:
-            if key in ("config", "c", "run_dir", "ckpt_path", *own) and value in ("true", ""):
+            if key in ("config", "c", "run_dir", "ckpt_path", *own) and key not in FLAGS and value in ("true", ""):
                 raise UslError(f"--{key}: its value is missing")
         configs = [find_config(value) for key, value in given if key in ("config", "c")]
         if not configs:
-            raise UslError(f"usl {command}: --config FILE is missing; `usl configs` lists the shipped ones")
+            also = (
+                "a run's folder, as in runs/photos, or "
+                if command in OPTIONS or command in ("test", "validate")
+                else ""
+            )
+            raise UslError(f"usl {command}: {also}--config FILE is missing; `usl configs` lists the shipped ones")
         first = configs[0]
         looks_at_own = command not in RESULTS and first.name == "config.yaml" and (first.parent / "stage.json").exists()
         stage = cls(command, configs, run_dir=first.parent if looks_at_own else Path("runs") / first.stem)

@@ -1,0 +1,197 @@
+"""`usl label|test|predict|export RUN`: the folder of a run is enough; and copies of images by class."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from usl_lightning import Classifier
+from usl_lightning.base.errors import UslError
+from usl_lightning.chain.naming import label_file_in, spelled_out
+from usl_lightning.cli import main
+from usl_lightning.labels import LabelIndex
+from usl_lightning.stage.sorting import folder_names
+
+COLOURS = {"blue": (30, 40, 220), "green": (20, 200, 60), "red": (220, 30, 40)}
+
+
+def picture(path: Path, colour: tuple[int, int, int], seed: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(-25, 25, (16, 16, 3))
+    Image.fromarray((np.array(colour) + noise).clip(0, 255).astype(np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of three colours, more of them without a class, and a finished run on them."""
+    folder = tmp_path_factory.mktemp("named")
+    for number in range(8):
+        for name, colour in COLOURS.items():
+            picture(folder / "photos" / "train" / name / f"{number}.png", colour, number)
+            picture(folder / "photos" / "test" / name / f"{number}.png", colour, 100 + number)
+    picture(folder / "new" / "may" / "1.png", COLOURS["red"], 200)
+    picture(folder / "new" / "2.png", COLOURS["blue"], 201)
+    network = {"model.backbone": "small", "model.pretrained": False}
+    stages = [
+        {"name": "select", "command": "select", "config": "folder_random.yaml", "set": {"model.budget": 12}},
+        {
+            "name": "train", "command": "fit", "config": "folder_probe.yaml",
+            "set": {**network, "data.labels": "${select.labels}"},
+        },
+    ]  # fmt: skip
+    content = {"set": {"data.dir": str(folder / "photos"), "data.image_size": 16, "data.channels": 3}, "stages": stages}
+    (folder / "photos.yaml").write_text(yaml.safe_dump(content))
+    main(["run", str(folder / "photos.yaml"), "--out", str(folder / "runs")])
+    return folder
+
+
+def usl(*words: object) -> None:
+    main([str(word) for word in words])
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        usl(*words)
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("usl")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_test_takes_a_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usl("test", home / "runs" / "photos")
+    told = capsys.readouterr().out.splitlines()
+    result = json.loads((home / "runs/photos/train/result.json").read_text())
+    assert any(f"{result['test_accuracy']:.4f}" in line for line in told)
+    assert told[-1] == f"next: usl predict {home}/runs/photos/train FOLDER"
+
+
+def test_predict_takes_a_run_and_a_folder(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usl("predict", home / "runs" / "photos", home / "new", "--all-probabilities")
+    path = home / "runs/photos/train/predictions_new.csv"
+    told = capsys.readouterr().out.splitlines()
+    assert told[-2:] == [
+        f"2 predictions: {path}",
+        f"next: usl predict {home}/runs/photos/train {home}/new --sort-into DIR copies the images by class",
+    ]
+    found = {row["image"]: row for row in rows(path)}
+    assert set(found) == {"2.png", "may/1.png"}
+    for row in found.values():
+        every = {name: float(row[f"probability of {name}"]) for name in COLOURS}
+        assert sum(every.values()) == pytest.approx(1, abs=1e-5)
+        assert max(every, key=lambda name: every[name]) == row["label"]
+        assert every[row["label"]] == pytest.approx(float(row["probability"]))
+
+
+def test_images_are_copied_by_class(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    usl("predict", home / "runs/photos", home / "new", "--sort-into", tmp_path / "sorted", "--out", tmp_path / "p.csv")
+    expected = {tmp_path / "sorted" / row["label"] / row["image"]: row["image"] for row in rows(tmp_path / "p.csv")}
+    assert set((tmp_path / "sorted").rglob("*.png")) == set(expected)
+    for copy, image in expected.items():
+        assert copy.read_bytes() == (home / "new" / image).read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "sorted"], "nothing half done is left"
+    out = capsys.readouterr().out.splitlines()
+    assert out[-1].startswith(f"next: usl export {home}/runs/photos/train --out model.onnx")
+
+
+def test_nothing_is_mixed_into_a_folder_that_is_there(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sorted").mkdir()
+    (tmp_path / "sorted" / "mine.txt").write_text("mine")
+    out = tmp_path / "p.csv"
+    words = ("predict", home / "runs/photos", home / "new", "--sort-into", tmp_path / "sorted", "--out", out)
+    line = refused(capsys, *words)
+    assert line == (
+        f"usl predict: --sort-into {tmp_path}/sorted: it is there already; expected a new folder, or an empty one, so "
+        "that nothing is mixed"
+    )
+    assert not out.exists()
+    (tmp_path / "sorted" / "mine.txt").unlink()
+    usl(*words)
+    assert len(list((tmp_path / "sorted").rglob("*.png"))) == 2, "an empty one is as good as none"
+
+
+def test_names_that_are_no_folders() -> None:
+    assert folder_names(["a/b", "a_b", "A_B", "..", "", "cat"]) == ["a_b", "a_b_2", "A_B_3", "_", "__2", "cat"]
+
+
+def test_words_are_spelled_out(home: Path) -> None:
+    run = home / "runs/photos"
+    stage = [f"--config={run}/train/config.yaml", f"--run_dir={run}/train"]
+    assert spelled_out("test", [str(run)]) == [*stage, "--ckpt_path=last"]
+    assert spelled_out("test", [str(run / "train")]) == [*stage, "--ckpt_path=last"]
+    assert spelled_out("export", [str(run), "--ckpt_path=x.ckpt", "--out", "m.onnx"]) == [
+        *stage, "--ckpt_path=x.ckpt", "--out", "m.onnx",
+    ]  # fmt: skip
+    assert spelled_out("predict", [str(run), "new", "--out", "x.csv"]) == [
+        *stage, "--ckpt_path=last", "--folder=new", "--out", "x.csv",
+    ]  # fmt: skip
+    assert spelled_out("fit", [str(run)]) == [str(run)], "that one makes runs"
+    assert spelled_out("test", ["--config", "a.yaml"]) == ["--config", "a.yaml"]
+
+
+def test_a_classifier_from_python(home: Path) -> None:
+    run = home / "runs/photos"
+    usl("predict", run, home / "new", "--all-probabilities")
+    expected = rows(run / "train/predictions_new.csv")
+    state = torch.random.get_rng_state()
+    classifier = Classifier.load(run)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert classifier.classes == tuple(COLOURS)
+    told = classifier.predict(home / "new")
+    assert told.files == tuple(row["image"] for row in expected)
+    assert told.labels == tuple(row["label"] for row in expected)
+    for row, probabilities in zip(expected, told.probabilities.tolist(), strict=True):
+        assert probabilities == pytest.approx([float(row[f"probability of {name}"]) for name in COLOURS], abs=1e-5)
+    paths = [home / "new" / row["image"] for row in expected]
+    pictures = [Image.open(path) for path in paths]
+    arrays = np.stack([np.asarray(each) for each in pictures])
+    tensor = torch.from_numpy(arrays).permute(0, 3, 1, 2)
+    for same in (paths, pictures, arrays, list(arrays), tensor, list(tensor)):
+        assert torch.equal(classifier.predict(same).probabilities, told.probabilities)
+    for one in (paths[0], pictures[0], arrays[0], tensor[0]):
+        assert torch.allclose(classifier.predict(one).probabilities, told.probabilities[:1], atol=1e-6)
+    with pytest.raises(UslError, match=r"image 0: float64 \[16, 16, 3\]; expected uint8"):
+        classifier.predict(arrays / 255.0)
+    with pytest.raises(UslError, match="no image is given"):
+        classifier.predict([])
+
+
+def test_the_label_file_of_a_run(home: Path, tmp_path: Path) -> None:
+    assert label_file_in(home / "runs/photos") == home / "runs/photos/select/labels.json"
+    assert label_file_in(home / "runs/photos/select") == home / "runs/photos/select/labels.json"
+
+
+def test_what_is_no_run_is_said(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "predict", home / "runs" / "photo", home / "new")
+    assert line.startswith(f"usl predict: {home}/runs/photo: no such folder")
+    assert "did you mean 'photos'?" in line
+    assert "not the folder of a run; expected runs/NAME" in refused(capsys, "test", home / "photos")
+    assert "no classifier is trained in this run yet" in refused(capsys, "test", _unfinished(home, tmp_path))
+    assert "no images are selected in this run yet" in refused(
+        capsys, "label", _unfinished(home, tmp_path, select=False)
+    )
+    assert "no such folder" in refused(capsys, "label", home / "nothing")
+
+
+def _unfinished(home: Path, folder: Path, select: bool = True) -> Path:
+    """A run whose classifier is not trained yet."""
+    run = folder / ("chosen" if select else "begun")
+    (run / "select").mkdir(parents=True, exist_ok=True)
+    (run / "run.json").write_text((home / "runs/photos/run.json").read_text())
+    (run / "select/stage.json").write_text((home / "runs/photos/select/stage.json").read_text())
+    if select:
+        LabelIndex.read(home / "runs/photos/select/labels.json").write(run / "select/labels.json")
+    return run

@@ -1,0 +1,76 @@
+"""`usl predict --sort-into DIR`: copies of the images, in a folder for each class."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.progress import progress
+from usl_lightning.data.images.folder_source import FolderSource
+from usl_lightning.data.images.source import ImageSource
+
+
+def check_sorting(source: ImageSource, target: Path) -> None:
+    """Refuse what cannot be sorted, before anything is computed.
+
+    Args:
+        source: the images.
+        target: the folder that is to be made.
+
+    Raises:
+        UslError: it is there already and holds something, cannot be written, or the images are no files.
+    """
+    if not isinstance(source, FolderSource):
+        raise UslError(f"usl predict: --sort-into {target}: the images are no files; give a folder of images")
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise UslError(
+            f"usl predict: --sort-into {target}: it is there already; expected a new folder, or an empty one, so that "
+            "nothing is mixed"
+        )
+
+
+def sort_into(source: FolderSource, labels: Sequence[int], classes: Sequence[str], target: Path) -> None:
+    """Copy each image to `target/CLASS/` with its own path below that; all of them, or the folder is not there.
+
+    Args:
+        source: the images.
+        labels: of each, a place in `classes`.
+        classes: their names; see `folder_names`.
+        target: see `check_sorting`.
+
+    Raises:
+        UslError: it cannot be written.
+    """
+    folders = folder_names(classes)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            with progress(f"copying into {target}", len(labels), "image") as bar:
+                for file, label in zip(source.files or (), labels, strict=True):
+                    copy = partial / folders[label] / file.lstrip(os.sep)
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(source.root / file, copy)
+                    bar.update()
+            partial.chmod(0o755)
+            partial.replace(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise UslError(
+            f"usl predict: --sort-into {target}: cannot be written ({error.strerror}); choose another folder"
+        ) from error
+
+
+def folder_names(classes: Sequence[str]) -> list[str]:
+    """The folder of each class, no two the same to any file system: its name, as far as that can be one."""
+    names: list[str] = []
+    for name in classes:
+        plain = "".join("_" if c in '/\\:*?"<>|' or c < " " else c for c in name).strip(". ") or "_"
+        taken = {other.casefold() for other in names}
+        numbered = (f"{plain}_{number}" for number in range(2, len(classes) + 2))
+        names.append(next(each for each in (plain, *numbered) if each.casefold() not in taken))
+    return names

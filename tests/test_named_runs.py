@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from usl_lightning import Classifier
 from usl_lightning.base.errors import UslError
 from usl_lightning.chain.naming import label_file_in, spelled_out
 from usl_lightning.cli import main
+from usl_lightning.evaluation.told import HeldOut, Told
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.sorting import folder_names
 
@@ -195,3 +197,41 @@ def _unfinished(home: Path, folder: Path, select: bool = True) -> Path:
     if select:
         LabelIndex.read(home / "runs/photos/select/labels.json").write(run / "select/labels.json")
     return run
+
+
+def test_the_report_shows_predictions(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = home / "runs/photos"
+    usl("report", run, "--out", tmp_path / "report.html")
+    assert capsys.readouterr().out.splitlines()[-1] == f"next: usl predict {run} FOLDER classifies other images"
+    page = (tmp_path / "report.html").read_text()
+    part = page.partition('id="predictions"')[2].partition("</section>")[0]
+    told = Told.read(run / "train/outputs/predictions.npz")
+    assert told is not None
+    for label, name in enumerate(COLOURS):
+        assert f"<h5>{name}: {told.of_class(label, 1)[0]} of 24 images</h5>" in part
+    unsure = part.partition("<h4>Most unsure</h4>")[2].partition("<h4>")[0]
+    assert unsure.count("<img") == 12, "those that have no label"
+    assert all(f"{name}/" in part for name in COLOURS)
+    assert "None." in part.partition("Labels that look wrong")[2]
+    assert '<a href="#predictions">Predictions</a>' in page
+
+
+def test_the_report_doubts_a_wrong_label(home: Path, tmp_path: Path) -> None:
+    path, run = home / "runs/photos/train/outputs/predictions.npz", home / "runs/photos"
+    kept = path.read_bytes()
+    told = Told.read(path)
+    assert told is not None
+    rows, given, held = told.held_out
+    wrong = given.clone()
+    wrong[0] = (given[0] + 1) % 3
+    held[0] = torch.nn.functional.one_hot(given[0], 3).float()
+    try:
+        replace(told, held_out=HeldOut(rows, wrong, held)).write(path)
+        usl("report", run, "--out", tmp_path / "report.html")
+    finally:
+        path.write_bytes(kept)
+    part = (tmp_path / "report.html").read_text().partition("Labels that look wrong")[2].partition("</section>")[0]
+    names = list(COLOURS)
+    assert f"<strong>labelled {names[int(wrong[0])]}</strong>" in part
+    assert f"rather {names[int(given[0])]}, 100%" in part
+    assert f"usl label {run}/select/labels.json" in part

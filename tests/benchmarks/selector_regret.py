@@ -317,9 +317,8 @@ def draw(table: dict[Cell, dict[str, float]], names: list[str], path: Path) -> N
                 each = [100 * (max(row.values()) - row[name]) for c, row in table.items() if c[1:] == (b, classifier)]
                 points.append((float(b), statistics.mean(each), min(each), max(each)))
             curves.append(Curve(name, points))
-        panels.append(
-            Panel(f"{classifier}: points below the best selector", "labels a class", curves, log_x=True, top=25)
-        )
+        title = f"{classifier}: points below the best selector"
+        panels.append(Panel(title, "labels a class", curves, log_x=True, top=25))
     draw_curves(panels, path)
 
 

@@ -103,6 +103,11 @@ class Trial:
         mixed = calibrate(both, self.labels, self.folds, self.counts, usual=MIXED, doubts=doubts)
         return mixed, weights[mixed.setting]
 
+    def held_out(self) -> Tensor:
+        """What is said of each label while it is held out, the mean over repeats: [m, c], rows of sum 1."""
+        mean: Tensor = self.mixed.probabilities.mean(0)
+        return mean / mean.sum(1, keepdim=True)
+
     def judge(self, confidences: Tensor, share: Tensor, labels: int) -> Judgement:
         """What the labels say.
 

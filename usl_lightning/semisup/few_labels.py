@@ -20,6 +20,7 @@ from usl_lightning.data.modules import ImageData, LabelledData
 from usl_lightning.evaluation.classification import Scores, Tally, scores_table, write_scores
 from usl_lightning.evaluation.estimate import FEWEST, nearest_share
 from usl_lightning.evaluation.folds import stratified_folds
+from usl_lightning.evaluation.told import PREDICTIONS, HeldOut, Told
 from usl_lightning.evaluation.trial import Judgement, Trial
 from usl_lightning.features.source import FeatureMethod
 from usl_lightning.models.encoder import ENTRY, encoder_entry, encoder_like
@@ -56,6 +57,8 @@ class FewLabels(FeatureMethod):
     Attributes:
         usual: of each learner, the temperature before any label is seen.
         scores: what the last pass over the test images said; None if none has a label.
+        told: what was said of the images that were learned from; None before that.
+        held_out: what was said of the labelled ones while they were held out; None before that.
     """
 
     ranges: ClassVar[Ranges] = {"folds": whole(2), "repeats": whole(1)}
@@ -76,6 +79,8 @@ class FewLabels(FeatureMethod):
         self.judgement: Judgement | None = None
         self.scores: Scores | None = None
         self._tally: Tally | None = None
+        self.held_out: HeldOut | None = None
+        self.told: Told | None = None
 
     @abstractmethod
     def learners(self, features: Tensor, rows: Tensor, labels: Tensor) -> tuple[Learner, ...]:
@@ -97,7 +102,9 @@ class FewLabels(FeatureMethod):
         Raises:
             UslError: features without a direction, or labels of one class alone.
         """
-        self.learn_from(features, *_labelled(data), seed=data.seed)
+        rows, labels = _labelled(data)
+        logits = self.learn_from(features, rows, labels, seed=data.seed)
+        self.told = Told.of(logits.softmax(1), data.classes, self.held_out)
         if self.judgement is not None and self.judgement.estimate is None:
             log.warning(
                 "%s: too few labels to tell how good the classifier is; expected at least %d whose class has another",
@@ -133,6 +140,7 @@ class FewLabels(FeatureMethod):
         unlabelled[rows] = False
         confidences = logits[unlabelled].softmax(1).amax(1)
         self.judgement = trial.judge(confidences, nearest_share(x, rows[few]), len(rows))
+        self.held_out = HeldOut(rows[few].cpu(), labels[few].cpu(), trial.held_out().cpu())
         return logits
 
     # What a checkpoint has.
@@ -159,6 +167,11 @@ class FewLabels(FeatureMethod):
                 states[int(number)][rest] = value
         self.votes = Votes(self.heads_like(states)).to(device)
         self.judgement = Judgement.of(checkpoint[JUDGED])
+
+    def write_outputs(self, folder: Path) -> None:
+        """Write what was said of the images that were learned from, `predictions.npz`, which the report shows."""
+        if self.told is not None:
+            self.told.write(folder / f"{PREDICTIONS}.npz")
 
     # Looking at images.
 

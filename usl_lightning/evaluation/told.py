@@ -71,7 +71,7 @@ class Told:
         return cls(classes, best.indices[:, 0], values[:, 0], values[:, 0] - values[:, 1], held_out)
 
     def unsure(self, most: int) -> list[int]:
-        """Rows of the images without a label whose two likeliest classes are nearest to each other, the nearest first."""
+        """Rows of the images without a label whose two likeliest classes are closest to each other, those first."""
         margins = self.margins.clone()
         margins[self.held_out.rows] = torch.inf
         order = torch.argsort(margins, stable=True)[:most]
@@ -86,7 +86,7 @@ class Told:
         return len(rows), rows[places].tolist()
 
     def doubts(self) -> list[Doubt]:
-        """Labels that look wrong by confident learning (Northcutt, Jiang and Chuang, JAIR 2021, eq. 1), the worst first.
+        """Labels that look wrong by confident learning (Northcutt, Jiang and Chuang, JAIR 2021), the worst first.
 
         An image is counted to the likeliest class of those that are at least as probable as they are, on average, for
         images which people gave that label; a label other than that class is doubted.

@@ -1,4 +1,4 @@
-"""Sections of a report on what a classifier makes of the images: each class, the most unsure, labels that look wrong."""
+"""Section of a report on what a classifier makes of the images: classes, the most unsure, labels that look wrong."""
 
 import shlex
 from collections.abc import Sequence

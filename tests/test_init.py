@@ -26,7 +26,7 @@ from usl_lightning.init import plan as planning
 from usl_lightning.init import speed
 from usl_lightning.init.choice import Choice, Features, choose_features, decide, information_imbalance, kept_neighbours
 from usl_lightning.init.folder import Inspection, inspect_folder
-from usl_lightning.init.plan import Plan, Wishes, build_view, choose_view, make_plan
+from usl_lightning.init.plan import Plan, Wishes, build_view, check_budget, choose_view, make_plan
 from usl_lightning.init.speed import Network, candidates, timed
 from usl_lightning.init.template import chain_text, screen
 from usl_lightning.labels import LabelIndex
@@ -329,6 +329,18 @@ def test_what_the_figures_decide(published: str, pixels: str, chosen: Features) 
 @pytest.mark.parametrize("count", [3, 10])
 def test_few_and_equal_images_are_no_trouble(count: int) -> None:
     assert decide(torch.ones(2, count, 4), torch.zeros(2, count, 4)).features in ("own", "published", "both")
+
+
+def test_images_that_are_all_the_same_are_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tree(here / "same", {"": 12})
+    first = (root / "000.png").read_bytes()
+    for path in root.iterdir():
+        path.write_bytes(first)
+    line = "usl init: same: all images are the same one; expected different ones to learn from"
+    assert refusal(capsys, "same").strip() == line
+    picture(root / "other.png", 13, 13)
+    assert len(inspect_folder(root).copies[0]) == 12
+    assert check_budget(inspect_folder(root), Wishes()) == 3
 
 
 def test_without_weights_it_says_where_to_get_them_and_trains(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

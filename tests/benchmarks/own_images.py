@@ -140,7 +140,11 @@ class Features:
         for source, rows in zip(self.sources, (torch.arange(len(self.sources[0])), self.rows), strict=True):
             image = encoder.image
             opened = open_source(
-                "folder", source.split, dir=str(source.root), image_size=image.height, channels=image.channels
+                "folder",
+                source.split,
+                dir=str(Path(self.sources[0].root).parent),
+                image_size=image.height,
+                channels=image.channels,
             )
             with torch.inference_mode():
                 found.append(torch.cat([encoder(opened.read(part)).float() for part in rows.split(250)]))

@@ -103,11 +103,13 @@ def check_budget(found: Inspection, wishes: Wishes) -> int:
     """The number of images to label.
 
     Raises:
-        UslError: more than there are, or too few images to learn from at all.
+        UslError: more than there are, too few images to learn from at all, or always the same one.
     """
     count = readable(found)
     if count < 10:
         raise UslError(f"usl init: {found.folder}: {count} images; expected 10 or more to learn from")
+    if found.copies and len(found.copies[0]) == len(found.train.readable):
+        raise UslError(f"usl init: {found.folder}: all images are the same one; expected different ones to learn from")
     if wishes.budget is not None:
         if not 1 <= wishes.budget <= count:
             have = f"{found.folder} has {count} images"

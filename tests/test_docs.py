@@ -324,3 +324,17 @@ def test_figures_of_methods_are_those_that_were_measured() -> None:
     heads, cells = ([cell.strip().lower() for cell in lines[i].split("|")[1:-1]] for i in (head, head + 2))
     means = [labels["methods"][name]["mean"] for name in heads]
     assert [float(cell) for cell in cells] == pytest.approx(means, abs=0.00051)
+
+
+def test_figures_of_own_images_are_those_that_were_measured() -> None:
+    measured = json.loads((ROOT / "tests/benchmarks/results/own_images_emoji.json").read_text())
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"{measured['images']:,} emoji" in text
+    assert f"on {measured['new_images']} others" in text
+    columns = ("init_and_run", "same_labels_logistic", "kmeans_labels_logistic", "random_labels_logistic")
+    for budget, figures in measured["budgets"].items():
+        cells = " | ".join(f"{figures[name]['mean']:.3f}" for name in columns)
+        assert f"| {budget} | {cells} |" in text, budget
+    accuracy, low, high = measured["budgets"]["32"]["estimated"][0]
+    truth = measured["budgets"]["32"]["init_and_run"]["each"][0]
+    assert f"it says {accuracy:.2f} ({low:.2f} to {high:.2f}), and is right {truth:.2f} of the time" in text

@@ -15,6 +15,7 @@ from PIL import Image
 from runs import Outcome, usl
 from test_sources import make_cifar
 
+from usl_lightning.chain.naming import label_file_in
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.labelling.store import LabelStore
 
@@ -67,13 +68,14 @@ def test_every_command_of_the_readme(tmp_path: Path) -> None:
     for command, following in zip(stages, [*stages[1:], ""], strict=True):
         words = command.split()[1:]
         if words[0] == "label":
-            answer(tmp_path / words[1])
+            answer(label_file_in(tmp_path / words[1]))
             continue
         more = next((extra for part, extra in SHORT.items() if part in command), "")
         outcome: Outcome = usl(tmp_path, *words, *more.split())
         stopped = following.startswith("usl label")
         assert outcome.code == (3 if stopped else 0), (command, outcome.err[-2000:])
-        assert not stopped or f"25 images to label: {following}" in outcome.out, outcome
+        assert not stopped or "25 images to label: usl label runs/photos/select/labels.json" in outcome.out, outcome
+    assert len(list((tmp_path / "sorted").rglob("*.png"))) == 20
     for made in ("runs/photos/report.html", "runs/photos/train/predictions_more_photos.csv"):
         assert (tmp_path / made).stat().st_size > 200, made
     summary = json.loads((tmp_path / "runs" / "digits_quickstart" / "summary.json").read_text())

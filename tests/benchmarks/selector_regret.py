@@ -9,9 +9,10 @@ and three classifiers: the nearest label, logistic regression (C = 30) and label
 and a classifier; in it counts the mean accuracy over the seeds, on the images that were not chosen. The regret of a
 selector is the best mean of the cell less its own.
 
-Checkpoints that are there as digits_simclr|fashion_simclr/checkpoints/last.ckpt are taken as they are; the
-figures of Fashion-MNIST are of one that own_images.py left (300 steps). Features and runs are kept in runs/benchmark_selector_regret/, so that a broken benchmark goes on. Tables go to
-results/selector_regret.json, the plot to results/selector_regret.png.
+Checkpoints that are there as digits_simclr/ or fashion_simclr/checkpoints/last.ckpt are taken as they are; the figures
+of Fashion-MNIST are of one that own_images.py left (300 steps). Features and runs are kept in
+runs/benchmark_selector_regret/, so that a broken benchmark goes on. Tables go to results/selector_regret.json, the plot
+to results/selector_regret.png.
 """
 
 import argparse

@@ -137,16 +137,14 @@ def _dispatch(words: list[str]) -> None:
 
 def _asks_for_help(words: list[str]) -> bool:
     """For a command's page; that of a stage whose configuration is named lists its parameters instead."""
-    named = any(word.startswith(("--config", "-c")) for word in words) or not words[1:2] or words[1][0] != "-"
-    named = named and words[0] in STAGE_COMMANDS and words[1:2] not in ([], ["--help"], ["-h"])
+    named = words[0] in STAGE_COMMANDS and any(word.startswith(("--config", "-c")) for word in words)
     return not named and ("--help" in words or "-h" in words)
 
 
 def _run_stage(command: str, words: list[str]) -> None:
+    from usl_lightning.chain.naming import spelled_out
     from usl_lightning.stage.launch import run_stage
     from usl_lightning.stage.words import StageCommand
-
-    from usl_lightning.chain.naming import spelled_out
 
     stage = StageCommand.parse(command, spelled_out(command, [word for word in words if word not in ("--help", "-h")]))
     if "--help" in words or "-h" in words:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from usl_lightning.base.files import atomic_path
+from usl_lightning.base.atomic import atomic_path
 
 PREDICTIONS = "predictions"
 """Name of the file, without its suffix, among the outputs of a stage."""

@@ -41,6 +41,7 @@ class Predictions(NamedTuple):
     probabilities: Tensor
     rows: Tensor | None = None
 
+
 COLUMNS, LEFT_OUT_COLUMNS = ("image", "label", "probability"), ("image", "problem")
 
 

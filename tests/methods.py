@@ -55,6 +55,10 @@ EARLIER = "runs/digits_simclr/checkpoints/last.ckpt"
 """In a command: the checkpoint of stage 1."""
 
 
+CLASSIFIER = "runs/digits_blend/checkpoints/last.ckpt"
+"""In a command: the checkpoint of a classifier."""
+
+
 @dataclass(frozen=True)
 class Shipped:
     """A method as a configuration of digits sets it up.
@@ -91,6 +95,8 @@ def _command_of_parts(config: str) -> list[str]:
     command = "select" if "select" in method.verbs else "fit"
     needs = {"data.labels": "labels.json", "data.neighbors_from": EARLIER}
     needs |= {"model.init_from": EARLIER} if command == "select" else {}
+    if "classifier_from" in parameters(str(flat["model.class_path"])):
+        needs |= {"model.keep_from": "labels.json", "model.classifier_from": CLASSIFIER}
     known = {f"{group}.{name}" for group in ("model", "data") for name in parameters(str(flat[f"{group}.class_path"]))}
     return ["usl", command, "--config", config, *(f"--{key}={value}" for key, value in needs.items() if key in known)]
 
@@ -134,8 +140,8 @@ def dies_after(name: str, shipped: Shipped, words: list[str]) -> int | None:
 def _die_after(name: str, method: Any, words: list[str]) -> None:
     work = getattr(method, name)
 
-    def work_and_die(self: Any, features: Tensor, other: Any) -> Tensor:
-        work(self, features, other)
+    def work_and_die(self: Any, features: Tensor, *others: Any) -> Tensor:
+        work(self, features, *others)
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 

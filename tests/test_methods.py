@@ -23,12 +23,17 @@ from training import TOGETHER, StopError
 from usl_lightning.base.configs import names_of_all
 from usl_lightning.base.parameters import parameters
 from usl_lightning.base.ranges import ranges_of
+from usl_lightning.selection.next_selector import NextSelector
+from usl_lightning.selection.selector import Selector
 
-TRAINED, SELECTING = [method for method in methods("fit") if method.method.by_steps], methods("select")
+TRAINED, CHOOSING = [method for method in methods("fit") if method.method.by_steps], methods("select")
+SELECTING = [method for method in CHOOSING if not issubclass(method.method, NextSelector)]
+NEXT = [method for method in CHOOSING if issubclass(method.method, NextSelector)]
 AT_ONCE = [method for method in methods("fit") if not method.method.by_steps]
 each_trained = pytest.mark.parametrize("method", TRAINED, ids=str)
 each_at_once = pytest.mark.parametrize("method", AT_ONCE, ids=str)
 each_selecting = pytest.mark.parametrize("method", SELECTING, ids=str)
+each_next = pytest.mark.parametrize("method", NEXT, ids=str)
 
 OF_A_PROCESS = {"embedding_std", "uniformity", "alignment", "feature_std", "knn_accuracy"}
 """Metrics of stage 1 that are of one process's images, or of images that depend on their number."""
@@ -55,7 +60,7 @@ def pair() -> Iterator[Pair]:
 
 def test_every_class_that_a_configuration_names_is_here() -> None:
     """By a configuration of digits for each of its verbs that makes something."""
-    found = {(m.method, m.command) for m in (*TRAINED, *AT_ONCE, *SELECTING)}
+    found = {(m.method, m.command) for m in (*TRAINED, *AT_ONCE, *CHOOSING)}
     named = {method for config in names_of_all() if (method := class_of(config)) is not None}
     assert {(method, verb) for method in named for verb in {"fit", "select"} & set(method.verbs)} == found
 
@@ -252,13 +257,14 @@ def test_a_killed_choice_is_made_again(method: Shipped, bench: Bench, tmp_path: 
 
 @each_selecting
 def test_kept_images_come_first_and_no_other_label_is_seen(method: Shipped, bench: Bench, tmp_path: Path) -> None:
-    """The others are the picks that kept their places."""
+    """The others are the picks that kept their places, where that is the rule."""
     alone = chosen(bench, method, tmp_path / "alone")
     kept = [alone[4], *[i for i in (159, 1, 0) if i not in alone][:2]]
     (tmp_path / "keep.json").write_text(json.dumps(kept))
     beside = chosen(bench, method, tmp_path / "beside", "--keep", tmp_path / "keep.json")
     assert beside[:3] == kept
-    assert beside[3:] == [i for i in alone if i in beside[3:]]
+    if method.method.choose_beside is Selector.choose_beside:
+        assert beside[3:] == [i for i in alone if i in beside[3:]]
     if "--model.allow_oracle=true" in bench.words(method):
         return
     made = np.load(bench.folder / "data" / "train.npz")
@@ -285,10 +291,85 @@ def test_any_images_will_do(method: Shipped, bench: Bench, tmp_path: Path) -> No
     assert sorted(chosen(bench, method, tmp_path / "ten", *options(data__dir=str(ten)))) == list(range(10))
 
 
+# Selection of the next images ----------------------------------------------------------------------------
+
+
+@each_next
+def test_the_kept_stand_the_budget_is_met_and_it_repeats(method: Shipped, bench: Bench, tmp_path: Path) -> None:
+    budget = options(model__budget=32)
+    first = select(bench, method, tmp_path / "first", *budget)
+    assert first["indices"][:20] == list(range(20))
+    assert 20 <= min(first["indices"][20:]) <= max(first["indices"]) < 160
+    assert select(bench, method, tmp_path / "again", *budget) == first
+    killed = tmp_path / "killed"
+    words = [*bench.words(method), *budget, "--run_dir", str(killed)]
+    assert dies_after("choose_beside", method, words) == -signal.SIGKILL
+    assert not (killed / "labels.json").exists()
+    assert select(bench, method, killed, *budget) == first
+
+
+@each_next
+def test_no_label_but_the_answers_is_seen(method: Shipped, bench: Bench, tmp_path: Path) -> None:
+    """All others are wrong, and those of the kept images without an answer too."""
+    made = np.load(bench.folder / "data" / "train.npz")
+    wrong = (made["labels"] + 1 + np.arange(160) % 9) % 10
+    wrong[:12] = made["labels"][:12]
+    others = bench.write(f"others {method}", made["images"], wrong)
+    budget, choices = options(model__budget=32), []
+    for name, data in (("right", bench.folder / "data"), ("wrong", others)):
+        first = bench.words(method), options(data__dir=str(data)), options(model__budget=20)
+        (tmp_path / f"{name}.json").write_text(json.dumps(list(range(20))))
+        usl(*first[0], *first[1], *first[2], "--run_dir", tmp_path / f"{name} kept")
+        kept = json.loads((tmp_path / f"{name} kept" / "labels.json").read_text())
+        kept["labels"][12:] = [None] * 8
+        (tmp_path / f"{name}.json").write_text(json.dumps(kept))
+        keep = ("--keep", tmp_path / f"{name}.json")
+        choices.append(chosen(bench, method, tmp_path / name, *first[1], *budget, *keep))
+    assert choices[0] == choices[1]
+
+
+@each_next
+def test_any_further_images_will_do(method: Shipped, bench: Bench, tmp_path: Path) -> None:
+    """Pairs of equal ones, of which the lower comes first where nothing is drawn; all equal; as many as the budget."""
+    digits = np.load(bench.folder / "data" / "train.npz")
+    images, labels = digits["images"][:40], digits["labels"][:40]
+    twice = bench.write(f"twice {method}", images[[*range(40), *range(20, 40)]], labels[[*range(40), *range(20, 40)]])
+    indices = chosen(bench, method, tmp_path / "twice", *options(data__dir=str(twice), model__budget=50))
+    if not method.method.seeded:  # type: ignore[attr-defined]
+        place = {image: number for number, image in enumerate(indices)}
+        assert all(place.get(image - 20, 99) < place[image] for image in indices if image >= 40)
+    equal = bench.write(f"equal {method}", images[[3] * 30], labels[[3] * 30])
+    chosen(bench, method, tmp_path / "equal", *options(data__dir=str(equal), model__budget=26))
+    all_of_them = bench.write(f"all {method}", images[:30], labels[:30])
+    found = chosen(bench, method, tmp_path / "all", *options(data__dir=str(all_of_them), model__budget=30))
+    assert sorted(found) == list(range(30))
+
+
+@each_next
+def test_it_comes_after_others(
+    method: Shipped, bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without labels, or with a checkpoint that is no classifier of these features: one line."""
+    features = tmp_path / "two.npy"
+    np.save(features, np.random.default_rng(0).normal(size=(160, 2)).astype(np.float32))
+    words = bench.words(method)
+    without = [word for word in words if "init_from" not in word]
+    for more, message in (
+        (options(model__classifier_from="null"), "give model.keep_from (--keep LABELS) and model.classifier_from"),
+        (options(model__classifier_from=str(bench.checkpoint("digits_simclr.yaml"))), "holds no classifier of few lab"),
+        ([*options(model__features=str(features)), "--model.budget=30"], "these are 2; give the selector the same mod"),
+    ):
+        given = without if "--model.budget=30" in more else words
+        with pytest.raises(AssertionError, match="exit code 2"):
+            usl(*given, *more, "--run_dir", tmp_path / "refused")
+        (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("usl: ")]
+        assert message in line
+
+
 # Both ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [*TRAINED, *AT_ONCE, *SELECTING], ids=str)
+@pytest.mark.parametrize("method", [*TRAINED, *AT_ONCE, *CHOOSING], ids=str)
 def test_what_is_no_number_is_refused(
     method: Shipped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,7 +403,7 @@ def page_of(method: Shipped) -> tuple[str, str]:
     raise AssertionError(f"no page of docs/methods/ shows {method.method.__module__}; put it under ::: there")
 
 
-@pytest.mark.parametrize("method", [*TRAINED, *AT_ONCE, *SELECTING], ids=str)
+@pytest.mark.parametrize("method", [*TRAINED, *AT_ONCE, *CHOOSING], ids=str)
 def test_it_has_a_page_and_its_name_is_in_the_readme(method: Shipped) -> None:
     page, name = page_of(method)
     index = (ROOT / "docs" / "methods" / "index.md").read_text(encoding="utf-8")

@@ -103,6 +103,10 @@ def _dispatch(words: list[str]) -> None:
         from usl_lightning.chain.pipeline import main as run_chain
 
         run_chain(words[1:])
+    elif words[0] == "more":
+        from usl_lightning.chain.more import main as add_round
+
+        add_round(words[1:])
     elif words[0] == "compare":
         from usl_lightning.compare.compare import main as compare_selectors
 

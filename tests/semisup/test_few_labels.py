@@ -17,8 +17,9 @@ from usl_lightning.cli import main
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import dataset_id
+from usl_lightning.features.votes import load_votes
 from usl_lightning.labels import LabelIndex
-from usl_lightning.models.encoder import load_encoder
+from usl_lightning.models.encoder import load_encoder, read_checkpoint
 from usl_lightning.models.heads import load_classifier
 from usl_lightning.semisup.blend import Blend
 from usl_lightning.semisup.few_labels import FewLabels
@@ -130,6 +131,23 @@ def test_its_checkpoint_is_looked_at_again(
     usl("predict", *config, "--split", "test", "--out", tmp_path / "split.csv")
     alone, together = ((tmp_path / name).read_text().splitlines()[1:6] for name in ("folder.csv", "split.csv"))
     assert [row.split(",")[1] for row in alone] == [row.split(",")[1] for row in together]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_selector_hears_the_same_of_it(method: str, fitted: dict[str, Path], bench: Path, tmp_path: Path) -> None:
+    """What a checkpoint makes of features is what the method itself does, by as many neighbours."""
+    if method == "propagate":
+        usl(*words(bench, method, tmp_path), "--model.k=3")
+    path = (tmp_path if method == "propagate" else fitted[method]) / "checkpoints" / "last.ckpt"
+    stored = read_checkpoint(path)
+    more = {"k": 3} if method == "propagate" else {}
+    spec = ImageSpec(1, 8, 8, (0.5,), (0.5,), tuple(map(str, range(10))))
+    model = {"probe": Probe, "propagate": Propagate, "blend": Blend}[method](image=spec, features="at hand", **more)
+    model.on_load_checkpoint(stored)
+    model.load_state_dict(stored["state_dict"])
+    votes = load_votes(path)
+    features = torch.nn.functional.normalize(torch.rand(50, votes.inputs, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(votes(features), model.votes(features))
 
 
 @pytest.mark.parametrize("method", METHODS)

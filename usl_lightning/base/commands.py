@@ -83,6 +83,7 @@ COMMANDS: dict[str, Command] = {
             Option("out", "DIR", "the run is DIR/NAME; by default runs"),
             Option("redo", "STAGE", "that stage again, and what follows from it"),
             Option("dry-run", "", "check everything and print the plan"),
+            Option("more", "N,…", "images of further rounds, as `usl more` adds them"),
             Option("STAGE.KEY", "VALUE", "for one stage, e.g. --select.model.budget 20"),
             Option("data.KEY", "VALUE", "for all stages; --trainer., --checkpoint. and --processes. too"),
             Option("wandb", "[offline]", "log every stage to Weights & Biases too"),
@@ -92,6 +93,15 @@ COMMANDS: dict[str, Command] = {
             Option("launcher", "'srun …'", "words before each stage's command"),
         ),
         ("Exit codes: 0 done, 2 a mistake, 3 labels are missing (usl label, then the same command), 130 stopped.",),
+    ),
+    "more": Command(
+        "RUN_DIR",
+        "one more round of labelling for a finished run whose chain has rounds",
+        (
+            Option("budget", "N", "images of the round"),
+            Option("dry-run", "", "check everything and print the plan"),
+        ),
+        ("It stops for labels as usl run does, and says what goes on with it then.",),
     ),
     "fit": Command("", "train one stage", _STAGE, (_PARAMETERS,)),
     "select": Command(

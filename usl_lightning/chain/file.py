@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from usl_lightning.base.configs import find_config, load_part
 from usl_lightning.base.documents import settled
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.parameters import as_seed
+from usl_lightning.chain.rounds import stages_of
 from usl_lightning.stage.words import RESULTS
 
 REFERENCE = re.compile(r"\$\{([\w-]+)\.(\w+)\}")
-CHAIN_KEYS = ("seed", "set", "stages")
+CHAIN_KEYS = ("seed", "set", "stages", "rounds")
 STAGE_KEYS = ("name", "command", "config", "set")
 
 
@@ -47,36 +48,52 @@ class Stage:
 
 @dataclass
 class Chain:
-    """A file of stages and the folder they run in; what it sets outside of them, it sets for all of them."""
+    """A file of stages and the folder they run in; what it sets outside of them, it sets for all of them.
+
+    Attributes:
+        name: of the file.
+        seed: of all stages.
+        stages: in order, those of the rounds last.
+        has_rounds: whether it has any, to which more can be added.
+    """
 
     name: str
     seed: int
     stages: list[Stage]
+    has_rounds: bool = False
 
     @classmethod
-    def read(cls, path: Path) -> "Chain":
+    def read(cls, path: Path, more: Sequence[int] = ()) -> "Chain":
         """Read and check a chain file.
+
+        Args:
+            path: the file.
+            more: images of each round that is added to its own.
 
         Raises:
             UslError: names the file, the stage and the key.
         """
         content = load_part(path)
-        if "stages" not in content:
+        if not {"stages", "rounds"} & content.keys():
             how = f"usl compare {path}" if "selectors" in content else f"to run one stage: usl fit --config {path}"
             raise UslError(f"{path}: not a chain, it has no 'stages:'; {how}")
         for key in content:
             if key not in CHAIN_KEYS:
                 known = ", ".join(CHAIN_KEYS)
                 raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, CHAIN_KEYS)}; expected {known}")
-        entries = content.get("stages")
-        if not isinstance(entries, list) or not entries:
+        entries, has_rounds = content.get("stages", []), "rounds" in content
+        if not isinstance(entries, list) or not (entries or has_rounds):
             raise UslError(f"{path}: stages: expected a list of name, command, config, set")
+        if has_rounds:
+            entries = [*entries, *stages_of(path, content["rounds"], more)]
+        elif more:
+            raise UslError(f"{path}: it has no 'rounds:', to which one could be added")
         shared = _overrides(content, str(path))
         stages: list[Stage] = []
         for number, entry in enumerate(entries):
             stages.append(_read_stage(path, number, entry, shared, [stage.name for stage in stages]))
         seed = as_seed(content.get("seed", "0"), f"{path}: seed")
-        return cls(path.stem, seed, stages)
+        return cls(path.stem, seed, stages, has_rounds)
 
 
 def _overrides(entry: Mapping[str, Any], where: str) -> dict[str, str]:

@@ -10,6 +10,7 @@ from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.parameters import as_seed, home, options
 from usl_lightning.chain.file import REFERENCE, Chain
+from usl_lightning.chain.plan import Plan
 from usl_lightning.stage.folder import StageFolder
 
 SHARED_GROUPS = ("data", "trainer", "checkpoint", "processes")
@@ -26,6 +27,7 @@ class RunOptions:
         slurm: make each stage a SLURM job: `print` the scripts or `submit` them.
         slurm_header: file of what the jobs ask SLURM for; None: `slurm.HEADER`.
         typed: the arguments, but those that are about SLURM.
+        again: what is to be done once images are labelled.
     """
 
     chain: Chain
@@ -40,6 +42,7 @@ class RunOptions:
     slurm: str | None = None
     slurm_header: Path | None = None
     typed: list[str] = field(default_factory=list)
+    again: str = "repeat this command"
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "RunOptions":
@@ -50,10 +53,12 @@ class RunOptions:
         """
         if not arguments or arguments[0].startswith("-"):
             raise UslError("usl run: expected a chain, e.g. usl run digits_quickstart.yaml; `usl configs` lists them")
-        chain = Chain.read(find_config(arguments[0]))
+        path, given = find_config(arguments[0]), options(arguments[1:])
+        given = [*added_rounds(path, given), *given]
+        chain = Chain.read(path, [n for key, value in given if key == "more" for n in _rounds(value)])
         run = cls(chain, Path("runs"), chain.name, chain.seed, typed=[str(arguments[0])])
         stages = {stage.name: stage for stage in chain.stages}
-        for key, value in options(arguments[1:]):
+        for key, value in given:
             stage, _, parameter = key.partition(".")
             run.typed += [] if key.startswith("slurm") else [f"--{key}={value}"]
             if key == "seed":
@@ -72,6 +77,8 @@ class RunOptions:
                 raise UslError(f"usl run: --{key}: its value is missing")
             elif key in ("name", "out"):
                 setattr(run, key, home(value) if key == "out" else value)
+            elif key == "more":
+                pass  # the chain has them
             elif key == "dry-run":
                 run.dry_run = True
             elif key == "wandb":
@@ -96,6 +103,28 @@ class RunOptions:
             UslError: a stage has not left it.
         """
         return REFERENCE.sub(lambda match: _output(self, match[1], match[2]), text)
+
+
+def added_rounds(path: Path, given: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """`--more` as `usl more` has noted it in the run's folder; nothing if it is given, or none was added.
+
+    Args:
+        path: of the chain.
+        given: the options.
+    """
+    last = dict(given)
+    plan = Plan.read(home(last.get("out", "runs")) / last.get("name", path.stem))
+    if "more" in last or plan is None:
+        return []
+    return [(key, value) for key, value in options(plan.arguments[1:]) if key == "more"]
+
+
+def _rounds(text: str) -> list[int]:
+    """The budgets of further rounds, `40,40`."""
+    numbers = text.split(",")
+    if not all(number.isascii() and number.isdecimal() and len(number) < 10 and int(number) for number in numbers):
+        raise UslError(f"usl run: --more {text}: expected the images of each further round, 1 or more, such as 40,40")
+    return [int(number) for number in numbers]
 
 
 def _words(text: str) -> list[str]:

@@ -18,6 +18,7 @@ from usl_lightning.chain.process import start_stage
 from usl_lightning.chain.summary import draw_summary, summarise, table, what_next
 from usl_lightning.chain.waiting import WAITING, Waiting
 from usl_lightning.stage.answers import KEY
+from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.typos import refuse_typos
@@ -30,7 +31,15 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UslError: a mistake in the chain or its options, a changed stage, or a stage that failed.
     """
-    run = RunOptions.parse(arguments)
+    run_chain(RunOptions.parse(arguments))
+
+
+def run_chain(run: RunOptions) -> None:
+    """Run a chain, as `main`.
+
+    Args:
+        run: what was typed, and what it comes to.
+    """
     _check_stages(run)
     _check_folder(run)
     if run.slurm is not None:
@@ -64,7 +73,7 @@ def _queue(run: RunOptions) -> None:
         slurm.submit(jobs, folder)
     else:
         slurm.show(jobs)
-    _stop_if(waiting)
+    _stop_if(run, waiting)
 
 
 def _conclude(run: RunOptions, ran: bool) -> None:
@@ -88,14 +97,25 @@ def _run_stages(run: RunOptions) -> bool:
         place = f"[{number}/{len(run.chain.stages)}] {stage.name}"
         if run.only not in (None, stage.name):
             continue
+        _check_budgets(run)
         if not (run.dry_run and stage.name in redo) and waiting.holds(stage, _label_files(run, stage)):
             continue
         ran |= _run_one(run, stage, place, redo=stage.name in redo)
     if not run.dry_run:
-        _stop_if(waiting)
+        _stop_if(run, waiting)
     elif waiting.files:
-        print("\n".join(waiting.lines()))
+        print("\n".join(waiting.lines(run.again)))
     return ran
+
+
+def _check_budgets(run: RunOptions) -> None:
+    """Refuse rounds of more images than there are, as soon as the first choice has told how many these are."""
+    first = run.folder("select_1").labels
+    dataset = LabelIndex.read(first).dataset if run.chain.has_rounds and first.exists() else None
+    for stage in run.chain.stages if dataset is not None else ():
+        budget = stage.set.get("model.budget", "") if stage.command == "select" else ""
+        if dataset is not None and budget.isdecimal() and int(budget) > dataset.size:
+            raise UslError(f"stage {stage.name}: model.budget: {budget} images cannot be picked from {dataset.size}")
 
 
 def _label_files(run: RunOptions, stage: Stage) -> list[Path]:
@@ -104,10 +124,10 @@ def _label_files(run: RunOptions, stage: Stage) -> list[Path]:
     return [folder.labels for folder in folders if folder.complete and folder.labels.exists()]
 
 
-def _stop_if(waiting: Waiting) -> None:
+def _stop_if(run: RunOptions, waiting: Waiting) -> None:
     """End the command if some stage waits for labels."""
     if waiting.files:
-        print("\n".join(waiting.lines()), flush=True)
+        print("\n".join(waiting.lines(run.again)), flush=True)
         sys.exit(WAITING)
 
 

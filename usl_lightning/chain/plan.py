@@ -101,12 +101,14 @@ class Plan:
 
     @contextmanager
     def written(self, folder: Path, stage: StageFolder) -> Iterator[None]:
-        """Keep the plan in the chain's folder while a stage runs and after; a run refused at once leaves nothing."""
+        """Keep the plan in the chain's folder while a stage runs and after; one refused at once leaves nothing new."""
         path = folder / "run.json"
-        new = not path.exists()
+        before = Plan.read(folder)
         write_json(path, asdict(self))
         try:
             yield
         finally:
-            if new and stage.record() is None:
+            if stage.record() is None and before is None:
                 path.unlink(missing_ok=True)
+            elif stage.record() is None:
+                write_json(path, asdict(before))

@@ -55,8 +55,18 @@ def _branch(run: RunOptions, stage: Stage, record: Mapping[str, Any]) -> dict[st
         "test_accuracy": record.get("metrics", {}).get("test_accuracy"), "labels": path,
         "estimated_accuracy": record.get("metrics", {}).get("estimated_accuracy"),
         "estimated_interval": record.get("metrics", {}).get("estimated_interval"),
-        "seconds": record.get("seconds"),
+        "seconds": record.get("seconds"), **_new(run, path, index),
     }  # fmt: skip
+
+
+def _new(run: RunOptions, path: str, index: LabelIndex) -> dict[str, Any]:
+    """What a selection added to the images that it kept of an earlier one, with their classes; if it kept any."""
+    for stage in run.chain.stages:
+        if "model.keep_from" in stage.set and Path(path) == run.folder(stage.name).labels:
+            kept = set(LabelIndex.read(run.resolve(str(stage.set["model.keep_from"]))).indices)
+            new = [label for i, label in zip(index.indices, index.labels, strict=True) if i not in kept]
+            return {"added": len(new), "added_class_counts": [new.count(c) for c in range(len(index.classes))]}
+    return {}
 
 
 def draw_summary(run: RunOptions, summary: Mapping[str, Any]) -> None:
@@ -73,7 +83,7 @@ def draw_summary(run: RunOptions, summary: Mapping[str, Any]) -> None:
 def table(summary: Mapping[str, Any]) -> str:
     """The results as text."""
     rows: list[tuple[str, ...]] = [
-        ("selection", "labels", "classes covered", "method", "test accuracy", "estimated accuracy", "seconds")
+        ("selection", "labels", "classes covered", "method", "test accuracy", "added", "estimated accuracy", "seconds")
     ]
     for result in summary["results"]:
         counts = result["class_counts"]  # empty if the label file names no classes
@@ -86,12 +96,13 @@ def table(summary: Mapping[str, Any]) -> str:
                 covered,
                 result["method"],
                 "-" if accuracy is None else f"{accuracy:.3f}",
+                _added(result),
                 _estimate(result),
                 str(result["seconds"]),
             )
         )
-    if all(row[5] == "-" for row in rows[1:]):
-        rows = [(*row[:5], *row[6:]) for row in rows]
+    told = [i for i in range(len(rows[0])) if i not in (5, 6) or any(row[i] != "-" for row in rows[1:])]
+    rows = [tuple(row[i] for i in told) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
@@ -103,6 +114,14 @@ def what_next(run: RunOptions, summary: Mapping[str, Any]) -> str:
     folder = shlex.quote(str(run.out / run.name))
     look = f"usl report {folder} shows it"
     return f"{look}; usl predict {folder} FOLDER classifies other images" if summary["results"] else look
+
+
+def _added(result: Mapping[str, Any]) -> str:
+    """`40 of 7 classes`: what a round has added."""
+    if "added" not in result:
+        return "-"
+    classes = sum(count > 0 for count in result["added_class_counts"])
+    return f"{result['added']} of {classes} class{'es' if classes != 1 else ''}" if classes else str(result["added"])
 
 
 def _estimate(result: Mapping[str, Any]) -> str:

@@ -17,13 +17,19 @@ def _classes(index: LabelIndex) -> set[int]:
     return {label for label in index.labels if label is not None}
 
 
+def _leaves_out(stage: Stage) -> bool:
+    """Whether it goes on without the images that have no answer."""
+    return stage.set.get("data.unanswered") == "leave_out"
+
+
 class Waiting:
     """Which stages of a chain have to wait for labels, told one by one in the chain's order.
 
     A stage waits if it takes a label file in which images have no answer yet (those that a person was not sure of
     have one), or something of a stage that waits. With `data.unanswered: leave_out` it goes on as soon as two classes
-    have a label. Once one waits, the only others to go on are the selections and
-    what these need: so all images that are to be labelled are known at once, and nothing long is begun meanwhile.
+    have a label, and so does a selection that keeps the images of such a stage. Once one waits, the only others to go
+    on are the selections and what these need: so all images that are to be labelled are known at once, and nothing
+    long is begun meanwhile.
 
     Args:
         stages: of the chain.
@@ -36,6 +42,7 @@ class Waiting:
         self.files: dict[Path, LabelIndex] = {}
         self._held: set[str] = set()
         self._choosing: set[str] = set()
+        self._left_out = {name for stage in stages if _leaves_out(stage) for name in stage.needs("labels")}
         for stage in reversed(stages):
             if stage.command == "select" or stage.name in self._choosing:
                 self._choosing |= {stage.name, *stage.needs()}
@@ -51,7 +58,8 @@ class Waiting:
             UslError: a label file is damaged.
         """
         unlabelled = {path: index for path in label_files if (index := LabelIndex.read(path)).unlabelled}
-        if stage.set.get("data.unanswered") == "leave_out":
+        keeps = stage.command == "select" and set(stage.needs("labels")) <= self._left_out
+        if _leaves_out(stage) or keeps:
             unlabelled = {path: index for path, index in unlabelled.items() if len(_classes(index)) < 2}
         self.files |= unlabelled
         later = bool(self._held) and stage.name not in self._choosing
@@ -59,11 +67,15 @@ class Waiting:
             self._held.add(stage.name)
         return stage.name in self._held
 
-    def lines(self) -> list[str]:
-        """What to tell the user: a line for each file with the command that labels its images, and what then."""
+    def lines(self, then: str) -> list[str]:
+        """What to tell the user: a line for each file with the command that labels its images.
+
+        Args:
+            then: what to do after that.
+        """
         lines = []
         for path, index in self.files.items():
             done = len(index) - index.unlabelled
             progress = f"  # {done} of {len(index)} are done" if done else ""
             lines.append(f"{images_to_label(index)}: usl label {shlex.quote(str(path))}{progress}")
-        return [*lines, "then repeat this command: it goes on from here"]
+        return [*lines, f"then {then}: it goes on from here"]

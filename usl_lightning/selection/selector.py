@@ -14,6 +14,7 @@ from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.source import FeatureMethod
 from usl_lightning.labels import LabelIndex
+from usl_lightning.vectors.density import keep_first
 
 
 class Selector(FeatureMethod):
@@ -60,6 +61,17 @@ class Selector(FeatureMethod):
     @abstractmethod
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """Pick `budget` distinct rows of the evidence [n, d]; int64, in order of choice."""
+
+    def choose_beside(self, features: Tensor, kept: LabelIndex, seed: int) -> Tensor:
+        """The kept images, then those picked beside them, int64 [budget]: here each kept one displaces a pick.
+
+        Args:
+            features: the evidence [n, d].
+            kept: from 1 to `budget` images.
+            seed: of the choice.
+        """
+        chosen = self.choose(features, seed)
+        return keep_first(torch.tensor(kept.indices, device=chosen.device), chosen, self.points(features))
 
     def note_clusters(self, clusters: Tensor) -> None:
         """Keep the clusters of a choice, for the report."""

@@ -23,6 +23,7 @@ from usl_lightning.evaluation.folds import stratified_folds
 from usl_lightning.evaluation.told import PREDICTIONS, HeldOut, Told
 from usl_lightning.evaluation.trial import Judgement, Trial
 from usl_lightning.features.source import FeatureMethod
+from usl_lightning.features.votes import NEIGHBORS, states_of_heads
 from usl_lightning.models.encoder import ENTRY, encoder_entry, encoder_like
 from usl_lightning.models.method import Evaluation
 from usl_lightning.semisup.classes import check_classes, untestable
@@ -152,6 +153,7 @@ class FewLabels(FeatureMethod):
             checkpoint[ENTRY]["spec"]["classes"] = list(self.image.classes)
         else:
             checkpoint[ENTRY] = {"spec": {}, "prefixes": {}}
+        checkpoint[NEIGHBORS] = getattr(self, "k", 0)
         assert self.judgement is not None
         checkpoint[JUDGED] = asdict(self.judgement)
 
@@ -160,12 +162,7 @@ class FewLabels(FeatureMethod):
         state, device = checkpoint["state_dict"], self.device
         state.setdefault("votes.weights", torch.full((len(self.usual),), 1 / len(self.usual)))  # of earlier ones
         self.encoder = encoder_like(checkpoint[ENTRY]["spec"]).eval().to(device)
-        states: list[dict[str, Tensor]] = [{} for _ in self.usual]
-        for name, value in state.items():
-            if name.startswith("votes.heads."):
-                number, _, rest = name.removeprefix("votes.heads.").partition(".")
-                states[int(number)][rest] = value
-        self.votes = Votes(self.heads_like(states)).to(device)
+        self.votes = Votes(self.heads_like(states_of_heads(state))).to(device)
         self.judgement = Judgement.of(checkpoint[JUDGED])
 
     def write_outputs(self, folder: Path) -> None:

@@ -19,7 +19,6 @@ from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.outcome import chosen_index, chosen_quality, draw_chosen, finish, print_quality
 from usl_lightning.stage.overview import NEIGHBORS, make_overview
 from usl_lightning.stage.parser import StageCLI
-from usl_lightning.vectors.density import keep_first
 
 
 class Selection(NamedTuple):
@@ -54,9 +53,10 @@ def choose(trainer: Trainer, model: Selector, data: ImageData) -> Selection:
         data.setup("predict")
         evidence = model.evidence(data)
     evidence = evidence.to(trainer.strategy.root_device)
-    chosen = model.choose(evidence, data.seed).to(evidence.device)
-    if kept is not None:
-        chosen = keep_first(torch.tensor(kept.indices, device=chosen.device), chosen, model.points(evidence))
+    if kept is None:
+        chosen = model.choose(evidence, data.seed)
+    else:
+        chosen = model.choose_beside(evidence, kept, data.seed)
     return Selection(trainer.strategy.broadcast(chosen.cpu()), evidence, kept)
 
 

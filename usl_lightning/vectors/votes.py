@@ -41,6 +41,11 @@ class Votes(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("weights", torch.full((len(heads),), 1 / len(heads)))
 
+    @property
+    def inputs(self) -> int:
+        """d."""
+        return next(value.shape[1] for name, value in self.heads[0].named_buffers() if name in ("weight", "bank"))
+
     def forward(self, features: Tensor) -> Tensor:
         """Logits [b, c]."""
         return self.mixed([head(features) for head in self.heads])
@@ -60,3 +65,9 @@ def log_mean(probabilities: Tensor, weights: Tensor) -> Tensor:
     """
     mean = torch.tensordot(weights.to(probabilities), probabilities, 1)
     return mean.clamp_min(torch.finfo(mean.dtype).tiny if len(probabilities) == 1 else LEAST).log()
+
+
+def margins(probabilities: Tensor) -> Tensor:
+    """The difference of the two largest of each row of probabilities [n, c ≥ 2]; [n], 0 to 1."""
+    first, second = probabilities.topk(2, dim=1).values.unbind(1)
+    return first - second

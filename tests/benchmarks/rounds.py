@@ -1,0 +1,232 @@
+"""Labelling in rounds against labelling at once: 4 × 10 labels with each selector of the next images, and 40 at once.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/rounds.py [--seeds 5] [--rounds 4] [--budget 10] [--runs FOLDER]
+
+Sets: digits, Fashion-MNIST (3,000 images to choose from, 2,000 new ones) and emoji, the folders of picture_sets.py,
+with the features of the published network (EfficientNet-Lite0), kept in a file; digits and Fashion-MNIST also with
+principal components of their pixels. The first round is k-means + nearest, the best of 20 starts, as are the images
+chosen at once; the classifier between and after the rounds is Blend. The accuracy is that on new images. The noise of a
+difference is its standard error over sets and seeds. Each run is kept, so that a broken one goes on. Figures go to
+tests/benchmarks/results/rounds.json.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import machine
+from picture_sets import made
+from torch import Tensor
+
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.features.published import extract_features
+from usl_lightning.init.choice import BACKBONE
+from usl_lightning.selection.badge import BADGE
+from usl_lightning.selection.bald import BALD
+from usl_lightning.selection.coreset import select_coreset
+from usl_lightning.selection.dropquery import DropQuery
+from usl_lightning.selection.entropy import Entropy
+from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
+from usl_lightning.selection.least_confidence import LeastConfidence
+from usl_lightning.selection.margin import Margin
+from usl_lightning.selection.maxherding import select_maxherding
+from usl_lightning.selection.next_selector import Known, NextSelector
+from usl_lightning.selection.random import select_random
+from usl_lightning.selection.uherding import UHerding
+from usl_lightning.semisup.blend import Blend
+from usl_lightning.vectors.density import keep_first
+from usl_lightning.vectors.distances import unit_rows
+
+RESULTS = Path(__file__).parent / "results" / "rounds.json"
+SIZES = {"digits": (2000, 2000), "fashion": (3000, 2000), "emoji": (2000, 2000)}
+COMPONENTS = {"digits": 20, "fashion": 64}
+AT_ONCE = "k-means, at once"
+kmeans = partial(select_kmeans_nearest, restarts=20)
+
+Choice = Callable[[Known, int, int], Tensor]
+"""Known, how many more, seed -> the images of the next round."""
+
+
+def displacing(select: Callable[..., Tensor]) -> Choice:
+    """A selector of the whole budget, of whose picks each kept image displaces the nearest, as with --keep."""
+
+    def choose(known: Known, count: int, seed: int) -> Tensor:
+        picks = select(known.features, len(known.kept) + count, seed=seed)
+        return keep_first(known.kept, picks, known.features)[len(known.kept) :]
+
+    return choose
+
+
+def looking(method: type[NextSelector], **options: Any) -> Choice:
+    """A selector that looks at the classifier."""
+    model = method(image=ImageSpec(3, 8, 8, (), ()), budget=1, features="at hand", **options)
+    return lambda known, count, seed: model.pick(known, count, seed)
+
+
+def random(known: Known, count: int, seed: int) -> Tensor:
+    """Others at random."""
+    return known.open[select_random(len(known.open), count, seed=seed + 1000 * len(known.kept))]
+
+
+def coreset(known: Known, count: int, seed: int) -> Tensor:
+    """The farthest from the labelled."""
+    return select_coreset(known.features, len(known.kept) + count, first=known.kept)[len(known.kept) :]
+
+
+CHOICES: dict[str, Choice] = {
+    "random": random,
+    "k-means, displaced": displacing(kmeans),
+    "MaxHerding, displaced": displacing(select_maxherding),
+    "MaxHerding from the labelled": looking(UHerding, uncertain=False, sigma=1.0),
+    "Coreset from the labelled": coreset,
+    "entropy": looking(Entropy),
+    "least confidence": looking(LeastConfidence),
+    "margin": looking(Margin),
+    "BALD": looking(BALD),
+    "BADGE": looking(BADGE),
+    "DropQuery": looking(DropQuery),
+    "UHerding": looking(UHerding),
+    "UHerding, width 1": looking(UHerding, sigma=1.0),
+}
+
+
+def feature_sets(folder: Path) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Name -> features and labels of the images to choose from, and of new ones."""
+    sets = {}
+    for name, sizes in SIZES.items():
+        kept = folder / f"{name}.npz"
+        if not kept.exists():
+            root, arrays = made(name, folder / "picture_sets"), {}
+            for split, most in zip(("train", "test"), sizes, strict=True):
+                source = open_source("folder", split, dir=str(root), image_size=28, channels=3)
+                some = select_random(len(source), min(most, len(source))).sort().values
+                files = [root / split / source.files[i] for i in some.tolist()]
+                arrays[f"{split}_labels"] = source.labels[some].numpy()
+                arrays[f"{split}_published"] = extract_features(files, BACKBONE).numpy()
+                arrays[f"{split}_pixels"] = source.read(some)[:, 0].flatten(1).float().numpy()
+            np.savez(kept, **arrays)
+        loaded = {key: torch.from_numpy(value) for key, value in np.load(kept).items()}
+        labels = loaded["train_labels"].long(), loaded["test_labels"].long()
+        sets[f"{name}, published"] = (loaded["train_published"], labels[0], loaded["test_published"], labels[1])
+        if name in COMPONENTS:
+            mean = loaded["train_pixels"].double().mean(0)
+            centred = [loaded[f"{split}_pixels"].double() - mean for split in ("train", "test")]
+            axes = torch.linalg.eigh(centred[0].T @ centred[0]).eigenvectors.flip(1)[:, : COMPONENTS[name]]
+            own = [(each @ axes).float() for each in centred]
+            sets[f"{name}, components"] = (own[0], labels[0], own[1], labels[1])
+    return sets
+
+
+def learned(x: Tensor, labels: Tensor, rows: Tensor, seed: int) -> Blend:
+    """Blend of these labels."""
+    classes = tuple(map(str, range(int(labels.max()) + 1)))
+    model = Blend(image=ImageSpec(3, 8, 8, (), (), classes), features="at hand")
+    model.learn_from(x, rows, labels[rows], seed=seed)
+    return model
+
+
+def run(data: tuple[Tensor, Tensor, Tensor, Tensor], choice: Choice, args: Any, seed: int) -> dict[str, Any]:
+    """The accuracy on new images after each round."""
+    x, labels, new, truth = data
+    x, new = unit_rows(x), unit_rows(new)
+    rows, told, seconds = kmeans(x, args.budget, seed=seed), [], 0.0
+    for number in range(args.rounds):
+        model = learned(x, labels, rows, seed)
+        right = model.votes(new).argmax(1) == truth
+        estimate = model.judgement.estimate if model.judgement else None
+        told.append(
+            {
+                "labels": len(rows),
+                "accuracy": round(float(right.double().mean()), 4),
+                "estimate": None if estimate is None else round(estimate.accuracy, 4),
+                "classes": len(labels[rows].unique()),
+            }
+        )
+        if number + 1 < args.rounds:
+            start = time.perf_counter()
+            known = Known(x, lambda f, votes=model.votes: votes(f).softmax(1), rows, rows, labels[rows])
+            rows = torch.cat([rows, choice(known, args.budget, seed)])
+            seconds += time.perf_counter() - start
+    return {"rounds": told, "seconds": round(seconds / max(1, args.rounds - 1), 3)}
+
+
+def at_once(data: tuple[Tensor, Tensor, Tensor, Tensor], select: Callable[..., Tensor], args: Any, seed: int) -> Any:
+    """The accuracy on new images of as many labels at once."""
+    x, labels, new, truth = data
+    x, new = unit_rows(x), unit_rows(new)
+    rows = select(x, args.budget * args.rounds, seed=seed)
+    right = learned(x, labels, rows, seed).votes(new).argmax(1) == truth
+    accuracy, classes = round(float(right.double().mean()), 4), len(labels[rows].unique())
+    return {"rounds": [{"labels": len(rows), "accuracy": accuracy, "classes": classes}]}
+
+
+def table(found: dict[tuple[str, str, int], dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each choice the mean accuracy of each set, and what it gains over the choice at once."""
+    names, sets = list(dict.fromkeys(k[1] for k in found)), list(dict.fromkeys(k[0] for k in found))
+    seeds = sorted({k[2] for k in found})
+
+    def last(which: str, name: str, seed: int) -> float:
+        return float(found[which, name, seed]["rounds"][-1]["accuracy"])
+
+    rows = {}
+    for name in names:
+        gains = [last(s, name, seed) - last(s, AT_ONCE, seed) for seed in seeds for s in sets]
+        rows[name] = {
+            **{s: round(statistics.mean(last(s, name, seed) for seed in seeds), 4) for s in sets},
+            "mean": round(statistics.mean(last(s, name, seed) for s in sets for seed in seeds), 4),
+            "gain": round(statistics.mean(gains), 4),
+            "noise": round(statistics.stdev(gains) / len(gains) ** 0.5, 4),
+            "least_gain": round(min(statistics.mean(gains[i :: len(sets)]) for i in range(len(sets))), 4),
+            "seconds": round(statistics.mean(found[s, name, e].get("seconds", 0) for s in sets for e in seeds), 3),
+        }
+    return rows
+
+
+def main() -> None:
+    """Run what is missing, print the table, write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--budget", type=int, default=10)
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark_rounds"))
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    args.runs.mkdir(parents=True, exist_ok=True)
+    work: dict[str, Callable[..., Any]] = {
+        AT_ONCE: lambda data, seed: at_once(data, kmeans, args, seed),
+        "random, at once": lambda data, seed: at_once(data, select_random, args, seed),
+        **{name: partial(lambda c, data, seed: run(data, c, args, seed), choice) for name, choice in CHOICES.items()},
+    }
+    found = {}
+    with torch.no_grad():
+        for which, data in feature_sets(args.runs).items():
+            for name, job in work.items():
+                for seed in range(args.seeds):
+                    kept = args.runs / f"{which}-{name}-{args.rounds}x{args.budget}-{seed}.json".replace(" ", "_")
+                    if not kept.exists():
+                        kept.write_text(json.dumps(job(data, seed)))
+                    found[which, name, seed] = json.loads(kept.read_text())
+                accuracies = [found[which, name, seed]["rounds"][-1]["accuracy"] for seed in range(args.seeds)]
+                print(f"{which:24}{name:32}{statistics.mean(accuracies):.4f}", flush=True)
+    rows = table(found)
+    columns = list(next(iter(rows.values())))
+    print(f"\n{'':32}" + "".join(f"{column:>22}" for column in columns))
+    for name, row in rows.items():
+        print(f"{name:32}" + "".join(f"{row[column]:>22}" for column in columns))
+    about = {"rounds": args.rounds, "budget": args.budget, "seeds": args.seeds, "machine": machine()}
+    runs = [{"set": s, "selector": name, "seed": seed, **each} for (s, name, seed), each in found.items()]
+    lines = ",\n".join(json.dumps(each) for each in runs)
+    head = json.dumps({**about, "table": rows}, indent=1).removesuffix("\n}")
+    args.out.write_text(f'{head},\n "runs": [\n{lines}\n]}}\n')
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""What selectors share that pick the next images to label, by what a classifier makes of all of them so far."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.modules import ImageData
+from usl_lightning.features.votes import load_votes
+from usl_lightning.labels import LabelIndex
+from usl_lightning.selection.selector import Selector
+from usl_lightning.vectors.distances import unit_rows
+from usl_lightning.vectors.votes import Votes
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known after a round.
+
+    Attributes:
+        features: unit rows, float [n, d], of all images.
+        classify: unit features [b, d] -> probabilities [b, c], by the classifier of the round before.
+        kept: int64 [j], the images of the rounds before, answered or not; they are not picked again.
+        rows: int64 [m], those that have an answer.
+        labels: int64 [m], the answers.
+    """
+
+    features: Tensor
+    classify: Callable[[Tensor], Tensor]
+    kept: Tensor
+    rows: Tensor
+    labels: Tensor
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Of the classes, of all images: float [n, c]."""
+        return self.classify(self.features)
+
+    @cached_property
+    def open(self) -> Tensor:
+        """int64 [n - j], the images that may be picked, in their order."""
+        free = torch.ones(len(self.features), dtype=torch.bool, device=self.features.device)
+        free[self.kept] = False
+        return free.nonzero()[:, 0]
+
+    def highest(self, scores: Tensor, count: int) -> Tensor:
+        """The `count` images of the highest of these scores [n] that may be picked; ties to the lower index."""
+        order = torch.argsort(scores[self.open], descending=True, stable=True)
+        return self.open[order[:count]]
+
+
+class NextSelector(Selector):
+    """Base of the selectors of a second round and later: the kept images stand, the others are picked beside them.
+
+    Args:
+        image: channels, size and statistics of the images.
+        budget: number of images, with those that are kept.
+        init_from: checkpoint whose encoder gives the features.
+        keep_from: label index (short: --keep) of the rounds before; must be given.
+        classifier_from: checkpoint of the classifier that was trained from it: of a Probe, Propagate or Blend, on the
+            same features; must be given.
+        source: where else the features come from: see `FeatureMethod`.
+    """
+
+    _votes: Votes
+
+    # `**source` is resolved by the command line to the parameters of `FeatureMethod`, each typed and documented.
+    def __init__(
+        self,
+        image: ImageSpec,
+        budget: int,
+        init_from: str | None = None,
+        keep_from: str | None = None,
+        classifier_from: str | None = None,
+        **source: Any,
+    ) -> None:
+        super().__init__(image=image, budget=budget, init_from=init_from, keep_from=keep_from, **source)
+        self.classifier_from = classifier_from
+
+    @abstractmethod
+    def pick(self, known: Known, count: int, seed: int) -> Tensor:
+        """`count` distinct images of `known.open`, 1 or more; int64, in order of choice."""
+
+    def kept(self, data: ImageData) -> LabelIndex | None:
+        """See `Selector`; and the classifier is loaded, so that a wrong one is told before features are computed.
+
+        Raises:
+            UslError: see `Selector`; no labels or no classifier is given.
+        """
+        if self.classifier_from is None or self.keep_from is None:
+            raise self._first()
+        self._votes = load_votes(self.classifier_from)
+        return super().kept(data)
+
+    def choose(self, features: Tensor, seed: int) -> Tensor:
+        """Nothing can be chosen without labels.
+
+        Raises:
+            UslError: always.
+        """
+        raise self._first()
+
+    def choose_beside(self, features: Tensor, kept: LabelIndex, seed: int) -> Tensor:
+        """The kept images, then those of `pick`.
+
+        Raises:
+            UslError: the classifier is of other features, or of fewer classes.
+        """
+        x = unit_rows(features).float()
+        votes = self._votes.to(x.device)
+        if votes.inputs != x.shape[1]:
+            raise UslError(
+                f"model.classifier_from: {self.classifier_from} looks at {votes.inputs} features, these are "
+                f"{x.shape[1]}; give the selector the same model.init_from, model.backbone or model.features"
+            )
+        images, labels = (
+            torch.tensor(kept.indices),
+            torch.tensor([-1 if each is None else each for each in kept.labels]),
+        )
+        images, labels = images.to(x.device), labels.to(x.device)
+        answered = labels >= 0
+        known = Known(x, lambda features: votes(features).softmax(1), images, images[answered], labels[answered])
+        count = self.budget - len(kept)
+        if count == 0:
+            return known.kept
+        with torch.no_grad():
+            return torch.cat([known.kept, self.pick(known, count, seed)])
+
+    def _first(self) -> UslError:
+        name = type(self).__name__
+        return UslError(
+            f"{name} looks at what is labelled already and at a classifier of it; give model.keep_from (--keep LABELS) "
+            "and model.classifier_from, or choose the first images with another selector"
+        )

@@ -23,7 +23,7 @@ from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.words import StageCommand
 
 ALL = sorted(shipped())
-CHAINS = [name for name in ALL if "stages" in load_yaml(shipped_folder() / name)]
+CHAINS = [name for name in ALL if {"stages", "rounds"} & load_yaml(shipped_folder() / name).keys()]
 COMPARISONS = [name for name in ALL if "selectors" in load_yaml(shipped_folder() / name)]
 STAGES = [name for name in ALL if name not in CHAINS + COMPARISONS]
 

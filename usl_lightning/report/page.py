@@ -91,13 +91,14 @@ def page(run: RunReport) -> Html:
     Args:
         run: what was read of its folder.
     """
-    from usl_lightning.report import chosen, predictions, results, training
+    from usl_lightning.report import chosen, predictions, results, rounds, training
 
     names = Names()
     choices = chosen.read_choices(run)
     parts: dict[str, Html | None] = {
         "Not finished": results.unfinished(run),
         "Results": results.results(run),
+        "Rounds": rounds.rounds(run, names),
         "Predictions": predictions.predictions(run),
         "Chosen images": chosen.galleries(choices) if choices else None,
         "Classes": chosen.classes(choices),

@@ -155,12 +155,16 @@ class RunReport:
             words.append(f"--name={self.name}")  # the folder was renamed since
         return f"usl run {shlex.join(words)}"
 
-    def labels_of(self, stage: StageReport) -> LabelIndex | None:
+    def labels_of(self, stage: StageReport, key: str = "data.labels") -> LabelIndex | None:
         """The label index that a classifier is trained from; None if it is not trained from one, or that is lost.
 
         A run that was moved or copied has its own beside the stage.
+
+        Args:
+            stage: of the run.
+            key: the parameter that names the file; `model.keep_from`: what a selection kept.
         """
-        given = stage.config.get("data.labels")
+        given = stage.config.get(key)
         if not given:
             return None
         path = Path(str(given))

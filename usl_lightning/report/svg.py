@@ -23,17 +23,19 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Lines:
-    """A chart of lines over training steps.
+    """A chart of lines over training steps, or what else is counted.
 
     Attributes:
         title: above it.
         series: name -> (step, value), by step; at least one point in all.
         percent: values are fractions, shown from 0 to 100%.
+        unit: what is counted.
     """
 
     title: str
     series: Mapping[str, Points]
     percent: bool = False
+    unit: str = "step"
 
 
 def line_chart(chart: Lines, names: Names) -> Html:
@@ -50,10 +52,10 @@ def line_chart(chart: Lines, names: Names) -> Html:
             HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM),
         )
 
-    content = [_axes(low, high, first, last, place(first, low)[1], chart.percent)]
+    content = [_axes(low, high, first, last, place(first, low)[1], chart)]
     for number, points in enumerate(series.values()):
         content.append(_line([place(x, y) for x, y in points], number))
-    words = "; ".join(_told(name, points, chart.percent) for name, points in series.items())
+    words = "; ".join(_told(name, points, chart) for name, points in series.items())
     legend = _legend(list(series)) if len(series) > 1 else None
     picture = _svg(chart.title, words, content, (WIDTH, HEIGHT), names)
     return tag("figure", tag("figcaption", chart.title), picture, legend, class_="chart")
@@ -82,17 +84,17 @@ def _range(series: Mapping[str, Points], percent: bool) -> tuple[float, float]:
     return (0.0, 1.0) if low == 0 else (low - abs(low) / 2, high + abs(high) / 2)
 
 
-def _axes(low: float, high: float, first: float, last: float, bottom: float, percent: bool) -> Html:
+def _axes(low: float, high: float, first: float, last: float, bottom: float, chart: Lines) -> Html:
     marks = []
     for y in ticks(low, high, 4):
         height = bottom - (y - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
         marks.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=round(height, 1), y2=round(height, 1), class_="grid"))
-        text = f"{y:.0%}" if percent else f"{y:g}"
+        text = f"{y:.0%}" if chart.percent else f"{y:g}"
         marks.append(tag("text", text, x=LEFT - 6, y=round(height + 4, 1), text_anchor="end"))
     for x in ticks(first, last, 4) if last > first else [first]:
         across = LEFT + ((x - first) / (last - first) if last > first else 0.5) * (WIDTH - LEFT - RIGHT)
         marks.append(tag("text", f"{x:,.0f}", x=round(across, 1), y=HEIGHT - BOTTOM + 15, text_anchor="middle"))
-    marks.append(tag("text", "step", x=WIDTH - RIGHT, y=HEIGHT - 4, text_anchor="end"))
+    marks.append(tag("text", chart.unit, x=WIDTH - RIGHT, y=HEIGHT - 4, text_anchor="end"))
     return tag("g", marks, class_="axes")
 
 
@@ -104,13 +106,12 @@ def _line(places: Points, number: int) -> Html:
     return tag("path", d=path, class_=f"line {colour}", stroke_dasharray=dash or None)
 
 
-def _told(name: str, points: Points, percent: bool) -> str:
+def _told(name: str, points: Points, chart: Lines) -> str:
     (first, before), (last, after) = points[0], points[-1]
+    end = f"{figure(after, chart.percent)} at {chart.unit} {last:,.0f}"
     if len(points) == 1:
-        return f"{name}: {figure(after, percent)} at step {last:,.0f}"
-    return (
-        f"{name}: from {figure(before, percent)} at step {first:,.0f} to {figure(after, percent)} at step {last:,.0f}"
-    )
+        return f"{name}: {end}"
+    return f"{name}: from {figure(before, chart.percent)} at {chart.unit} {first:,.0f} to {end}"
 
 
 def _legend(texts: Sequence[str]) -> Html:

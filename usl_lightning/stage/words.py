@@ -127,7 +127,7 @@ class StageCommand:
         """
         tree = self.tree()
         flat = flatten(tree)
-        if "stages" in flat:
+        if any(key.partition(".")[0] in ("stages", "rounds") for key in flat):
             raise UslError(f"{self.configs[-1]}: a chain of stages; run it with usl run {self.configs[-1].name}")
         if "selectors" in flat:
             raise UslError(f"{self.configs[-1]}: a comparison; run it with usl compare {self.configs[-1].name}")

@@ -94,6 +94,13 @@ def test_a_selector_that_looks_at_no_classifier_is_given_none() -> None:
     assert chain.stages[2].needs() == ["select_1"]
 
 
+def test_a_selector_that_looks_at_two_is_given_the_last_two() -> None:
+    chain = Chain.read(write({**CHAIN, "rounds": {**ROUNDS, "next": "digits_tod.yaml"}}), [3])
+    assert chain.stages[2].needs() == ["select_1", "train_1"]
+    assert chain.stages[4].needs() == ["select_2", "train_2", "train_1"]
+    assert chain.stages[4].set["model.earlier_from"] == "${train_1.checkpoint}"
+
+
 def test_two_rounds_then_one_more(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     first, second = chosen(1), chosen(2)

@@ -31,6 +31,7 @@ from usl_lightning.features.published import extract_features
 from usl_lightning.init.choice import BACKBONE
 from usl_lightning.selection.badge import BADGE
 from usl_lightning.selection.bald import BALD
+from usl_lightning.selection.core_gcn import CoreGCN
 from usl_lightning.selection.coreset import select_coreset
 from usl_lightning.selection.dropquery import DropQuery
 from usl_lightning.selection.entropy import Entropy
@@ -40,6 +41,7 @@ from usl_lightning.selection.margin import Margin
 from usl_lightning.selection.maxherding import select_maxherding
 from usl_lightning.selection.next_selector import Known, NextSelector
 from usl_lightning.selection.random import select_random
+from usl_lightning.selection.tod import TOD, output_discrepancy
 from usl_lightning.selection.uherding import UHerding
 from usl_lightning.semisup.blend import Blend
 from usl_lightning.vectors.density import keep_first
@@ -51,14 +53,14 @@ COMPONENTS = {"digits": 20, "fashion": 64}
 AT_ONCE = "k-means, at once"
 kmeans = partial(select_kmeans_nearest, restarts=20)
 
-Choice = Callable[[Known, int, int], Tensor]
-"""Known, how many more, seed -> the images of the next round."""
+Choice = Callable[[Known, Known | None, int, int], Tensor]
+"""Known, what was known a round before, how many more, seed -> the images of the next round."""
 
 
 def displacing(select: Callable[..., Tensor]) -> Choice:
     """A selector of the whole budget, of whose picks each kept image displaces the nearest, as with --keep."""
 
-    def choose(known: Known, count: int, seed: int) -> Tensor:
+    def choose(known: Known, earlier: Known | None, count: int, seed: int) -> Tensor:
         picks = select(known.features, len(known.kept) + count, seed=seed)
         return keep_first(known.kept, picks, known.features)[len(known.kept) :]
 
@@ -68,17 +70,25 @@ def displacing(select: Callable[..., Tensor]) -> Choice:
 def looking(method: type[NextSelector], **options: Any) -> Choice:
     """A selector that looks at the classifier."""
     model = method(image=ImageSpec(3, 8, 8, (), ()), budget=1, features="at hand", **options)
-    return lambda known, count, seed: model.pick(known, count, seed)
+    return lambda known, earlier, count, seed: model.pick(known, count, seed)
 
 
-def random(known: Known, count: int, seed: int) -> Tensor:
+def random(known: Known, earlier: Known | None, count: int, seed: int) -> Tensor:
     """Others at random."""
     return known.open[select_random(len(known.open), count, seed=seed + 1000 * len(known.kept))]
 
 
-def coreset(known: Known, count: int, seed: int) -> Tensor:
+def coreset(known: Known, earlier: Known | None, count: int, seed: int) -> Tensor:
     """The farthest from the labelled."""
     return select_coreset(known.features, len(known.kept) + count, first=known.kept)[len(known.kept) :]
+
+
+def tod(known: Known, earlier: Known | None, count: int, seed: int) -> Tensor:
+    """TOD, which looks at two classifiers."""
+    model = TOD(image=ImageSpec(3, 8, 8, (), ()), budget=1, features="at hand")
+    if earlier is not None:
+        return known.highest(output_discrepancy(known.probabilities, earlier.probabilities), count)
+    return model.pick(known, count, seed)
 
 
 CHOICES: dict[str, Choice] = {
@@ -93,6 +103,9 @@ CHOICES: dict[str, Choice] = {
     "BALD": looking(BALD),
     "BADGE": looking(BADGE),
     "DropQuery": looking(DropQuery),
+    "CoreGCN": looking(CoreGCN),
+    "UncertainGCN": looking(CoreGCN, rule="uncertain"),
+    "TOD": tod,
     "UHerding": looking(UHerding),
     "UHerding, width 1": looking(UHerding, sigma=1.0),
 }
@@ -137,7 +150,7 @@ def run(data: tuple[Tensor, Tensor, Tensor, Tensor], choice: Choice, args: Any, 
     """The accuracy on new images after each round."""
     x, labels, new, truth = data
     x, new = unit_rows(x), unit_rows(new)
-    rows, told, seconds = kmeans(x, args.budget, seed=seed), [], 0.0
+    rows, told, seconds, earlier = kmeans(x, args.budget, seed=seed), [], 0.0, None
     for number in range(args.rounds):
         model = learned(x, labels, rows, seed)
         right = model.votes(new).argmax(1) == truth
@@ -153,7 +166,7 @@ def run(data: tuple[Tensor, Tensor, Tensor, Tensor], choice: Choice, args: Any, 
         if number + 1 < args.rounds:
             start = time.perf_counter()
             known = Known(x, lambda f, votes=model.votes: votes(f).softmax(1), rows, rows, labels[rows])
-            rows = torch.cat([rows, choice(known, args.budget, seed)])
+            rows, earlier = torch.cat([rows, choice(known, earlier, args.budget, seed)]), known
             seconds += time.perf_counter() - start
     return {"rounds": told, "seconds": round(seconds / max(1, args.rounds - 1), 3)}
 

@@ -15,18 +15,22 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.data.keys import Key
+from usl_lightning.data.keys import Key, permutation
 from usl_lightning.selection.badge import BADGE, badge
 from usl_lightning.selection.bald import BALD, committee, disagreement
+from usl_lightning.selection.core_gcn import CoreGCN, adjacency, train_graph
 from usl_lightning.selection.coreset import select_coreset
 from usl_lightning.selection.dropquery import DropQuery, changes
 from usl_lightning.selection.entropy import Entropy, entropy
 from usl_lightning.selection.least_confidence import LeastConfidence
 from usl_lightning.selection.margin import Margin
 from usl_lightning.selection.next_selector import Known, NextSelector
+from usl_lightning.selection.tod import TOD
 from usl_lightning.selection.uherding import UHerding, kernel_width
 from usl_lightning.vectors.distances import unit_rows
 from usl_lightning.vectors.kmeans import kmeans
+from usl_lightning.vectors.logistic import LinearHead
+from usl_lightning.vectors.votes import Votes
 
 LABELLED = 30
 
@@ -177,6 +181,76 @@ def test_every_choice_of_uherding_has_the_highest_gain(name: str, uncertain: boo
         gains = (np.maximum(kernel - covered, 0) * weights).sum(1)
         assert gains[pick] >= gains[given.open].max() - 1e-5
         covered = np.maximum(covered, kernel[pick])
+
+
+@pytest.mark.parametrize("rule", ["core", "uncertain"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_graph_network_equals_a_loop(name: str, rule: str) -> None:
+    """Trained by torch's own layers on the matrix that the paper writes."""
+    given = known(name)
+    both = torch.cat([given.kept, given.open])
+    x, labels = given.features[both], torch.arange(200) < len(given.kept)
+    cosines = (x @ x.T).clamp(0) * (1 - torch.eye(200))
+    a = cosines / cosines.sum(0) + torch.eye(200)
+    assert (adjacency(x) - a).abs().max() < 1e-4
+    key = Key.of(5, "CoreGCN", slots=torch.arange(max(x.shape[1], 128)))
+    ends = (6 / (x.shape[1] + 128)) ** 0.5, (6 / 129) ** 0.5
+    one, two = torch.nn.Linear(x.shape[1], 128), torch.nn.Linear(128, 1)
+    one.weight.data = key.fold(1)[: x.shape[1]].uniform(128, -ends[0], ends[0]).T
+    two.weight.data = key.fold(2)[:128].uniform(1, -ends[1], ends[1]).T
+    torch.nn.init.zeros_(one.bias)
+    torch.nn.init.zeros_(two.bias)
+    optimizer = torch.optim.Adam([*one.parameters(), *two.parameters()], lr=1e-3, weight_decay=5e-4)
+
+    def convolved(layer: torch.nn.Linear, points: Tensor) -> Tensor:
+        return (a @ points) @ layer.weight.T + layer.bias
+
+    for step in range(12):
+        mask = Key.of(5, "CoreGCN", "dropout", step, slots=torch.arange(200)).uniform(128) >= 0.3
+        s = convolved(two, convolved(one, x).relu() * mask / 0.7)[:, 0].sigmoid()
+        loss = -s[labels].log().mean() - 1.2 * (1 - s[~labels]).log().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        hidden = convolved(one, x).relu()
+        s = convolved(two, hidden)[:, 0].sigmoid()
+    graph = train_graph(x, labels, weight=1.2, steps=12, seed=5)
+    assert (graph.labelled - s).abs().max() < 1e-3
+    assert (graph.hidden - hidden).abs().max() < 1e-3 * float(hidden.abs().max())
+    chosen = picked(CoreGCN, given, 8, rule=rule, steps=12)
+    place = {int(image): number for number, image in enumerate(both)}
+    if rule == "uncertain":
+        gaps = (graph.labelled - 0.1).abs().tolist()
+        assert [place[i] for i in chosen] == sorted(range(len(given.kept), 200), key=gaps.__getitem__)[:8]
+        return
+    d, reached = torch.cdist(graph.hidden, graph.hidden), list(range(len(given.kept)))
+    for image in chosen:
+        nearest = d[:, reached].min(1).values
+        assert nearest[place[image]] >= nearest.max() * (1 - 1e-3)
+        reached.append(place[image])
+
+
+def test_a_pool_smaller_than_the_set_is_chosen_from_alone() -> None:
+    few, all_of_them = (picked(CoreGCN, known("digits"), 25, steps=3, pool=pool) for pool in (1, 10_000))
+    assert sorted(few) == sorted(known("digits").open[permutation(170, 5, "CoreGCN")[:25]].tolist())
+    assert set(few) != set(all_of_them)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tod_takes_what_has_moved_most(name: str) -> None:
+    given = known(name)
+    p = given.probabilities.double().numpy()
+    alike = ((p - 0.25) ** 2).sum(1) / 2
+    expected = sorted(given.open.tolist(), key=lambda i: alike[i])[:10]
+    assert alike[picked(TOD, given, 10)] == pytest.approx(alike[expected], abs=1e-6)
+    head = LinearHead(given.features.shape[1], 4)
+    head.weight.copy_(torch.randn(head.weight.shape, generator=torch.Generator().manual_seed(1)) * 20)
+    model = TOD(image=ImageSpec(1, 8, 8, (), ()), budget=40, features="at hand")
+    model._earlier = Votes([head])
+    moved = ((p - model._earlier(given.features).softmax(1).double().numpy()) ** 2).sum(1) / 2
+    expected = sorted(given.open.tolist(), key=lambda i: -moved[i])[:10]
+    assert moved[model.pick(given, 10, 0).tolist()] == pytest.approx(moved[expected], abs=1e-6)
 
 
 def test_the_width_where_no_two_labels_differ_is_maxherdings() -> None:

@@ -38,17 +38,18 @@ def stages_of(path: Path, rounds: Any, more: Sequence[int] = ()) -> list[dict[st
     parts = {name: _part(rounds.get(name), f"{where}: {name}") for name in ("first", "next", "classifier")}
     for part in parts.values():
         part["set"] = {**_mapping(rounds.get("set"), f"{where}: set"), **part["set"]}
-    if _looks(path, parts["first"]):
+    if "classifier_from" in _parameters(path, parts["first"]):
         raise UslError(
             f"{where}: first: {parts['first']['config']} looks at a classifier, and before the first round there is "
             "none; expected another selector, such as k-means + nearest"
         )
-    looks, stages, total = _looks(path, parts["next"]), list[dict[str, Any]](), 0
+    known, stages, total = _parameters(path, parts["next"]), list[dict[str, Any]](), 0
     for number, budget in enumerate(budgets, 1):
         total += budget
         before = {"model.keep_from": f"${{select_{number - 1}.labels}}"} if number > 1 else {}
-        if before and looks:
-            before["model.classifier_from"] = f"${{train_{number - 1}.checkpoint}}"
+        for back, name in enumerate(("classifier_from", "earlier_from"), 1):
+            if number > back and name in known:
+                before[f"model.{name}"] = f"${{train_{number - back}.checkpoint}}"
         select, train = parts["next" if before else "first"], parts["classifier"]
         stages += [
             {
@@ -101,8 +102,8 @@ def _mapping(value: Any, where: str) -> dict[str, Any]:
     return dict(value or {})
 
 
-def _looks(path: Path, part: Mapping[str, Any]) -> bool:
-    """Whether a selector takes a classifier."""
+def _parameters(path: Path, part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a selector takes."""
     config = find_config(part["config"], beside=path.parent)
     flat = StageCommand("select", [config], {key: str(value) for key, value in part["set"].items()}).flat()
-    return "classifier_from" in parameters(str(flat.get("model.class_path")))
+    return parameters(str(flat.get("model.class_path")))

@@ -1,0 +1,61 @@
+"""TOD: the images whose prediction moved most since the round before (Huang et al., ICCV 2021)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.modules import ImageData
+from usl_lightning.features.votes import load_votes
+from usl_lightning.labels import LabelIndex
+from usl_lightning.selection.next_selector import Known, NextSelector
+from usl_lightning.vectors.votes import Votes
+
+
+def output_discrepancy(now: Tensor, before: Tensor) -> Tensor:
+    """½ Σ_c (p - p')² of two classifiers' probabilities [n, c]; [n]. It bounds a loss from below (theorem 1)."""
+    return (now - before).square().sum(1) / 2
+
+
+class TOD(NextSelector):
+    """The images of the largest `output_discrepancy` between the classifiers of the last two rounds.
+
+    In the second round there is one alone. The published code then takes the smallest discrepancy from a network of
+    random weights; here it is the smallest from a classifier that knows nothing, all classes alike.
+
+    Args:
+        image: of the images; the command line takes it from the data.
+        budget: number of images, with those that are kept.
+        init_from: checkpoint whose encoder gives the features.
+        earlier_from: checkpoint of the classifier one round before that of `classifier_from`; None: there is none.
+        source: what is kept, the classifier, where else the features come from: see `NextSelector`.
+    """
+
+    seeded = False
+
+    # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
+    def __init__(
+        self,
+        image: ImageSpec,
+        budget: int,
+        init_from: str | None = None,
+        earlier_from: str | None = None,
+        **source: Any,
+    ) -> None:
+        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        self.earlier_from = earlier_from
+        self._earlier: Votes | None = None
+
+    def kept(self, data: ImageData) -> LabelIndex | None:
+        """See `NextSelector`."""
+        self._earlier = None if self.earlier_from is None else load_votes(self.earlier_from)
+        return super().kept(data)
+
+    def pick(self, known: Known, count: int, seed: int) -> Tensor:
+        """See the class."""
+        if self._earlier is None:
+            nothing = torch.full_like(known.probabilities, 1 / known.probabilities.shape[1])
+            return known.highest(-output_discrepancy(known.probabilities, nothing), count)
+        before = self._earlier.to(known.features.device)(known.features).softmax(1)
+        return known.highest(output_discrepancy(known.probabilities, before), count)

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from sklearn.datasets import load_digits
 
-from usl_lightning.base.errors import UslError
 from usl_lightning.chain.file import Chain
+from usl_lightning.chain.options import RunOptions
 from usl_lightning.cli import main
 from usl_lightning.report.page import write_report
 
@@ -249,14 +249,14 @@ def test_mistakes_of_more(capsys: pytest.CaptureFixture[str]) -> None:
     assert run() == 0
     before = Path("runs/chain/run.json").read_text()
     for words, message in (
-        ([], "usl more: expected a run with rounds and how many images"),
+        ([], "usl more: expected a run and how many images"),
         (["runs/chain"], "usl more: --budget is missing: expected the images of the round, 1 or more"),
         (["runs/chain", "--budget=0"], "usl more: --budget 0: expected the images of the round, 1 or more"),
         (["runs/chain", "--budget=x"], "usl more: --budget x: expected the images of the round, 1 or more"),
         (["runs/chain", "--budget=120"], "usl: stage select_3: model.budget: 132 images cannot be picked from 120"),
         (["runs/chain", "--number=4"], "usl more: unknown option --number; expected --budget, --dry-run"),
         (["runs/chian", "--budget=4"], "usl more: runs/chian: no run of `usl run`"),
-        (["runs/plain", "--budget=4"], "usl more: runs/plain: its chain plain.yaml has no 'rounds:'"),
+        (["runs/plain", "--budget=4"], "usl: no round can be added: the chain has no 'rounds:', and no stage learns"),
     ):
         assert refused(capsys, "more", *words).startswith(message)
     assert Path("runs/chain/run.json").read_text() == before
@@ -276,7 +276,38 @@ def test_a_round_that_is_refused_leaves_the_run_as_it_was(monkeypatch: pytest.Mo
     assert Path("runs/chain/run.json").read_text() == before
 
 
-def test_chains_without_rounds_take_no_more() -> None:
-    chain = write({"stages": [{"name": "choose", "command": "select", "config": "digits_random.yaml"}]})
-    with pytest.raises(UslError, match="it has no 'rounds:', to which one could be added"):
-        Chain.read(chain, [3])
+PLAIN = [
+    {"name": "random", "command": "select", "config": "digits_random.yaml"},
+    {
+        "name": "choose",
+        "command": "select",
+        "config": "digits_kmeans_nearest.yaml",
+        "set": {"model.restarts": 2, "model.budget": 9, "model.features": "features.npy"},
+    },
+    {
+        "name": "learn",
+        "command": "fit",
+        "config": "digits_blend.yaml",
+        "set": {"data.labels": "${choose.labels}", "model.features": "features.npy", "model.folds": 5},
+    },
+]
+
+
+def test_a_chain_of_a_selection_and_a_classifier_takes_rounds_too() -> None:
+    """As `usl init` writes them: chosen by what its classifier makes of all images, with the options as given."""
+    Path("plain.yaml").write_text(yaml.safe_dump({"set": CHAIN["set"], "stages": PLAIN}))
+    assert run("run", "plain.yaml", "--choose.model.budget=10") == 0
+    assert run("more", "runs/plain", "--budget=4") == 0
+    assert run("more", "runs/plain", "--budget=3") == 0
+    first, second, third = (
+        json.loads(Path(f"runs/plain/{name}/labels.json").read_text()) for name in ("choose", "choose_2", "choose_3")
+    )
+    assert second["method"]["name"] == third["method"]["name"] == "uherding"
+    assert (second["indices"][:10], third["indices"][:14]) == (first["indices"], second["indices"])
+    assert len(third["indices"]) == 17
+    config = yaml.safe_load(Path("runs/plain/learn_3/config.yaml").read_text())
+    assert config["model"]["init_args"]["folds"] == 5
+    results = json.loads(Path("runs/plain/summary.json").read_text())["results"]
+    assert [(each["budget"], each.get("added")) for each in results] == [(10, None), (14, 4), (17, 3)]
+    options = RunOptions.parse(["plain.yaml", "--choose_2.model.sigma=0.5"])  # the run's rounds are known
+    assert options.chain.stages[3].set["model.sigma"] == "0.5"

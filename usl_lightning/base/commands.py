@@ -96,7 +96,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "more": Command(
         "RUN_DIR",
-        "one more round of labelling for a finished run whose chain has rounds",
+        "one more round of labelling for a finished run: the images that help its classifier most",
         (
             Option("budget", "N", "images of the round"),
             Option("dry-run", "", "check everything and print the plan"),

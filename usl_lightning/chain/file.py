@@ -54,7 +54,7 @@ class Chain:
         name: of the file.
         seed: of all stages.
         stages: in order, those of the rounds last.
-        has_rounds: whether it has any, to which more can be added.
+        has_rounds: whether it has any.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Chain:
 
         Args:
             path: the file.
-            more: images of each round that is added to its own.
+            more: images of each round that is added to its own, if it has any.
 
         Raises:
             UslError: names the file, the stage and the key.
@@ -86,8 +86,6 @@ class Chain:
             raise UslError(f"{path}: stages: expected a list of name, command, config, set")
         if has_rounds:
             entries = [*entries, *stages_of(path, content["rounds"], more)]
-        elif more:
-            raise UslError(f"{path}: it has no 'rounds:', to which one could be added")
         shared = _overrides(content, str(path))
         stages: list[Stage] = []
         for number, entry in enumerate(entries):

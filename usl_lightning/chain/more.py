@@ -12,14 +12,14 @@ from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.pipeline import run_chain
 from usl_lightning.chain.plan import Plan
 
-USAGE = "usl more: expected a run with rounds and how many images, e.g. usl more runs/my_images --budget 40"
+USAGE = "usl more: expected a run and how many images, e.g. usl more runs/my_images --budget 40"
 
 
 def main(arguments: Sequence[str]) -> None:
     """Add a round to a run and run it, as `usl run` does: it stops where images are to be labelled.
 
     Raises:
-        UslError: no run, one that is not finished or whose chain has no rounds, or no budget.
+        UslError: no run, one that is not finished or has no classifier that a round could be chosen by, or no budget.
     """
     words = list(arguments)
     if not words or words[0].startswith("-"):
@@ -43,8 +43,6 @@ def _longer(folder: Path, budget: str, *, dry: bool) -> RunOptions:
     rounds = [value for key, value in options(typed) if key == "more"]
     here = [*kept, *(pair for pair in own.items() if pair != _usual(chain, pair[0]))]
     before = RunOptions.parse([chain, *(f"--{key}={value}" for key, value in here)])
-    if not before.chain.has_rounds:
-        raise UslError(f"usl more: {folder}: its chain {chain} has no 'rounds:', to which one could be added")
     unfinished = [stage.name for stage in before.chain.stages if not before.folder(stage.name).complete]
     if unfinished:
         again = shlex.join(["usl", "run", *before.typed])

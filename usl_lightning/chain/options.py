@@ -9,6 +9,7 @@ from usl_lightning.base.commands import COMMANDS
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.parameters import as_seed, home, options
+from usl_lightning.chain.added import Added
 from usl_lightning.chain.file import REFERENCE, Chain
 from usl_lightning.chain.plan import Plan
 from usl_lightning.stage.folder import StageFolder
@@ -55,7 +56,10 @@ class RunOptions:
             raise UslError("usl run: expected a chain, e.g. usl run digits_quickstart.yaml; `usl configs` lists them")
         path, given = find_config(arguments[0]), options(arguments[1:])
         given = [*added_rounds(path, given), *given]
-        chain = Chain.read(path, [n for key, value in given if key == "more" for n in _rounds(value)])
+        more = [images for key, value in given if key == "more" for images in _rounds(value)]
+        chain = Chain.read(path, more)
+        added = Added.after(chain.stages, more) if more and not chain.has_rounds else None
+        chain.stages += added.stages if added else []
         run = cls(chain, Path("runs"), chain.name, chain.seed, typed=[str(arguments[0])])
         stages = {stage.name: stage for stage in chain.stages}
         for key, value in given:
@@ -90,6 +94,8 @@ class RunOptions:
                     each.set[key] = value
             else:
                 raise UslError(_bad_option(key, value, list(stages)))
+        if added:
+            added.settle()
         return run
 
     def folder(self, stage: str) -> StageFolder:

@@ -109,13 +109,13 @@ def _run_stages(run: RunOptions) -> bool:
 
 
 def _check_budgets(run: RunOptions) -> None:
-    """Refuse rounds of more images than there are, as soon as the first choice has told how many these are."""
-    first = run.folder("select_1").labels
-    dataset = LabelIndex.read(first).dataset if run.chain.has_rounds and first.exists() else None
-    for stage in run.chain.stages if dataset is not None else ():
-        budget = stage.set.get("model.budget", "") if stage.command == "select" else ""
-        if dataset is not None and budget.isdecimal() and int(budget) > dataset.size:
-            raise UslError(f"stage {stage.name}: model.budget: {budget} images cannot be picked from {dataset.size}")
+    """Refuse rounds of more images than there are, as soon as a choice has told how many these are."""
+    chosen = (run.folder(stage.name).labels for stage in run.chain.stages if stage.command == "select")
+    known = next((dataset for path in chosen if path.exists() and (dataset := LabelIndex.read(path).dataset)), None)
+    for stage in run.chain.stages if known is not None else ():
+        budget = stage.set.get("model.budget", "") if "model.keep_from" in stage.set else ""
+        if known is not None and budget.isdecimal() and int(budget) > known.size:
+            raise UslError(f"stage {stage.name}: model.budget: {budget} images cannot be picked from {known.size}")
 
 
 def _label_files(run: RunOptions, stage: Stage) -> list[Path]:

@@ -186,6 +186,8 @@ def test_other_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.Mon
         from usl_lightning.labelling.label import LabelOptions
 
         assert LabelOptions.parse(words).labels.suffix == ".json"
+    elif command == "more":
+        assert {key for key, _ in options(words[1:])} == {"budget"}
     elif command == "doctor":
         assert {key for key, _ in options(words)} <= {"data.dir", "out"}
     else:

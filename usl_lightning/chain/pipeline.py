@@ -17,8 +17,8 @@ from usl_lightning.chain.plan import Plan
 from usl_lightning.chain.process import start_stage
 from usl_lightning.chain.summary import draw_summary, summarise, table, what_next
 from usl_lightning.chain.waiting import WAITING, Waiting
-from usl_lightning.stage.answers import KEY
 from usl_lightning.labels import LabelIndex
+from usl_lightning.stage.answers import KEY
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.typos import refuse_typos

@@ -108,7 +108,8 @@ class Plan:
         try:
             yield
         finally:
-            if stage.record() is None and before is None:
-                path.unlink(missing_ok=True)
-            elif stage.record() is None:
-                write_json(path, asdict(before))
+            if stage.record() is None:
+                if before is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    write_json(path, asdict(before))

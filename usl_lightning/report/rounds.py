@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from usl_lightning.labels import LabelIndex
 from usl_lightning.report.markup import Html, Names, section, table, tag
@@ -14,7 +14,8 @@ NAMED = 12
 """Classes of a round whose numbers are told, at most: the most frequent."""
 
 
-class Round(NamedTuple):
+@dataclass(frozen=True)
+class Round:
     """One of them.
 
     Attributes:
@@ -35,7 +36,7 @@ def rounds(run: RunReport, names: Names) -> Html | None:
     found = list(_rounds(run))
     if len(found) < 2:
         return None
-    series = {
+    series: dict[str, list[tuple[float, float]]] = {
         title: [
             (_labelled(each.index), float(value))
             for each in found
@@ -95,7 +96,7 @@ def _labelled(index: LabelIndex) -> int:
 
 def _ends(found: list[Round], which: int) -> list[tuple[float, float]]:
     """Labels and one end of the estimate's interval, of the rounds that have one."""
-    points = []
+    points: list[tuple[float, float]] = []
     for each in found:
         interval = each.classifier.metrics.get("estimated_interval") if each.classifier else None
         if interval is not None:

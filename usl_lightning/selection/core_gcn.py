@@ -81,7 +81,7 @@ def train_graph(x: Tensor, labelled: Tensor, *, weight: float, steps: int, seed:
             hidden = (seen @ weights[0] + weights[1]).relu() * stays / (1 - DROPOUT)
             loss = graph_loss((a @ (hidden @ weights[2]) + weights[3])[:, 0], labelled, weight=weight)
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
     with torch.no_grad():
         hidden = (seen @ weights[0] + weights[1]).relu()

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from usl_lightning.base.arrays import load_arrays
+from usl_lightning.base.classes import find_class
 from usl_lightning.base.errors import UslError
 from usl_lightning.chain.plan import Plan
 from usl_lightning.data.batch import ImageSpec
@@ -249,6 +250,7 @@ def test_arguments_and_a_seed_that_are_none(tmp_path: Path) -> None:
 
 
 def test_names_that_no_file_has(tmp_path: Path) -> None:
+    assert find_class(f"usl_lightning.data.{'x' * 300}.Class") is None
     for key, value in (("model.init_from", "x" * 300), ("data.labels_file", "x" * 5000), ("model.init_from", "a\0b")):
         with pytest.raises(UslError, match=f"{key}: no such file"):
             StageCommand("fit", [], {"data.class_path": "x", key: value}).identity()

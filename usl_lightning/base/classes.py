@@ -1,6 +1,7 @@
 """The source of a class of this package, found by its dotted path without importing it, and where older paths lead."""
 
 import ast
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def syntax_of(module: str) -> ast.Module | None:
         return None
     path = ROOT.joinpath(*parts)
     for file in (path.with_suffix(".py"), path / "__init__.py"):
-        if file.is_file():
+        if os.path.isfile(file):  # a name may be longer than any file has
             return ast.parse(file.read_text(encoding="utf-8"))
     return None
 

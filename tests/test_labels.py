@@ -73,7 +73,8 @@ def indexes(draw):
     labels = [draw(st.none() | st.integers(0, 2)) for _ in indices]
     files = draw(st.none() | st.just(tuple(f"{i}/ü.png" for i in indices)))
     unsure = tuple(i for i, label in zip(indices, labels, strict=True) if label is None and draw(st.booleans()))
-    return index(indices, labels, files=files, unsure=unsure)
+    bulk = tuple(i for i, label in zip(indices, labels, strict=True) if label is not None and draw(st.booleans()))
+    return index(indices, labels, files=files, unsure=unsure, bulk=bulk)
 
 
 @given(indexes())
@@ -161,6 +162,20 @@ def test_images_that_a_person_was_not_sure_of_are_left_out_of_training(tmp_path)
     assert read.union(index([4], [1])).unsure == ()
     assert read.union(index([8], unsure=(8,))).unsure == (4, 8)
     assert read.difference(index([4])).unsure == ()
+
+
+def test_answers_of_a_row_are_told_apart(tmp_path):
+    read = LabelIndex.read(written(tmp_path, json.dumps({**GOOD, "bulk": [17]})))
+    assert read.bulk == (17,)
+    assert read.union(index([4, 9], [1, 0], bulk=(4, 9))).bulk == (17, 4)  # somebody looked at 9 alone
+    assert read.union(index([17], read.labels[:1])).bulk == ()
+    assert read.difference(index([17])).bulk == ()
+
+
+@pytest.mark.parametrize("bulk", [[99], [17, 17], ["17"], [None]])
+def test_only_images_with_a_label_can_be_bulk(tmp_path, bulk):
+    wrong = written(tmp_path, json.dumps({**GOOD, "bulk": bulk}))
+    refused(lambda: LabelIndex.read(wrong), f"{wrong}: 'bulk' names")
 
 
 @pytest.mark.parametrize("unsure", [[17], [5], [4, 4], ["4"], [None], [4.0]])

@@ -146,3 +146,57 @@ def test_an_import_wins_over_what_is_there_and_can_bring_classes(store: LabelSto
     assert (index.classes, index.unsure) == (("cat", "dog", "bird"), (second,))
     with pytest.raises(UslError, match="its classes were changed meanwhile"):
         store.merge({}, ("cat", "dog"))
+
+
+def test_a_row_is_answered_at_once_and_told_apart(store: LabelStore) -> None:
+    first, second, third, fourth = store.read().indices[:4]
+    assert store.answer_row([first, second, third], 1).bulk == (first, second, third)
+    assert LabelIndex.read(store.path).labels[:4] == (1, 1, 1, None)
+    store.answer_row([first, second], 1)  # two windows said the same
+    assert store.answer(second, 1, 1).bulk == (first, third)  # looked at alone
+    before = store.path.read_bytes()
+    with pytest.raises(AnsweredMeanwhileError, match="dog was answered in another window"):
+        store.answer_row([fourth, second], 1)
+    with pytest.raises(UslError, match="image 1000 is not one of the 40"):
+        store.answer_row([fourth, 1000], 1)
+    with pytest.raises(UslError, match="there is no class 2"):
+        store.answer_row([fourth], 2)
+    assert store.path.read_bytes() == before
+    index = store.answer_row([first, second, third], None)  # undone, but for what somebody said since
+    assert (index.labels[:3], index.bulk) == ((None, 1, None), ())
+
+
+def test_an_import_that_changes_nothing_leaves_rows_told_apart(store: LabelStore) -> None:
+    images = store.read().indices[:3]
+    store.answer_row(images, 0)
+    assert store.merge(dict.fromkeys(images, 0), ("cat", "dog")).bulk == images
+    assert store.merge({images[0]: 1}, ("cat", "dog")).bulk == images[1:]
+
+
+def test_a_class_is_renamed_merged_and_deleted(store: LabelStore) -> None:
+    store.add_class("bird")
+    images = store.read().indices[:4]
+    for image, answer in zip(images, (0, 1, 2, "unsure"), strict=True):
+        store.answer(image, answer, None)
+    index = store.change_class(0, "  Cat ")  # the case of its own name may change
+    assert (index.classes, index.labels[:4]) == (("Cat", "dog", "bird"), (0, 1, 2, None))
+    index = store.change_class(0, "bird", merge=True)
+    assert (index.classes, index.labels[:4]) == (("dog", "bird"), (1, 0, 1, None))
+    store.answer_row(store.read().indices[4:6], 0)
+    index = store.change_class(0, None)
+    assert (index.classes, index.labels[:6]) == (("bird",), (0, None, 0, None, None, None))
+    assert (index.unsure, index.bulk) == ((images[3],), ())
+    assert LabelIndex.read(store.path) == index
+
+
+@pytest.mark.parametrize(("number", "name", "merge", "part"), [
+    (0, "dog", False, "there is a class 'dog'; merge the two"), (0, "DOG", False, "differs from the class 'dog' by"),
+    (0, "cat", True, "there is no other class 'cat'"), (0, "cow", True, "there is no other class 'cow' to merge 'cat'"),
+    (2, None, False, "there is no class 2; expected 0 to 1"), (0, "not sure", False, "cannot be the name"),
+    (0, "x" * 81, False, "1 to 80 characters"),
+])  # fmt: skip
+def test_wrong_changes_of_classes(store: LabelStore, number: int, name: str | None, merge: bool, part: str) -> None:
+    before = store.path.read_bytes()
+    with pytest.raises(UslError, match=part):
+        store.change_class(number, name, merge=merge)
+    assert store.path.read_bytes() == before

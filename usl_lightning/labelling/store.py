@@ -3,7 +3,7 @@
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -83,13 +83,61 @@ class LabelStore:
         with self._changing() as index:
             if check is not None:
                 check(index)
-            answers = answers_of(index)
-            if image not in answers:
-                raise UslError(f"image {image} is not one of the {len(index)} to label")
-            now = answers[image]
+            now = _known(index, (image,))[image]
             if now not in (seen, answer):
                 raise AnsweredMeanwhileError(f"{name_of(now, index)} was answered in another window")
             return self._write(with_answers(index, {image: answer}))
+
+    def answer_row(
+        self, images: Sequence[int], answer: int | None, check: Callable[[LabelIndex], None] | None = None
+    ) -> LabelIndex:
+        """Note that several images without an answer are all of one class; or, with None, take that back.
+
+        Args:
+            images: positions in the data set, each of the index's.
+            answer: the class. None: of those that still have the answer that a row gave them, take it away.
+            check: see `answer`.
+
+        Returns:
+            The file's new content.
+
+        Raises:
+            AnsweredMeanwhileError: one of them has an answer by now; none of them is changed.
+            UslError: no such image or class, or the file cannot be written.
+        """
+        with self._changing() as index:
+            if check is not None:
+                check(index)
+            known, bulk = _known(index, images), set(index.bulk)
+            if answer is None:
+                return self._write(with_answers(index, {image: None for image in images if image in bulk}))
+            for image in images:
+                if known[image] is not None and not (known[image] == answer and image in bulk):
+                    raise AnsweredMeanwhileError(f"{name_of(known[image], index)} was answered in another window")
+            return self._write(with_answers(index, dict.fromkeys(images, answer), bulk=True))
+
+    def change_class(
+        self, number: int, name: str | None, *, merge: bool = False, check: Callable[[LabelIndex], None] | None = None
+    ) -> LabelIndex:
+        """Give a class another name, make it part of another class, or delete it.
+
+        Args:
+            number: the class.
+            name: its new one; with `merge` that of the class it becomes part of. None: delete it, and its images have
+                no answer.
+            merge: whether the new name is that of another class.
+            check: see `answer`.
+
+        Returns:
+            The file's new content; classes after one that is gone move up.
+
+        Raises:
+            UslError: no such class, or a name that it cannot have.
+        """
+        with self._changing() as index:
+            if check is not None:
+                check(index)
+            return self._write(with_changed_class(index, number, name, merge=merge))
 
     def add_class(self, name: str) -> LabelIndex:
         """Add a class after those there are; one of that name stays what it is.
@@ -113,7 +161,9 @@ class LabelStore:
         with self._changing() as index:
             if index.classes != classes[: len(index.classes)]:
                 raise UslError(f"{self.path}: its classes were changed meanwhile; repeat the command")
-            return self._write(with_answers(replace(index, classes=classes), answers))
+            known = answers_of(index)
+            news = {image: answer for image, answer in answers.items() if known.get(image, answer) != answer}
+            return self._write(with_answers(replace(index, classes=classes), news))
 
     @contextmanager
     def _changing(self) -> Iterator[LabelIndex]:
@@ -140,12 +190,21 @@ def answers_of(index: LabelIndex) -> dict[int, Answer]:
     }
 
 
-def with_answers(index: LabelIndex, answers: Mapping[int, Answer]) -> LabelIndex:
+def _known(index: LabelIndex, images: Sequence[int]) -> dict[int, Answer]:
+    answers = answers_of(index)
+    for image in images:
+        if image not in answers:
+            raise UslError(f"image {image} is not one of the {len(index)} to label")
+    return answers
+
+
+def with_answers(index: LabelIndex, answers: Mapping[int, Answer], *, bulk: bool = False) -> LabelIndex:
     """The index with these answers in place of those it has.
 
     Args:
         index: any.
         answers: position in the data set -> answer.
+        bulk: whether they were given to all of these at a glance.
 
     Raises:
         UslError: there is no such class.
@@ -156,7 +215,13 @@ def with_answers(index: LabelIndex, answers: Mapping[int, Answer]) -> LabelIndex
     merged = answers_of(index)
     merged |= {image: answer for image, answer in answers.items() if image in merged}
     labels = tuple(answer if isinstance(answer, int) else None for answer in merged.values())
-    return replace(index, labels=labels, unsure=tuple(i for i, answer in merged.items() if answer == "unsure"))
+    at_a_glance = (set(index.bulk) - set(answers)) | (set(answers) if bulk else set())
+    return replace(
+        index,
+        labels=labels,
+        unsure=tuple(i for i, answer in merged.items() if answer == "unsure"),
+        bulk=tuple(i for i, answer in merged.items() if i in at_a_glance and isinstance(answer, int)),
+    )
 
 
 def with_class(index: LabelIndex, name: str) -> LabelIndex:
@@ -168,11 +233,38 @@ def with_class(index: LabelIndex, name: str) -> LabelIndex:
     name = clean(name)
     if name in index.classes:
         return index
+    return replace(index, classes=(*index.classes, _new_name(name, index.classes)))
+
+
+def with_changed_class(index: LabelIndex, number: int, name: str | None, *, merge: bool = False) -> LabelIndex:
+    """The index with a class that has another name, is part of another class, or is gone.
+
+    Raises:
+        UslError: see `LabelStore.change_class`.
+    """
+    if not 0 <= number < len(index.classes):
+        raise UslError(f"there is no class {number}; expected 0 to {len(index.classes) - 1}")
+    others = index.classes[:number] + index.classes[number + 1 :]
+    name = None if name is None else clean(name)
+    if name is not None and not merge:
+        if name in others:
+            raise UslError(f"there is a class '{name}'; merge the two, or choose another name")
+        return replace(index, classes=(*others[:number], _new_name(name, others), *others[number:]))
+    if name is not None and name not in others:
+        raise UslError(f"there is no other class '{name}' to merge '{index.classes[number]}' with")
+    place = {old: new for new, old in enumerate(i for i in range(len(index.classes)) if i != number)}
+    becomes = None if name is None else others.index(name)
+    labels = tuple(None if label is None else place.get(label, becomes) for label in index.labels)
+    gone = {image for image, label in zip(index.indices, labels, strict=True) if label is None}
+    return replace(index, classes=others, labels=labels, bulk=tuple(image for image in index.bulk if image not in gone))
+
+
+def _new_name(name: str, others: Sequence[str]) -> str:
     if len(name) > LONGEST_NAME:
         raise UslError(f"a class needs a name of 1 to {LONGEST_NAME} characters")
     check_name(name)
-    check_new(name, index.classes)
-    return replace(index, classes=(*index.classes, name))
+    check_new(name, others)
+    return name
 
 
 def name_of(answer: Answer, index: LabelIndex) -> str:

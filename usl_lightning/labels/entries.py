@@ -46,6 +46,8 @@ class Entries:
         followers: images that nobody labels and that take the label of an entry as a pseudo-label in training, for
             each entry; empty if there are none. A selection may ask for that (USL-T on ImageNet).
         hashes: `sha256:…` of the content of each of `files`; empty if the file does not say.
+        bulk: those of `indices` whose label was given to several at a glance, not to each by itself. They are labels
+            like all others; who looks for mistakes begins with them.
     """
 
     dataset: DatasetId | None
@@ -58,6 +60,7 @@ class Entries:
     unsure: tuple[int, ...] = ()
     followers: tuple[tuple[int, ...], ...] = ()
     hashes: tuple[str, ...] = ()
+    bulk: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -23,6 +23,7 @@ FORMAT = "usl-label-index"
 VERSION = 1
 _KEYS = (
     "format", "version", "dataset", "method", "indices", "labels", "classes", "files", "hashes", "unsure", "followers",
+    "bulk",
 )  # fmt: skip
 
 COLUMNS = ("Index", "ImageID", "Pseudolabel")
@@ -100,6 +101,7 @@ def _read_json(path: Path, content: bytes) -> Entries:
         tuple(_get(path, value, "unsure", list)) if "unsure" in value else (),
         _followers(path, value) if "followers" in value else (),
         tuple(_get(path, value, "hashes", list)) if "hashes" in value else (),
+        tuple(_get(path, value, "bulk", list)) if "bulk" in value else (),
     )
 
 
@@ -158,6 +160,8 @@ def _to_json(index: Entries) -> Any:
         value["followers"] = index.followers
     if index.hashes:
         value["hashes"] = index.hashes
+    if index.bulk:
+        value["bulk"] = index.bulk
     return value
 
 

@@ -4,19 +4,16 @@ One file, read and written by every stage. Neither torch nor Lightning is import
 file is refused at once. Only entries of an index ever reach a loss.
 """
 
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import read_once
 from usl_lightning.labels import formats
-from usl_lightning.labels.entries import MOST_CLASSES, DatasetId, Entries, refuse, short
-
-_LARGEST = 2**63 - 1
+from usl_lightning.labels.checks import validate
+from usl_lightning.labels.entries import DatasetId, Entries, refuse, short
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class LabelIndex(Entries):
     @classmethod
     def _read(cls, path: str | Path) -> "LabelIndex":
         index = cls(**vars(formats.read(Path(path))))
-        _validate(index, str(path))
+        validate(index, str(path))
         return index
 
     def write(self, path: str | Path) -> None:
@@ -55,7 +52,7 @@ class LabelIndex(Entries):
         Raises:
             UslError: an entry is wrong, the suffix is not known, or the file cannot be written.
         """
-        _validate(self, str(path))
+        validate(self, str(path))
         formats.write(self, Path(path))
 
     def check(self, dataset: DatasetId, classes: Sequence[str] = (), files: Sequence[str] | None = None) -> None:
@@ -144,6 +141,7 @@ class LabelIndex(Entries):
             indices=tuple(moved.values()),
             files=tuple(files[position] for position in moved.values()),
             unsure=tuple(moved[position] for position in self.unsure),
+            bulk=tuple(moved[position] for position in self.bulk),
         )
 
     def with_labels(self, labels: Sequence[int], classes: Sequence[str] = ()) -> "LabelIndex":
@@ -199,7 +197,7 @@ class LabelIndex(Entries):
         self._check_same(other)
         theirs = other.path or "the other label index"
         dataset = self.dataset or other.dataset
-        unsure = {*self.unsure, *other.unsure}
+        unsure, singly = {*self.unsure, *other.unsure}, self._singly | other._singly
         for part in (self, other):
             if dataset is not None:
                 part.check(dataset)
@@ -226,6 +224,7 @@ class LabelIndex(Entries):
             unsure=tuple(index for index, label in label_of.items() if label is None and index in unsure),
             followers=_followers_of_both(self, other, tuple(label_of)),
             hashes=tuple(hash_of[index] for index in label_of) if len(hash_of) == len(label_of) else (),
+            bulk=tuple(index for index, label in label_of.items() if label is not None and index not in singly),
         )
 
     def difference(self, other: "LabelIndex") -> "LabelIndex":
@@ -249,7 +248,13 @@ class LabelIndex(Entries):
                 tuple(index for index in self.followers[i] if index not in taken) for i in keep if self.followers
             ),
             hashes=tuple(self.hashes[i] for i in keep if self.hashes),
+            bulk=tuple(index for index in self.bulk if index not in taken),
         )
+
+    @property
+    def _singly(self) -> set[int]:
+        """The images that have a label which somebody gave to them alone."""
+        return {i for i, label in zip(self.indices, self.labels, strict=True) if label is not None} - {*self.bulk}
 
     def _check_same(self, other: "LabelIndex") -> None:
         mine, theirs = self.path or "label index", other.path or "the other label index"
@@ -276,63 +281,6 @@ def _followers_of_both(first: LabelIndex, second: LabelIndex, entries: tuple[int
             followers_of.setdefault(entry, []).extend(free)
             taken.update(free)
     return tuple(tuple(followers_of.get(entry, ())) for entry in entries)
-
-
-def _validate(index: LabelIndex, where: str) -> None:
-    """What can be said of an index without its data set."""
-    for key in ("labels", "files", "followers", "hashes"):
-        values = getattr(index, key)
-        needed = key == "labels" or (key == "files" and values is not None)
-        if (values or needed) and len(values) != len(index.indices):
-            raise UslError(f"{where}: {len(index.indices)} indices but {len(values)} {key}")
-    seen: dict[int, int] = {}
-    for i, value in enumerate(index.indices):
-        if not _is_count(value):
-            refuse(where, i, f"index {short(value)} is not a whole number, 0 or more")
-        if value in seen:
-            refuse(where, i, f"index {value} is there twice (entry {seen[value]} is the first)")
-        if index.dataset is not None and value >= index.dataset.size:
-            refuse(where, i, f"index {value} is out of range, {index.dataset} ends before it")
-        seen[value] = i
-    for i, label in enumerate(index.labels):
-        if label is not None and not _is_count(label):
-            refuse(where, i, f"label {short(label)} is neither null nor a whole number, 0 or more")
-        if label is not None and not index.classes and label >= MOST_CLASSES:
-            refuse(where, i, f"label {label} is no class number, expected one below {MOST_CLASSES:,}")
-        if label is not None and index.classes and label >= len(index.classes):
-            refuse(where, i, f"label {label} is out of range, there are {len(index.classes)} classes")
-    open_entries = {value for value, label in zip(index.indices, index.labels, strict=True) if label is None}
-    for value in index.unsure:
-        if not _is_count(value) or value not in open_entries:
-            raise UslError(f"{where}: 'unsure' names {short(value)}, expected each of 'indices' without a label once")
-        open_entries.discard(value)
-    _validate_followers(index, where, set(seen))
-    for i, file in enumerate(index.files or ()):
-        if not _is_inside(file):
-            refuse(where, i, f"file {short(file)} is not a path inside the image folder (relative, with /)")
-    for i, digest in enumerate(index.hashes):
-        if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest) or index.files is None:
-            refuse(where, i, f"hash {short(digest)} is not sha256: and 64 hexadecimal digits of one of 'files'")
-
-
-def _validate_followers(index: LabelIndex, where: str, taken: set[int]) -> None:
-    for i, followers in enumerate(index.followers):
-        for value in followers:
-            if not _is_count(value) or (index.dataset is not None and value >= index.dataset.size):
-                refuse(where, i, f"follower {short(value)} is no image of the data set")
-            if value in taken:
-                refuse(where, i, f"follower {value} is among the indices or follows twice")
-            taken.add(value)
-
-
-def _is_count(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _LARGEST
-
-
-def _is_inside(file: Any) -> bool:
-    if not isinstance(file, str) or not file or "\0" in file or "\\" in file:
-        return False
-    return not file.startswith("/") and ".." not in file.split("/") and not re.match("[A-Za-z]:", file)
 
 
 def _check_files(where: str, index: LabelIndex, files: Sequence[str]) -> None:

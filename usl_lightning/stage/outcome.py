@@ -66,12 +66,13 @@ def chosen_index(
     """
     positions = indices.tolist()
     labels = [None if label < 0 else int(label) for label in source.labels[indices].tolist()]
-    classes, unsure = source.classes, set[int]()
+    classes, unsure, bulk = source.classes, set[int](), set[int]()
     if kept is not None:
         labels[: len(kept)] = [
             own if own is not None else known for own, known in zip(kept.labels, labels, strict=False)
         ]
         classes, unsure = max(classes, kept.classes, key=len), set(kept.unsure)  # people may have added some
+        bulk = set(kept.bulk)
     return LabelIndex(
         dataset=dataset_id(source),
         method=method,
@@ -82,6 +83,7 @@ def chosen_index(
         unsure=tuple(i for i, label in zip(positions, labels, strict=True) if label is None and i in unsure),
         followers=followers,
         hashes=() if source.files is None else tuple(source.content_hashes(positions)),
+        bulk=tuple(i for i, label in zip(positions, labels, strict=True) if label is not None and i in bulk),
     )
 
 

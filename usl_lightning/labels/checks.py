@@ -1,0 +1,75 @@
+"""What every label index must be, whatever data set it is of."""
+
+import re
+from typing import Any
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.labels.entries import MOST_CLASSES, Entries, refuse, short
+
+_LARGEST = 2**63 - 1
+
+
+def validate(index: Entries, where: str) -> None:
+    """What can be said of an index without its data set.
+
+    Raises:
+        UslError: names the entry.
+    """
+    for key in ("labels", "files", "followers", "hashes"):
+        values = getattr(index, key)
+        needed = key == "labels" or (key == "files" and values is not None)
+        if (values or needed) and len(values) != len(index.indices):
+            raise UslError(f"{where}: {len(index.indices)} indices but {len(values)} {key}")
+    seen: dict[int, int] = {}
+    for i, value in enumerate(index.indices):
+        if not _is_count(value):
+            refuse(where, i, f"index {short(value)} is not a whole number, 0 or more")
+        if value in seen:
+            refuse(where, i, f"index {value} is there twice (entry {seen[value]} is the first)")
+        if index.dataset is not None and value >= index.dataset.size:
+            refuse(where, i, f"index {value} is out of range, {index.dataset} ends before it")
+        seen[value] = i
+    for i, label in enumerate(index.labels):
+        if label is not None and not _is_count(label):
+            refuse(where, i, f"label {short(label)} is neither null nor a whole number, 0 or more")
+        if label is not None and not index.classes and label >= MOST_CLASSES:
+            refuse(where, i, f"label {label} is no class number, expected one below {MOST_CLASSES:,}")
+        if label is not None and index.classes and label >= len(index.classes):
+            refuse(where, i, f"label {label} is out of range, there are {len(index.classes)} classes")
+    open_entries = {value for value, label in zip(index.indices, index.labels, strict=True) if label is None}
+    for value in index.unsure:
+        if not _is_count(value) or value not in open_entries:
+            raise UslError(f"{where}: 'unsure' names {short(value)}, expected each of 'indices' without a label once")
+        open_entries.discard(value)
+    labelled = set(seen).difference(value for value, label in zip(index.indices, index.labels, strict=True) if label is None)
+    for value in index.bulk:
+        if not _is_count(value) or value not in labelled:
+            raise UslError(f"{where}: 'bulk' names {short(value)}, expected each of 'indices' with a label once at most")
+        labelled.discard(value)
+    _validate_followers(index, where, set(seen))
+    for i, file in enumerate(index.files or ()):
+        if not _is_inside(file):
+            refuse(where, i, f"file {short(file)} is not a path inside the image folder (relative, with /)")
+    for i, digest in enumerate(index.hashes):
+        if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest) or index.files is None:
+            refuse(where, i, f"hash {short(digest)} is not sha256: and 64 hexadecimal digits of one of 'files'")
+
+
+def _validate_followers(index: Entries, where: str, taken: set[int]) -> None:
+    for i, followers in enumerate(index.followers):
+        for value in followers:
+            if not _is_count(value) or (index.dataset is not None and value >= index.dataset.size):
+                refuse(where, i, f"follower {short(value)} is no image of the data set")
+            if value in taken:
+                refuse(where, i, f"follower {value} is among the indices or follows twice")
+            taken.add(value)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _LARGEST
+
+
+def _is_inside(file: Any) -> bool:
+    if not isinstance(file, str) or not file or "\0" in file or "\\" in file:
+        return False
+    return not file.startswith("/") and ".." not in file.split("/") and not re.match("[A-Za-z]:", file)

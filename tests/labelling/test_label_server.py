@@ -1,58 +1,16 @@
 """The labelling server, asked over a socket: what it gives to the page, and what it refuses to everybody else."""
 
-import http.client
 import json
-import socket
-import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-import uvicorn
+from asked import TOKEN, Asked
 from own_images import make_selection
 
+from usl_lightning.labelling.guard import LONGEST_BODY
 from usl_lightning.labelling.pictures import open_pictures
-from usl_lightning.labelling.server import LONGEST_BODY, LabellingApp
-from usl_lightning.labelling.similar import SimilarImages
-from usl_lightning.labelling.store import LabelStore
-
-TOKEN = "-s3cret_"
-
-
-class Asked:
-    """A running server and a client that sends just what it is told to."""
-
-    def __init__(self, labels: Path) -> None:
-        self.store = LabelStore(labels)
-        for name in ("cat", "dog", "<b>evil</b>"):
-            self.store.add_class(name)
-        index = self.store.read()
-        self.first, self.others = index.indices[0], index.indices[1:]
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        self.port = listener.getsockname()[1]
-        similar = SimilarImages.beside(index, labels.parent / "overview.npz")
-        app = LabellingApp(self.store, open_pictures(index), similar, "usl run own.yaml").guarded(TOKEN, self.port)
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [listener]}, daemon=True)
-        self.thread.start()
-
-    def __call__(self, path: str, body: Any = None, *, method: str = "", **headers: str) -> tuple[int, Any, dict]:
-        """Status, content and headers of a request below the token (or, with a first slash, of just this path)."""
-        sent = {"Host": f"127.0.0.1:{self.port}", **{k.replace("_", "-"): v for k, v in headers.items()}}
-        content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        client = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
-        address = path if path[:1] == "/" else f"/{TOKEN}/{path}"
-        client.putrequest(method or ("GET" if body is None else "POST"), address, skip_host=True)
-        for name, value in {**sent, **({} if content is None else {"Content-Length": str(len(content))})}.items():
-            client.putheader(name, value)
-        client.endheaders(content)
-        response = client.getresponse()
-        got = response.read()
-        told = dict(response.getheaders())
-        return response.status, json.loads(got) if told.get("content-type") == "application/json" else got, told
+from usl_lightning.labelling.server import FILES
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +18,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     asked = Asked(make_selection(tmp_path_factory.mktemp("own")))
     (asked.store.path.parents[2] / "secret.png").write_bytes(b"secret")
     yield asked
-    asked.server.should_exit = True
-    asked.thread.join()
+    asked.stop()
 
 
 def test_the_page_and_its_state(ask: Asked) -> None:
@@ -201,14 +158,17 @@ def test_a_foreign_host_is_refused(ask: Asked, host: str) -> None:
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://127.0.0.1:1", "https://127.0.0.1:{port}"])
-@pytest.mark.parametrize("address", ["answers", "classes"])
+@pytest.mark.parametrize("address", ["answers", "classes", "classes/change", "rows"])
 def test_a_post_from_another_origin_is_refused(ask: Asked, origin: str, address: str) -> None:
     before = ask.store.path.read_bytes()
     body = {"image": ask.others[3], "answer": 0, "seen": None, "name": "mouse"}
     assert ask(address, body, Origin=origin.format(port=ask.port))[0] == 403
     assert ask.store.path.read_bytes() == before
-    assert ask(address, {"name": "cat", "image": ask.others[3], "answer": None, "seen": None},
-               Origin=f"http://127.0.0.1:{ask.port}")[0] == 200  # fmt: skip
+    body = {"image": ask.others[3], "images": [ask.others[3]], "answer": None, "seen": None}
+    body |= {"name": "cat", "class": 0, "named": "cat", "merge": False} if "change" not in address else {
+        "name": "Cat", "class": 0, "named": "cat", "merge": False}  # fmt: skip
+    assert ask(address, body, Origin=f"http://127.0.0.1:{ask.port}")[0] == 200
+    ask.store.change_class(0, "cat")
 
 
 @pytest.mark.parametrize("path", [
@@ -231,6 +191,8 @@ def test_what_the_page_would_not_send_changes_nothing(ask: Asked, body: bytes) -
     before = ask.store.path.read_bytes()
     assert ask("answers", body)[0] == 400
     assert ask("classes", body)[0] == 400
+    assert ask("classes/change", body)[0] == 400
+    assert ask("rows", body)[0] == 400
     assert ask.store.path.read_bytes() == before
 
 
@@ -248,5 +210,5 @@ def test_every_answer_forbids_requests_elsewhere(ask: Asked) -> None:
         assert "http" not in policy
         assert (headers["x-content-type-options"], headers["referrer-policy"]) == ("nosniff", "no-referrer")
         assert "access-control-allow-origin" not in headers
-    page = b"".join(ask(name)[1] for name in ("", "page.js", "picture.js", "page.css"))
+    page = b"".join(ask(name)[1] for name in FILES)
     assert b"//" not in page.replace(b"http://www.w3.org", b"").replace(b"\n// ", b"").replace(b" // ", b"")

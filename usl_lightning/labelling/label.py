@@ -123,11 +123,13 @@ def _serve(
     import uvicorn
 
     from usl_lightning.labelling.connections import TimedProtocol
+    from usl_lightning.labelling.guessing import Guessing
     from usl_lightning.labelling.server import LabellingApp
 
     port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
     address = f"http://127.0.0.1:{port}/{token}/"
-    app = LabellingApp(store, pictures, similar, next_command(typed.labels)).guarded(token, port)
+    guessing = None if similar is None else Guessing(store, similar)
+    app = LabellingApp(store, pictures, similar, next_command(typed.labels), guessing).guarded(token, port)
     server = uvicorn.Server(
         uvicorn.Config(
             app, http=TimedProtocol, log_level="warning", access_log=False, lifespan="off", ws="none",
@@ -140,6 +142,8 @@ def _serve(
         if typed.browser:
             page = stack.enter_context(leading_to(address, typed.labels.parent))
             threading.Thread(target=webbrowser.open, args=[page], daemon=True).start()
+        if guessing is not None:
+            stack.callback(guessing.start().stop)
         with suppress(KeyboardInterrupt):  # the way to stop it
             server.run(sockets=[listener])
 

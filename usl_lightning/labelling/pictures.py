@@ -22,9 +22,10 @@ from usl_lightning.data.images.decode import decode
 from usl_lightning.data.images.folders import FileList, is_true
 from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.unreadable import unreadable
-from usl_lightning.data.images.walk import read_file
+from usl_lightning.data.images.walk import is_class_folder, read_file
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import DatasetId
+from usl_lightning.labels.names import clean
 
 if TYPE_CHECKING:  # a folder's images are shown without importing torch
     from usl_lightning.data.images.source import ImageSource
@@ -33,7 +34,13 @@ _PNG_PIXELS = 256 * 256  # larger pictures are sent as JPEG
 
 
 class Pictures(ABC):
-    """Images by their position in the data set."""
+    """Images by their position in the data set.
+
+    Attributes:
+        classes: those that the data set itself names, so that nobody can rename them here.
+    """
+
+    classes: frozenset[str] = frozenset()
 
     @abstractmethod
     def match(self, index: LabelIndex) -> None:
@@ -241,7 +248,7 @@ class SourcePictures(Pictures):
     """
 
     def __init__(self, source: "ImageSource", index: LabelIndex) -> None:
-        self.source = source
+        self.source, self.classes = source, frozenset(source.classes)
         self.match(index)
 
     def match(self, index: LabelIndex) -> None:
@@ -291,7 +298,14 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
     by_folder = settings.get("labels_file") is None and settings.get("classes") is None
     only = folders.class_names(name, places["train"], settings.get("class_list")) if by_folder else None
     skip, background = settings.get("on_error") == "skip", settings.get("background") or WHITE
-    return FolderPictures(places[split], index, only, skip=skip, background=background)
+    pictures = FolderPictures(places[split], index, only, skip=skip, background=background)
+    pictures.classes = frozenset(map(clean, settings.get("classes") or ()))
+    if by_folder:
+        with os.scandir(places["train"]) as entries:
+            pictures.classes = frozenset(composed(entry.name) for entry in entries if is_class_folder(entry))
+    elif settings.get("labels_file") is not None:
+        pictures.classes = frozenset(index.classes)
+    return pictures
 
 
 def _from_memory(index: LabelIndex, place: str | None) -> Pictures:

@@ -1,89 +1,40 @@
 """The labelling page's server: a few addresses below a secret one, for this machine's browsers alone."""
 
 import hashlib
-import hmac
 import json
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import parse_json
+from usl_lightning.labelling import queue
+from usl_lightning.labelling.guard import Guard, body_of, problem
+from usl_lightning.labelling.guessing import Guesses, Guessing
 from usl_lightning.labelling.pictures import Pictures
 from usl_lightning.labelling.similar import SimilarImages
 from usl_lightning.labelling.store import Answer, ChangedMeanwhileError, LabelStore, answers_of
 from usl_lightning.labels import LabelIndex
 
 PAGE = Path(__file__).parent / "page"
-FILES = {"": "index.html", **{name: name for name in ("page.css", "page.js", "picture.js", "icon.svg")}}
+FILES = {"": "index.html", **{path.name: path.name for path in PAGE.iterdir() if path.name != "index.html"}}
 """Address below the secret one -> file of the page."""
 
 SIDES = {"images": 1600, "thumbs": 192}
 """Address of a picture -> its longest side, in pixels."""
 
 SHOWN_SIMILAR = 8
-LONGEST_BODY = 4096  # bytes of a request
 
-HEADERS = {
-    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
-}
-"""Of every response: the page loads and sends nothing elsewhere, and nobody else's page can load or frame it."""
-
-
-class Guard:
-    """Lets through what comes from the page itself, and refuses all else with 403.
-
-    The `Host` must be this machine, so that no foreign name can be pointed here (DNS rebinding); the address must
-    begin with the secret token, so that no other user or page can know it; and what changes anything must come from
-    the page's own origin.
-
-    Args:
-        app: what answers the rest.
-        token: the secret.
-        port: that is listened on.
-    """
-
-    def __init__(self, app: ASGIApp, token: str, port: int) -> None:
-        names = ("127.0.0.1", "localhost")
-        self.app, self.token = app, token.encode()
-        self.hosts = {f"{name}:{port}" for name in names} | (set(names) if port == 80 else set())
-        self.origins = {f"http://{host}" for host in self.hosts}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                own = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
-                message["headers"] = [*message["headers"], *own]
-            await send(message)
-
-        reason = self._refusal(Request(scope)) if scope["type"] == "http" else "only http"
-        await (_problem(403, reason) if reason else self.app)(scope, receive, send_guarded)
-
-    def _refusal(self, request: Request) -> str:
-        """Why the request is refused; empty if it is not."""
-        if request.headers.getlist("host") not in [[host] for host in self.hosts]:
-            return "this page is for the machine it runs on"
-        if not hmac.compare_digest(request.url.path.split("/")[1].encode(), self.token):
-            return "the address is not that of a running `usl label`; open the one it printed"
-        foreign = request.headers.get("origin", next(iter(self.origins))) not in self.origins
-        if request.method not in ("GET", "HEAD") and foreign:
-            return "only the page itself can change answers"
-        return ""
+PATIENCE = 5.0
+"""Seconds that a request for guesses waits until they know of the newest answer."""
 
 
 class LabellingApp:
@@ -94,11 +45,19 @@ class LabellingApp:
         pictures: its images.
         similar: images that look alike; None: not known.
         then: the command that goes on when all images have an answer.
+        guessing: the classifier that learns from the answers; None: there is none.
     """
 
-    def __init__(self, store: LabelStore, pictures: Pictures, similar: SimilarImages | None, then: str) -> None:
-        self.store, self.pictures, self.similar, self.then = store, pictures, similar, then
-        self._matched = ""
+    def __init__(
+        self,
+        store: LabelStore,
+        pictures: Pictures,
+        similar: SimilarImages | None,
+        then: str,
+        guessing: Guessing | None = None,
+    ) -> None:
+        self.store, self.pictures, self.similar, self.then, self.guessing = store, pictures, similar, then, guessing
+        self._matched: tuple[LabelIndex | None, str] = None, ""
         self._matching = threading.Lock()
         self._match(store.read())
 
@@ -111,6 +70,10 @@ class LabellingApp:
             Route("/similar/{image:int}", self._similar),
             Route("/answers", self._answer, methods=["POST"]),
             Route("/classes", self._add_class, methods=["POST"]),
+            Route("/classes/change", self._change_class, methods=["POST"]),
+            Route("/guesses", self._guesses),
+            Route("/row", self._row),
+            Route("/rows", self._answer_row, methods=["POST"]),
         ]
         below = Mount(f"/{token}", routes=[*pages, *pictures, *routes])
         return Guard(Starlette(routes=[below], exception_handlers={UslError: _refused, 404: _missing}), token, port)
@@ -119,57 +82,125 @@ class LabellingApp:
         version = await run_in_threadpool(lambda: self.store.version)
         if request.query_params.get("known") == version:
             return Response(status_code=204)
-        return JSONResponse(await run_in_threadpool(self._described))
+        return JSONResponse(await run_in_threadpool(self._described, request.query_params.get("selection", "")))
 
-    def _described(self) -> dict[str, Any]:
+    def _described(self, known: str = "") -> dict[str, Any]:
+        """The label file; of a selection that is known, without what stays as it is: its images and their names."""
         version = self.store.version  # before it is read: what changes meanwhile is asked for again
         index = self.store.read()
         selection = self._match(index)
+        answers = answers_of(index)
+        told: dict[str, Any] = {"version": version, "selection": selection, "classes": index.classes}
+        told |= {"then": self.then, "bulk": index.bulk, "guessing": self.guessing is not None, "of_each": queue.OF_EACH}
+        if selection == known:
+            return {**told, "answers": list(answers.values())}
         images = [
-            {"image": image, "name": self.pictures.name(image), "answer": answer}
-            for image, answer in answers_of(index).items()
+            {"image": image, "name": self.pictures.name(image), "answer": answer} for image, answer in answers.items()
         ]
-        told = {"version": version, "selection": selection, "classes": index.classes}
-        return {**told, "images": images, "then": self.then}
+        return {**told, "images": images}
 
     async def _answer(self, request: Request) -> Response:
-        body = await _body(request)
+        body = await body_of(request)
         image, answer, seen = (body.get(key, "missing") for key in ("image", "answer", "seen"))
         if type(image) is not int or not _is_answer(answer) or not _is_answer(seen):
-            return _problem(400, "expected image, answer and seen")
-        check = partial(self._check, image, answer, body)
+            return problem(400, "expected image, answer and seen")
+        check = partial(self._check, (image,), answer, body)
+        return await self._changed(body, self.store.answer, image, answer, seen, check)
+
+    async def _answer_row(self, request: Request) -> Response:
+        body = await body_of(request)
+        images, answer = body.get("images"), body.get("answer", "missing")
+        if not _is_row(images) or answer == "unsure" or not _is_answer(answer):
+            return problem(400, f"expected images, 1 to {queue.ROW} of them, and a class")
+        check = partial(self._check, images, answer, body)
+        return await self._changed(body, self.store.answer_row, images, answer, check)
+
+    async def _changed(self, body: dict[str, Any], change: Callable[..., object], *given: object) -> Response:
+        """Make a change; what the file is then, or is already."""
+        known = body.get("selection")
         try:
-            await run_in_threadpool(self.store.answer, image, answer, seen, check)
+            await run_in_threadpool(change, *given)
         except ChangedMeanwhileError as error:
-            return JSONResponse({"problem": str(error), **await run_in_threadpool(self._described)}, 409)
-        return JSONResponse(await run_in_threadpool(self._described))
+            return JSONResponse({"problem": str(error), **await run_in_threadpool(self._described, known)}, 409)
+        if self.guessing is not None:
+            self.guessing.changed()
+        return JSONResponse(await run_in_threadpool(self._described, known))
 
     def _match(self, index: LabelIndex) -> str:
         """Which selection it is; the pictures are made sure to be those of it."""
-        selection = selection_of(index)
         with self._matching:
-            if selection != self._matched:
-                self.pictures.match(index)
-                self._matched = selection
+            before, selection = self._matched
+            if before is None or not _asks_the_same(before, index):
+                selection = selection_of(index)
+                if selection != self._matched[1]:
+                    self.pictures.match(index)
+            self._matched = index, selection
         return selection
 
-    def _check(self, image: int, answer: Answer, body: dict[str, Any], index: LabelIndex) -> None:
-        """Make sure that an answer is for what the page showed: this selection, this image, a class of this name."""
-        shown = body.get("selection", self._matched)
-        if selection_of(index) != shown or shown != self._matched:
+    def _check(self, images: Sequence[int], answer: Answer, body: dict[str, Any], index: LabelIndex) -> None:
+        """Make sure that an answer is for what the page showed: this selection, these images, a class of this name."""
+        known, matched = self._matched
+        now = matched if known is not None and _asks_the_same(known, index) else selection_of(index)
+        shown = body.get("selection", matched)
+        if now != shown or shown != matched:
             raise ChangedMeanwhileError(f"{self.store.path} holds another selection by now")
-        named = body.get("class")
-        if isinstance(answer, int) and named is not None and index.classes[answer : answer + 1] != (named,):
-            raise ChangedMeanwhileError(f"{self.store.path} has other classes by now")
-        if image in index.indices:
-            self.pictures.check(image)
+        for number, named in ((answer, body.get("class")), (body.get("seen"), body.get("seen_class"))):
+            if isinstance(number, int) and named is not None and index.classes[number : number + 1] != (named,):
+                raise ChangedMeanwhileError(f"{self.store.path} has other classes by now")
+        for image in images:
+            if image in index.indices:
+                self.pictures.check(image)
 
     async def _add_class(self, request: Request) -> Response:
-        name = (await _body(request)).get("name")
-        if not isinstance(name, str):
-            return _problem(400, "expected name")
-        await run_in_threadpool(self.store.add_class, name)
-        return JSONResponse(await run_in_threadpool(self._described))
+        body = await body_of(request)
+        if not isinstance(body.get("name"), str):
+            return problem(400, "expected name")
+        return await self._changed(body, self.store.add_class, body["name"])
+
+    async def _change_class(self, request: Request) -> Response:
+        body = await body_of(request)
+        number, named, name, merge = (body.get(key, 0) for key in ("class", "named", "name", "merge"))
+        right = type(number) is int and isinstance(named, str) and (name is None or isinstance(name, str))
+        if not right or type(merge) is not bool or (merge and name is None):
+            return problem(400, "expected class, named, name and merge")
+
+        def check(index: LabelIndex) -> None:
+            if index.classes[number : number + 1] != (named,):
+                raise ChangedMeanwhileError(f"{self.store.path} has other classes by now")
+            if named in self.pictures.classes:
+                raise UslError(f"'{named}' is a class of the data set itself: it is called so by its folder or file")
+
+        return await self._changed(body, partial(self.store.change_class, merge=merge, check=check), number, name)
+
+    async def _guesses(self, request: Request) -> Response:
+        told = await run_in_threadpool(self._told, request.query_params.get("known"))
+        return Response(status_code=204) if told is None else JSONResponse(told)
+
+    def _told(self, known: str | None) -> dict[str, Any] | None:
+        """What the newest guesses say; None if that is known."""
+        guesses = self._newest()
+        told = None if guesses is None or self.guessing is None else queue.told(guesses, self.guessing.quality)
+        return None if told is None or told["key"] == known else told
+
+    async def _row(self, request: Request) -> Response:
+        asked = request.query_params.get("image", "")
+        image = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 19 else None
+        row = await run_in_threadpool(self._row_of, image)
+        return Response(status_code=204) if row is None else JSONResponse(row)
+
+    def _row_of(self, image: int | None) -> dict[str, Any] | None:
+        """A row of one class, of images nearest to this one if it has no answer; None if nothing is left to guess."""
+        guesses = self._newest()
+        found = None if guesses is None or self.similar is None else queue.row(guesses, self.similar, image)
+        if guesses is None or found is None:
+            return None
+        number, images = found
+        names = [self.pictures.name(image) for image in images]
+        return {"class": number, "named": guesses.index.classes[number], "images": images, "names": names}
+
+    def _newest(self) -> Guesses | None:
+        """The guesses that know of all answers there are now, if they are there soon."""
+        return None if self.guessing is None else self.guessing.after(self.store.version, PATIENCE)
 
     async def _similar(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self._alike, request.path_params["image"]))
@@ -183,7 +214,7 @@ class LabellingApp:
         async def picture(request: Request) -> Response:
             image = request.path_params["image"]
             if not await run_in_threadpool(self.pictures.has, image):
-                return _problem(404, "no such image")
+                return problem(404, "no such image")
             content, kind = await run_in_threadpool(self.pictures.encoded, image, side)
             return Response(content, media_type=kind)
 
@@ -197,43 +228,29 @@ def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
     return page
 
 
-async def _body(request: Request) -> dict[str, Any]:
-    """The JSON object that was sent.
-
-    Raises:
-        UslError: it is none, or too long.
-    """
-    content = b""
-    try:
-        async for chunk in request.stream():
-            content += chunk
-            if len(content) > LONGEST_BODY:
-                raise UslError("too long")
-        value = parse_json(content)
-    except (ValueError, ClientDisconnect) as error:
-        raise UslError("not JSON") from error
-    if not isinstance(value, dict):
-        raise UslError("not an object")
-    return value
-
-
 def selection_of(index: LabelIndex) -> str:
     """A text that is the same for label files that ask for the same images of the same data set in the same order."""
     asked = [index.dataset and vars(index.dataset), index.indices, index.files, index.hashes]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
+def _asks_the_same(one: LabelIndex, other: LabelIndex) -> bool:
+    """Whether two states of a file ask for the same images; told at once of what is the same in memory."""
+    return all(getattr(one, key) is getattr(other, key) for key in ("dataset", "indices", "files", "hashes"))
+
+
 def _is_answer(value: Any) -> bool:
     return value is None or value == "unsure" or (type(value) is int and value >= 0)
 
 
-def _problem(status: int, text: str) -> Response:
-    return JSONResponse({"problem": text}, status)
+def _is_row(value: Any) -> bool:
+    whole = isinstance(value, list) and 0 < len(value) <= queue.ROW and all(type(image) is int for image in value)
+    return whole and len(set(value)) == len(value)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    return _problem(400, str(error))
+    return problem(400, str(error))
 
 
 async def _missing(request: Request, error: Exception) -> Response:
-    return _problem(404, "no such page")
+    return problem(404, "no such page")

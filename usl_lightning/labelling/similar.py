@@ -1,5 +1,6 @@
 """Which images look like one that is to be labelled, by the features it was chosen by."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,19 @@ class SimilarImages:
     Args:
         images: int64 [m], positions in the data set.
         features: float [m, d].
+        chosen: how many of them, the first, were chosen.
+
+    Attributes:
+        row_of: of each image.
+        features: as given.
+        others: int64, rows of those that were not chosen.
     """
 
-    def __init__(self, images: NDArray[np.int64], features: NDArray[np.floating]) -> None:
-        self._row = {int(image): row for row, image in enumerate(images)}
+    def __init__(self, images: NDArray[np.int64], features: NDArray[np.floating], chosen: int = 0) -> None:
+        self.row_of = {int(image): row for row, image in enumerate(images)}
+        self.others = np.arange(chosen, len(images))
         self._images = images
-        self._features = features.astype(np.float32)
+        self.features = features.astype(np.float32)
 
     @classmethod
     def beside(cls, index: LabelIndex, overview: Path) -> "SimilarImages | None":
@@ -34,16 +42,26 @@ class SimilarImages:
         try:
             kept = load_arrays(overview)
             images, features, total = kept["images"], kept["features"], int(kept["total"])
+            chosen = int(kept["chosen"])
         except (FileNotFoundError, UslError, ValueError, TypeError, KeyError):
             return None
         same = index.dataset is not None and index.dataset.size == total and len(images) == len(features)
-        return cls(images, features) if same and set(index.indices[:1]) <= set(images.tolist()) else None
+        whole = same and features.ndim == 2 and bool(np.isfinite(features).all())
+        return cls(images, features, chosen) if whole and set(index.indices[:1]) <= set(images.tolist()) else None
 
-    def near(self, image: int, count: int) -> list[int]:
-        """Up to `count` other images, the nearest first; none if this one has no features."""
-        row = self._row.get(image)
+    def near(self, image: int, count: int, among: Collection[int] | None = None) -> list[int]:
+        """Up to `count` other images, the nearest first; none if this one has no features.
+
+        Args:
+            image: position in the data set.
+            count: how many, at most.
+            among: images to look at; None: all.
+        """
+        row = self.row_of.get(image)
         if row is None:
             return []
-        distances = ((self._features - self._features[row]) ** 2).sum(1)
-        order = np.argsort(distances, kind="stable")
-        return [int(self._images[i]) for i in order[: count + 1] if i != row][:count]
+        rows = None if among is None else [self.row_of[one] for one in among if one in self.row_of and one != image]
+        asked = np.arange(len(self._images)) if rows is None else np.array(rows, dtype=np.int64)
+        distances = ((self.features[asked] - self.features[row]) ** 2).sum(1)
+        order = asked[np.argsort(distances, kind="stable")[: count + 1]]
+        return [int(self._images[i]) for i in order if i != row][:count]

@@ -42,12 +42,18 @@ class LabelStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._threads = threading.Lock()
+        self._known: tuple[str, LabelIndex] | None = None  # version, content
         if self.read().dataset is None or path.suffix.lower() != ".json":
             raise UslError(f"{path}: has no room for labels; expected the labels.json that `usl select` wrote")
 
     def read(self) -> LabelIndex:
         """The file as it is now."""
-        return LabelIndex.read(self.path)
+        known = self._known
+        version = self.version if known is not None else ""  # before it is read: what changes meanwhile is read again
+        if known is None or known[0] != version:
+            index = LabelIndex.read(self.path)
+            known = self._known = version, index
+        return known[1]
 
     @property
     def version(self) -> str:
@@ -83,7 +89,7 @@ class LabelStore:
         with self._changing() as index:
             if check is not None:
                 check(index)
-            now = _known(index, (image,))[image]
+            now = _all_answers(index, (image,))[image]
             if now not in (seen, answer):
                 raise AnsweredMeanwhileError(f"{name_of(now, index)} was answered in another window")
             return self._write(with_answers(index, {image: answer}))
@@ -108,7 +114,7 @@ class LabelStore:
         with self._changing() as index:
             if check is not None:
                 check(index)
-            known, bulk = _known(index, images), set(index.bulk)
+            known, bulk = _all_answers(index, images), set(index.bulk)
             if answer is None:
                 return self._write(with_answers(index, {image: None for image in images if image in bulk}))
             for image in images:
@@ -179,6 +185,7 @@ class LabelStore:
 
     def _write(self, index: LabelIndex) -> LabelIndex:
         index.write(self.path)
+        self._known = self.version, index
         return index
 
 
@@ -190,7 +197,7 @@ def answers_of(index: LabelIndex) -> dict[int, Answer]:
     }
 
 
-def _known(index: LabelIndex, images: Sequence[int]) -> dict[int, Answer]:
+def _all_answers(index: LabelIndex, images: Sequence[int]) -> dict[int, Answer]:
     answers = answers_of(index)
     for image in images:
         if image not in answers:

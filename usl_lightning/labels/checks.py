@@ -41,10 +41,14 @@ def validate(index: Entries, where: str) -> None:
         if not _is_count(value) or value not in open_entries:
             raise UslError(f"{where}: 'unsure' names {short(value)}, expected each of 'indices' without a label once")
         open_entries.discard(value)
-    labelled = set(seen).difference(value for value, label in zip(index.indices, index.labels, strict=True) if label is None)
+    labelled = set(seen).difference(
+        value for value, label in zip(index.indices, index.labels, strict=True) if label is None
+    )
     for value in index.bulk:
         if not _is_count(value) or value not in labelled:
-            raise UslError(f"{where}: 'bulk' names {short(value)}, expected each of 'indices' with a label once at most")
+            raise UslError(
+                f"{where}: 'bulk' names {short(value)}, expected each of 'indices' with a label once at most"
+            )
         labelled.discard(value)
     _validate_followers(index, where, set(seen))
     for i, file in enumerate(index.files or ()):

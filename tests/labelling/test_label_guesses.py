@@ -1,0 +1,210 @@
+"""What the labelling server says of the images from the answers so far, and rows that are answered at once."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asked import Asked
+from own_images import make_selection, quarter
+
+from usl_lightning.labelling import guessing
+
+
+@pytest.fixture
+def ask(tmp_path: Path) -> Iterator[Asked]:
+    """Four classes: cat, dog, evil and fish for the images of the quarters 0 to 3."""
+    asked = Asked(make_selection(tmp_path))
+    asked.store.add_class("fish")
+    yield asked
+    asked.stop()
+
+
+def truth(ask: Asked) -> dict[int, int]:
+    index = ask.store.read()
+    return {image: quarter(file) for image, file in zip(index.indices, index.files or (), strict=True)}
+
+
+def answer(ask: Asked, *images: int) -> None:
+    for image in images:
+        assert ask("answers", {"image": image, "answer": truth(ask)[image], "seen": None})[0] == 200
+
+
+def of_each(ask: Asked, count: int, numbers: tuple[int, ...] = (0, 1, 2, 3)) -> list[int]:
+    known = truth(ask)
+    return [image for n in numbers for image in [one for one in known if known[one] == n][:count]]
+
+
+def test_nothing_is_guessed_before_two_classes_have_answers(ask: Asked) -> None:
+    status, told, _ = ask("guesses")
+    assert (status, told["guess"], told["queue"], told["enough"]) == (200, [None] * 40, [], None)
+    answer(ask, *of_each(ask, 2, (1,)))
+    assert ask("guesses")[1]["guess"] == [None] * 40
+    assert ask("row")[:2] == (204, b"")
+    answer(ask, *of_each(ask, 1, (2,)))
+    assert {guess[0] for guess in ask("guesses")[1]["guess"]} == {1, 2}
+
+
+def test_every_image_is_guessed_after_an_answer_of_each_class(ask: Asked) -> None:
+    answer(ask, *of_each(ask, 1))
+    _, told, _ = ask("guesses")
+    assert [guess[0] for guess in told["guess"]] == list(truth(ask).values())
+    assert all(25 < guess[1] <= 100 for guess in told["guess"])
+    assert told["version"] == ask.store.version
+    assert told["classes"] == list(ask.store.read().classes)
+
+
+def test_the_queue_says_why(ask: Asked) -> None:
+    answer(ask, *of_each(ask, 1, (0,)), *of_each(ask, 5, (1,)))
+    _, told, _ = ask("guesses")
+    first, why = told["queue"][0]
+    assert why == "maybe cat, which has 1 answer"
+    assert {why.partition(" ")[0] for _, why in told["queue"]} == {"maybe", "unsure:"}
+    assert len({image for image, _ in told["queue"]}) == len(told["queue"]) == 34
+    answer(ask, first)
+    assert first not in {image for image, _ in ask("guesses")[1]["queue"]}
+
+
+def test_what_is_known_is_not_said_again_until_there_is_more(ask: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guessing, "GROWN", 1.0)
+    answer(ask, *of_each(ask, 4))
+    for _ in range(600):  # the judgement comes after the guesses
+        _, told, _ = ask("guesses")
+        if told["enough"] is not None and told["enough"]["labels"] == 16:
+            break
+        time.sleep(0.05)
+    assert 0 < told["enough"]["low"] <= told["enough"]["accuracy"] <= told["enough"]["high"] <= 1
+    assert told["doubts"] == []
+    assert ask(f"guesses?known={told['key']}")[:2] == (204, b"")
+    answer(ask, of_each(ask, 5)[4])
+    assert ask(f"guesses?known={told['key']}")[0] == 200
+
+
+def test_an_answer_that_the_others_speak_against_is_doubted(ask: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guessing, "GROWN", 1.0)
+    images = of_each(ask, 6)
+    answer(ask, *images[1:])
+    ask("answers", {"image": images[0], "answer": 2, "seen": None})  # it is a cat
+    for _ in range(600):
+        _, told, _ = ask("guesses")
+        if told["doubts"]:
+            break
+        time.sleep(0.05)
+    assert told["doubts"][0][0] == images[0]
+    assert told["doubts"][0][1] < 50
+
+
+def test_a_row_is_of_one_class_and_nearest_to_an_image(ask: Asked) -> None:
+    answer(ask, *of_each(ask, 1))
+    known = truth(ask)
+    image = of_each(ask, 2, (2,))[1]
+    _, row, _ = ask(f"row?image={image}")
+    assert (row["class"], row["named"], row["images"][0]) == (2, "<b>evil</b>", image)
+    assert 1 < len(row["images"]) <= 12
+    assert {known[one] for one in row["images"]} == {2}
+    assert [quarter(name) for name in row["names"]] == [2] * len(row["images"])
+    for other in ("", "x", "-1", "1000", "9" * 40, "²"):  # of the surest class then
+        assert len({known[one] for one in ask(f"row?image={other.replace('²', '%C2%B2')}")[1]["images"]}) == 1
+
+
+def test_a_row_is_answered_told_apart_and_undone(ask: Asked) -> None:
+    answer(ask, *of_each(ask, 1))
+    _, row, _ = ask(f"row?image={of_each(ask, 2, (3,))[1]}")
+    _, shown, _ = ask("state")
+    taken = row["images"][1:]
+    body = {"images": taken, "answer": 3, "class": "fish", "selection": shown["selection"]}
+    status, told, _ = ask("rows", body)
+    assert (status, sorted(told["bulk"])) == (200, sorted(taken))
+    assert "images" not in told  # this page knows them
+    assert [told["answers"][place] for place, one in enumerate(shown["images"]) if one["image"] in taken] == [3] * len(
+        taken
+    )
+    assert json.loads(ask.store.path.read_text())["bulk"] == told["bulk"]
+    assert not set(taken) & set(ask("row")[1]["images"])
+    assert ask("rows", {**body, "images": row["images"]})[0] == 200  # those that are answered so are left as they are
+    assert ask("rows", {**body, "answer": 0, "class": "cat"})[0] == 409
+    assert ask("rows", {**body, "class": "cat"})[0] == 409
+    assert ask("rows", {**body, "selection": "another"})[0] == 409
+    _, told, _ = ask("rows", {**body, "images": row["images"], "answer": None, "class": None})
+    assert told["bulk"] == []
+
+
+@pytest.mark.parametrize("images", [[], list(range(13)), [1, 1], ["1"], [True], [1.0], "12", None, [-1], [1000]])
+def test_rows_that_the_page_would_not_send(ask: Asked, images: Any) -> None:
+    before = ask.store.path.read_bytes()
+    for answer_ in (1, "unsure", 99, -1, "cat"):
+        assert ask("rows", {"images": images, "answer": answer_})[0] == 400
+    assert ask.store.path.read_bytes() == before
+
+
+def test_a_replaced_file_is_in_no_row(ask: Asked) -> None:
+    index = ask.store.read()
+    folder = ask.store.path.parents[3] / "images"
+    (folder / (index.files or ())[3]).write_bytes((folder / (index.files or ())[4]).read_bytes())
+    before = ask.store.path.read_bytes()
+    status, told, _ = ask("rows", {"images": list(index.indices[:5]), "answer": 0})
+    assert status == 400
+    assert "was replaced since it was chosen" in told["problem"]
+    assert ask.store.path.read_bytes() == before
+
+
+def test_classes_are_changed(ask: Asked) -> None:
+    answer(ask, *of_each(ask, 1))
+    change = {"class": 0, "named": "cat", "name": "kitten", "merge": False}
+    assert ask("classes/change", change)[1]["classes"][0] == "kitten"
+    status, told, _ = ask("classes/change", change)  # another window knows the old name
+    assert (status, told["classes"][0]) == (409, "kitten")
+    assert ask("classes/change", {**change, "named": "kitten", "name": "dog", "merge": True})[0] == 200
+    status, told, _ = ask("classes/change", {"class": 1, "named": "<b>evil</b>", "name": None, "merge": False})
+    assert (status, told["classes"]) == (200, ["dog", "fish"])
+    assert sorted(one["answer"] for one in told["images"] if one["answer"] is not None) == [0, 0, 1]
+
+
+@pytest.mark.parametrize("wrong", [
+    {"class": True}, {"class": "0"}, {"class": -1}, {"class": 4}, {"named": None}, {"name": 3}, {"merge": 1},
+    {"merge": True, "name": None}, {"name": "dog"}, {"name": ""}, {"name": "x" * 81}, {"name": "not sure"},
+])  # fmt: skip
+def test_changes_of_classes_that_the_page_would_not_send(ask: Asked, wrong: dict[str, Any]) -> None:
+    before = ask.store.path.read_bytes()
+    body = {"class": 0, "named": "cat", "name": "kitten", "merge": False, **wrong}
+    assert ask("classes/change", body)[0] in (400, 409)
+    assert ask.store.path.read_bytes() == before
+
+
+def test_an_answer_that_was_seen_under_another_number_is_not_overwritten(ask: Asked) -> None:
+    image = ask.first
+    ask("answers", {"image": image, "answer": 2, "seen": None})
+    ask("classes/change", {"class": 1, "named": "dog", "name": None, "merge": False})
+    ask("answers", {"image": image, "answer": 2, "seen": 1})  # another window: it is a fish, which is number 2 now
+    body = {"image": image, "answer": 0, "class": "cat", "seen": 2, "seen_class": "<b>evil</b>"}
+    assert ask("answers", body)[0] == 409
+    assert ask("answers", {**body, "seen_class": "fish"})[0] == 200
+
+
+def test_classes_of_the_data_set_stay(tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    config = labels.parent / "config.yaml"
+    config.write_text(config.read_text().replace("class_list: null", "classes: [cat, '  big   dog']"))
+    ask = Asked(labels)
+    try:
+        for name in (None, "kitten"):
+            status, told, _ = ask("classes/change", {"class": 0, "named": "cat", "name": name, "merge": False})
+            assert (status, told["problem"].partition(":")[0]) == (400, "'cat' is a class of the data set itself")
+        assert ask("classes/change", {"class": 1, "named": "dog", "name": "hound", "merge": False})[0] == 200
+    finally:
+        ask.stop()
+
+
+def test_without_features_nothing_is_guessed(tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    (labels.parent / "overview.npz").unlink()
+    ask = Asked(labels)
+    try:
+        ask.store.add_class("fish")
+        answer(ask, *ask.store.read().indices[:8])
+        assert ask("state")[1]["guessing"] is False
+        assert [ask(address)[:2] for address in ("guesses", "row", f"row?image={ask.first}")] == [(204, b"")] * 3
+    finally:
+        ask.stop()

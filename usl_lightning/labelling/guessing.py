@@ -1,0 +1,185 @@
+"""The classifier behind the labelling page: it learns from every answer, in threads of its own. No torch until then."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.labelling.similar import SimilarImages
+from usl_lightning.labelling.store import LabelStore
+from usl_lightning.labels import LabelIndex
+
+if TYPE_CHECKING:
+    from usl_lightning.stage.guesses import Guesser, Judgement
+
+log = logging.getLogger(__name__)
+
+GROWN = 1.05
+"""How many times as many answers the quality is judged anew with."""
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What the answers in one state of the label file say of its images.
+
+    Attributes:
+        version: of the file.
+        index: its content.
+        p: [images, classes], probabilities; NaN of images without features, and of all before two classes have answers.
+    """
+
+    version: str
+    index: LabelIndex
+    p: NDArray[np.float32]
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which images have a guess."""
+        return np.isfinite(self.p).all(1) & (self.p.shape[1] > 0)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good the guesses are.
+
+    Attributes:
+        number: another one after every judgement.
+        judged: by the labels, see `Judgement`.
+        likely: image -> how likely its label is by the others' labels; no class number, so that it stays true.
+        label_of: image -> the name of the class that it was judged with.
+        forecast: see `usl_lightning.stage.guesses.forecast`.
+    """
+
+    number: int
+    judged: "Judgement"
+    likely: Mapping[int, float]
+    label_of: Mapping[int, str]
+    forecast: Mapping[str, float]
+
+
+class Guessing:
+    """Guesses that follow the label file.
+
+    Args:
+        store: the label file.
+        similar: features of its images; those that are not known by then have no guess.
+    """
+
+    def __init__(self, store: LabelStore, similar: SimilarImages) -> None:
+        self.store, self.similar = store, similar
+        self.guesses: Guesses | None = None
+        self.quality: Quality | None = None
+        self._guesser: Guesser | None = None
+        self._news, self._stopped, self._wanted = threading.Condition(), False, True
+        self._judged: tuple[int, tuple[str, ...]] = 0, ()  # answers, classes
+
+    def start(self) -> "Guessing":
+        """Begin to follow the file."""
+        for work in (self._guess_on, self._judge_on):
+            threading.Thread(target=work, daemon=True, name=work.__name__).start()
+        return self
+
+    def stop(self) -> None:
+        """End soon."""
+        with self._news:
+            self._stopped = True
+            self._news.notify_all()
+
+    def changed(self) -> None:
+        """Say that the file has changed."""
+        with self._news:
+            self._wanted = True
+            self._news.notify_all()
+
+    def after(self, version: str, seconds: float) -> Guesses | None:
+        """The guesses of a state of the file, or of a later one; those that there are after so many seconds."""
+        self.changed()
+        end = time.monotonic() + seconds
+        with self._news:
+            while self.guesses is None or self.guesses.version not in (version, self._version()):
+                left = end - time.monotonic()
+                if self._stopped or left <= 0:
+                    break
+                self._news.wait(left)
+            return self.guesses
+
+    def _version(self) -> str:
+        try:
+            return self.store.version
+        except UslError:
+            return ""
+
+    def _guess_on(self) -> None:
+        from usl_lightning.stage.guesses import Guesser
+
+        self._guesser = Guesser(self.similar.features, self.similar.others)
+        while self._next(lambda: self._wanted):
+            self._wanted = False
+            try:
+                version = self.store.version  # before it is read: what changes meanwhile is learned from again
+                if self.guesses is None or self.guesses.version != version:
+                    self._tell(self._learned(version, self.store.read()))
+            except UslError as error:  # the file is gone, or being replaced
+                log.debug("no guesses: %s", error)
+
+    def _judge_on(self) -> None:
+        while self._next(self._to_judge):
+            if self.guesses is not None and self._guesser is not None:
+                self._judge(self._guesser, self.guesses.index)
+
+    def _judge(self, guesser: "Guesser", index: LabelIndex) -> None:
+        from usl_lightning.stage.guesses import forecast
+
+        images, rows, labels = self._known(index)
+        self._judged = len(rows), index.classes
+        judged, likely = guesser.judge(rows, labels, len(index.classes))
+        names = {image: index.classes[label] for image, label in zip(images, labels, strict=True)}
+        with self._news:
+            number = 1 + (0 if self.quality is None else self.quality.number)
+            likely_of = dict(zip(images, likely.tolist(), strict=True))
+            self.quality = Quality(number, judged, likely_of, names, forecast(judged))
+
+    def _to_judge(self) -> bool:
+        """Whether there are some more answers, or fewer, than the last judgement was of."""
+        if self.guesses is None or self._guesser is None or not self.guesses.known.any():
+            return False
+        labels, (judged, classes) = len(self._known(self.guesses.index)[1]), self._judged
+        return not judged <= labels <= judged * GROWN or classes != self.guesses.index.classes
+
+    def _next(self, wanted: Callable[[], bool]) -> bool:
+        """Wait until something is wanted; false when all is to end."""
+        with self._news:
+            while not self._stopped and not wanted():
+                self._news.wait()
+            return not self._stopped
+
+    def _known(self, index: LabelIndex) -> tuple[list[int], list[int], list[int]]:
+        """Images, rows and labels of what is answered and has features."""
+        row_of = self.similar.row_of
+        known = [
+            (image, row_of[image], label)
+            for image, label in zip(index.indices, index.labels, strict=True)
+            if label is not None and image in row_of
+        ]
+        return tuple(map(list, zip(*known, strict=True))) if known else ([], [], [])  # type: ignore[return-value]
+
+    def _learned(self, version: str, index: LabelIndex) -> Guesses:
+        _, rows, labels = self._known(index)
+        p = np.full((len(index), len(index.classes)), np.nan, dtype=np.float32)
+        if len(set(labels)) > 1 and self._guesser is not None:
+            probabilities = self._guesser.guess(rows, labels, len(index.classes))
+            places = [(place, self.similar.row_of.get(image, -1)) for place, image in enumerate(index.indices)]
+            here, there = np.array([both for both in places if both[1] >= 0], dtype=np.int64).T
+            p[here] = probabilities[there]
+        return Guesses(version, index, p)
+
+    def _tell(self, guesses: Guesses) -> None:
+        with self._news:
+            self.guesses = guesses
+            self._news.notify_all()

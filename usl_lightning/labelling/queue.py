@@ -1,0 +1,117 @@
+"""What the guesses are good for: which images to answer next and why, rows of one class, doubtful answers."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from usl_lightning.labelling.guessing import Guesses, Quality
+from usl_lightning.labelling.similar import SimilarImages
+from usl_lightning.labelling.store import answers_of
+
+OF_EACH = 4
+"""Answers of a class below which its images come first, and the page says how many are missing."""
+
+LIKELY = 0.2
+"""Probability of a rare class from which an image may be worth a look."""
+
+NEXT = 50
+"""Images that are told to come next."""
+
+ROW = 12
+"""Images of a row."""
+
+DOUBTED = 200
+"""Answers that are told to be doubtful, at most."""
+
+
+def told(guesses: Guesses, quality: Quality | None) -> dict[str, Any]:
+    """Everything that the page shows of them, for JSON.
+
+    `guess`: for each image of the label file in its order, the class number and how sure (percent), or null. `queue`:
+    images without an answer, the most helpful first, each with the reason. `doubts`: answered images, the most
+    doubtful first, each with how likely its answer is (percent). `enough`: the estimate.
+    """
+    judged = None if quality is None else quality.judged.estimate
+    return {
+        "version": guesses.version,
+        "key": f"{guesses.version}-{0 if quality is None else quality.number}",
+        "classes": guesses.index.classes,
+        "guess": _guesses(guesses),
+        "queue": helpful(guesses),
+        "doubts": [] if quality is None else doubtful(guesses, quality)[:DOUBTED],
+        "enough": None if judged is None or quality is None else {**vars(judged), **quality.forecast},
+    }
+
+
+def helpful(guesses: Guesses) -> list[tuple[int, str]]:
+    """Images without an answer and why each would help: of rare classes first, then those it is least sure of."""
+    places = _open(guesses)
+    if not len(places):
+        return []
+    p, classes, counts = guesses.p[places], guesses.index.classes, Counter(guesses.index.labels)
+    queue: dict[int, str] = {}
+    for number in sorted(range(len(classes)), key=lambda number: counts[number]):
+        missing = max(0, OF_EACH - counts[number])
+        for place in np.argsort(-p[:, number], kind="stable")[:missing]:
+            if p[place, number] >= LIKELY:
+                queue.setdefault(int(place), f"maybe {classes[number]}, which has {_answers(counts[number])}")
+    two = np.sort(p, 1)[:, -2:]
+    for place in np.argsort(two[:, 1:].sum(1) - two[:, 0], kind="stable")[:NEXT]:
+        second, first = np.argsort(p[place], kind="stable")[-2:]
+        told = " or ".join(f"{classes[number]} ({p[place, number]:.0%})" for number in (first, second))
+        queue.setdefault(int(place), f"unsure: {told}")
+    return [(guesses.index.indices[places[place]], why) for place, why in queue.items()][:NEXT]
+
+
+def doubtful(guesses: Guesses, quality: Quality) -> list[tuple[int, int]]:
+    """Images whose answer the others make less likely than not, and how likely, in percent; the least likely first."""
+    names = guesses.index.classes
+    doubts = [
+        (image, round(100 * quality.likely[image]))
+        for image, answer in answers_of(guesses.index).items()
+        if isinstance(answer, int) and quality.label_of.get(image) == names[answer] and quality.likely[image] < 0.5
+    ]
+    return sorted(doubts, key=lambda doubt: doubt[1])
+
+
+def row(guesses: Guesses, similar: SimilarImages, image: int | None = None) -> tuple[int, list[int]] | None:
+    """(class, images): up to `ROW` images without an answer that are guessed to be of one class, nearest to one.
+
+    Args:
+        guesses: of all.
+        similar: their features.
+        image: that one; None, or one that has an answer or no guess: that which the guess is surest of.
+
+    Returns:
+        None if nothing is left to guess.
+    """
+    places, indices = _open(guesses), guesses.index.indices
+    if not len(places):
+        return None
+    images = [indices[place] for place in places]
+    guessed, sure = guesses.p[places].argmax(1), guesses.p[places].max(1)
+    first = images.index(image) if image in images else int(sure.argmax())
+    same = [one for one, number in zip(images, guessed, strict=True) if number == guessed[first]]
+    return int(guessed[first]), [images[first], *similar.near(images[first], ROW - 1, same)]
+
+
+def _open(guesses: Guesses) -> NDArray[np.int64]:
+    """Places of the images that have a guess and no answer."""
+    unanswered = [answer is None for answer in answers_of(guesses.index).values()]
+    return np.flatnonzero(guesses.known & np.array(unanswered, dtype=bool))
+
+
+def _guesses(guesses: Guesses) -> list[tuple[int, int] | None]:
+    known = guesses.known
+    if not known.any():
+        return [None] * len(known)
+    sure = np.full((len(known), 2), -1)
+    sure[known, 0] = guesses.p[known].argmax(1)
+    sure[known, 1] = np.round(100 * guesses.p[known].max(1))
+    return [(number, percent) if number >= 0 else None for number, percent in sure.tolist()]
+
+
+def _answers(count: int) -> str:
+    return "1 answer" if count == 1 else f"{count} answers"

@@ -16,7 +16,7 @@ from usl_lightning.labelling.store import LabelStore
 from usl_lightning.labels import LabelIndex
 
 if TYPE_CHECKING:
-    from usl_lightning.stage.guesses import Guesser, Judgement
+    from usl_lightning.stage.guesses import Guesser
 
 log = logging.getLogger(__name__)
 
@@ -50,17 +50,15 @@ class Quality:
 
     Attributes:
         number: another one after every judgement.
-        judged: by the labels, see `Judgement`.
+        enough: of the accuracy and what more would bring, see `Guesser.judge`; None: answers are too few to tell.
         likely: image -> how likely its label is by the others' labels; no class number, so that it stays true.
         label_of: image -> the name of the class that it was judged with.
-        forecast: see `usl_lightning.stage.guesses.forecast`.
     """
 
     number: int
-    judged: "Judgement"
+    enough: Mapping[str, float] | None
     likely: Mapping[int, float]
     label_of: Mapping[int, str]
-    forecast: Mapping[str, float]
 
 
 class Guessing:
@@ -134,16 +132,14 @@ class Guessing:
                 self._judge(self._guesser, self.guesses.index)
 
     def _judge(self, guesser: "Guesser", index: LabelIndex) -> None:
-        from usl_lightning.stage.guesses import forecast
-
         images, rows, labels = self._known(index)
         self._judged = len(rows), index.classes
-        judged, likely = guesser.judge(rows, labels, len(index.classes))
+        enough, likely = guesser.judge(rows, labels, len(index.classes))
         names = {image: index.classes[label] for image, label in zip(images, labels, strict=True)}
         with self._news:
             number = 1 + (0 if self.quality is None else self.quality.number)
             likely_of = dict(zip(images, likely.tolist(), strict=True))
-            self.quality = Quality(number, judged, likely_of, names, forecast(judged))
+            self.quality = Quality(number, enough, likely_of, names)
 
     def _to_judge(self) -> bool:
         """Whether there are some more answers, or fewer, than the last judgement was of."""

@@ -33,7 +33,6 @@ def told(guesses: Guesses, quality: Quality | None) -> dict[str, Any]:
     images without an answer, the most helpful first, each with the reason. `doubts`: answered images, the most
     doubtful first, each with how likely its answer is (percent). `enough`: the estimate.
     """
-    judged = None if quality is None else quality.judged.estimate
     return {
         "version": guesses.version,
         "key": f"{guesses.version}-{0 if quality is None else quality.number}",
@@ -41,7 +40,7 @@ def told(guesses: Guesses, quality: Quality | None) -> dict[str, Any]:
         "guess": _guesses(guesses),
         "queue": helpful(guesses),
         "doubts": [] if quality is None else doubtful(guesses, quality)[:DOUBTED],
-        "enough": None if judged is None or quality is None else {**vars(judged), **quality.forecast},
+        "enough": None if quality is None else quality.enough,
     }
 
 

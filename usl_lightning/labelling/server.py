@@ -109,7 +109,7 @@ class LabellingApp:
 
     async def _answer_row(self, request: Request) -> Response:
         body = await body_of(request)
-        images, answer = body.get("images"), body.get("answer", "missing")
+        images, answer = body.get("images", []), body.get("answer", "missing")
         if not _is_row(images) or answer == "unsure" or not _is_answer(answer):
             return problem(400, f"expected images, 1 to {queue.ROW} of them, and a class")
         check = partial(self._check, images, answer, body)
@@ -117,7 +117,7 @@ class LabellingApp:
 
     async def _changed(self, body: dict[str, Any], change: Callable[..., object], *given: object) -> Response:
         """Make a change; what the file is then, or is already."""
-        known = body.get("selection")
+        known = str(body.get("selection"))
         try:
             await run_in_threadpool(change, *given)
         except ChangedMeanwhileError as error:

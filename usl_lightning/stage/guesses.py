@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from usl_lightning.evaluation.folds import stratified_folds
-from usl_lightning.evaluation.trial import MORE, Judgement, Trial
+from usl_lightning.evaluation.trial import MORE, Trial
 from usl_lightning.vectors.distances import squared_distances
 from usl_lightning.vectors.logistic import LogisticLearner
 
@@ -58,26 +58,33 @@ class Guesser:
 
     def judge(
         self, rows: Sequence[int], labels: Sequence[int], num_classes: int
-    ) -> tuple[Judgement, NDArray[np.float64]]:
+    ) -> tuple[dict[str, float] | None, NDArray[np.float64]]:
         """How good guesses of the images without a label are, and [m] how likely each label is by the others.
 
         Strength and temperature of the guesses are from then on those that this chose.
 
         Args:
             rows, labels, num_classes: see `guess`.
+
+        Returns:
+            `accuracy`, `low`, `high` and `labels` of the estimate, None if these are too few to tell; with them, where
+            there is telling, the accuracy `with_more` that so many `more` would bring. And the likelihoods; 1 of
+            labels that were not looked at.
         """
-        last, likely = slice(-MOST, None), np.ones(len(rows))
-        rows, labels = rows[last], torch.tensor(labels[last])
-        learner = self._learner(rows, labels.tolist(), num_classes)
-        folds = stratified_folds(labels, FOLDS, REPEATS)
-        trial = Trial([learner], labels, folds, USUAL[1:])
+        judged = torch.tensor(labels[-MOST:])
+        learner = self._learner(rows[-MOST:], labels[-MOST:], num_classes)
+        trial = Trial([learner], judged, stratified_folds(judged, FOLDS, REPEATS), USUAL[1:])
         (found,) = trial.found
         logits = learner.scores(learner.head(found.setting)) / found.temperature
-        judgement = trial.judge(*self._others(logits, torch.tensor(rows)), len(likely))
+        judgement = trial.judge(*self._others(logits, torch.tensor(rows[-MOST:])), len(rows))
         self.setting, self.temperature = found.setting, found.temperature
         held_out = trial.mixed.probabilities.double().mean(0)  # [m, c]
-        likely[last] = held_out.gather(1, labels[:, None])[:, 0].numpy()
-        return judgement, likely
+        likely = np.ones(len(rows))
+        likely[-MOST:] = held_out.gather(1, judged[:, None])[:, 0].numpy()
+        if judgement.estimate is None:
+            return None, likely
+        more = {} if judgement.with_more is None else {"more": MORE, "with_more": judgement.with_more}
+        return {**vars(judgement.estimate), **more}, likely
 
     def _learner(self, rows: Sequence[int], labels: Sequence[int], num_classes: int) -> LogisticLearner:
         return LogisticLearner(self.features, torch.tensor(rows), torch.tensor(labels), num_classes, STRENGTHS)
@@ -90,8 +97,3 @@ class Guesser:
         nearest = squared_distances(self.features[among], self.features[rows]).argmin(1)
         share = torch.bincount(nearest, minlength=len(rows)).double() / max(1, len(among))
         return logits[among].softmax(1).amax(1), share
-
-
-def forecast(judgement: Judgement) -> dict[str, float]:
-    """`more` labels would bring the accuracy `with_more`; empty if there is no telling."""
-    return {} if judgement.with_more is None else {"more": MORE, "with_more": judgement.with_more}

@@ -1,60 +1,19 @@
 """The labelling page in a real browser: 40 images by keyboard with the server killed amid, two windows, axe."""
 
 import json
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browsing import answered, name_shown, needs_browser, opened, serious_findings
 from own_images import Labelling, make_selection, quarter
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from usl_lightning.labels import LabelIndex
 
-AXE = Path(__file__).parents[1] / "axe" / "axe.min.js"
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
 CLASSES = ("upper left", "upper right", "lower left", "lower right")
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not CHROMIUM, reason="no browser: apt-get install chromium, or set CHROMIUM to another's path"),
-]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-def opened(browser: Browser, address: str, **options: object) -> Page:
-    """A new window; it may ask for nothing but what is below its address, and no script of it may fail."""
-    page = browser.new_context(**options).new_page()  # type: ignore[arg-type]
-    page.set_default_timeout(60_000)
-    expect.set_options(timeout=60_000)
-
-    def check(url: str) -> None:
-        assert url.startswith(address), url
-
-    page.on("request", lambda request: check(request.url))
-    page.on("pageerror", lambda error: pytest.fail(str(error)))
-    page.goto(address)
-    expect(page.locator("#which")).to_contain_text("Image ")
-    return page
-
-
-def answered(page: Page, count: int) -> None:
-    expect(page.locator("#progress")).to_have_text(f"{count} of 40 answered")
-
-
-def name_shown(page: Page, number: int) -> str:
-    """The file's name, once this image (from 1) is shown."""
-    expect(page.locator("#which")).to_have_text(f"Image {number} of 40")
-    return page.locator("#name").inner_text()
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 def test_forty_images_by_keyboard_with_the_server_killed_amid(browser: Browser, tmp_path: Path) -> None:
@@ -184,20 +143,10 @@ def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, scheme: str
     answered(page, 1)
     page.locator("#all summary").click()
     expect(page.locator("#similar li")).to_have_count(8)
-    page.add_script_tag(content=AXE.read_text())
-
-    def found() -> list[tuple[str, list[str]]]:
-        violations = page.evaluate("axe.run().then(result => result.violations)")
-        return [
-            (each["id"], [node["html"] for node in each["nodes"]])
-            for each in violations
-            if each["impact"] in ("serious", "critical")
-        ]
-
-    assert found() == []
+    assert serious_findings(page) == []
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     index = json.loads(labels.read_text())
     labels.write_text(json.dumps({**index, "labels": [0] * 40}))
     expect(page.locator("#done")).to_be_visible()
-    assert found() == []
+    assert serious_findings(page) == []
     server.kill()

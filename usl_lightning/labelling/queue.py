@@ -1,6 +1,7 @@
 """What the guesses are good for: which images to answer next and why, rows of one class, doubtful answers."""
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -75,18 +76,22 @@ def doubtful(guesses: Guesses, quality: Quality) -> list[tuple[int, int]]:
     return sorted(doubts, key=lambda doubt: doubt[1])
 
 
-def row(guesses: Guesses, similar: SimilarImages, image: int | None = None) -> tuple[int, list[int]] | None:
+def row(
+    guesses: Guesses, similar: SimilarImages, image: int | None = None, without: Collection[str] = ()
+) -> tuple[int, list[int]] | None:
     """(class, images): up to `ROW` images without an answer that are guessed to be of one class, nearest to one.
 
     Args:
         guesses: of all.
         similar: their features.
         image: that one; None, or one that has an answer or no guess: that which the guess is surest of.
+        without: images that are not asked for again, as texts.
 
     Returns:
         None if nothing is left to guess.
     """
-    places, indices = _open(guesses), guesses.index.indices
+    indices = guesses.index.indices
+    places = [place for place in _open(guesses) if str(indices[place]) not in without or indices[place] == image]
     if not len(places):
         return None
     images = [indices[place] for place in places]

@@ -185,13 +185,18 @@ class LabellingApp:
     async def _row(self, request: Request) -> Response:
         asked = request.query_params.get("image", "")
         image = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 19 else None
-        row = await run_in_threadpool(self._row_of, image)
+        row = await run_in_threadpool(self._row_of, image, request.query_params.get("without", ""))
         return Response(status_code=204) if row is None else JSONResponse(row)
 
-    def _row_of(self, image: int | None) -> dict[str, Any] | None:
-        """A row of one class, of images nearest to this one if it has no answer; None if nothing is left to guess."""
+    def _row_of(self, image: int | None, without: str) -> dict[str, Any] | None:
+        """A row of one class, of images nearest to this one if it has no answer; None if nothing is left to guess.
+
+        Args:
+            image: position in the data set; None: any.
+            without: positions of images that were left out before, with commas.
+        """
         guesses = self._newest()
-        found = None if guesses is None or self.similar is None else queue.row(guesses, self.similar, image)
+        found = None if guesses is None or self.similar is None else queue.row(guesses, self.similar, image, frozenset(without.split(",")))
         if guesses is None or found is None:
             return None
         number, images = found

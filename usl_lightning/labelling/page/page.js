@@ -4,9 +4,10 @@
 const POLL = 2000; // ms between two looks at what other windows have answered
 
 const byId = (id) => document.getElementById(id);
-let state = { version: "", selection: "", classes: [], images: [], then: "" };
+let state = { version: "", selection: "", classes: [], images: [], then: "", bulk: [] };
 let current = 0; // place in state.images
-let history = []; // of this window's answers: {image, before, after}
+let placeOf = new Map(); // of each image in state.images
+let history = []; // of this window's answers: {image, before, after}, or {row: images, of: class}
 let busy = false;
 let troubled = ""; // what the complaint that is shown is about: "look" at the server's state, or "change" it
 
@@ -39,7 +40,10 @@ function take(told, { count = true } = {}) {
   if (!told || told.version === state.version) return false;
   const classesChanged = JSON.stringify(told.classes) !== JSON.stringify(state.classes);
   const replaced = state.selection !== "" && told.selection !== state.selection;
+  if (state.classes.some((name, number) => name !== told.classes[number])) history = []; // numbers mean others now
+  if (!told.images) told.images = state.images.map((each, place) => ({ ...each, answer: told.answers[place] }));
   state = told;
+  placeOf = new Map(state.images.map(({ image }, place) => [image, place]));
   if (classesChanged) drawClasses();
   if (count || replaced) drawProgress();
   if (replaced) {
@@ -55,7 +59,9 @@ function take(told, { count = true } = {}) {
 function startOver() {
   history = [];
   forgetAhead();
-  byId("all").querySelector("ol").replaceChildren();
+  forgetGuesses();
+  leaveRows();
+  listAll();
   show(firstUnanswered());
   say("The label file was replaced: these are its images.");
 }
@@ -64,8 +70,11 @@ async function poll() {
   try {
     if (document.hidden || busy) return;
     const before = entry();
-    const told = await ask(`state?known=${encodeURIComponent(state.version)}`);
-    if (busy || !take(told) || entry().image !== before.image) return;
+    const known = `known=${encodeURIComponent(state.version)}&selection=${state.selection}`;
+    const told = await ask(`state?${known}`);
+    const news = !busy && take(told);
+    learn();
+    if (!news || entry().image !== before.image) return;
     if (entry().answer !== before.answer) say(`Answered in another window: ${nameOf(entry().answer)}`);
   } finally {
     setTimeout(poll, POLL);
@@ -76,7 +85,7 @@ async function poll() {
 
 const entry = () => state.images[current];
 const nameOf = (answer) => (answer === null ? "no answer" : answer === "unsure" ? "not sure" : state.classes[answer]);
-const say = (text) => { byId("status").textContent = text; };
+const say = (text) => { byId(inRows() ? "row-status" : "status").textContent = text; };
 
 function complain(text, kind) {
   troubled = kind;
@@ -94,30 +103,6 @@ function picture(kind, image, alt) {
   return element("img", { alt, loading: "lazy", src: `${kind}/${image}` });
 }
 
-// The key or keys of each class: the first ten have a digit; each has a letter, of its name if one is free.
-function keysOf(classes) {
-  const letters = [..."abcdefghijklmnopqrstuvwxyz", ..."ABCDEFGHIJKLMNOPQRSTUVWXYZ"];
-  const free = new Set(letters);
-  return classes.map((name, number) => {
-    const own = [...name.toLowerCase(), ...name.toUpperCase(), ...letters].find((letter) => free.has(letter));
-    free.delete(own);
-    return [...(number < 10 ? [String((number + 1) % 10)] : []), ...(own ? [own] : [])];
-  });
-}
-
-function drawClasses() {
-  const keys = keysOf(state.classes);
-  byId("classes").replaceChildren(...state.classes.map((name, number) => {
-    const button = element("button", { type: "button" });
-    for (const key of keys[number]) button.append(element("kbd", { textContent: key }));
-    button.append(element("span", { textContent: name }));
-    button.setAttribute("aria-pressed", "false");
-    button.setAttribute("aria-keyshortcuts", keys[number].join(" "));
-    button.addEventListener("click", (event) => pressed(event, (at) => give(number, at)));
-    return element("li", {}, button);
-  }));
-}
-
 function drawProgress() {
   const done = state.images.filter((each) => each.answer !== null).length;
   byId("bar").max = state.images.length || 1;
@@ -126,6 +111,7 @@ function drawProgress() {
   byId("done").hidden = done < state.images.length;
   byId("then").textContent = state.then;
   document.title = `${done} of ${state.images.length} – Label images`;
+  drawCounts();
 }
 
 function drawGiven() {
@@ -136,18 +122,22 @@ function drawGiven() {
   });
   byId("unsure").setAttribute("aria-pressed", String(answer === "unsure"));
   byId("undo").disabled = history.length === 0;
+  drawGuess();
 }
 
 function show(place) {
   current = place;
   const { image, name } = entry();
   title(`Loading image ${place + 1} of ${state.images.length} …`, "");
+  beginGuess();
   drawGiven();
+  fit();
   paint(image, name, (broken) => {
     title(`Image ${place + 1} of ${state.images.length}`, name);
     drawProgress();
     if (broken) ask(`images/${image}`); // which says why
-    const next = state.images[unanswered(place)];
+    showGuess();
+    const next = state.images[following(place)];
     if (next && next.image !== image) loadAhead(next.image); // there when it is wanted
   });
   drawSimilar(image);
@@ -162,34 +152,17 @@ function title(which, name) {
 async function drawSimilar(image) {
   const near = (await ask(`similar/${image}`)) || [];
   if (image !== entry().image) return;
-  const answers = new Map(state.images.map((each) => [each.image, each.answer]));
   byId("similar").hidden = near.length === 0;
   byId("similar").querySelector("ul").replaceChildren(...near.map((other) => {
-    const answer = answers.get(other) ?? null;
+    const place = placeOf.get(other);
+    const answer = place === undefined ? null : state.images[place].answer;
     const figure = element("figure", {}, picture("thumbs", other, answer === null ? "Similar image" : ""));
     if (answer !== null) figure.append(element("figcaption", { textContent: nameOf(answer) }));
-    return element("li", {}, figure);
+    if (place === undefined) return element("li", {}, figure); // it was not chosen: nobody asks for its class
+    const button = element("button", { type: "button", title: state.images[place].name }, figure);
+    button.addEventListener("click", () => show(place));
+    return element("li", {}, button);
   }));
-}
-
-// The overview is made when it is opened, and then kept up to date.
-function drawAll() {
-  const list = byId("all").querySelector("ol");
-  if (!byId("all").open) return;
-  if (list.children.length !== state.images.length) {
-    list.replaceChildren(...state.images.map(({ image }, place) => {
-      const button = element("button", { type: "button" }, picture("thumbs", image, ""), element("span"));
-      button.addEventListener("click", () => { show(place); scrollTo({ top: 0 }); });
-      return element("li", {}, button);
-    }));
-  }
-  state.images.forEach(({ answer }, place) => {
-    const button = list.children[place].firstChild;
-    const text = answer === null ? "–" : nameOf(answer);
-    if (button.lastChild.textContent !== text) button.lastChild.textContent = text;
-    button.setAttribute("aria-label", `Image ${place + 1}: ${nameOf(answer)}`);
-    button.setAttribute("aria-current", String(place === current));
-  });
 }
 
 // What can be done ---------------------------------------------------------------------------------------
@@ -216,8 +189,10 @@ async function alone(action) {
   }
 }
 
+const classNamed = (answer) => (typeof answer === "number" ? state.classes[answer] : null);
+
 const save = (image, answer, before) => ask("answers", {
-  image, answer, seen: before, selection: state.selection, class: typeof answer === "number" ? state.classes[answer] : null,
+  image, answer, class: classNamed(answer), seen: before, seen_class: classNamed(before), selection: state.selection,
 });
 
 const give = (answer, at) => alone(async () => {
@@ -242,7 +217,8 @@ const give = (answer, at) => alone(async () => {
     say(`${told.problem}: ${nameOf(entry().answer)}. Answer again to change it.`);
     return;
   }
-  const next = unanswered(current);
+  learn();
+  const next = following(current);
   say(`Saved: ${nameOf(answer)}. ${next < 0 ? "All images have an answer." : `Image ${next + 1} of ${state.images.length}.`}`);
   if (next >= 0) {
     show(next);
@@ -257,17 +233,24 @@ const undo = () => alone(async () => {
   const last = history.at(-1);
   if (!last) return;
   const { selection } = state;
-  const told = await save(last.image, last.before, last.after);
+  const told = last.row ? await saveRow(last.row, null) : await save(last.image, last.before, last.after);
   if (!told) return;
   take(told);
+  learn();
   if (state.selection !== selection) return;
   history.pop();
+  if (last.row) {
+    await afterRowUndone(last, told.problem);
+    return;
+  }
+  leaveRows();
   show(state.images.findIndex((each) => each.image === last.image));
   say(told.problem ? `Not undone: ${told.problem}` : `Undone: it was ${nameOf(last.after)}.`);
 });
 
 function skip() {
-  const next = unanswered(current);
+  passOver(entry().image);
+  const next = following(current);
   const place = next < 0 ? (current + 1) % state.images.length : next;
   show(place);
   say(`Image ${place + 1} of ${state.images.length}.`);
@@ -277,66 +260,3 @@ function previous() {
   show((current + state.images.length - 1) % state.images.length);
   say(`Image ${current + 1} of ${state.images.length}.`);
 }
-
-const addClasses = (text) => alone(async () => {
-  for (const name of text.split(",").map((part) => part.trim()).filter(Boolean)) {
-    const told = await ask("classes", { name });
-    if (!told) return;
-    take(told);
-    drawGiven();
-    const keys = keysOf(state.classes)[state.classes.indexOf(name)] || [];
-    say(`Class ${name}: key ${keys.join(" or ")}`);
-  }
-  byId("class-name").value = "";
-  byId("class-name").blur();
-});
-
-// Keys and buttons ---------------------------------------------------------------------------------------
-
-// A button that was clicked does not keep the focus: the space bar would press it again on the next image.
-function pressed(event, action) {
-  if (event.detail > 0) event.currentTarget.blur();
-  action(wentDown(event));
-}
-
-const actions = {
-  "?": (at) => give("unsure", at), " ": skip, ArrowRight: skip, ArrowLeft: previous, Backspace: undo,
-  "+": () => byId("class-name").focus(),
-};
-
-function keyPressed(event) {
-  if (event.repeat && event.key === "Enter") event.preventDefault(); // held, it would press a button again and again
-  const field = event.target instanceof HTMLInputElement && event.target.type !== "checkbox";
-  if (field && event.key === "Escape") event.target.blur();
-  if (field || !byId("shortcuts").checked || event.altKey || event.metaKey) return;
-  if (event.ctrlKey) {
-    if (event.key === "z") undo();
-    return;
-  }
-  if (event.key === " " && event.target.matches("button, summary, a, input")) return;
-  const number = keysOf(state.classes).findIndex((keys) => keys.includes(event.key));
-  const action = number >= 0 ? (at) => give(number, at) : actions[event.key];
-  if (!action || event.repeat) return;
-  event.preventDefault();
-  action(event.timeStamp);
-}
-
-async function start() {
-  if (!take(await ask("state"))) return;
-  document.addEventListener("keydown", keyPressed);
-  byId("unsure").addEventListener("click", (event) => pressed(event, (at) => give("unsure", at)));
-  byId("skip").addEventListener("click", (event) => pressed(event, skip));
-  byId("previous").addEventListener("click", (event) => pressed(event, previous));
-  byId("undo").addEventListener("click", (event) => pressed(event, undo));
-  byId("add").addEventListener("submit", (event) => {
-    event.preventDefault();
-    if (byId("class-name").value.trim()) addClasses(byId("class-name").value);
-    else byId("class-name").blur();
-  });
-  byId("all").addEventListener("toggle", drawAll);
-  show(firstUnanswered());
-  if (state.classes.length === 0) byId("class-name").focus();
-  setTimeout(poll, POLL);
-}
-
-start();

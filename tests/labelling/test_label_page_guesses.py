@@ -1,0 +1,357 @@
+"""The labelling page with guesses, in a real browser: Enter, rows, what helps most, all images, zoom, a phone."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browsing import answered, name_shown, needs_browser, opened, serious_findings
+from own_images import Labelling, make_selection, quarter
+from playwright.sync_api import Browser, Page, Route, expect
+
+from usl_lightning.labels import LabelIndex
+
+CLASSES = ("cat", "dog", "hen", "zebra")
+PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "reduced_motion": "reduce"}
+
+pytestmark = [pytest.mark.slow, needs_browser]
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    return make_selection(tmp_path)
+
+
+@pytest.fixture
+def server(labels: Path) -> Iterator[Labelling]:
+    server = Labelling(labels, "--classes", ",".join(CLASSES))
+    yield server
+    server.kill()
+
+
+def answer(page: Page, count: int, first: int = 1) -> None:
+    """Give images their right answers by keyboard."""
+    for number in range(first, first + count):
+        page.keyboard.press(str(quarter(name_shown(page, number)) + 1))
+        answered(page, number)
+
+
+def guessed(page: Page, number: int) -> str:
+    """The class that is marked for this image (from 1), once it is."""
+    name_shown(page, number)
+    expect(page.locator("#classes .guessed")).to_have_count(1)
+    return page.locator("#classes .guessed .name").inner_text()
+
+
+def test_enter_takes_the_guess_that_is_marked(browser: Browser, server: Labelling, labels: Path) -> None:
+    page = opened(browser, server.address)
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_text("There is no guess for this image.")
+    answer(page, 8)
+    for number in range(9, 15):
+        name = name_shown(page, number)
+        taken = guessed(page, number)
+        expect(page.locator("#guess")).to_contain_text(f"Guess: {taken}, ")
+        right = taken == CLASSES[quarter(name)]
+        page.keyboard.press("Enter" if right else str(quarter(name) + 1))
+        answered(page, number)
+        expect(page.locator("#status")).to_contain_text(f"Saved: {CLASSES[quarter(name)]}.")
+    index = LabelIndex.read(labels)
+    assert index.labels[:14] == tuple(quarter(file) for file in (index.files or ())[:14])
+    assert index.bulk == ()
+    page.keyboard.press("ArrowLeft")  # an answered image has no guess
+    name_shown(page, 14)
+    expect(page.locator("#classes .guessed")).to_have_count(0)
+
+
+def test_a_guess_stays_while_its_image_does(browser: Browser, server: Labelling) -> None:
+    one, two = (opened(browser, server.address) for _ in range(2))
+    answer(one, 8)
+    answered(two, 8)  # it is told
+    two.keyboard.press("Space")
+    before = guessed(two, 9)
+    name_shown(one, 9)
+    one.keyboard.press("Space")
+    for number in range(10, 30):  # what another window answers changes the next guesses, not this one
+        name_shown(one, number)
+        one.keyboard.press("1")
+        answered(one, number - 1)
+    answered(two, 28)
+    assert guessed(two, 9) == before
+
+
+def test_rows_are_taken_at_once(browser: Browser, server: Labelling, labels: Path) -> None:
+    page = opened(browser, server.address)
+    page.keyboard.press("r")
+    expect(page.locator("#status")).to_contain_text("There are no guesses yet")
+    answer(page, 12)
+    expect(page.locator("#rows")).to_be_visible()
+    page.keyboard.press("r")
+    tiles = page.locator("#row li button")
+    expect(page.locator("#row-take")).to_contain_text("Take ")
+    count = tiles.count()
+    named = page.locator("#row-title").inner_text().removeprefix("All of these: ").removesuffix("?")
+    names = [(tiles.nth(i).get_attribute("aria-label") or "").removeprefix("Leave out ") for i in range(count)]
+    assert {CLASSES[quarter(name)] for name in names} == {named}
+    page.keyboard.press("2")
+    expect(tiles.nth(1)).to_have_attribute("aria-pressed", "true")
+    tiles.nth(0).click()
+    page.keyboard.press("1")  # and in again
+    expect(page.locator("#row-take")).to_have_text(f"Enter Take {count - 1} as {named}")
+    page.keyboard.press("Enter")
+    answered(page, 12 + count - 1)
+    expect(page.locator("#row-status")).to_have_text(f"Saved: {count - 1} as {named}.")
+    index = LabelIndex.read(labels)
+    assert len(index.bulk) == count - 1
+    file_of = dict(zip(index.indices, index.files or (), strict=True))
+    assert {quarter(file_of[image]) for image in index.bulk} == {CLASSES.index(named)}
+    assert names[1] not in [file_of[image] for image in index.bulk]
+
+    page.keyboard.press("Backspace")
+    answered(page, 12)
+    assert LabelIndex.read(labels).bulk == ()
+    expect(tiles).to_have_count(count - 1)  # what was left out is not asked for again
+    while page.locator("#row").is_visible():  # until nothing is left
+        page.keyboard.press("Enter")
+        page.wait_for_timeout(300)  # pressed before the images are shown, it takes nothing
+    expect(page.locator("#single")).to_be_visible()
+    expect(page.locator("#status")).to_contain_text("No more rows: the rest is answered one by one.")
+    assert LabelIndex.read(labels).unlabelled == 1
+
+
+def test_a_row_counts_when_all_of_it_is_shown(browser: Browser, server: Labelling, labels: Path) -> None:
+    page = opened(browser, server.address)
+    answer(page, 8)
+    guessed(page, 9)
+    index = LabelIndex.read(labels)
+    held: list[Route] = []
+    broken = f"thumbs/{index.indices[9]}"
+    page.route(
+        re.compile("/thumbs/"),
+        lambda route: route.abort() if route.request.url.endswith(broken) else held.append(route),
+    )
+    page.keyboard.press("r")
+    expect(page.locator("#row-take")).to_contain_text("Take ")
+    page.keyboard.press("Enter")
+    expect(page.locator("#row-status")).to_have_text("Not taken: the images were not all shown yet.")
+    answered(page, 8)
+    while page.locator("#progress").inner_text() == "8 of 40 answered":
+        for route in held:
+            route.continue_()
+        held.clear()
+        page.wait_for_timeout(300)
+        page.keyboard.press("Enter")
+    assert LabelIndex.read(labels).labels[9] is None
+
+
+def test_the_most_helpful_come_first_and_say_why(browser: Browser, server: Labelling) -> None:
+    page = opened(browser, server.address)
+    answer(page, 9)
+    guessed(page, 10)
+    expect(page.locator("#why")).to_be_empty()
+    page.keyboard.press("q")
+    expect(page.locator("#why")).to_contain_text("Shown now because: ")
+    expect(page.locator("#helpful")).to_have_attribute("aria-pressed", "true")
+    seen = set()
+    for number in range(10, 16):
+        expect(page.locator("#why")).to_contain_text(
+            re.compile("Shown now because: (unsure: .* or |maybe .*, which has )")
+        )
+        expect(page.locator("#which")).to_have_text(re.compile("^Image .* of 40$"))
+        name = page.locator("#name").inner_text()
+        assert name not in seen
+        seen.add(name)
+        page.keyboard.press(str(quarter(name) + 1))
+        answered(page, number)
+    page.keyboard.press("q")
+    expect(page.locator("#why")).to_be_empty()
+
+
+def test_counts_and_what_is_enough(browser: Browser, server: Labelling) -> None:
+    page = opened(browser, server.address)
+    expect(page.locator("#classes .count")).to_have_text(["0 · 4 missing"] * 4)
+    expect(page.locator("#enough")).to_be_hidden()
+    answer(page, 20)
+    expect(page.locator("#enough")).to_have_text(re.compile(r"About \d+% right \(\d+% to \d+%\)"))
+    counts = [int(text.split()[0]) for text in page.locator("#classes .count").all_inner_texts()]
+    assert sum(counts) == 20
+
+
+def test_images_are_found_filtered_and_changed_in_place(browser: Browser, server: Labelling, labels: Path) -> None:
+    page = opened(browser, server.address)
+    answer(page, 12)
+    index = LabelIndex.read(labels)
+    file = (index.files or ())[3]
+    page.keyboard.press("/")
+    page.keyboard.type(Path(file).stem)
+    tiles = page.locator("#all ol button")
+    expect(tiles).to_have_count(1)
+    page.keyboard.press("Enter")  # to the first that was found
+    expect(tiles.first).to_be_focused()
+    wrong = (quarter(file) + 1) % 4
+    page.keyboard.press(str(wrong + 1))
+    expect(tiles.first.locator("span")).to_contain_text(CLASSES[wrong])
+    assert LabelIndex.read(labels).labels[3] == wrong
+    expect(page.locator("#which")).to_have_text("Image 13 of 40")  # what was shown still is
+
+    page.locator("#find").fill("")
+    page.locator("#of").select_option(label=CLASSES[wrong])
+    expect(page.locator("#found")).to_have_text(re.compile(r"^\d+ of 40 images$"))
+    assert {text.split(",")[0] for text in tiles.locator("span").all_inner_texts()} == {CLASSES[wrong]}
+    page.locator("#of").select_option(label="any")
+    page.locator("#find").focus()
+    page.keyboard.press("Escape")
+    answer(page, 12, first=13)
+    page.locator("#by").select_option(label="most doubtful first")
+    expect(tiles.first).to_have_attribute("aria-label", re.compile(re.escape(file)))
+    expect(tiles.first.locator("span")).to_contain_text("doubtful: ")
+    expect(tiles).to_have_count(24)
+    tiles.first.click()
+    name_shown(page, 4)
+
+
+def test_classes_are_renamed_merged_and_deleted(browser: Browser, server: Labelling, labels: Path) -> None:
+    page, other = (opened(browser, server.address) for _ in range(2))
+    answer(page, 8)
+    names = page.locator("#classes .name")
+    page.locator("#edit summary").click()
+    page.locator("#changed").select_option("hen")
+    page.locator("#new-name").fill("rooster")
+    page.keyboard.press("Enter")
+    expect(names).to_have_text(["cat", "dog", "rooster", "zebra"])
+    expect(other.locator("#classes .name")).to_have_text(["cat", "dog", "rooster", "zebra"])
+    before = LabelIndex.read(labels)
+    asked: list[str] = []
+    page.on(
+        "dialog", lambda dialog: (asked.append(dialog.message), dialog.accept() if len(asked) > 1 else dialog.dismiss())
+    )
+    page.locator("#changed").select_option("cat")
+    page.locator("#new-name").fill("zebra")
+    page.keyboard.press("Enter")
+    expect(page.locator("#new-name")).to_have_value("zebra")  # not what was meant
+    page.keyboard.press("Enter")
+    expect(names).to_have_text(["dog", "rooster", "zebra"])
+    page.locator("#changed").select_option("dog")
+    page.locator("#delete").click()
+    expect(names).to_have_text(["rooster", "zebra"])
+    assert [text.split("?")[0].split(" (")[0] for text in asked] == ["Make cat", "Make cat", "Delete dog"]
+    becomes = {0: 1, 1: None, 2: 0, 3: 1, None: None}
+    assert LabelIndex.read(labels).labels == tuple(becomes[label] for label in before.labels)
+    expect(page.locator("#undo")).to_be_disabled()
+    expect(other.locator("#classes .name")).to_have_text(["rooster", "zebra"])
+
+
+def scale(page: Page) -> float:
+    frame, image = (page.locator(name).bounding_box() for name in ("#frame", "#image"))
+    assert frame is not None
+    assert image is not None
+    return image["width"] / frame["width"]
+
+
+def test_zoom_by_key_and_wheel(browser: Browser, server: Labelling) -> None:
+    page = opened(browser, server.address)
+    name_shown(page, 1)
+    page.keyboard.press("z")
+    assert scale(page) == pytest.approx(3)
+    page.keyboard.press("z")
+    assert scale(page) == pytest.approx(1)
+    frame = page.locator("#frame").bounding_box()
+    assert frame is not None
+    corner = frame["x"] + frame["width"] / 4, frame["y"] + frame["height"] / 4
+    page.mouse.move(*corner)
+    page.mouse.wheel(0, -300)
+    page.wait_for_timeout(200)
+    assert scale(page) == pytest.approx(2.718, abs=0.01)
+    image = page.locator("#image").bounding_box()
+    assert image is not None  # what is under the pointer stays there
+    assert (corner[0] - image["x"]) / image["width"] == pytest.approx(0.25, abs=0.01)
+    page.mouse.down()
+    page.mouse.move(corner[0] + 30, corner[1] + 20)
+    page.mouse.up()
+    moved = page.locator("#image").bounding_box()
+    assert moved is not None
+    assert moved["x"] - image["x"] == pytest.approx(30, abs=1)
+    page.keyboard.press("1")
+    name_shown(page, 2)
+    assert scale(page) == pytest.approx(1)
+
+
+def test_help(browser: Browser, server: Labelling) -> None:
+    page = opened(browser, server.address)
+    name_shown(page, 1)
+    page.keyboard.press("h")
+    expect(page.locator("#help")).to_be_visible()
+    page.keyboard.press("1")  # answers nothing behind it
+    page.keyboard.press("Escape")
+    expect(page.locator("#help")).to_be_hidden()
+    answered(page, 0)
+    page.keyboard.press("1")
+    answered(page, 1)
+
+
+def touch(page: Page, *moves: list[tuple[float, float]]) -> None:
+    """Fingers that go down, along these points, and up."""
+    session = page.context.new_cdp_session(page)
+
+    def send(kind: str, step: int | None) -> None:
+        points = (
+            []
+            if step is None
+            else [{"x": finger[step][0], "y": finger[step][1], "id": i} for i, finger in enumerate(moves)]
+        )
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    send("touchStart", 0)
+    for step in range(1, len(moves[0])):
+        send("touchMove", step)
+    send("touchEnd", None)
+
+
+def test_a_phone(browser: Browser, server: Labelling, labels: Path) -> None:
+    page = opened(browser, server.address, **PHONE)
+    for number in range(1, 9):
+        page.locator("#classes button").nth(quarter(name_shown(page, number))).tap()
+        answered(page, number)
+    taken = guessed(page, 9)
+    box = page.locator("#frame").bounding_box()
+    assert box is not None
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    touch(page, [(x - 80, y), (x, y + 2), (x + 80, y + 4)])  # to the right: the guess
+    answered(page, 9)
+    assert LabelIndex.read(labels).labels[8] == CLASSES.index(taken)
+    name_shown(page, 10)
+    touch(page, [(x, y), (x + 10, y + 90), (x + 20, y + 180)])  # down: the page moves, nothing is answered
+    page.evaluate("() => scrollTo(0, 0)")
+    touch(page, [(x + 80, y), (x, y), (x - 80, y)])  # to the left: skipped
+    name_shown(page, 11)
+    answered(page, 9)
+    touch(page, [(x - 20, y), (x - 40, y), (x - 60, y)], [(x + 20, y), (x + 40, y), (x + 60, y)])
+    assert scale(page) > 2
+    name_shown(page, 11)
+    assert page.evaluate("() => document.documentElement.scrollWidth") == 390
+    buttons = [page.locator("#classes button").nth(i).bounding_box() for i in range(4)]
+    assert all(button is not None and button["y"] + button["height"] <= 844 for button in buttons)
+    page.locator("#rows").tap()
+    expect(page.locator("#row")).to_be_visible()
+    page.locator("#row li button").first.tap()
+    expect(page.locator("#row li button").first).to_have_attribute("aria-pressed", "true")
+    assert page.evaluate("() => document.documentElement.scrollWidth") == 390
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(browser: Browser, server: Labelling, scheme: str) -> None:
+    page = opened(browser, server.address, color_scheme=scheme, bypass_csp=True, **PHONE)
+    answer(page, 12)
+    guessed(page, 13)
+    page.keyboard.press("q")
+    expect(page.locator("#why")).not_to_be_empty()
+    page.locator("#all summary").click()
+    page.locator("#edit summary").click()
+    assert serious_findings(page) == []
+    page.keyboard.press("h")
+    assert serious_findings(page) == []
+    page.keyboard.press("Escape")
+    page.locator("#rows").tap()
+    expect(page.locator("#row")).to_be_visible()
+    page.locator("#row li button").first.tap()
+    assert serious_findings(page) == []

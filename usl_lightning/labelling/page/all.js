@@ -1,0 +1,101 @@
+// All images on the labelling page: found by name, filtered by answer, doubtful answers first, changed in place.
+"use strict";
+
+const AT_ONCE = 300; // images that are listed before more are asked for
+let listed = []; // places in the list; they stay until something else is asked for
+let most = AT_ONCE;
+
+// What can be filtered by: every class, and what is no class.
+function drawFilter() {
+  const before = byId("of").value;
+  const option = (value, text) => element("option", { value, textContent: text });
+  byId("of").replaceChildren(
+    option("", "any"), option("none", "none yet"), option("unsure", "not sure"), option("bulk", "given in a row"),
+    ...state.classes.map((name, number) => option(String(number), name)),
+  );
+  byId("of").value = before;
+  if (byId("of").selectedIndex < 0) byId("of").value = "";
+}
+
+function wanted() {
+  const [text, of] = [byId("find").value.trim().toLowerCase(), byId("of").value];
+  const bulk = new Set(of === "bulk" ? state.bulk : []);
+  const fits = ({ image, answer }) => of === "" || (of === "none" && answer === null) || String(answer) === of || bulk.has(image);
+  return state.images.map((each, place) => ({ ...each, place }))
+    .filter((each) => fits(each) && (text === "" || each.name.toLowerCase().includes(text)));
+}
+
+const doubtOf = () => new Map(guessesHold() ? guesses.doubts : []);
+
+// List what is asked for; called when that changes.
+function listAll() {
+  if (!byId("all").open) return;
+  let found = wanted();
+  if (byId("by").value === "doubt") {
+    const doubts = doubtOf();
+    found = found.filter(({ answer }) => answer !== null)
+      .sort((one, two) => (doubts.get(one.image) ?? 100) - (doubts.get(two.image) ?? 100));
+  }
+  listed = found.map(({ place }) => place);
+  byId("found").textContent = `${listed.length} of ${state.images.length} images`;
+  byId("more").hidden = listed.length <= most;
+  byId("all").querySelector("ol").replaceChildren(...listed.slice(0, most).map((place) => {
+    const button = element("button", { type: "button" }, picture("thumbs", state.images[place].image, ""), element("span"));
+    button.dataset.place = String(place);
+    button.addEventListener("click", () => { leaveRows(); show(place); scrollTo({ top: 0 }); });
+    return element("li", {}, button);
+  }));
+  drawAll();
+}
+
+// The list is made when it is opened, and then kept up to date.
+function drawAll() {
+  if (!byId("all").open) return;
+  const doubts = doubtOf();
+  for (const button of byId("all").querySelectorAll("ol button")) {
+    const place = Number(button.dataset.place);
+    const { image, name, answer } = state.images[place];
+    const doubt = doubts.has(image) && answer !== null ? `, doubtful: ${doubts.get(image)}%` : "";
+    const text = `${answer === null ? "–" : nameOf(answer)}${doubt}`;
+    if (button.lastChild.textContent !== text) button.lastChild.textContent = text;
+    button.setAttribute("aria-label", `Image ${place + 1}, ${name}: ${nameOf(answer)}${doubt}`);
+    button.setAttribute("aria-current", String(place === current));
+    button.title = name;
+  }
+}
+
+const drawDoubts = drawAll;
+
+// Answer the image of the list that has the focus, and stay there.
+const giveThere = (button, answer) => alone(async () => {
+  const place = Number(button.dataset.place);
+  const { image, answer: before } = state.images[place];
+  const thumb = button.querySelector("img");
+  if (!thumb.complete || thumb.naturalWidth === 0) {
+    say("Not taken: the image is not shown.");
+    return;
+  }
+  const told = await save(image, answer, before);
+  if (!told) return;
+  if (!told.problem) history.push({ image, before, after: answer });
+  take(told);
+  learn();
+  byId("found").textContent = told.problem || `Image ${place + 1}: ${nameOf(answer)}`;
+});
+
+function startAll() {
+  byId("all").addEventListener("toggle", listAll);
+  const anew = () => { most = AT_ONCE; listAll(); };
+  for (const id of ["find", "of", "by"]) byId(id).addEventListener("input", anew);
+  byId("filter").addEventListener("submit", (event) => {
+    event.preventDefault();
+    byId("all").querySelector("ol button")?.focus();
+  });
+  byId("more").addEventListener("click", () => { most += AT_ONCE; listAll(); });
+}
+
+function find() {
+  byId("all").open = true;
+  byId("find").focus();
+  byId("find").scrollIntoView({ block: "start" });
+}

@@ -19,8 +19,10 @@ from runs import environment
 from usl_lightning.base.files import sha256_of_file
 from usl_lightning.data.images.folders import fingerprint_of, scan
 from usl_lightning.labelling.connections import TimedProtocol
+from usl_lightning.labelling.guessing import Guessing
 from usl_lightning.labelling.pictures import open_pictures
 from usl_lightning.labelling.server import LabellingApp
+from usl_lightning.labelling.similar import SimilarImages
 from usl_lightning.labelling.store import LabelStore
 
 IMAGES = 60
@@ -91,8 +93,10 @@ class Labelling:
 
 
 @contextmanager
-def served(labels: Path, wait: Callable[[], object] = lambda: None) -> Iterator[tuple[str, LabelStore]]:
-    """(address, store) of a server, in this process, that waits before it sends an image."""
+def served(
+    labels: Path, wait: Callable[[], object] = lambda: None, *, guess: bool = False
+) -> Iterator[tuple[str, LabelStore]]:
+    """(address, store) of a server, in this process, that waits before it sends an image, and may guess."""
     store = LabelStore(labels)
     for name in ("cat", "dog", "bird"):
         store.add_class(name)
@@ -108,10 +112,14 @@ def served(labels: Path, wait: Callable[[], object] = lambda: None) -> Iterator[
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        app = LabellingApp(store, pictures, None, "usl run own.yaml").guarded("s3cret", port)
+        similar = SimilarImages.beside(store.read(), labels.parent / "overview.npz") if guess else None
+        guessing = None if similar is None else Guessing(store, similar).start()
+        app = LabellingApp(store, pictures, similar, "usl run own.yaml", guessing).guarded("s3cret", port)
         server = uvicorn.Server(uvicorn.Config(app, http=TimedProtocol, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         yield f"http://127.0.0.1:{port}/s3cret/", store
+        if guessing is not None:
+            guessing.stop()
         server.should_exit = True
         thread.join()

@@ -5,15 +5,17 @@ import re
 from pathlib import Path
 
 import pytest
+from browsing import answered, name_shown, needs_browser, opened
 from own_images import Labelling
 from PIL import Image
 from playwright.sync_api import Browser, expect
 from runs import usl
-from test_label_page import answered, browser, name_shown, opened, pytestmark  # noqa: F401 - fixture and marks
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.labels import LabelIndex
+
+pytestmark = [pytest.mark.slow, needs_browser]
 
 CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 KEYS = "1234567890"
@@ -31,7 +33,7 @@ def export(folder: Path, split: str, count: int) -> dict[str, int]:
     return {f"{i:04d}.png": int(source.labels[i]) for i in range(count)}
 
 
-def test_a_folder_becomes_a_classifier(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+def test_a_folder_becomes_a_classifier(browser: Browser, tmp_path: Path) -> None:
     known = export(tmp_path / "photos", "train", 2000)
     later = export(tmp_path / "more_photos", "test", 200)
     found = usl(tmp_path, "init", "photos", "--classes", "10", "--budget", "40", "--minutes", "1").done().out

@@ -6,9 +6,12 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+from browsing import needs_browser
 from own_images import make_selection, served
 from playwright.sync_api import Browser, Page, expect
-from test_label_page import browser, pytestmark  # noqa: F401 - fixture and marks
+
+pytestmark = [pytest.mark.slow, needs_browser]
 
 KEYS = ("1", "2", "3", "c", "d", "b", "?", "9", "x", "ArrowLeft", "ArrowRight", "Space", "Enter", "Tab", "Backspace")
 
@@ -18,20 +21,25 @@ const onScreen = () => {
     if (!image || !image.complete || !image.naturalWidth || !image.checkVisibility()) return null;
     return Number(new URL(image.src).pathname.split("/").at(-1));
 };
+const inRow = () => [...document.querySelectorAll("#row:not([hidden]) li button[aria-pressed=false] img")]
+    .filter((image) => image.complete && image.naturalWidth && image.checkVisibility())
+    .map((image) => Number(new URL(image.src).pathname.split("/").at(-1)));
+const guessed = () => document.querySelector("#classes .guessed .name")?.textContent;
 window.noted = [];
-addEventListener("keydown", (event) => noted.push({ image: onScreen(), key: event.key }), true);
+const now = () => ({ image: onScreen(), row: inRow(), guessed: guessed() });
+addEventListener("keydown", (event) => noted.push({ ...now(), key: event.key }), true);
 addEventListener("pointerdown", () => noted.push({ image: onScreen(), key: "pointer" }), true);
 window.sent = [];
 const send = window.fetch;
 window.fetch = (address, options) => {
-    if (address === "answers") sent.push({ ...JSON.parse(options.body), after: noted.at(-1) });
+    if (address === "answers" || address === "rows") sent.push({ ...JSON.parse(options.body), after: noted.at(-1) });
     return send(address, options);
 };
 """
 """Notes what is on the screen whenever something is pressed, and for each answer after which press it was sent."""
 
 
-def watched(browser: Browser, address: str) -> Page:  # noqa: F811
+def watched(browser: Browser, address: str) -> Page:
     """A window that notes as `WATCH` says."""
     page = browser.new_context().new_page()
     page.add_init_script(WATCH)
@@ -40,7 +48,7 @@ def watched(browser: Browser, address: str) -> Page:  # noqa: F811
     return page
 
 
-def test_random_keys_never_answer_an_image_that_is_not_shown(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+def test_random_keys_never_answer_an_image_that_is_not_shown(browser: Browser, tmp_path: Path) -> None:
     rng = random.Random(0)
     with served(make_selection(tmp_path), lambda: time.sleep(2)) as (address, store):
         windows = [watched(browser, address) for _ in range(2)]
@@ -61,7 +69,7 @@ def test_random_keys_never_answer_an_image_that_is_not_shown(browser: Browser, t
         assert label is None or (image, label) in {(answer["image"], answer["answer"]) for answer in given}
 
 
-def test_a_key_that_went_down_before_the_image_came_is_none_for_it(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+def test_a_key_that_went_down_before_the_image_came_is_none_for_it(browser: Browser, tmp_path: Path) -> None:
     gate = threading.Semaphore(1)
     with served(make_selection(tmp_path), gate.acquire) as (address, store):
         page = watched(browser, address)
@@ -99,7 +107,7 @@ def test_a_key_that_went_down_before_the_image_came_is_none_for_it(browser: Brow
         gate.release(100)
 
 
-def test_an_image_that_cannot_be_shown_is_skipped_or_not_sure(browser: Browser, tmp_path: Path) -> None:  # noqa: F811
+def test_an_image_that_cannot_be_shown_is_skipped_or_not_sure(browser: Browser, tmp_path: Path) -> None:
     with served(make_selection(tmp_path), lambda: None) as (address, store):
         image = store.read().indices[0]
         page = browser.new_page()
@@ -112,3 +120,27 @@ def test_an_image_that_cannot_be_shown_is_skipped_or_not_sure(browser: Browser, 
         page.keyboard.press("?")
         expect(page.locator("#progress")).to_have_text("1 of 40 answered")
         assert store.read().unsure == (image,)
+
+
+def test_random_keys_take_no_guess_and_no_row_that_is_not_shown(browser: Browser, tmp_path: Path) -> None:
+    rng = random.Random(1)
+    keys = ("1", "2", "3", "Enter", "Enter", "Enter", "r", "q", "z", "a", "Escape", "Space", "Backspace", "ArrowLeft")
+    with served(make_selection(tmp_path), lambda: time.sleep(0.2), guess=True) as (address, store):
+        for image, answer in zip(store.read().indices, (0, 1, 2, 0, 1), strict=False):
+            store.answer(image, answer, None)
+        windows = [watched(browser, address) for _ in range(2)]
+        for page in windows:
+            expect(page.locator("#classes .guessed")).to_have_count(1, timeout=30_000)
+        for _ in range(150):
+            page = rng.choice(windows)
+            page.keyboard.press(rng.choice(keys), delay=rng.choice((0, 0, 30)))
+            page.wait_for_timeout(rng.choice((0, 10, 200, 600)))
+        sent = [answer for page in windows for answer in page.evaluate("sent")]
+    rows = [one for one in sent if "images" in one and one["answer"] is not None]
+    guesses = [one for one in sent if "image" in one and one["after"]["key"] == "Enter"]
+    assert rows, "some rows were shown long enough"
+    assert guesses, "some guesses were"
+    assert [one["images"] for one in rows] == [one["after"]["row"] for one in rows]
+    assert [(one["image"], one["class"]) for one in guesses] == [
+        (one["after"]["image"], one["after"]["guessed"]) for one in guesses
+    ]

@@ -48,8 +48,12 @@ function showGuess() {
   drawGuess();
 }
 
+// Whether the guess is marked: its class is still called so, and its image has no answer by now.
+const isMarked = () => offered !== null && offered.image === entry().image
+  && state.classes[offered.number] === offered.name && entry().answer === null;
+
 function drawGuess() {
-  const guessed = offered !== null && state.classes[offered.number] === offered.name && entry().answer === null;
+  const guessed = isMarked();
   [...byId("classes").querySelectorAll("button")].forEach((button, number) => {
     button.classList.toggle("guessed", guessed && number === offered.number);
   });
@@ -59,7 +63,7 @@ function drawGuess() {
 }
 
 function takeGuess(at) {
-  if (offered === null || offered.image !== entry().image || at < offered.since || state.classes[offered.number] !== offered.name) {
+  if (!isMarked() || at < offered.since) {
     say("There is no guess for this image.");
     return;
   }

@@ -1,0 +1,334 @@
+"""How long a person sits at the labelling page: 500 images of emoji and of Fashion-MNIST, through the server's API.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/labelling.py emoji fashion --seeds 3
+    OMP_NUM_THREADS=1 python tests/benchmarks/labelling.py --latency
+
+The folders are those of picture_sets.py. 500 images are chosen by k-means on the published network's features, and come
+in a random order, as those of a selection that does not sort them. The person knows the truth and takes 1.5 s to answer
+an image, 0.6 s to accept a guess that is right, 3 s to look over a row and 0.6 s for each image that is left out of it.
+Nobody is perfect: one in 10 wrong images of a row is overlooked, and one in 50 wrong guesses is accepted. Three ways to
+work: `keys`, each image by a key, as without guesses; `guesses`, one by one; and `rows`: 20 one by one, then rows as long as
+no more than a third of one is left out; after one that is worse, 20 one by one again.
+
+The accuracy after 100 and 500 answers is that of logistic regression (C = 30) on the whole features, on the images that
+were not chosen; beside it, that of the first 100 and 500 of the selection, and of as many drawn at random.
+
+`--latency`: the time until the guesses of a new answer are there, for features of 50 dimensions and 500 answers, on one
+core; and the time that the server takes for an answer in a label file of 10,000 images. Figures go to
+results/labelling.json.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import machine
+from picture_sets import made
+from torch import Tensor
+
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.images.source import ImageSource, dataset_id
+from usl_lightning.features.published import extract_features
+from usl_lightning.init.choice import BACKBONE
+from usl_lightning.labels import LabelIndex
+from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
+from usl_lightning.stage.guesses import Guesser
+from usl_lightning.stage.overview import make_overview
+from usl_lightning.vectors.distances import unit_rows
+
+RESULTS = Path(__file__).parent / "results" / "labelling.json"
+ANSWER, ACCEPT, LOOK_OVER = 1.5, 0.6, 3.0  # seconds
+OVERLOOKED, WAVED_THROUGH = 0.1, 0.02  # of what is wrong
+FIRST = 20
+WORST = 1 / 3
+BUDGET = 500
+
+
+class Server:
+    """`usl label` in a process of its own, and one connection to it."""
+
+    def __init__(self, labels: Path) -> None:
+        words = [sys.executable, "-m", "usl_lightning.cli", "label", str(labels), "--no-browser"]
+        self.process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        found = re.search(r"http://(127\.0\.0\.1:\d+)(/\S+)", self.process.stdout.readline())
+        assert found is not None
+        self.client, self.path = http.client.HTTPConnection(found[1], timeout=120), found[2]
+        self.seconds: dict[str, list[float]] = {}
+
+    def __call__(self, address: str, body: Any = None) -> Any:
+        start = time.perf_counter()
+        content = None if body is None else json.dumps(body)
+        self.client.request("GET" if body is None else "POST", self.path + address, content)
+        response = self.client.getresponse()
+        got = response.read()
+        assert response.status in (200, 204), got
+        self.seconds.setdefault(address.partition("?")[0], []).append(time.perf_counter() - start)
+        return json.loads(got) if got else None
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGINT)
+        self.process.wait()
+
+
+@contextmanager
+def serving(labels: Path) -> Iterator[Server]:
+    server = Server(labels)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@dataclass
+class Person:
+    """Somebody at the page.
+
+    Args:
+        server: that is answered.
+        truth: image -> class.
+        seed: of what is overlooked.
+    """
+
+    server: Server
+    truth: dict[int, int]
+    seed: int
+    seconds: float = 0.0
+    single: dict[int, int] = field(default_factory=dict)
+    bulk: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.rng = random.Random(self.seed)
+        state = self.server("state")
+        self.selection, self.classes = state["selection"], state["classes"]
+        self.images = [each["image"] for each in state["images"]]
+        self.left_out: list[int] = []
+
+    @property
+    def open(self) -> list[int]:
+        return [image for image in self.images if image not in self.single and image not in self.bulk]
+
+    def one(self, guesses: dict[str, Any] | None) -> None:
+        """Answer the next image."""
+        image = self.open[0]
+        guess = None if guesses is None else guesses["guess"][self.images.index(image)]
+        right = self.truth[image]
+        accepted = guess is not None and (guess[0] == right or self.rng.random() < WAVED_THROUGH)
+        answer = guess[0] if guess is not None and accepted else right
+        self.seconds += ACCEPT if accepted else ANSWER
+        body = {"image": image, "answer": answer, "class": self.classes[answer], "seen": None}
+        self.server("answers", {**body, "selection": self.selection})
+        self.single[image] = answer
+
+    def row(self) -> bool:
+        """Look over a row; whether rows are worth it."""
+        row = self.server(f"row?without={','.join(map(str, self.left_out[-300:]))}")
+        if row is None:
+            return False
+        number, images = row["class"], row["images"]
+        out = [image for image in images if self.truth[image] != number and self.rng.random() >= OVERLOOKED]
+        taken = [image for image in images if image not in out]
+        self.seconds += LOOK_OVER + ACCEPT * len(out)
+        self.left_out += out
+        if taken:
+            body = {"images": taken, "answer": number, "class": row["named"], "selection": self.selection}
+            self.server("rows", body)
+            self.bulk |= dict.fromkeys(taken, number)
+        return len(out) <= WORST * len(images) and len(images) > 3
+
+    def told(self) -> dict[str, Any]:
+        def share(given: dict[int, int]) -> float | None:
+            right = [self.truth[image] == answer for image, answer in given.items()]
+            return round(statistics.mean(right), 4) if right else None
+
+        waits = {name: self.server.seconds.get(name, [0.0]) for name in ("answers", "rows", "guesses", "row")}
+        return {
+            "minutes": round(self.seconds / 60, 2),
+            "right": share(self.single | self.bulk),
+            "single": {"answers": len(self.single), "right": share(self.single)},
+            "bulk": {"answers": len(self.bulk), "right": share(self.bulk)},
+            "median_ms": {name: round(1000 * statistics.median(seconds), 1) for name, seconds in waits.items()},
+        }
+
+
+def by_keys(person: Person, after: Callable[[], None]) -> None:
+    """Every image by a key."""
+    while person.open:
+        person.one(None)
+        after()
+
+
+def by_guesses(person: Person, after: Callable[[], None]) -> None:
+    """One by one, with what is guessed."""
+    while person.open:
+        person.one(person.server("guesses"))
+        after()
+
+
+def by_rows(person: Person, after: Callable[[], None]) -> None:
+    """Some one by one, then rows while they are good, and so on."""
+    while person.open:
+        for _ in range(min(FIRST, len(person.open))):
+            person.one(person.server("guesses"))
+            after()
+        while person.row():
+            after()
+
+
+WAYS = {"keys": by_keys, "guesses": by_guesses, "rows": by_rows}
+
+
+def write_selection(folder: Path, source: ImageSource, features: Tensor, seed: int, root: Path) -> Path:
+    """What a selection of 500 leaves, without any label."""
+    picks = select_kmeans_nearest(features, BUDGET, seed=seed)
+    picks = picks[torch.randperm(BUDGET, generator=torch.Generator().manual_seed(seed))]
+    folder.mkdir(parents=True)
+    positions, files = picks.tolist(), source.files or ()
+    index = LabelIndex(
+        dataset_id(source), {"name": "kmeans", "seed": seed}, tuple(positions), (None,) * BUDGET, source.classes,
+        tuple(files[i] for i in positions), hashes=tuple(source.content_hashes(positions)),
+    )  # fmt: skip
+    index.write(folder / "labels.json")
+    overview = make_overview(features, picks)
+    assert overview is not None
+    overview.write(folder / "overview.npz")
+    (folder / "config.yaml").write_text(f"data: {{init_args: {{dataset: folder, dir: '{root}'}}}}\n")
+    return folder / "labels.json"
+
+
+def accuracy(x: Tensor, truth: Tensor, given: dict[int, int], new: Tensor) -> float:
+    """Of logistic regression from these answers, on these images."""
+    guesser = Guesser(x.numpy(), np.arange(0))
+    p = guesser.guess(list(given), list(given.values()), int(truth.max()) + 1)
+    return round(float((torch.from_numpy(p).argmax(1)[new] == truth[new]).double().mean()), 4)
+
+
+def sat_at(labels: Path, way: str, x: Tensor, truth: Tensor, seed: int) -> dict[str, Any]:
+    """One person who works in one way."""
+    chosen = LabelIndex.read(labels).indices
+    new = torch.ones(len(x), dtype=torch.bool)
+    new[list(chosen)] = False
+    known = dict(enumerate(truth.tolist()))
+    learned: dict[int, float] = {}
+    with serving(labels) as server:
+        person = Person(server, known, seed)
+
+        def after() -> None:
+            given = person.single | person.bulk
+            for count in (100, BUDGET):
+                if len(given) >= count and count not in learned:
+                    learned[count] = accuracy(x, truth, given, new)
+
+        WAYS[way](person, after)
+    generator = torch.Generator().manual_seed(seed)
+    beside = {}
+    for count in (100, BUDGET):
+        some = torch.randperm(len(x), generator=generator)[:count].tolist()
+        drawn = new.clone()
+        drawn[some] = False
+        beside[count] = {
+            "selection": accuracy(x, truth, {image: known[image] for image in chosen[:count]}, new),
+            "random": accuracy(x, truth, {image: known[image] for image in some}, drawn),
+        }
+    kept = LabelIndex.read(labels)
+    assert (len(kept.bulk), kept.unlabelled) == (len(person.bulk), 0)
+    return {**person.told(), "accuracy_after": learned, "accuracy_of": beside}
+
+
+def figures(name: str, sets: Path, seeds: int) -> dict[str, Any]:
+    """All ways to work on one set."""
+    root = made(name, sets).resolve()
+    source = open_source("folder", "train", dir=str(root), image_size=224, channels=3)
+    x = unit_rows(extract_features(source, BACKBONE, keep=True)).float()
+    report: dict[str, Any] = {"images": len(source), "classes": len(source.classes)}
+    for way in WAYS:
+        runs = []
+        for seed in range(seeds):
+            with tempfile.TemporaryDirectory(prefix="usl-labelling-") as folder:
+                labels = write_selection(Path(folder) / "select", source, x, seed, root)
+                runs.append(sat_at(labels, way, x, source.labels, seed))
+            print(name, way, runs[-1], flush=True)
+        report[way] = {"minutes": round(statistics.mean(run["minutes"] for run in runs), 2), "runs": runs}
+    return report
+
+
+def refits() -> list[dict[str, Any]]:
+    """Milliseconds of a new guess of all images from 500 answers, and of the judgement behind it."""
+    torch.set_num_threads(1)
+    told = []
+    for n in (1_000, 10_000, 100_000):
+        rng = np.random.default_rng(0)
+        truth = rng.integers(0, 10, n)
+        x = (0.5 * rng.normal(size=(10, 50))[truth] + rng.normal(size=(n, 50))).astype(np.float32)
+        guesser, answers = Guesser(x, np.arange(0)), truth[:BUDGET].tolist()
+        times = []
+        for answered in range(BUDGET - 9, BUDGET + 1):
+            start = time.perf_counter()
+            guesser.guess(range(answered), answers[:answered], 10)
+            times.append(1000 * (time.perf_counter() - start))
+        start = time.perf_counter()
+        guesser.judge(range(BUDGET), answers, 10)
+        judged = time.perf_counter() - start
+        told.append({"images": n, "median_ms": round(statistics.median(times), 1), "most_ms": round(max(times), 1),
+                     "judgement_ms": round(1000 * judged, 1)})  # fmt: skip
+    return told
+
+
+def answers_of_10k(sets: Path) -> dict[str, float]:
+    """Milliseconds of an answer in a label file of all 10,000 images of fashion, as the page asks."""
+    root = made("fashion", sets).resolve()
+    source = open_source("folder", "train", dir=str(root), image_size=28, channels=1)
+    everything = list(range(len(source)))
+    with tempfile.TemporaryDirectory(prefix="usl-labelling-") as folder:
+        stage = Path(folder) / "select"
+        stage.mkdir()
+        index = LabelIndex(
+            dataset_id(source), {}, tuple(everything), (None,) * len(everything), source.classes, source.files,
+            hashes=tuple(source.content_hashes(everything)),
+        )  # fmt: skip
+        index.write(stage / "labels.json")
+        (stage / "config.yaml").write_text(f"data: {{init_args: {{dataset: folder, dir: '{root}'}}}}\n")
+        with serving(stage / "labels.json") as server:
+            selection = server("state")["selection"]
+            for image in range(30):
+                server("answers", {"image": image, "answer": 0, "seen": None, "selection": selection})
+        times = [1000 * seconds for seconds in server.seconds["answers"]]
+    return {"median_ms": round(statistics.median(times), 1), "most_ms": round(max(times), 1)}
+
+
+def main() -> None:
+    """Measure what was asked for; other figures stay as they are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--folder", type=Path, default=Path("runs/picture_sets"))
+    arguments = parser.parse_args()
+    report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    report["machine"] = machine()
+    for name in arguments.sets:
+        report[name] = figures(name, arguments.folder, arguments.seeds)
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.latency:
+        report["refit"], report["answer_in_10000"] = refits(), answers_of_10k(arguments.folder)
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+        print(report["refit"], report["answer_in_10000"])
+
+
+if __name__ == "__main__":
+    main()

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageColor
 
+from usl_lightning.base.ticks import ticks
 from usl_lightning.pictures.curves import (
     BOTTOM,
     COLOURS,
@@ -19,7 +20,6 @@ from usl_lightning.pictures.curves import (
     Curve,
     Panel,
     draw_curves,
-    ticks,
 )
 
 

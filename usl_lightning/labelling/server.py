@@ -196,7 +196,11 @@ class LabellingApp:
             without: positions of images that were left out before, with commas.
         """
         guesses = self._newest()
-        found = None if guesses is None or self.similar is None else queue.row(guesses, self.similar, image, frozenset(without.split(",")))
+        found = (
+            None
+            if guesses is None or self.similar is None
+            else queue.row(guesses, self.similar, image, frozenset(without.split(",")))
+        )
         if guesses is None or found is None:
             return None
         number, images = found

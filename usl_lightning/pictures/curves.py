@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from usl_lightning.base.atomic import atomic_path
+from usl_lightning.base.ticks import ticks
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -80,15 +81,6 @@ def draw_curves(panels: Sequence[Panel], path: str | Path) -> None:
     small = sheet.resize((sheet.width // SCALE, sheet.height // SCALE), Image.Resampling.LANCZOS)
     with atomic_path(path) as temporary:
         small.save(temporary, format="PNG")
-
-
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers from `low` to `high`, the ends included if they are round; low < high."""
-    step = (high - low) / count
-    power = 10.0 ** math.floor(math.log10(step))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [round(number * step, 12) for number in range(first, last + 1)]
 
 
 def _draw_panel(draw: "ImageDraw.ImageDraw", panel: Panel, left: float, colours: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from usl_lightning.pictures.curves import ticks
+from usl_lightning.base.ticks import ticks
 from usl_lightning.report.markup import Html, Names, tag
 
 COLOURS = 10

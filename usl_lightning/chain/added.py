@@ -9,8 +9,8 @@ from usl_lightning.base.parameters import parameters
 from usl_lightning.chain.file import Stage
 from usl_lightning.stage.words import StageCommand
 
-NEXT = "usl_lightning.selection.uherding.UHerding"
-"""What chooses: never worse than as many images at once in tests/benchmarks/rounds.py, and the best in the mean."""
+NEXT, SIGMA = "usl_lightning.selection.uherding.UHerding", "1.0"
+"""What chooses, and its kernel: ahead of as many images at once on every set of tests/benchmarks/rounds.py."""
 
 FEW_LABELS = tuple(f"usl_lightning.semisup.{each}" for each in ("probe.Probe", "propagate.Propagate", "blend.Blend"))
 """Classifiers that it can look at."""
@@ -66,6 +66,7 @@ class Added:
             total += images
             chain = {
                 "model.budget": str(total),
+                "model.sigma": SIGMA,
                 "model.keep_from": f"${{{before[0]}.labels}}",
                 "model.classifier_from": f"${{{before[1]}.checkpoint}}",
             }

@@ -185,6 +185,7 @@ def test_other_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.Mon
     elif command == "label":
         from usl_lightning.labelling.label import LabelOptions
 
+        monkeypatch.setattr("usl_lightning.labelling.label.label_file_in", lambda run: run / "labels.json")
         assert LabelOptions.parse(words).labels.suffix == ".json"
     elif command == "more":
         assert {key for key, _ in options(words[1:])} == {"budget"}

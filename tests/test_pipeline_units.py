@@ -404,10 +404,10 @@ def test_summary_and_table(actor: Actor, capsys: pytest.CaptureFixture[str]) -> 
     }  # fmt: skip
     assert summary["results"] == [expected]
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-3].split() == [
+    assert printed[-4].split() == [
         "selection", "labels", "classes", "covered", "method", "test", "accuracy", "seconds",
     ]  # fmt: skip
-    assert printed[-1].split() == ["usl", "3", "2", "of", "3", "method", "0.500", "1.2"]
+    assert printed[-2].split() == ["usl", "3", "2", "of", "3", "method", "0.500", "1.2"]
 
 
 @pytest.mark.parametrize("content", ["[5, 2, 9]", json.dumps({**INDEX, "classes": [], "method": {}})])

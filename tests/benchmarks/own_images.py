@@ -25,7 +25,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,38 +212,46 @@ def one_start(x: Tensor, budget: int, seed: int) -> Tensor:
     return torch.cdist(torch.from_numpy(centres).float(), x).argmin(1).unique()
 
 
-def cell(path: Path, data: Features, budget: int, seeds: int, whole_seeds: int) -> dict[str, Any]:
-    """Everything of a budget."""
-    x, new = data.published
-    labels, n = data.sources[0].labels, len(data.sources[0])
-    learned = beside(x, labels, new, data.truth)
-    kept = data.work / f"ours-{budget}.json"
-    runs: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
-    for seed in range(len(runs), seeds):
-        runs.append(ours(path, data.of(seed), data, budget, seed))
-        kept.write_text(json.dumps(runs))
-        print(budget, seed, runs[-1]["accuracy"], runs[-1]["estimate"], flush=True)
-    runs = runs[:seeds]
-    by_run = [whole(path, data.work, budget, seed) for seed in range(whole_seeds)]
+def of_runs(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What selection and classifier of the chain came to."""
     told = [run["estimate"] for run in runs if run["estimate"] is not None]
     inside = [one[1] <= run["accuracy"] <= one[2] for run in runs if (one := run["estimate"]) is not None]
     return {
         "init_and_run": summed([run["accuracy"] for run in runs]),
-        "same_labels_logistic": best([learned(torch.tensor(run["picked"])) for run in runs]),
-        "kmeans_labels_logistic": best([learned(one_start(x, budget, seed)) for seed in range(seeds)]),
-        "random_labels_logistic": best([learned(select_random(n, budget, seed=1000 + draw)) for draw in range(DRAWS)]),
         "estimated": [[round(each, 4) for each in one] for one in told],
         "interval_holds": None if not inside else statistics.mean(inside),
         "calibration_error": summed([run["calibration_error"] for run in runs]),
         "select_and_learn_processor_seconds": summed([run["processor_seconds"] for run in runs]),
-        "by_usl_run": [
-            {
-                **{key: run[key] for key in ("accuracy", "processor_seconds", "seconds", "stages")},
-                "same_picks": run["picked"] == ours_["picked"],
-            }
-            for run, ours_ in zip(by_run, runs, strict=False)
-        ],
     }
+
+
+def cell(path: Path, data: Features, budget: int, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Everything of a budget, as far as it is there: after each seed, and after what stands beside."""
+    kept = data.work / f"ours-{budget}.json"
+    runs: list[dict[str, Any]] = json.loads(kept.read_text()) if kept.exists() else []
+    for seed in range(len(runs), options.seeds):
+        runs.append(ours(path, data.of(seed), data, budget, seed))
+        kept.write_text(json.dumps(runs))
+        print(budget, seed, runs[-1]["accuracy"], runs[-1]["estimate"], flush=True)
+        yield of_runs(runs)
+    runs = runs[: options.seeds]
+    found = of_runs(runs)
+    yield found
+    for seed in range(options.whole):
+        one = whole(path, data.work, budget, seed)
+        told = {key: one[key] for key in ("accuracy", "processor_seconds", "seconds", "stages")}
+        found.setdefault("by_usl_run", []).append({**told, "same_picks": one["picked"] == runs[seed]["picked"]})
+    if not options.alone:
+        x, new = data.published
+        labels, n = data.sources[0].labels, len(data.sources[0])
+        learned = beside(x, labels, new, data.truth)
+        found["same_labels_logistic"] = best([learned(torch.tensor(run["picked"])) for run in runs])
+        found["random_labels_logistic"] = best(
+            [learned(select_random(n, budget, seed=1000 + draw)) for draw in range(DRAWS)]
+        )
+        yield found
+        found["kmeans_labels_logistic"] = best([learned(one_start(x, budget, seed)) for seed in range(options.seeds)])
+    yield found
 
 
 def main() -> None:
@@ -253,6 +261,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[16, 32, 64, 256])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--whole", type=int, default=1, help="seeds that `usl run` goes the whole way for")
+    parser.add_argument("--alone", action="store_true", help="without what stands beside")
     parser.add_argument("--new", type=int, default=100_000, help="new images, evenly spaced ones of all")
     parser.add_argument("--sets", type=Path, default=Path("runs/picture_sets"))
     parser.add_argument("--init", nargs="*", default=[], metavar="WORD", help="for usl init, without their --")
@@ -267,9 +276,10 @@ def main() -> None:
     report: dict[str, Any] = {"machine": machine(), "set": arguments.set, "features": kind, "images": len(sources[0])}
     report |= {"new_images": len(data.truth), "budgets": {}}
     for budget in arguments.budgets:
-        report["budgets"][budget] = found = cell(path, data, budget, arguments.seeds, arguments.whole)
+        for found in cell(path, data, budget, arguments):
+            report["budgets"][budget] = found
+            result.write_text(json.dumps(report, indent=1) + "\n")
         print(budget, {k: v["mean"] for k, v in found.items() if isinstance(v, dict)}, flush=True)
-        result.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

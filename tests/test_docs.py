@@ -341,3 +341,16 @@ def test_figures_of_own_images_are_those_that_were_measured() -> None:
     accuracy, low, high = measured["budgets"]["32"]["estimated"][0]
     truth = measured["budgets"]["32"]["init_and_run"]["each"][0]
     assert f"it says {accuracy:.2f} ({low:.2f} to {high:.2f}), and is right {truth:.2f} of the time" in text
+
+
+def test_regret_of_selectors_is_what_was_measured() -> None:
+    measured = json.loads((ROOT / "tests/benchmarks/results/selector_regret.json").read_text())["selectors"]
+    text = section("how-to/compare-selectors.md", "Which one to trust")
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in text.splitlines() if row.startswith("| ")]
+    by_budget = [f"mean_regret_{number}_a_class" for number in (1, 2, 4, 10)]
+    assert {row[0] for row in rows[1:]} == set(measured)
+    for name, *cells in rows[1:]:
+        expected = [measured[name][key] for key in ("mean_regret", "worst_regret", *by_budget, "mean_gain_over_random")]
+        assert [float(cell) for cell in cells] == pytest.approx(expected, abs=0.051), name
+    best = min(measured, key=lambda name: measured[name]["mean_regret"])
+    assert best == "k-means", "the one that the chains of `usl init` take"

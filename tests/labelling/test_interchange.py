@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_images import make_selection
+from own_images import make_selection, quarter
 
 from usl_lightning.cli import main
 from usl_lightning.labelling.interchange import label_studio_setup
@@ -201,6 +201,83 @@ def test_one_choice_under_any_name(
 ) -> None:
     assert imported(store, name, content, capsys) == [0, None, None, None, None]
     assert len(store.read().classes) == 2
+
+
+def said(who: int | None, *names: str) -> dict[str, Any]:
+    result = [{"type": "choices", "value": {"choices": [name]}} for name in names]
+    return {"result": result, **({} if who is None else {"completed_by": who})}
+
+
+def test_of_several_annotators_the_majority_counts(store: LabelStore, capsys: pytest.CaptureFixture[str]) -> None:
+    forget(store)
+    images = store.read().indices
+    store.answer(images[1], 0, None)
+    votes = [["cat", "dog", "cat"], ["bird", "dog"], ["cat", "cat"], ["not sure", "Not  sure", "cat"], ["bird"]]
+    tasks = [
+        {"data": {"index": image}, "annotations": [said(who, name) for who, name in enumerate(names)]}
+        for image, names in zip(images, votes, strict=True)
+    ]
+    tasks[2]["annotations"][0]["completed_by"] = {"id": 7, "email": "a@b.example"}
+    Path("several.json").write_text(json.dumps(tasks))
+    main(["labels", "import", str(store.path), "several.json"])
+    assert list(answers_of(store.read()).values()) == [0, 0, 0, "unsure", 2]
+    told = capsys.readouterr().out
+    assert "4 answers; new classes: bird; 0 images to label" in told
+    assert f"1 image is left without a new answer, as annotators do not agree: image {images[1]} (bird, dog), …" in told
+
+    header = "annotation_id,annotator,index,label\n"
+    rows = [
+        f"{n},{who},{images[0]},{name}\n" for n, (who, name) in enumerate([("x", "bird"), ("y", "cat"), ("z", "bird")])
+    ]
+    Path("several.csv").write_text(header + "".join(rows))
+    main(["labels", "import", str(store.path), "several.csv"])
+    assert answers_of(store.read())[images[0]] == 2
+    flat = [
+        {"index": images[0], "annotator": who, "label": name} for who, name in ((1, "cat"), (2, "cat"), (3, "bird"))
+    ]
+    Path("several_min.json").write_text(json.dumps(flat))
+    main(["labels", "import", str(store.path), "several_min.json"])
+    assert answers_of(store.read())[images[0]] == 0
+
+
+@pytest.mark.parametrize("annotations", [
+    [said(1, "cat"), said(1, "bird")], [said(None, "cat"), said(1, "bird")], [said(1, "cat"), said(None, "bird")],
+    [said(None, "cat"), said(None, "bird")], [said(1, "cat", "bird"), said(2, "cat")],
+])  # fmt: skip
+def test_one_annotator_has_one_vote(
+    store: LabelStore, annotations: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    image, before = store.read().indices[0], store.path.read_bytes()
+    Path("a.json").write_text(json.dumps([{"data": {"index": image}, "annotations": annotations}]))
+    assert f'image {image} is "cat" and "bird"; settle on one' in refusal(capsys, "import", str(store.path), "a.json")
+    assert store.path.read_bytes() == before
+
+
+def test_guesses_go_along_as_predictions_and_come_back_as_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = LabelStore(make_selection(tmp_path))
+    for name in ("cat", "dog", "bird", "fish"):
+        store.add_class(name)
+    main(["labels", "export", str(store.path), "--out", "none.json"])
+    assert not any("predictions" in task for task in json.loads(Path("none.json").read_text()))
+    index = store.read()
+    for image, file in list(zip(index.indices, index.files or (), strict=True))[:12]:
+        store.answer(image, quarter(file), None)
+    before = store.path.read_bytes()
+    main(["labels", "export", str(store.path), "--out", "t.json"])
+    assert "t.json: 40 tasks, 28 with a guess; t.xml: the set-up" in capsys.readouterr().out
+    tasks = json.loads(Path("t.json").read_text())
+    for task, file in zip(tasks, index.files or (), strict=True):
+        assert ("predictions" in task) != ("annotations" in task)
+        for guess in task.get("predictions", []):
+            assert guess["result"][0]["value"] == {"choices": [index.classes[quarter(file)]]}
+            assert guess["result"][0]["from_name"] == "label"
+            assert guess["model_version"] == "usl-lightning"
+            assert 0.25 < guess["score"] <= 1
+    main(["labels", "import", str(store.path), "t.json"])
+    assert store.path.read_bytes() == before
 
 
 @pytest.mark.parametrize(("name", "content", "part"), [

@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import composed, unguarded
@@ -13,13 +13,16 @@ from usl_lightning.base.files import parse_json
 from usl_lightning.labelling.store import Answer, with_class
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import short
-from usl_lightning.labels.names import clean, is_not_sure, name_in
+from usl_lightning.labels.names import NOT_SURE, clean, is_not_sure, name_in
 from usl_lightning.labels.tables import is_number, parse_rows, warn_of_marks
 
 COLUMNS = ("index", "file", "label")
 
 LABEL = "label"
 """What our set-up calls the field of the choice, and so exports of it."""
+
+ANNOTATOR = "annotator"
+"""What Label Studio's flat exports call who has answered."""
 
 _CHOICES = ("choice", "choices", "class", "category")
 """What Label Studio's templates call it."""
@@ -34,14 +37,30 @@ _OWN = frozenset({
 """Fields of Label Studio's flat exports (JSON-MIN, CSV) that hold no answer."""
 
 About = Mapping[str, Any]
-Row = tuple[str, About, list[str]]
-"""Where it stands, which image it is about (`index`, `file`), and the class names given to it."""
+Given = tuple[str, str]
+"""Who has said it, "" if that is not told; the name of a class."""
+
+Row = tuple[str, About, list[Given]]
+"""Where it stands, which image it is about (`index`, `file`), and the answers given to it."""
 
 
-def read_answers(path: Path, index: LabelIndex) -> dict[int, str]:
-    """Class names by position in the data set, from Label Studio's export (JSON, JSON-MIN, CSV) or our own CSV.
+class Answers(NamedTuple):
+    """What a file says, by position in the data set.
 
-    Skipped tasks, empty labels and marks of a missing one (`-1`, `nan`, …) have no answer, and are left out.
+    Attributes:
+        names: the class of each image, or how `NOT_SURE` may be written.
+        disputed: what was said of each image for which no more than half of its annotators say the same.
+    """
+
+    names: dict[int, str]
+    disputed: dict[int, list[str]]
+
+
+def read_answers(path: Path, index: LabelIndex) -> Answers:
+    """The answers in Label Studio's export (JSON, JSON-MIN, CSV) or our own CSV.
+
+    Skipped tasks, empty labels and marks of a missing one (`-1`, `nan`, …) have no answer, and are left out. Of several
+    annotators, each of whom has one vote, the majority counts.
 
     Args:
         path: `.json` or `.csv`.
@@ -49,7 +68,7 @@ def read_answers(path: Path, index: LabelIndex) -> dict[int, str]:
 
     Raises:
         UslError: the file is of no such kind, its answers are not a choice each, an image is not in the index, or two
-            answers are for one image.
+            answers for one image are by the same annotator, or by nobody knows whom.
     """
     reader = {".json": _rows_of_json, ".csv": _rows_of_csv}.get(path.suffix.lower())
     if reader is None:
@@ -60,17 +79,32 @@ def read_answers(path: Path, index: LabelIndex) -> dict[int, str]:
         raise UslError(f"{path}: cannot be read ({error.strerror})") from error
     file_of = dict(zip(index.indices, index.files or ("",) * len(index), strict=True))
     image_of = {composed(file).strip(): image for image, file in file_of.items() if file}
-    answers: dict[int, str] = {}
+    said: dict[int, dict[str, str]] = {}  # of each image: annotator -> name
     marks = Counter[str]()
     for where, about, names in reader(path, content, index.classes):
         image = _image(about, file_of, image_of, where)
-        for cell in names:
+        for who, cell in names:
             name = _name(cell, index.classes, where)
             if name is None:
                 marks[clean(cell)] += 1
-            elif answers.setdefault(image, name) != name:
-                raise UslError(f"{where}: image {image} is {short(answers[image])} and {short(name)}; settle on one")
+                continue
+            votes = said.setdefault(image, {})
+            before = next(iter(votes.values())) if votes and "" in (who, *votes) else votes.get(who, name)
+            if before != name:
+                raise UslError(f"{where}: image {image} is {short(before)} and {short(name)}; settle on one")
+            votes[who] = name
     warn_of_marks(path, marks)
+    return _by_majority(said)
+
+
+def _by_majority(said: Mapping[int, Mapping[str, str]]) -> Answers:
+    answers = Answers({}, {})
+    for image, votes in said.items():
+        (name, count), *_ = Counter(NOT_SURE if is_not_sure(name) else name for name in votes.values()).most_common()
+        if 2 * count > len(votes):
+            answers.names[image] = name
+        else:
+            answers.disputed[image] = list(votes.values())
     return answers
 
 
@@ -136,7 +170,8 @@ def _rows_of_csv(path: Path, content: bytes, classes: Collection[str]) -> Iterat
     field = _field(path, flat, classes)
     for entry, (row, (line, _)) in enumerate(zip(flat, rows[1:], strict=True)):
         where = f"{path}: entry {entry} (line {line})"
-        yield where, row, _names_in_cell(row.get(field, ""), classes, where)
+        who = row.get(ANNOTATOR, "").strip()
+        yield where, row, [(who, name) for name in _names_in_cell(row.get(field, ""), classes, where)]
 
 
 def _names_in_cell(cell: str, classes: Collection[str], where: str) -> list[str]:
@@ -170,7 +205,8 @@ def _rows_of_json(path: Path, content: bytes, classes: Collection[str]) -> Itera
             if "data" in task:
                 about, names = task["data"], list(_choices(task))
             else:  # JSON-MIN: everything of a task in one object
-                about, names = task, [] if task.get(field) in _NOTHING else _single(task[field])
+                given = [] if task.get(field) in _NOTHING else _single(task[field])
+                about, names = task, [(_who(task.get(ANNOTATOR)), name) for name in given]
             if not isinstance(about, dict):
                 raise TypeError(about)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -195,7 +231,13 @@ def _field(path: Path, rows: Sequence[About], classes: Collection[str]) -> str:
     raise UslError(f"{path}: '{LABEL}' is empty; if the answers are in {short(', '.join(filled))}, call that {LABEL}")
 
 
-def _choices(task: About) -> Iterator[str]:
+def _who(annotator: Any) -> str:
+    """An annotator as text: Label Studio writes a number, or an object that has one."""
+    value = annotator.get("id", annotator.get("email")) if isinstance(annotator, dict) else annotator
+    return "" if value is None else str(value).strip()
+
+
+def _choices(task: About) -> Iterator[Given]:
     """The choices of all annotations; earlier versions of Label Studio called these completions."""
     for annotation in task.get("annotations") or task.get("completions") or []:
         if annotation.get("was_cancelled"):
@@ -205,7 +247,7 @@ def _choices(task: About) -> Iterator[str]:
         if results and not chosen:
             raise ValueError("answers, but of other kinds")
         for value in chosen:
-            yield from _single(value)
+            yield from ((_who(annotation.get("completed_by")), name) for name in _single(value))
 
 
 def _single(value: Any) -> list[str]:

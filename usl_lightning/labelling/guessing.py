@@ -83,6 +83,16 @@ class Guessing:
             threading.Thread(target=work, daemon=True, name=work.__name__).start()
         return self
 
+    def once(self) -> Guesses:
+        """The guesses by the file as it is, made here and now, of a classifier that its labels have judged."""
+        from usl_lightning.stage.guesses import Guesser
+
+        self._guesser, version, index = Guesser(self.similar.features, self.similar.others), "", self.store.read()
+        _, rows, labels = self._known(index)
+        if len(set(labels)) > 1:
+            self._guesser.judge(rows, labels, len(index.classes))
+        return self._learned(version, index)
+
     def stop(self) -> None:
         """End soon."""
         with self._news:

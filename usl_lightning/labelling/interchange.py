@@ -4,7 +4,7 @@ import base64
 import csv
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,6 +25,9 @@ from usl_lightning.stage.captions import redraw_captions
 PREFIX = "/data/local-files/?d="
 """What Label Studio's own server calls files below its document root."""
 
+MODEL = "usl-lightning"
+"""What Label Studio calls who has guessed."""
+
 OPTIONS = {"export": ("out", "prefix", "dir"), "import": ()}
 USAGE = {
     "export": f"usl labels export LABELS.json --out TASKS.json|FILE.csv [--prefix {PREFIX}] [--dir FOLDER]",
@@ -35,8 +38,9 @@ USAGE = {
 def main(arguments: Sequence[str]) -> None:
     """`usl labels export` and `usl labels import`.
 
-    `export` writes the chosen images, with what answers they have, as a CSV or as Label Studio's tasks; beside the
-    latter its labelling set-up. `import` notes in the label file what the others answered.
+    `export` writes the chosen images, with what answers they have, as a CSV or as Label Studio's tasks, then with the
+    guesses for the others too; beside the latter its labelling set-up. `import` notes in the label file what the
+    others answered.
 
     Args:
         arguments: `export` or `import` and what follows it.
@@ -51,12 +55,13 @@ def main(arguments: Sequence[str]) -> None:
         raise UslError(f"usl labels {operation}: a file is missing; use {USAGE[operation]}")
     store = LabelStore(home(files[0]))
     if operation == "export":
-        _export(store.read(), home(given["out"]), given.get("prefix", PREFIX), given.get("dir"))
+        _export(store, home(given["out"]), given.get("prefix", PREFIX), given.get("dir"))
     else:
         _import(store, home(files[1]))
 
 
-def _export(index: LabelIndex, out: Path, prefix: str, dir: str | None) -> None:
+def _export(store: LabelStore, out: Path, prefix: str, dir: str | None) -> None:
+    index = store.read()
     setup = out.with_suffix(".xml")
     if out.suffix.lower() not in (".json", ".csv"):
         raise UslError(f"--out {out}: expected .json (Label Studio's tasks) or .csv")
@@ -67,15 +72,18 @@ def _export(index: LabelIndex, out: Path, prefix: str, dir: str | None) -> None:
         write_text(out, f"\ufeff{to_csv(index)}")  # spreadsheets take it for UTF-8 by that
         print(f"{out}: {len(index)} images; fill in the column label ('{NOT_SURE}' is an answer too)")
         return
-    tasks = to_label_studio(index, _addresses(index, prefix, dir))
+    guesses = _guesses(store)
+    tasks = to_label_studio(index, _addresses(index, prefix, dir), guesses)
     write_text(out, json.dumps(tasks, indent=1, ensure_ascii=False) + "\n")
     write_text(setup, label_studio_setup(index.classes))
-    print(f"{out}: {len(index)} tasks; {setup}: the labelling set-up for them")
+    guessed = sum("predictions" in task for task in tasks)
+    print(f"{out}: {len(index)} tasks{f', {guessed} with a guess' if guessed else ''}; {setup}: the set-up for them")
 
 
 def _import(store: LabelStore, path: Path) -> None:
     index = store.read()
-    answers, classes = by_number(read_answers(path, index), index)
+    read = read_answers(path, index)
+    answers, classes = by_number(read.names, index)
     known = answers_of(index)
     changed = sum(known[image] not in (None, answer) for image, answer in answers.items())
     added = classes[len(index.classes) :]
@@ -84,6 +92,10 @@ def _import(store: LabelStore, path: Path) -> None:
     news = f", {changed} other than before" if changed else ""
     news += f"; new classes: {', '.join(added)}" if added else ""
     print(f"{store.path}: {len(answers)} answers{news}; {images_to_label(index)}")
+    if read.disputed:
+        image, names = next(iter(read.disputed.items()))
+        count = "1 image is" if len(read.disputed) == 1 else f"{len(read.disputed)} images are"
+        print(f"{count} left without a new answer, as annotators do not agree: image {image} ({', '.join(names)}), …")
 
 
 def to_csv(index: LabelIndex) -> str:
@@ -97,12 +109,15 @@ def to_csv(index: LabelIndex) -> str:
     return text.getvalue()
 
 
-def to_label_studio(index: LabelIndex, addresses: Sequence[str]) -> list[dict[str, Any]]:
-    """Label Studio's tasks, with an annotation where an image has an answer.
+def to_label_studio(
+    index: LabelIndex, addresses: Sequence[str], guesses: Mapping[int, tuple[str, float]] | None = None
+) -> list[dict[str, Any]]:
+    """Label Studio's tasks, with an annotation where an image has an answer, and a prediction where it has a guess.
 
     Args:
         index: the chosen images.
         addresses: of each image, for the browser.
+        guesses: image -> class and its probability.
     """
     files = index.files or (None,) * len(index)
     tasks = []
@@ -110,11 +125,30 @@ def to_label_studio(index: LabelIndex, addresses: Sequence[str]) -> list[dict[st
         data = {"image": address, "index": image} | ({} if file is None else {"file": file})
         task: dict[str, Any] = {"data": data}
         if answer is not None:
-            choice = {"choices": [name_of(answer, index)]}
-            result = {"from_name": "label", "to_name": "image", "type": "choices", "value": choice}
-            task["annotations"] = [{"result": [result]}]
+            task["annotations"] = [{"result": [_choice(name_of(answer, index))]}]
+        elif guesses and image in guesses:
+            name, sure = guesses[image]
+            task["predictions"] = [{"model_version": MODEL, "score": round(sure, 3), "result": [_choice(name)]}]
         tasks.append(task)
     return tasks
+
+
+def _choice(name: str) -> dict[str, Any]:
+    return {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": [name]}}
+
+
+def _guesses(store: LabelStore) -> dict[int, tuple[str, float]]:
+    """Of the images without an answer, by the answers to the others; none before two classes have some."""
+    from usl_lightning.labelling.guessing import Guessing
+    from usl_lightning.labelling.similar import SimilarImages
+
+    index = store.read()
+    similar = SimilarImages.beside(index, store.path.parent / "overview.npz")
+    if similar is None or len({label for label in index.labels if label is not None}) < 2:
+        return {}
+    guesses = Guessing(store, similar).once()
+    sure = {index.indices[place]: guesses.p[place] for place in guesses.known.nonzero()[0]}
+    return {image: (index.classes[int(p.argmax())], float(p.max())) for image, p in sure.items()}
 
 
 def label_studio_setup(classes: Sequence[str]) -> str:

@@ -78,8 +78,10 @@ def doubtful(guesses: Guesses, quality: Quality) -> list[tuple[int, int]]:
 
 def row(
     guesses: Guesses, similar: SimilarImages, image: int | None = None, without: Collection[str] = ()
-) -> tuple[int, list[int]] | None:
-    """(class, images): up to `ROW` images without an answer that are guessed to be of one class, nearest to one.
+) -> tuple[int, list[int], float] | None:
+    """(class, images, likely): up to `ROW` images without an answer, guessed to be of one class, nearest to one.
+
+    `likely`: how many of them are, by the guesses' own probabilities.
 
     Args:
         guesses: of all.
@@ -98,7 +100,9 @@ def row(
     guessed, sure = guesses.p[places].argmax(1), guesses.p[places].max(1)
     first = images.index(image) if image in images else int(sure.argmax())
     same = [one for one, number in zip(images, guessed, strict=True) if number == guessed[first]]
-    return int(guessed[first]), [images[first], *similar.near(images[first], ROW - 1, same)]
+    chosen = [images[first], *similar.near(images[first], ROW - 1, same)]
+    sure_of = dict(zip(images, sure.tolist(), strict=True))
+    return int(guessed[first]), chosen, sum(sure_of[one] for one in chosen)
 
 
 def _open(guesses: Guesses) -> NDArray[np.int64]:

@@ -203,9 +203,9 @@ class LabellingApp:
         )
         if guesses is None or found is None:
             return None
-        number, images = found
-        names = [self.pictures.name(image) for image in images]
-        return {"class": number, "named": guesses.index.classes[number], "images": images, "names": names}
+        number, images, likely = found
+        row = {"class": number, "named": guesses.index.classes[number], "likely": round(likely), "images": images}
+        return {**row, "names": [self.pictures.name(image) for image in images]}
 
     def _newest(self) -> Guesses | None:
         """The guesses that know of all answers there are now, if they are there soon."""

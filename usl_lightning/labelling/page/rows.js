@@ -38,6 +38,7 @@ async function nextRow(image = null) {
   const tiles = told.images.map((one, number) => tile(one, told.names[number], number));
   byId("row").querySelector("ul").replaceChildren(...tiles.map(({ item }) => item));
   byId("row-title").textContent = `All of these: ${told.named}?`;
+  byId("row-likely").textContent = `By the guesses, about ${told.likely} of ${told.images.length} are.`;
   drawRow();
   whenShown(mine, tiles.map(({ shown }) => shown));
   return "";

@@ -169,7 +169,7 @@ def test_the_most_helpful_come_first_and_say_why(browser: Browser, server: Label
 
 def test_counts_and_what_is_enough(browser: Browser, server: Labelling) -> None:
     page = opened(browser, server.address)
-    expect(page.locator("#classes .count")).to_have_text(["0 · 4 missing"] * 4)
+    expect(page.locator("#classes .count")).to_have_text(["0 of 4"] * 4)
     expect(page.locator("#enough")).to_be_hidden()
     answer(page, 20)
     expect(page.locator("#enough")).to_have_text(re.compile(r"About \d+% right \(\d+% to \d+%\)"))
@@ -316,6 +316,7 @@ def test_a_phone(browser: Browser, server: Labelling, labels: Path) -> None:
     box = page.locator("#frame").bounding_box()
     assert box is not None
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    expect(page.locator("#guess")).to_contain_text("A swipe to the right takes it.")
     touch(page, [(x - 80, y), (x, y + 2), (x + 80, y + 4)])  # to the right: the guess
     answered(page, 9)
     assert LabelIndex.read(labels).labels[8] == CLASSES.index(taken)

@@ -39,7 +39,8 @@ function drawCounts() {
   for (const { answer } of state.images) if (typeof answer === "number") counts[answer] += 1;
   [...byId("classes").querySelectorAll(".count")].forEach((shown, number) => {
     const missing = Math.max(0, state.of_each - counts[number]);
-    shown.textContent = missing > 0 ? `${counts[number]} · ${missing} missing` : counts[number];
+    shown.textContent = missing > 0 ? `${counts[number]} of ${state.of_each}` : counts[number];
+    shown.title = missing > 0 ? `${missing} missing: guesses need some answers of each class` : "";
   });
 }
 

@@ -57,7 +57,8 @@ function drawGuess() {
   [...byId("classes").querySelectorAll("button")].forEach((button, number) => {
     button.classList.toggle("guessed", guessed && number === offered.number);
   });
-  const text = guessed ? `Guess: ${offered.name}, ${offered.percent}%. Enter takes it.` : "";
+  const how = matchMedia("(pointer: coarse)").matches ? "A swipe to the right" : "Enter";
+  const text = guessed ? `Guess: ${offered.name}, ${offered.percent}%. ${how} takes it.` : "";
   if (byId("guess").textContent !== text) byId("guess").textContent = text;
   byId("why").textContent = reason;
 }

@@ -5,11 +5,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
-from own_images import Labelling, make_selection
+from own_images import Labelling, make_selection, quarter
 from runs import environment
 
 from usl_lightning.chain.plan import Plan, PlannedStage
@@ -100,3 +101,18 @@ def test_the_front_imports_nothing_heavy(tmp_path: Path) -> None:
     words = [sys.executable, "-c", code, str(make_selection(tmp_path))]
     done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.5, 1.5])
+def test_it_ends_in_good_order_while_it_learns(tmp_path: Path, wait: float) -> None:
+    labels = make_selection(tmp_path)
+    running = Labelling(labels, "--classes", "cat,dog,bird,fish")
+    state = json.loads(urllib.request.urlopen(f"{running.address}state", timeout=20).read())
+    for each in state["images"][:30]:
+        body = json.dumps({"image": each["image"], "answer": quarter(each["name"]), "seen": None}).encode()
+        urllib.request.urlopen(f"{running.address}answers", body, timeout=20)
+    time.sleep(wait)
+    running.process.send_signal(signal.SIGINT)
+    out = running.process.communicate(timeout=60)[0]
+    assert running.process.returncode == 0
+    assert out.splitlines()[-1] == f"10 images to label, 30 of 40 are done: usl label {labels} goes on"

@@ -24,6 +24,10 @@ GROWN = 1.05
 """How many times as many answers the quality is judged anew with."""
 
 
+ENDING = 10.0
+"""Seconds that are waited for the end of a thread, at most."""
+
+
 @dataclass(frozen=True)
 class Guesses:
     """What the answers in one state of the label file say of its images.
@@ -75,12 +79,13 @@ class Guessing:
         self.quality: Quality | None = None
         self._guesser: Guesser | None = None
         self._news, self._stopped, self._wanted = threading.Condition(), False, True
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._guess_on, self._judge_on)]
         self._judged: tuple[int, tuple[str, ...]] = 0, ()  # answers, classes
 
     def start(self) -> "Guessing":
         """Begin to follow the file."""
-        for work in (self._guess_on, self._judge_on):
-            threading.Thread(target=work, daemon=True, name=work.__name__).start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def once(self) -> Guesses:
@@ -94,10 +99,12 @@ class Guessing:
         return self._learned(version, index)
 
     def stop(self) -> None:
-        """End soon."""
+        """End, when what is under way is done: the process must not end amid it."""
         with self._news:
             self._stopped = True
             self._news.notify_all()
+        for thread in self._threads:
+            thread.join(ENDING)
 
     def changed(self) -> None:
         """Say that the file has changed."""

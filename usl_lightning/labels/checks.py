@@ -7,6 +7,8 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.labels.entries import MOST_CLASSES, Entries, refuse, short
 
 _LARGEST = 2**63 - 1
+_HASH = re.compile("sha256:[0-9a-f]{64}")
+_DRIVE = re.compile("[A-Za-z]:")
 
 
 def validate(index: Entries, where: str) -> None:
@@ -55,7 +57,7 @@ def validate(index: Entries, where: str) -> None:
         if not _is_inside(file):
             refuse(where, i, f"file {short(file)} is not a path inside the image folder (relative, with /)")
     for i, digest in enumerate(index.hashes):
-        if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest) or index.files is None:
+        if not isinstance(digest, str) or not _HASH.fullmatch(digest) or index.files is None:
             refuse(where, i, f"hash {short(digest)} is not sha256: and 64 hexadecimal digits of one of 'files'")
 
 
@@ -76,4 +78,4 @@ def _is_count(value: Any) -> bool:
 def _is_inside(file: Any) -> bool:
     if not isinstance(file, str) or not file or "\0" in file or "\\" in file:
         return False
-    return not file.startswith("/") and ".." not in file.split("/") and not re.match("[A-Za-z]:", file)
+    return not file.startswith("/") and ".." not in file.split("/") and not _DRIVE.match(file)

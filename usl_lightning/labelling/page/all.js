@@ -27,9 +27,10 @@ function wanted() {
 
 const doubtOf = () => new Map(guessesHold() ? guesses.doubts : []);
 
-// List what is asked for; called when that changes.
+// List what is asked for; called when that changes. The image that has the focus keeps it.
 function listAll() {
   if (!byId("all").open) return;
+  const focused = document.activeElement?.closest?.("#all ol button")?.dataset.place;
   let found = wanted();
   if (byId("by").value === "doubt") {
     const doubts = doubtOf();
@@ -45,6 +46,7 @@ function listAll() {
     button.addEventListener("click", () => { leaveRows(); show(place); scrollTo({ top: 0 }); });
     return element("li", {}, button);
   }));
+  if (focused !== undefined) byId("all").querySelector(`ol button[data-place="${focused}"]`)?.focus();
   drawAll();
 }
 

@@ -158,7 +158,7 @@ def test_a_revision_that_is_no_number() -> None:
     {"arguments": [1.5]}, {"arguments": []}, {"arguments": "x"}, {"arguments": None}, {"seed": "x"}, {"seed": None},
     {"stages": [{"name": True, "command": "fit", "needs": []}]}, {"stages": [{"name": "a", "command": 1, "needs": []}]},
     {"stages": [{"name": "../a", "command": "fit", "needs": []}]}, {"stages": [{"name": "a\0", "command": "fit"}]},
-    {"stages": [{"name": "a", "command": "fit", "needs": "abc"}]},
+    {"stages": [{"name": "a", "command": "fit", "needs": "abc"}]}, {"stages": []},
 ])  # fmt: skip
 def test_a_plan_that_is_none(change: dict[str, Any], tmp_path: Path) -> None:
     plan = {"arguments": ["x.yaml"], "seed": 0, "stages": [{"name": "a", "command": "fit", "needs": []}]}

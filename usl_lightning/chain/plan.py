@@ -92,6 +92,8 @@ class Plan:
             content: Mapping[str, Any] = read_json(path, "delete it, `usl run` writes it again")
             stages = tuple(map(_stage, _list(content["stages"])))
             arguments = tuple(map(_text, _list(content["arguments"])))
+            if not stages:
+                raise ValueError("no stage in it")
             return cls((arguments[0], *arguments[1:]), int(content["seed"]), stages)
         except FileNotFoundError:
             return None

@@ -34,6 +34,9 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "CoMatch": {"": {"bank_size": 80, "aligned_batches": 3, "graph_threshold": 0.15}},  # both wrap
     "Distill": {"": {"distillation_weight": 0.8}},  # both of its losses
     "FineTune": {"": {}, "linear": {"tuned": "linear", "projection_layers_kept": 0, "ema_decay": 0.9}},
+    "VAAL": {"": {"steps": 3, "width": 2, "batch_size": 8}},
+    "CBSSAL": {"": {"views": 3}},
+    "MMA": {"": {}, "clusters": {"clusters": 4}},
     "USLTTraining": {
         "": {},
         "moving": {

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given as drawn
+from hypothesis import strategies as st
 from real_features import NAMES, real_features
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
@@ -18,15 +20,18 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import Key, permutation
 from usl_lightning.selection.badge import BADGE, badge
 from usl_lightning.selection.bald import BALD, committee, disagreement
+from usl_lightning.selection.cbssal import CBSSAL, inconsistency
 from usl_lightning.selection.core_gcn import CoreGCN, adjacency, train_graph
 from usl_lightning.selection.coreset import select_coreset
 from usl_lightning.selection.dropquery import DropQuery, changes
 from usl_lightning.selection.entropy import Entropy, entropy
 from usl_lightning.selection.least_confidence import LeastConfidence
 from usl_lightning.selection.margin import Margin
+from usl_lightning.selection.mma import MMA, shares
 from usl_lightning.selection.next_selector import Known, NextSelector
 from usl_lightning.selection.tod import TOD
 from usl_lightning.selection.uherding import UHerding, kernel_width
+from usl_lightning.selection.vaal import VAE, discriminator, told_apart, vae_loss
 from usl_lightning.vectors.distances import unit_rows
 from usl_lightning.vectors.kmeans import kmeans
 from usl_lightning.vectors.logistic import LinearHead
@@ -256,3 +261,90 @@ def test_tod_takes_what_has_moved_most(name: str) -> None:
 def test_the_width_where_no_two_labels_differ_is_maxherdings() -> None:
     assert kernel_width(torch.ones(3, 2)) == 1.0
     assert kernel_width(torch.ones(1, 2)) == 1.0
+
+
+# Those that look at the images again -----------------------------------------------------------------------
+
+
+def views_of(given: Known, number: int = 4) -> list[Tensor]:
+    """Probabilities [n, c] in some views."""
+    made = torch.Generator().manual_seed(8)
+    return [(3 * torch.randn(given.probabilities.shape, generator=made)).softmax(1) for _ in range(number)]
+
+
+def test_inconsistency_is_numpys_variance() -> None:
+    views = views_of(known("digits"))
+    slow = np.var([p.double().numpy() for p in views], axis=0).sum(1)
+    assert inconsistency(iter(views)).numpy() == pytest.approx(slow, rel=1e-12)
+    assert inconsistency(iter(views[:1])).abs().max() == 0
+
+
+def test_cbssal_takes_the_most_inconsistent() -> None:
+    given, views = known("digits"), views_of(known("digits"))
+    model = CBSSAL(image=ImageSpec(1, 8, 8, (), ()), budget=40, init_from="at hand")
+    model._scores = model.score(iter(views))
+    scores = np.var([p.double().numpy() for p in views], axis=0).sum(1)
+    expected = sorted(given.open.tolist(), key=lambda i: -scores[i])[:10]
+    assert model.pick(given, 10, 5).tolist() == expected
+
+
+@pytest.mark.parametrize("clusters", [0, 5, 170, 1000])
+def test_mma_takes_the_narrowest_margins_in_proportion_to_clusters(clusters: int) -> None:
+    given, views = known("digits"), views_of(known("digits"), 2)
+    model = MMA(image=ImageSpec(1, 8, 8, (), ()), budget=60, init_from="at hand", clusters=clusters)
+    model._scores = model.score(iter(views))
+    mean = np.sort(sum(p.double().numpy() for p in views) / 2, axis=1)
+    margin = mean[:, -1] - mean[:, -2]
+    chosen = model.pick(given, 30, 5).tolist()
+    assert len(set(chosen)) == 30
+    if not clusters:
+        assert margin[chosen] == pytest.approx(np.sort(margin[given.open])[:30], abs=1e-6)
+        return
+    found, _ = kmeans(given.features[given.open], min(clusters, 170), seed=5)
+    sizes = torch.bincount(found, minlength=min(clusters, 170))
+    for cluster, places in enumerate(shares(sizes, 30).tolist()):
+        own = given.open[found == cluster].tolist()
+        least = sorted(margin[own])[:places]
+        assert sorted(margin[[i for i in chosen if i in own]]) == pytest.approx(least, abs=1e-6)
+
+
+@drawn(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.floats(0, 1))
+def test_shares_are_in_proportion(sizes: list[int], part: float) -> None:
+    count = int(part * sum(sizes))
+    if not sum(sizes):
+        return
+    places = shares(torch.tensor(sizes), count).tolist()
+    assert sum(places) == count
+    assert all(0 <= place <= size for place, size in zip(places, sizes, strict=True))
+    full = [place == size for place, size in zip(places, sizes, strict=True)]
+    exact = [count * size / sum(sizes) for size in sizes]
+    assert all(f or abs(place - e) < len(sizes) for f, place, e in zip(full, places, exact, strict=True))
+
+
+def test_vaals_losses_are_those_of_the_paper() -> None:
+    """By torch's own divergence of normal distributions and its cross-entropy."""
+    made = torch.Generator().manual_seed(0)
+    x, rebuilt = torch.rand(2, 6, 3, 32, 32, generator=made)
+    mean, log_variance = torch.randn(2, 6, 5, generator=made)
+    normal = torch.distributions.Normal
+    divergence = torch.distributions.kl_divergence(normal(mean, (log_variance / 2).exp()), normal(0.0, 1.0)).sum()
+    expected = ((x - rebuilt) ** 2).mean() + 0.3 * divergence
+    assert vae_loss(x, rebuilt, mean, log_variance, beta=0.3).item() == pytest.approx(expected.item(), rel=1e-5)
+    own, new = torch.randn(2, 7, 1, generator=made)
+    for taken_for in (1.0, 0.0):
+        p = own.sigmoid(), new.sigmoid()
+        other = p[1] if taken_for else 1 - p[1]
+        expected = -p[0].log().mean() - other.log().mean()
+        assert told_apart(own, new, taken_for=taken_for).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_vaals_networks_have_the_published_shapes() -> None:
+    """Their numbers of weights, counted layer by layer."""
+    vae = VAE(3, 32, 128)
+    rebuilt, mean, log_variance = vae(torch.zeros(2, 3, 32, 32), torch.zeros(2, 32))
+    assert (rebuilt.shape, mean.shape, log_variance.shape) == ((2, 3, 32, 32), (2, 32), (2, 32))
+    convolutions = 16 * (3 * 128 + 2 * (128 * 256 + 256 * 512) + 512 * 1024 + 1024 * 512)
+    norms = 2 * (128 + 256 + 512 + 1024 + 512 + 256 + 128)
+    linear = 2 * (4096 * 32 + 32) + 32 * 16384 + 16384
+    assert sum(p.numel() for p in vae.parameters()) == convolutions + norms + linear + 128 * 3 + 3
+    assert sum(p.numel() for p in discriminator(32).parameters()) == 32 * 512 + 512 + 512 * 512 + 512 + 512 + 1

@@ -1,6 +1,6 @@
 """Features of published networks, which look at the original images in the size they were trained for."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.files import open_files
 from usl_lightning.data.images.folder_source import open_images
 from usl_lightning.data.images.rendering import WHITE
@@ -85,6 +85,7 @@ def source_features(
     workers: int | None = None,
     keep: bool = True,
     cache: str | Path | None = None,
+    view: Callable[[Batch], Tensor] | None = None,
 ) -> Tensor:
     """Features of all images of a source, float32 [n, d] in their order, on every process and its device.
 
@@ -93,8 +94,9 @@ def source_features(
         source: the images, as the network looks at them.
         place: this process.
         workers: processes that read files; None: the cores, 8 at most.
-        keep: on disk; a run that is killed goes on from where it was.
+        keep: on disk; a run that is killed goes on from where it was. Those of a view are not kept.
         cache: the folder to keep them in; None: $USL_CACHE, else ~/.cache/usl-lightning.
+        view: what the network looks at instead of a batch's images.
 
     Raises:
         UslError: an image that cannot be read, features that are not finite, or a folder that cannot be written.
@@ -105,9 +107,9 @@ def source_features(
         share = place.share(len(source))
         images = torch.arange(share.start, share.stop)
         loader = pass_over(source, images, size, workers=workers, first=first, pin=place.device.type == "cuda")
-        return (batch.images for batch in loader)
+        return (batch.images if view is None else view(batch) for batch in loader)
 
-    return extract(encoder, source, batches, size, place, keep=keep, cache=cache)
+    return extract(encoder, source, batches, size, place, keep=keep and view is None, cache=cache)
 
 
 def extract_features(

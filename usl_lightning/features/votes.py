@@ -1,13 +1,12 @@
-"""What a stored classifier of few labels makes of features."""
+"""What a stored classifier makes of features."""
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from usl_lightning.base.errors import UslError
-from usl_lightning.models.encoder import read_checkpoint
-from usl_lightning.models.heads import VOTES
+from usl_lightning.models.encoder import ENTRY, read_checkpoint
+from usl_lightning.models.heads import VOTES, load_classifier
 from usl_lightning.vectors.logistic import LinearHead
 from usl_lightning.vectors.propagation import NeighborHead
 from usl_lightning.vectors.votes import Votes
@@ -17,22 +16,43 @@ NEIGHBORS = "usl_neighbors"
 
 
 def load_votes(path: str | Path) -> Votes:
-    """The heads of a Probe, Propagate or Blend, in evaluation mode: unit features [b, d] -> logits [b, c].
+    """What a classifier makes of features [b, d], in evaluation mode: logits [b, c].
 
     Args:
-        path: the checkpoint.
+        path: checkpoint of a Probe, Propagate or Blend, which look at unit features; or of a network that was trained
+            in steps, whose head looks at the features as they are.
 
     Raises:
-        UslError: the file is missing, damaged, or of another method.
+        UslError: the file is missing, damaged, or holds no classifier.
     """
     checkpoint = read_checkpoint(path)
     state: dict[str, Tensor] = checkpoint.get("state_dict", {})
     states, k = states_of_heads(state), int(checkpoint.get(NEIGHBORS, 5))
     if not states:
-        raise UslError(f"{path}: holds no classifier of few labels; expected a checkpoint of Probe, Propagate or Blend")
+        return Votes([load_classifier(path).head], unit=False).eval()
     votes = Votes([NeighborHead.like(each, k) if "bank" in each else LinearHead.like(each) for each in states])
     votes.load_state_dict({name.removeprefix(VOTES): value for name, value in state.items() if name.startswith(VOTES)})
     return votes.eval()
+
+
+def looks_at(path: str | Path, encoder: nn.Module) -> bool:
+    """Whether a classifier of few labels was learned on this network's features, as far as its checkpoint tells.
+
+    Args:
+        path: checkpoint of a Probe, Propagate or Blend; of features from a file it has no network.
+        encoder: on the CPU.
+    """
+    checkpoint = read_checkpoint(path)
+    entry = checkpoint.get(ENTRY)
+    prefixes = entry.get("prefixes") if isinstance(entry, dict) else None
+    prefix = prefixes.get("online") if isinstance(prefixes, dict) else None
+    if not isinstance(prefix, str):
+        return True
+    stored = {k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items() if k.startswith(prefix)}
+    own = encoder.state_dict()
+    return own.keys() == stored.keys() and all(
+        value.shape == stored[name].shape and bool((value == stored[name]).all()) for name, value in own.items()
+    )
 
 
 def states_of_heads(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

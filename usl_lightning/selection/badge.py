@@ -53,4 +53,4 @@ class BADGE(NextSelector):
 
     def pick(self, known: Known, count: int, seed: int) -> Tensor:
         """See `badge`."""
-        return known.open[badge(known.features[known.open], known.probabilities[known.open], count, seed=seed)]
+        return known.open[badge(known.inputs[known.open], known.probabilities[known.open], count, seed=seed)]

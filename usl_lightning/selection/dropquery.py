@@ -18,12 +18,13 @@ from usl_lightning.vectors.kmeans import kmeans
 def changes(known: Known, passes: int, dropout: float, seed: int) -> Tensor:
     """How often the guess is another one when a share of the features is dropped; int64 [n], 0 to `passes`."""
     guess, counts = known.probabilities.argmax(1), torch.zeros_like(known.probabilities[:, 0], dtype=torch.int64)
-    x = known.features
+    x = known.inputs
     for number in range(passes):
         for rows in chunks(len(x), 32 * x.shape[1], x.device):
             slots = torch.arange(rows.start, rows.stop, device=x.device)
             stays = Key.of(seed, "DropQuery", number, slots=slots).uniform(x.shape[1]) >= dropout
-            counts[rows] += known.classify(F.normalize(x[rows] * stays, dim=1)).argmax(1) != guess[rows]
+            left = x[rows] * stays if known.raw is not None else F.normalize(x[rows] * stays, dim=1)
+            counts[rows] += known.classify(left).argmax(1) != guess[rows]
     return counts
 
 

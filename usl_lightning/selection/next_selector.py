@@ -12,7 +12,7 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
-from usl_lightning.features.votes import load_votes
+from usl_lightning.features.votes import load_votes, looks_at
 from usl_lightning.labels import LabelIndex
 from usl_lightning.selection.selector import Selector
 from usl_lightning.vectors.distances import unit_rows
@@ -25,10 +25,11 @@ class Known:
 
     Attributes:
         features: unit rows, float [n, d], of all images.
-        classify: unit features [b, d] -> probabilities [b, c], by the classifier of the round before.
+        classify: rows of `inputs` [b, d] -> probabilities [b, c], by the classifier of the round before.
         kept: int64 [j], the images of the rounds before, answered or not; they are not picked again.
         rows: int64 [m], those that have an answer.
         labels: int64 [m], the answers.
+        raw: the features [n, d] in their own lengths, if the classifier is a network's head, which looks at those.
     """
 
     features: Tensor
@@ -36,11 +37,17 @@ class Known:
     kept: Tensor
     rows: Tensor
     labels: Tensor
+    raw: Tensor | None = None
+
+    @property
+    def inputs(self) -> Tensor:
+        """What the classifier looks at, float [n, d]."""
+        return self.features if self.raw is None else self.raw
 
     @cached_property
     def probabilities(self) -> Tensor:
         """Of the classes, of all images: float [n, c]."""
-        return self.classify(self.features)
+        return self.classify(self.inputs)
 
     @cached_property
     def open(self) -> Tensor:
@@ -63,8 +70,9 @@ class NextSelector(Selector):
         budget: number of images, with those that are kept.
         init_from: checkpoint whose encoder gives the features.
         keep_from: label index (short: --keep) of the rounds before; must be given.
-        classifier_from: checkpoint of the classifier that was trained from it: of a Probe, Propagate or Blend, on the
-            same features; must be given.
+        classifier_from: checkpoint of the classifier that was trained from it; must be given. A Probe, Propagate or
+            Blend looks at the features that are given here; a network that was trained in steps (FixMatch, …) gives
+            the features itself, those of its moving average.
         source: where else the features come from: see `FeatureMethod`.
     """
 
@@ -91,12 +99,36 @@ class NextSelector(Selector):
         """See `Selector`; and the classifier is loaded, so that a wrong one is told before features are computed.
 
         Raises:
-            UslError: see `Selector`; no labels or no classifier is given.
+            UslError: see `Selector`; no labels or no classifier is given, or features beside those of a network.
         """
         if self.classifier_from is None or self.keep_from is None:
             raise self._first()
         self._votes = load_votes(self.classifier_from)
+        if not self._votes.unit and self.has_features and not self._is_itself():
+            raise UslError(
+                f"model.classifier_from: {self.classifier_from} is a network, which has features of its own; leave "
+                "model.init_from, model.backbone and model.features out"
+            )
         return super().kept(data)
+
+    def _is_itself(self) -> bool:
+        """Whether the features asked for are the classifier's own."""
+        return self.backbone is None and self.init_from == self.classifier_from and self.weights == "ema"
+
+    def load_network(self) -> None:
+        """Load the network that gives the features: a classifier that is one gives them itself.
+
+        Raises:
+            UslError: see `FeatureMethod`; or the classifier was learned on the features of another network.
+        """
+        if self.classifier_from is not None and not self._votes.unit:
+            self.init_from, self.weights = self.classifier_from, "ema"
+        super().load_network()
+        if self.classifier_from is not None and self._votes.unit and not looks_at(self.classifier_from, self.encoder):
+            raise UslError(
+                f"model.classifier_from: {self.classifier_from} was learned on features of another network; give the "
+                "selector the model.init_from or model.backbone that the classifier had"
+            )
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """Nothing can be chosen without labels.
@@ -112,7 +144,7 @@ class NextSelector(Selector):
         Raises:
             UslError: the classifier is of other features, or of fewer classes.
         """
-        x = unit_rows(features).float()
+        x, raw = unit_rows(features).float(), None if self._votes.unit else features.float()
         votes = self._votes.to(x.device)
         if votes.inputs != x.shape[1]:
             raise UslError(
@@ -125,7 +157,7 @@ class NextSelector(Selector):
         )
         images, labels = images.to(x.device), labels.to(x.device)
         answered = labels >= 0
-        known = Known(x, lambda features: votes(features).softmax(1), images, images[answered], labels[answered])
+        known = Known(x, lambda inputs: votes(inputs).softmax(1), images, images[answered], labels[answered], raw)
         count = self.budget - len(kept)
         if count == 0:
             return known.kept

@@ -7,8 +7,11 @@ from torch import Tensor
 
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
+from usl_lightning.features.parts import Place
+from usl_lightning.features.published import source_features
 from usl_lightning.features.votes import load_votes
 from usl_lightning.labels import LabelIndex
+from usl_lightning.models.encoder import load_encoder
 from usl_lightning.selection.next_selector import Known, NextSelector
 from usl_lightning.vectors.votes import Votes
 
@@ -46,16 +49,25 @@ class TOD(NextSelector):
         super().__init__(image=image, budget=budget, init_from=init_from, **source)
         self.earlier_from = earlier_from
         self._earlier: Votes | None = None
+        self._inputs: Tensor | None = None
 
     def kept(self, data: ImageData) -> LabelIndex | None:
         """See `NextSelector`."""
         self._earlier = None if self.earlier_from is None else load_votes(self.earlier_from)
         return super().kept(data)
 
+    def evidence(self, data: ImageData) -> Tensor:
+        """See `FeatureMethod`; and the features of the network of the round before, if that is one."""
+        if self._earlier is not None and not self._earlier.unit and self.earlier_from is not None:
+            encoder, place = load_encoder(self.earlier_from, "ema"), Place(data.trainer)
+            self._inputs = source_features(encoder, data.train_source, place, workers=data.workers, cache=self.cache)
+        return super().evidence(data)
+
     def pick(self, known: Known, count: int, seed: int) -> Tensor:
         """See the class."""
         if self._earlier is None:
             nothing = torch.full_like(known.probabilities, 1 / known.probabilities.shape[1])
             return known.highest(-output_discrepancy(known.probabilities, nothing), count)
-        before = self._earlier.to(known.features.device)(known.features).softmax(1)
+        inputs = known.features if self._inputs is None else self._inputs.to(known.features)
+        before = self._earlier.to(inputs.device)(inputs).softmax(1)
         return known.highest(output_discrepancy(known.probabilities, before), count)

@@ -28,14 +28,16 @@ class Votes(nn.Module):
 
     Args:
         heads: each gives logits [b, c].
+        unit: they look at features of length 1; False: at features as they are.
     """
 
     temperatures: Tensor
     temperature: Tensor
     weights: Tensor
 
-    def __init__(self, heads: Sequence[nn.Module]) -> None:
+    def __init__(self, heads: Sequence[nn.Module], *, unit: bool = True) -> None:
         super().__init__()
+        self.unit = unit
         self.heads = nn.ModuleList(heads)
         self.register_buffer("temperatures", torch.ones(len(heads)))
         self.register_buffer("temperature", torch.ones(()))
@@ -44,7 +46,7 @@ class Votes(nn.Module):
     @property
     def inputs(self) -> int:
         """d."""
-        return next(value.shape[1] for name, value in self.heads[0].named_buffers() if name in ("weight", "bank"))
+        return next(value.shape[1] for value in self.heads[0].state_dict().values() if value.dim() == 2)
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [b, c]."""

@@ -42,7 +42,11 @@ def selectors() -> dict[str, type[Selector]]:
         module = importlib.import_module(f"usl_lightning.selection.{info.name}")
         for value in vars(module).values():
             own = isinstance(value, type) and issubclass(value, Selector) and value.__module__ == module.__name__
-            if own and info.name not in ("selector", "next_selector") and not info.name.startswith("uslt"):
+            if (
+                own
+                and info.name not in ("selector", "next_selector", "view_selector")
+                and not info.name.startswith("uslt")
+            ):
                 found[info.name] = value
     return found
 

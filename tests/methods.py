@@ -27,8 +27,14 @@ from usl_lightning.models.method import Method
 from usl_lightning.stage.words import StageCommand
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
-    "MoCo": {"": {"queue_size": 96}},  # a ring of three batches
-    "NPID": {"": {}, "noise": {"negatives": 6}},
+    "MoCo": {
+        "": {"queue_size": 96},  # a ring of three batches
+        "cld": {"queue_size": 96, "projection_layers": 1, "cld_weight": 0.8, "cld_clusters": 6},
+        "eman": {"queue_size": 96, "eman": True, "shuffle_groups": None},
+    },
+    "NPID": {"": {}, "noise": {"negatives": 6}, "cld": {"cld_weight": 1.0, "cld_clusters": 6}},
+    "SwAV": {"": {"queue_size": 64, "queue_after": 3, "frozen_steps": 2, "prototypes": 20}},
+    "DINO": {"": {"frozen_steps": 2, "outputs": 20}, "sinkhorn": {"centring": "sinkhorn", "outputs": 20}},
     "MSF": {"": {"bank_size": 80, "neighbours": 3}},  # two batches and a half
     "SeLa": {"": {"reassignments": 3, "hidden_dims": [20]}},  # with dropout
     "CoMatch": {"": {"bank_size": 80, "aligned_batches": 3, "graph_threshold": 0.15}},  # both wrap

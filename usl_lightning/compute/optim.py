@@ -12,16 +12,25 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.ranges import Ranges, at_least, check, whole
+from usl_lightning.base.ranges import Ranges, above, at_least, check, rising, whole, within
 
-Schedule = Literal["cosine", "fixmatch", "constant"]
+Schedule = Literal["cosine", "fixmatch", "milestones", "constant"]
 
 
-def lr_factor(step: int, max_steps: int, *, schedule: Schedule, warmup_steps: int = 0) -> float:
+def lr_factor(
+    step: int,
+    max_steps: int,
+    *,
+    schedule: Schedule,
+    warmup_steps: int = 0,
+    milestones: Sequence[float] = (),
+    decay: float = 0.1,
+) -> float:
     """What the base learning rate is multiplied by at `step` (0-based).
 
     Linear warm-up over `warmup_steps`, then "cosine": ½(1 + cos πt) to 0 (Loshchilov & Hutter, 2017),
     "fixmatch": cos(7πt/16) (Sohn et al., 2020, §2.3), or "constant"; t runs from 0 to 1 after the warm-up.
+    "milestones": × `decay` from each share of all steps in `milestones` on.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -30,6 +39,8 @@ def lr_factor(step: int, max_steps: int, *, schedule: Schedule, warmup_steps: in
         return 0.5 * (1 + math.cos(math.pi * t))
     if schedule == "fixmatch":
         return math.cos(7 * math.pi * t / 16)
+    if schedule == "milestones":
+        return decay ** sum(step >= milestone * max_steps for milestone in milestones)
     return 1.0
 
 
@@ -55,8 +66,10 @@ class Optimization:
         momentum: of SGD and LARS.
         nesterov: of SGD.
         weight_decay: not applied to biases and norms (any parameter of one dimension or none).
-        schedule: "cosine", "fixmatch" or "constant"; see `lr_factor`.
+        schedule: "cosine", "fixmatch", "milestones" or "constant"; see `lr_factor`.
         warmup_steps: steps of linear warm-up.
+        milestones: of that schedule: shares of the training, [0.6, 0.8] for epochs 120 and 160 of 200.
+        decay: what the rate is multiplied by at each of them.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -65,6 +78,8 @@ class Optimization:
         "momentum": at_least(0, below=1),
         "weight_decay": at_least(0),
         "warmup_steps": whole(0),
+        "milestones": rising(within(0, 1)),
+        "decay": above(0, up_to=1),
     }
 
     name: Literal["sgd", "adam", "adamw", "lars"] = "sgd"
@@ -75,12 +90,16 @@ class Optimization:
     weight_decay: float = 5e-4
     schedule: Schedule = "cosine"
     warmup_steps: int = 0
+    milestones: tuple[float, ...] = ()
+    decay: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuse what is out of range, and Nesterov's momentum where there is none."""
         check(type(self), vars(self))
         if self.name == "sgd" and self.nesterov and not self.momentum:
             raise UslError("model.optimizer.nesterov: it needs a momentum; expected model.optimizer.momentum above 0")
+        if (self.schedule == "milestones") != bool(self.milestones):
+            raise UslError("model.optimizer.milestones: expected with schedule milestones, and with no other")
 
     def build(
         self,
@@ -105,7 +124,14 @@ class Optimization:
         parameters = [{k: v for k, v in group.items() if k != "constant"} for group in groups]
         optimizer = self._optimizer(parameters, lr, fused=not clipped)
         # A partial keeps its arguments out of checkpoints: an extended run has a schedule of its own length.
-        factor = partial(lr_factor, max_steps=max_steps, schedule=self.schedule, warmup_steps=self.warmup_steps)
+        factor = partial(
+            lr_factor,
+            max_steps=max_steps,
+            schedule=self.schedule,
+            warmup_steps=self.warmup_steps,
+            milestones=self.milestones,
+            decay=self.decay,
+        )
         factors: list[Callable[[int], float]] = [_unchanged if group["constant"] else factor for group in groups]
         return {
             "optimizer": optimizer,

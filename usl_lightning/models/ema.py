@@ -1,6 +1,7 @@
 """Exponential moving averages of networks."""
 
 import copy
+import math
 from typing import ClassVar
 
 import torch
@@ -8,6 +9,11 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from usl_lightning.base.ranges import Ranged, Ranges, at_least
+
+
+def target_decay(step: int, max_steps: int, base: float) -> float:
+    """1 − (1 − base)·(cos(πt/T) + 1)/2: from `base` at step 0 to 1 at the end (BYOL's appendix, "Optimization")."""
+    return 1 - (1 - base) * (math.cos(math.pi * min(1.0, step / max(1, max_steps))) + 1) / 2
 
 
 class EMA(Ranged, nn.Module):
@@ -21,14 +27,16 @@ class EMA(Ranged, nn.Module):
         evaluated: the copy stays in evaluation mode and takes over the buffers (batch-norm statistics,
             normalisation) of the online network. False: it is in training mode with it and keeps batch-norm
             statistics of its own, as a momentum encoder does.
+        average_buffers: of one that is `evaluated`: its batch-norm statistics follow as slowly as its parameters
+            (EMAN: Cai et al., 2021).
     """
 
     ranges: ClassVar[Ranges] = {"decay": at_least(0, below=1)}
 
-    def __init__(self, online: nn.Module, decay: float, *, evaluated: bool = True) -> None:
+    def __init__(self, online: nn.Module, decay: float, *, evaluated: bool = True, average_buffers: bool = False) -> None:
         super().__init__()
         self.module = copy.deepcopy(online).requires_grad_(False)
-        self.decay, self.evaluated = decay, evaluated
+        self.decay, self.evaluated, self.average_buffers = decay, evaluated, average_buffers
         self.train()
 
     def train(self, mode: bool = True) -> "EMA":
@@ -42,7 +50,10 @@ class EMA(Ranged, nn.Module):
         step(list(self.module.parameters()), list(online.parameters()), None)
         if self.evaluated:
             for own, new in zip(self.module.buffers(), online.buffers(), strict=True):
-                own.copy_(new)
+                if self.average_buffers and own.is_floating_point():
+                    own.lerp_(new, 1 - self.decay)
+                else:
+                    own.copy_(new)
 
     @torch.no_grad()
     def copy_from(self, online: nn.Module) -> None:

@@ -1,6 +1,5 @@
 """BYOL: Bootstrap Your Own Latent (Grill et al., 2020)."""
 
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from usl_lightning.base.ranges import Ranges, at_least, whole
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.models.ema import EMA
+from usl_lightning.models.ema import EMA, target_decay
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import projection_mlp
 from usl_lightning.pretrain.pretrain_module import PretrainModule
@@ -30,11 +29,6 @@ def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
     with torch.autocast(predictions.device.type, enabled=False):
         dtype = torch.promote_types(predictions.dtype, torch.float32)
         return 2 - 2 * F.cosine_similarity(predictions.to(dtype), targets.detach().to(dtype), dim=1).mean()
-
-
-def target_decay(step: int, max_steps: int, base: float) -> float:
-    """τ = 1 − (1 − τ₀)·(cos(πt/T) + 1)/2: from `base` at step 0 to 1 at the end (appendix, "Optimization")."""
-    return 1 - (1 - base) * (math.cos(math.pi * min(1.0, step / max(1, max_steps))) + 1) / 2
 
 
 class BYOL(PretrainModule):

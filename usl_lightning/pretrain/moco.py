@@ -1,4 +1,4 @@
-"""MoCo: Momentum Contrast (He et al., 2020), with the head and views of MoCo v2 (Chen et al., 2020b)."""
+"""MoCo: Momentum Contrast (He et al., CVPR 2020), with the head and views of MoCo v2 (Chen et al., 2020b) or without."""
 
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
 from usl_lightning.models.ema import EMA
 from usl_lightning.models.encoder import Encoder
+from usl_lightning.models.local_clusters import check_clusters, group_discrimination
 from usl_lightning.models.heads import projection_mlp
 from usl_lightning.pretrain.pretrain_module import PretrainModule
 
@@ -58,7 +59,14 @@ class MoCo(PretrainModule):
         momentum: of the key encoder, in [0, 1); 0.999 on ImageNet, 0.99 on CIFAR.
         shuffle_groups: groups of the global batch that share batch-norm statistics, at least one a process; 8 in the
             paper. null, for networks without batch norm: the batch is neither divided nor shuffled.
-        hidden_dim, projection_dim: sizes of the 2-layer head, which has no batch norm.
+        eman: the key encoder's batch-norm statistics are the slow average of the queries', as its weights are (EMAN:
+            Cai et al., CVPR 2021); batch norm then cannot tell keys, and `shuffle_groups` has to be null.
+        hidden_dim, projection_dim: sizes of the head, which has no batch norm.
+        projection_layers: of the head: 2 in MoCo v2, 1 in MoCo (then with a temperature of 0.07).
+        cld_weight: λ of CLD (`group_discrimination`), on a linear layer of its own and two queries of each image; 0:
+            none.
+        cld_clusters: K of the clusters of each; at most the global batch.
+        cld_temperature: T of their loss.
         init_from: checkpoint of an earlier stage whose encoder to start from.
         knn_k: neighbours of the kNN monitor.
     """
@@ -70,6 +78,10 @@ class MoCo(PretrainModule):
         "shuffle_groups": whole(1),
         "hidden_dim": whole(1),
         "projection_dim": whole(1),
+        "projection_layers": whole(1),
+        "cld_weight": at_least(0),
+        "cld_clusters": whole(1),
+        "cld_temperature": above(0),
     }
 
     sync_batch_norm = False
@@ -90,15 +102,26 @@ class MoCo(PretrainModule):
         shuffle_groups: int | None = 8,
         hidden_dim: int = 2048,
         projection_dim: int = 128,
+        eman: bool = False,
+        projection_layers: int = 2,
+        cld_weight: float = 0.0,
+        cld_clusters: int = 128,
+        cld_temperature: float = 0.2,
         init_from: str | None = None,
         knn_k: int = 200,
     ) -> None:
+        if eman and shuffle_groups is not None:
+            raise UslError(f"model.shuffle_groups: {shuffle_groups} with model.eman, which needs no groups; use null")
         encoder = Encoder(backbone, image, pretrained=pretrained)
         super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
         self.view = view
         self.temperature, self.shuffle_groups = temperature, shuffle_groups
-        self.projector = projection_mlp(encoder.feature_dim, hidden_dim, projection_dim, norm=False)
-        self.key_encoder = EMA(self._query_encoder(), momentum, evaluated=False)
+        self.sync_batch_norm = eman
+        self.cld_weight, self.cld_clusters, self.cld_temperature = cld_weight, cld_clusters, cld_temperature
+        sizes = (encoder.feature_dim, hidden_dim, projection_dim)
+        self.projector = projection_mlp(*sizes, layers=projection_layers, norm=False)
+        self.groups = nn.Linear(encoder.feature_dim, projection_dim) if cld_weight else None
+        self.key_encoder = EMA(self._query_encoder(), momentum, evaluated=eman, average_buffers=eman)
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, projection_dim), dim=1))
         self.register_buffer("queue_end", torch.zeros((), dtype=torch.long))
 
@@ -106,12 +129,15 @@ class MoCo(PretrainModule):
         """Start from an earlier encoder, with the key encoder as its copy.
 
         Raises:
-            UslError: the queue is no multiple of the global batch, or the batch cannot be divided into the groups.
+            UslError: the queue is no multiple of the global batch, the batch cannot be divided into the groups, or has
+                fewer images than CLD has clusters.
         """
         super().setup(stage)
         if stage == "fit":
             batch_size: int = self.trainer.datamodule.batch_size  # type: ignore[attr-defined]
             _check_queue(len(self.queue), batch_size)
+            if self.cld_weight:
+                check_clusters(self.cld_clusters, batch_size)
             if self.shuffle_groups is not None:
                 _check_groups(self.shuffle_groups, batch_size, self.trainer.world_size)
             self.key_encoder.copy_from(self._query_encoder())
@@ -120,13 +146,42 @@ class MoCo(PretrainModule):
         """The loss of one global batch (Alg. 1)."""
         if batch_idx % self.trainer.accumulate_grad_batches == 0:  # the queries' encoder has moved since
             self.key_encoder.update(self._query_encoder())
-        q = self._in_groups(self._query_encoder(), self.view(batch.images, batch.key.fold("query")))
+        view = self.view(batch.images, batch.key.fold("query"))
+        if self.groups is None:
+            q = self._in_groups(self._query_encoder(), view)
+        else:
+            features = self._in_groups(self.encoder, view)
+            q = self.projector(features)
         keys = self._keys(batch)
         k = keys[batch.key.slots]
         loss = info_nce(q, k, self.queue, temperature=self.temperature)
+        parts = {}
+        if self.groups is not None:
+            loss, parts = self._with_groups(loss, features, k, batch)
         self._enqueue(keys)
-        self.log_training(q, k, loss=loss)
+        self.log_training(q, k, loss=loss, **parts)
         return loss
+
+    def _with_groups(
+        self, loss: Tensor, features: Tensor, k: Tensor, batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of two queries of each image and of CLD on them, and its parts.
+
+        Args:
+            loss: that of the first query.
+            features: of the first query's view, [b, d].
+            k: keys, [b, d].
+            batch: of this process.
+        """
+        others = self._in_groups(self.encoder, self.view(batch.images, batch.key.fold("query", 1)))
+        other = info_nce(self.projector(others), k, self.queue, temperature=self.temperature)
+        one, two = (self.groups(each) for each in (features, others))  # type: ignore[misc]
+        clusters, temperature = self.cld_clusters, self.cld_temperature
+        parts = {
+            "instance_loss": (loss + other) / 2,
+            "group_loss": group_discrimination(one, two, clusters=clusters, temperature=temperature),
+        }
+        return parts["instance_loss"] + self.cld_weight * parts["group_loss"], parts
 
     def _query_encoder(self) -> nn.Sequential:
         return nn.Sequential(self.encoder, self.projector)

@@ -8,11 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.ranges import Ranges, above, whole, within
+from usl_lightning.base.ranges import Ranges, above, at_least, whole, within
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.models.encoder import Encoder
+from usl_lightning.models.local_clusters import check_clusters, group_discrimination
 from usl_lightning.pretrain.pretrain_module import PretrainModule
 
 
@@ -55,6 +56,9 @@ class NPID(PretrainModule):
             the softmax itself.
         momentum: share of a row that is kept when its image is met, in [0, 1].
         projection_dim: of the embedding, a linear layer on the features.
+        cld_weight: λ of CLD (`group_discrimination`), on a linear layer of its own and two views of each image; 0: none.
+        cld_clusters: K of each view's clusters; at most the global batch.
+        cld_temperature: T of their loss.
         init_from: checkpoint of an earlier stage whose encoder to start from.
         knn_k: neighbours of the kNN monitor.
     """
@@ -64,6 +68,9 @@ class NPID(PretrainModule):
         "negatives": whole(1),
         "momentum": within(0, 1),
         "projection_dim": whole(1),
+        "cld_weight": at_least(0),
+        "cld_clusters": whole(1),
+        "cld_temperature": above(0),
     }
 
     bank: Tensor
@@ -81,6 +88,9 @@ class NPID(PretrainModule):
         negatives: int | None = None,
         momentum: float = 0.5,
         projection_dim: int = 128,
+        cld_weight: float = 0.0,
+        cld_clusters: int = 128,
+        cld_temperature: float = 0.2,
         init_from: str | None = None,
         knn_k: int = 200,
     ) -> None:
@@ -89,6 +99,8 @@ class NPID(PretrainModule):
         self.view = view
         self.temperature, self.negatives, self.momentum = temperature, negatives, momentum
         self.projector = nn.Linear(encoder.feature_dim, projection_dim)
+        self.cld_weight, self.cld_clusters, self.cld_temperature = cld_weight, cld_clusters, cld_temperature
+        self.groups = nn.Linear(encoder.feature_dim, projection_dim) if cld_weight else None
         self.register_buffer("bank", F.normalize(torch.rand(image.count, projection_dim) - 0.5, dim=1))
         self.register_buffer("log_z", torch.tensor(0.0))
         self.register_buffer("estimated", torch.tensor(False))
@@ -97,26 +109,46 @@ class NPID(PretrainModule):
         """Start from an earlier encoder.
 
         Raises:
-            UslError: more negatives than images.
+            UslError: more negatives than images, or more of CLD's clusters than the batch has.
         """
         super().setup(stage)
+        if stage == "fit" and self.cld_weight:
+            check_clusters(self.cld_clusters, self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
         if stage == "fit" and self.negatives is not None and self.negatives >= len(self.bank):
             raise UslError(
                 f"model.negatives: {self.negatives} of {len(self.bank)} images; use fewer, or null for all of them"
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one global batch, then its rows of the bank."""
-        projected = self.projector(self.encoder(self.view(batch.images, batch.key.fold("view"))))
-        with torch.autocast(projected.device.type, enabled=False):
-            v = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
-            if self.negatives is None:  # a copy: the gradient needs the rows as they were
-                loss = instance_loss(v, self.bank.to(v.dtype, copy=True), batch.indices, temperature=self.temperature)
-            else:
-                loss = self._nce(v, batch)
-        self._remember(gather(v.detach()), gather(batch.indices))
-        self.log_training(v, loss=loss)
+        """The loss of one global batch, then its rows of the bank; with CLD of two views, the first of which is kept."""
+        keys = [batch.key.fold("view"), *([batch.key.fold("view", 1)] if self.groups is not None else [])]
+        features = [self.encoder(self.view(batch.images, key)) for key in keys]
+        losses = []
+        embeddings = []
+        for each in features:
+            projected = self.projector(each)
+            with torch.autocast(projected.device.type, enabled=False):
+                v = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
+                losses.append(self._instance_loss(v, batch))
+                embeddings.append(v)
+        if self.groups is None:
+            loss, parts = losses[0], {}
+        else:
+            one, other = (self.groups(each) for each in features)
+            clusters, temperature = self.cld_clusters, self.cld_temperature
+            parts = {
+                "instance_loss": (losses[0] + losses[1]) / 2,
+                "group_loss": group_discrimination(one, other, clusters=clusters, temperature=temperature),
+            }
+            loss = parts["instance_loss"] + self.cld_weight * parts["group_loss"]
+        self._remember(gather(embeddings[0].detach()), gather(batch.indices))
+        self.log_training(*embeddings, loss=loss, **parts)
         return loss
+
+    def _instance_loss(self, v: Tensor, batch: Batch) -> Tensor:
+        if self.negatives is None:  # a copy: the gradient needs the rows as they were
+            return instance_loss(v, self.bank.to(v.dtype, copy=True), batch.indices, temperature=self.temperature)
+        return self._nce(v, batch)
 
     def _nce(self, v: Tensor, batch: Batch) -> Tensor:
         """Z is estimated once, from the first batch: N times the mean of exp(⟨row, v⟩/τ) (§3.2)."""

@@ -100,6 +100,32 @@ def balanced_labels(
     return plan.labels()
 
 
+@torch.no_grad()
+def sinkhorn_codes(scores: Tensor, *, epsilon: float, iterations: int, there: Tensor | None = None) -> Tensor:
+    """Soft codes of a batch such that all K prototypes are used about equally often (SwAV: Caron et al., 2020, Eq. 3).
+
+    exp(scores/ε) is scaled in turn so that each prototype has 1/K and each sample 1/n, a few times; in logarithms,
+    which neither overflow nor vanish.
+
+    Args:
+        scores: of the samples with the prototypes, [n, K], in float32 or better.
+        epsilon: ε, above 0; 0.05 in SwAV. The smaller, the harder the codes.
+        iterations: at least 1; 3 in SwAV.
+        there: bool [n], the samples that count, one at least; None: all. The codes of others mean nothing.
+
+    Returns:
+        [n, K], each row a distribution.
+    """
+    plan = scores / epsilon
+    if there is not None:
+        plan = plan.masked_fill(~there[:, None], -math.inf)
+    for _ in range(iterations):
+        plan = plan - plan.logsumexp(0)
+        rows = plan.logsumexp(1, keepdim=True)
+        plan = plan - (rows if there is None else rows.masked_fill(~there[:, None], 0))
+    return plan.exp()
+
+
 def _themselves(logits: Tensor) -> Tensor:
     return logits
 

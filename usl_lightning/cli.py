@@ -125,6 +125,10 @@ def _dispatch(words: list[str]) -> None:
         combine_labels(words[1:])
     elif words[0] == "export":
         _export(words[1:])
+    elif words[0] == "import":
+        from usl_lightning.stage.weights_in import main as import_weights
+
+        import_weights(words[1:])
     elif words[0] == "doctor":
         from usl_lightning.doctor import main as examine
 

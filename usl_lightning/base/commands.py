@@ -181,6 +181,17 @@ COMMANDS: dict[str, Command] = {
             Option("pixels", "uint8|float32", "what it takes: 0 to 255, by default, or 0 to 1"),
         ),
     ),
+    "import": Command(
+        "FILE",
+        "published weights of another program as a checkpoint that init_from takes",
+        (
+            Option("as", "KIND", "moco, simclrv2, swav, byol, dino, cld or timm: whose file it is"),
+            Option("out", "FILE.ckpt", "what is written; there must be no such file"),
+            Option("backbone", "NAME", "its network; by default resnet50, of cld resnet18_cifar"),
+            Option("image_size", "N", "side of the images it is for; by default the network's"),
+        ),
+        ("Every weight must have its place: a file of another kind or network is refused, with its keys named.",),
+    ),
     "views": Command(
         "",
         "a picture of the views that a configuration draws",

@@ -15,6 +15,10 @@ VOTES = "votes."
 """What the names of the weights begin with that few labels were learned into."""
 
 
+PROJECTIONS = ("projector.", "expander.")
+"""What the names of the weights of a projection head begin with, in checkpoints of stage 1."""
+
+
 def projection_mlp(
     inputs: int,
     hidden: int,
@@ -138,6 +142,52 @@ def load_classifier(path: str | Path) -> Classifier:
         )
         classifier.head.load_state_dict(state)
     return classifier.eval()
+
+
+def with_projection(encoder: Encoder, path: str | Path) -> Encoder:
+    """The encoder of a stage-1 checkpoint with its projection head behind it: its features are what the loss compared.
+
+    Args:
+        encoder: of this checkpoint; it is changed, and is no network that could be stored.
+        path: of the checkpoint.
+
+    Raises:
+        UslError: the checkpoint has no such head, or not for this encoder.
+    """
+    state = {name: value for name, value in read_checkpoint(path)["state_dict"].items() if name.startswith(PROJECTIONS)}
+    layers: dict[int, dict[str, Tensor]] = {}
+    with as_written(path):
+        for name, value in state.items():
+            *place, weight = name.split(".")[1:]
+            layers.setdefault(int(place[0]) if place else 0, {})[weight] = value
+    if not layers:
+        raise UslError(f"model.head: {path} holds no projection; its method has none, use encoder")
+    with as_written(path):
+        projection = nn.Sequential(*(_layer(layers.get(place)) for place in range(max(layers) + 1)))
+        inputs, outputs = (layers[place]["weight"].shape for place in (min(layers), _last_matrix(layers)))
+        if inputs[1] != encoder.feature_dim:
+            raise ValueError(f"its head takes {inputs[1]} features, its encoder gives {encoder.feature_dim}")
+    encoder.net = nn.Sequential(encoder.net, projection).eval()
+    encoder.feature_dim = outputs[0]
+    return encoder
+
+
+def _last_matrix(layers: dict[int, dict[str, Tensor]]) -> int:
+    return max(place for place, state in layers.items() if "weight" in state and state["weight"].dim() == 2)
+
+
+def _layer(state: dict[str, Tensor] | None) -> nn.Module:
+    """The layer that has these weights; one without any is a ReLU."""
+    if state is None:
+        return nn.ReLU()
+    layer: nn.Module
+    if "running_mean" in state:
+        layer = nn.BatchNorm1d(len(state["running_mean"]), affine="weight" in state)
+    else:
+        outputs, inputs = state["weight"].shape
+        layer = nn.Linear(inputs, outputs, bias="bias" in state)
+    layer.load_state_dict(state)
+    return layer
 
 
 def _linear_classifier(path: str | Path, stored: dict[str, Tensor]) -> Classifier:

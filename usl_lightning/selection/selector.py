@@ -1,7 +1,7 @@
 """What every selector shares: features of the images, a budget, a choice, and images that are kept."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.source import FeatureMethod
 from usl_lightning.labels import LabelIndex
+from usl_lightning.models.heads import with_projection
 from usl_lightning.vectors.density import keep_first
 
 
@@ -26,6 +27,8 @@ class Selector(FeatureMethod):
         init_from: checkpoint of any earlier stage whose encoder gives the features.
         keep_from: label index (short: --keep) whose images come first, with their labels; the rest of the
             budget is picked beside them.
+        head: of the checkpoint, what gives the features: its `encoder`, or the `projection` head behind it, which the
+            published USL features are of.
         source: where else the features come from: see `FeatureMethod`.
 
     Attributes:
@@ -41,14 +44,24 @@ class Selector(FeatureMethod):
 
     # `**source` is resolved by the command line to the parameters of `FeatureMethod`, each typed and documented.
     def __init__(
-        self, image: ImageSpec, budget: int, init_from: str | None = None, keep_from: str | None = None, **source: Any
+        self,
+        image: ImageSpec,
+        budget: int,
+        init_from: str | None = None,
+        keep_from: str | None = None,
+        head: Literal["encoder", "projection"] = "encoder",
+        **source: Any,
     ) -> None:
         super().__init__(image=image, init_from=init_from, **source)
-        self.budget, self.keep_from = budget, keep_from
+        if head == "projection" and (init_from is None or self.backbone is not None):
+            raise UslError("model.head: a projection is of a checkpoint alone; give model.init_from, no model.backbone")
+        self.budget, self.keep_from, self.head = budget, keep_from, head
 
     def setup(self, stage: str) -> None:
         """Load the network that gives the features."""
         self.load_network()
+        if self.head == "projection" and self.init_from is not None:
+            self.encoder = with_projection(self.encoder, self.init_from)
 
     def predict_step(self, data: ImageData, batch_idx: int) -> Tensor:
         """`evidence` of the data set as a whole, which is the one "batch" of a selection."""

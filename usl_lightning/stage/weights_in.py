@@ -1,0 +1,50 @@
+"""`usl import`: a published checkpoint of another program as one that `--model.init_from` takes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from usl_lightning.base.atomic import atomic_path
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import home, options
+from usl_lightning.models.foreign import import_checkpoint
+
+OPTIONS = ("as", "backbone", "image_size", "out")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write the checkpoint and say how to use it.
+
+    Args:
+        arguments: what follows `usl import`.
+
+    Raises:
+        UslError: a mistake in the arguments or the file, or the file to write exists.
+    """
+    files = [word for word in arguments[:1] if not word.startswith("-")]
+    given = dict(options(arguments[len(files) :]))
+    for key in given.keys() - set(OPTIONS):
+        raise UslError(f"usl import: unknown option --{key}; expected --{', --'.join(OPTIONS)}")
+    if not files or "as" not in given or "out" not in given:
+        raise UslError("usl import: expected FILE --as KIND --out FILE.ckpt")
+    out, size = home(given["out"]), given.get("image_size")
+    if out.exists():
+        raise UslError(f"{out}: exists already; choose another --out")
+    if size is not None and not (size.isascii() and size.isdecimal() and 0 < int(size) < 10_000):
+        raise UslError(f"--image_size {size}: expected a whole number of pixels")
+    write_imported(home(files[0]), given["as"], out, given.get("backbone"), None if size is None else int(size))
+
+
+def write_imported(path: Path, kind: str, out: Path, backbone: str | None = None, size: int | None = None) -> None:
+    """The imported checkpoint as a file; see `import_checkpoint`."""
+    checkpoint = import_checkpoint(path, kind, backbone, size)
+    with atomic_path(out) as temporary:
+        torch.save(checkpoint, temporary)
+    spec = checkpoint["encoder"]["spec"]
+    head = any(name.startswith("projector.") for name in checkpoint["state_dict"])
+    print(
+        f"{out}: {spec['backbone']} for images of {spec['width']} pixels, {'with' if head else 'without'} its projection\n"
+        f"next: usl select --config folder_usl.yaml --data.dir FOLDER --data.image_size {spec['width']} "
+        f"--model.init_from {out}"
+    )

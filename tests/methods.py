@@ -35,7 +35,12 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "NPID": {"": {}, "noise": {"negatives": 6}, "cld": {"cld_weight": 1.0, "cld_clusters": 6}},
     "SwAV": {"": {"queue_size": 64, "queue_after": 3, "frozen_steps": 2, "prototypes": 20}},
     "DINO": {"": {"frozen_steps": 2, "outputs": 20}, "sinkhorn": {"centring": "sinkhorn", "outputs": 20}},
-    "MSF": {"": {"bank_size": 80, "neighbours": 3}},  # two batches and a half
+    "MSF": {  # a bank of two batches and a half
+        "": {"bank_size": 80, "neighbours": 3},
+        "previous": {"bank_size": 80, "neighbours": 3, "constraint": "previous"},
+        "clusters": {"bank_size": 80, "neighbours": 3, "constraint": "clusters", "clusters": 12},
+    },
+    "DeepCluster": {"": {"clusters": 12}},
     "SeLa": {"": {"reassignments": 3, "hidden_dims": [20]}},  # with dropout
     "CoMatch": {"": {"bank_size": 80, "aligned_batches": 3, "graph_threshold": 0.15}},  # both wrap
     "Distill": {"": {"distillation_weight": 0.8}},  # both of its losses

@@ -54,20 +54,29 @@ def moving_average(old: Tensor, new: Tensor, *, momentum: float) -> Tensor:
     return torch.lerp(new.to(old.dtype), old, momentum)
 
 
+@torch.no_grad()
+def remember(table: Tensor, indices: Tensor, rows: Tensor) -> None:
+    """Put rows [n, …] into those of a table that `indices`, int64 [n], name; of one named twice the last counts."""
+    slots = torch.arange(len(indices), device=indices.device)
+    last = torch.zeros(len(table), dtype=torch.long, device=indices.device).scatter_reduce_(0, indices, slots, "amax")
+    table.index_copy_(0, indices, rows[last[indices]].to(table.dtype))
+
+
 class Ring(nn.Module):
     """The newest rows of a stream, in the state dict.
 
     Args:
         size: rows kept.
         width: their length.
+        dtype: of their entries.
     """
 
     rows: Tensor
     written: Tensor
 
-    def __init__(self, size: int, width: int) -> None:
+    def __init__(self, size: int, width: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.register_buffer("rows", torch.zeros(size, width))
+        self.register_buffer("rows", torch.zeros(size, width, dtype=dtype))
         self.register_buffer("written", torch.zeros((), dtype=torch.long))
 
     def write(self, rows: Tensor) -> None:

@@ -36,7 +36,8 @@ def test_everything_is_measured_on_all_images(run_dir: Path, command: str, capsy
     result = json.loads((run_dir / "result.json").read_text())
     assert report["metrics"]["knn_accuracy"] == pytest.approx(result["knn_accuracy"])
     assert result["knn_k"] == 20
-    names = ("knn_accuracy", "probe_accuracy", "probe_1000_accuracy", "nmi", "ari", "feature_std", "uniformity")
+    names = ("knn_accuracy", "knn_1_accuracy", "knn_20_accuracy", "probe_accuracy", "probe_1000_accuracy")
+    names += ("nmi", "ari", "feature_std", "uniformity", "rankme")
     assert report["metrics"].keys() == set(names)
     for name in names:
         assert f"{report['metrics'][name]:.4f}" in next(line for line in shown.splitlines() if line.startswith(name))
@@ -56,14 +57,15 @@ def test_figures_are_those_of_the_checkpoints_encoder(run_dir: Path) -> None:
             splits.append(Features(encoder(source.read(torch.arange(len(source)))), source.labels))
     expected = evaluate_features(*splits, knn_k=20).metrics
     metrics = json.loads((run_dir / "evaluation.json").read_text())["metrics"]
+    assert metrics.pop("rankme") == pytest.approx(expected.pop("rankme"), rel=0.01)
     assert metrics == pytest.approx(expected, abs=0.01)
 
 
 @pytest.mark.parametrize(
     ("labels", "measured", "said"),
     [
-        (True, {"feature_std", "uniformity", "nmi", "ari"}, "kNN and linear probe: the data set has no test images"),
-        (False, {"feature_std", "uniformity"}, "k-means, kNN and linear probe: no training image has a label"),
+        (True, {"feature_std", "uniformity", "rankme", "nmi", "ari"}, "kNN and linear probe: the data set has no test images"),
+        (False, {"feature_std", "uniformity", "rankme"}, "k-means, kNN and linear probe: no training image has a label"),
     ],
 )
 def test_a_set_without_test_images_or_labels(

@@ -35,7 +35,7 @@ each_at_once = pytest.mark.parametrize("method", AT_ONCE, ids=str)
 each_selecting = pytest.mark.parametrize("method", SELECTING, ids=str)
 each_next = pytest.mark.parametrize("method", NEXT, ids=str)
 
-OF_A_PROCESS = {"embedding_std", "uniformity", "alignment", "feature_std", "knn_accuracy"}
+OF_A_PROCESS = {"embedding_std", "uniformity", "alignment", "feature_std", "knn_accuracy", "rankme"}
 """Metrics of stage 1 that are of one process's images, or of images that depend on their number."""
 
 KILLS = ((2, "batch", 1), (4, "batch", 0), (5, "write", 0), (8, "batch", None), (9, "batch", None))

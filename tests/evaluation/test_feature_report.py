@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 
 from usl_lightning.evaluation.features import PENALTY, Features, evaluate_features
 from usl_lightning.evaluation.knn import knn_accuracy
+from usl_lightning.evaluation.spread import rankme
 from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracy
 
 
@@ -21,7 +22,9 @@ def test_figures_are_those_of_their_functions() -> None:
     train, test = split()
     report = evaluate_features(train, test, knn_k=20, seed=3)
     metrics = report.metrics
-    assert metrics["knn_accuracy"] == knn_accuracy(*train, *test, k=20, num_classes=10)
+    assert metrics["knn_accuracy"] == knn_accuracy(*train, *test, k=20, num_classes=10) == metrics["knn_20_accuracy"]
+    assert metrics["knn_1_accuracy"] == knn_accuracy(*train, *test, k=1, num_classes=10)
+    assert metrics["rankme"] == pytest.approx(float(rankme(train.features)), rel=1e-3)
     assert metrics["probe_accuracy"] == probe_accuracy(*train, *test, num_classes=10, penalty=PENALTY)
     few = balanced_subset(train.labels, 1000, seed=3)
     expected = probe_accuracy(train.features[few], train.labels[few], *test, num_classes=10, penalty=PENALTY)
@@ -47,14 +50,17 @@ def test_the_table_is_aligned_and_tells_k() -> None:
     assert any(line.startswith("knn_accuracy") and "k = 20" in line for line in lines)
 
 
+CLASSIFIERS = ("knn_accuracy", "knn_1_accuracy", "knn_20_accuracy", "probe_accuracy")
+
+
 @pytest.mark.parametrize(
     ("case", "missing", "said"),
     [
-        ("no test split", {"knn_accuracy", "probe_accuracy", "probe_1000_accuracy"}, "has no test images"),
-        ("test labels", {"knn_accuracy", "probe_accuracy", "probe_1000_accuracy"}, "no test image has a label"),
+        ("no test split", {*CLASSIFIERS, "probe_1000_accuracy"}, "has no test images"),
+        ("test labels", {*CLASSIFIERS, "probe_1000_accuracy"}, "no test image has a label"),
         (
             "labels",
-            {"nmi", "ari", "knn_accuracy", "probe_accuracy", "probe_1000_accuracy"},
+            {"nmi", "ari", *CLASSIFIERS, "probe_1000_accuracy"},
             "no training image has a label",
         ),
         ("few labels", {"probe_1000_accuracy"}, "there are 900, all in use above"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from usl_lightning.evaluation.spread import alignment, feature_std, uniformity
+from usl_lightning.evaluation.spread import alignment, feature_std, rankme, uniformity
 
 
 def gaussian(n: int, d: int, seed: int = 0) -> Tensor:
@@ -62,3 +62,19 @@ def test_half_precision_is_computed_in_single() -> None:
     assert uniformity(a).dtype == torch.float32
     torch.testing.assert_close(uniformity(a), uniformity(a.float()))
     assert F.normalize(a, dim=1).dtype == torch.bfloat16
+
+
+@given(st.integers(1, 9), st.integers(1, 6), st.integers(0, 1000))
+def test_rankme_is_the_papers_formula(n: int, d: int, seed: int) -> None:
+    """From the eigenvalues of the Gram matrix."""
+    x = gaussian(n, d, seed)
+    values = torch.linalg.eigvalsh(x @ x.T if n < d else x.T @ x).clamp(min=0).sqrt().tolist()
+    shares = [value / sum(values) for value in values if value > 0]
+    assert float(rankme(x)) == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)), rel=1e-5)
+
+
+def test_rankme_of_one_direction_of_none_and_of_all() -> None:
+    assert float(rankme(torch.eye(5))) == pytest.approx(5)
+    assert float(rankme(torch.ones(7, 3))) == pytest.approx(1, abs=1e-4)
+    assert float(rankme(torch.zeros(7, 3))) == 1
+    assert math.isfinite(float(rankme(torch.full((4, 3), math.nan))))

@@ -11,7 +11,7 @@ from usl_lightning.data.keys import permutation
 from usl_lightning.evaluation.clusters import cluster_metrics
 from usl_lightning.evaluation.knn import knn_accuracy
 from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracy
-from usl_lightning.evaluation.spread import feature_std, uniformity
+from usl_lightning.evaluation.spread import feature_std, rankme, uniformity
 from usl_lightning.vectors.kmeans import kmeans
 
 FEW = 1000
@@ -21,7 +21,10 @@ PENALTY = 1e-2
 """Weight of both probes' penalty, the same for all features, so that no figure owes anything to a search on test
 images."""
 
-_PAIRED = 4096  # features whose pairs uniformity looks at
+NEIGHBOURS = (1, 20)
+"""Neighbours of the kNN classifiers beside the one whose k is given."""
+
+_PAIRED = 4096  # features whose pairs uniformity looks at, and whose rank is told
 
 
 class Features(NamedTuple):
@@ -52,7 +55,7 @@ class FeatureReport:
     def table(self) -> str:
         """Aligned lines: name, value, note; then what was left out."""
         width = max(map(len, self.metrics))
-        rows = [f"{name:{width}}  {value:8.4f}  {self.notes[name]}" for name, value in self.metrics.items()]
+        rows = [f"{name:{width}}  {value:9.4f}  {self.notes[name]}" for name, value in self.metrics.items()]
         return "\n".join(rows + [f"left out: {line}" for line in self.left_out])
 
     def as_dict(self) -> dict[str, Any]:
@@ -73,8 +76,8 @@ def evaluate_features(
         seed: of k-means' starting points and of the labels that the second probe sees.
 
     Returns:
-        `feature_std` and `uniformity`; where labels allow it `nmi`, `ari`, `knn_accuracy`, `probe_accuracy` and
-        `probe_1000_accuracy`.
+        `feature_std`, `uniformity` and `rankme`; where labels allow it `nmi`, `ari`, `knn_accuracy`, that of 1 and of 20
+        neighbours, `probe_accuracy` and `probe_1000_accuracy`.
     """
     report = FeatureReport()
     n, d = train.features.shape
@@ -85,6 +88,7 @@ def evaluate_features(
         report.add(
             "uniformity", uniformity(train.features[some]), f"pairs of {len(some)} training images; 0 to about -4"
         )
+    report.add("rankme", rankme(train.features[some]), f"directions in use of {min(len(some), d)}, {len(some)} images")
     if not (train.labels >= 0).any():
         report.left_out.append("k-means, kNN and linear probe: no training image has a label")
         return report
@@ -115,11 +119,16 @@ def _add_classifiers(
     k = min(knn_k, known)
     accuracy = knn_accuracy(*train, *test, k=k, temperature=knn_temperature, num_classes=classes)
     report.add("knn_accuracy", accuracy, f"weighted kNN, k = {k} of {known} images, temperature {knn_temperature:g}")
+    for few in NEIGHBOURS:
+        accuracy = knn_accuracy(
+            *train, *test, k=min(few, known), temperature=knn_temperature, num_classes=classes
+        )
+        report.add(f"knn_{few}_accuracy", accuracy, f"the same, k = {min(few, known)}")
     accuracy = probe_accuracy(*train, *test, num_classes=classes, penalty=PENALTY)
     report.add("probe_accuracy", accuracy, f"linear probe, {known} labels")
     if known <= FEW:
         report.left_out.append(f"linear probe on {FEW} labels: there are {known}, all in use above")
         return
-    few = balanced_subset(train.labels, FEW, seed=seed).to(train.labels.device)
-    accuracy = probe_accuracy(train.features[few], train.labels[few], *test, num_classes=classes, penalty=PENALTY)
+    some = balanced_subset(train.labels, FEW, seed=seed).to(train.labels.device)
+    accuracy = probe_accuracy(train.features[some], train.labels[some], *test, num_classes=classes, penalty=PENALTY)
     report.add(f"probe_{FEW}_accuracy", accuracy, f"linear probe, {FEW} labels")

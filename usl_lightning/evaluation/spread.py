@@ -46,6 +46,24 @@ def uniformity(features: Tensor) -> Tensor:
     return ((potential.sum() - potential.diagonal().sum()) / (n * (n - 1))).log()
 
 
+def rankme(features: Tensor) -> Tensor:
+    """How many directions features really use: exp of the entropy of their singular values (Garrido et al., 2023, Eq. 1).
+
+    Told without labels, it follows the accuracy of a linear probe over networks of one method that differ in their
+    settings alone.
+
+    Args:
+        features: [n, d], as they are; what is no number counts as 0.
+
+    Returns:
+        A scalar in float32 or better, from 1 (one direction, or none) to min(n, d).
+    """
+    features = features.detach().nan_to_num(0.0, 0.0, 0.0)
+    values = torch.linalg.svdvals(features.to(torch.promote_types(features.dtype, torch.float32)))
+    shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    return torch.special.entr(shares).sum().exp()
+
+
 def _unit(features: Tensor) -> Tensor:
     features = features.detach()
     return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=1)

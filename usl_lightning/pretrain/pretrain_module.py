@@ -18,7 +18,7 @@ from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import process_slots
 from usl_lightning.evaluation.features import Features, evaluate_features
 from usl_lightning.evaluation.knn import knn_accuracy
-from usl_lightning.evaluation.spread import alignment, feature_std, uniformity
+from usl_lightning.evaluation.spread import alignment, feature_std, rankme, uniformity
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_encoder
 from usl_lightning.models.method import Evaluation, Method
 
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 COLLAPSED = -1.0
 """Embeddings of a higher uniformity have collapsed: they lie as in fewer than three points (in three, log ⅓ = −1.1).
 Evenly spread ones have about −4. Networks that are trained well may pass through a collapse in their first 20 steps."""
+
+RANKED = 2048
+"""Features whose rank a validation tells at most: singular values of more take seconds."""
 
 LOOK_EVERY = 30
 """Steps between two looks whether the embeddings have collapsed: each waits for the device."""
@@ -148,7 +151,7 @@ class PretrainModule(Method):
         self._passes.setdefault(dataloader_idx, []).append(Features(features, batch.labels))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the kNN accuracy and the spread of the features (0 = collapsed; 1/√d = uniform)."""
+        """Log the kNN accuracy, the spread of the features (0 = collapsed; 1/√d = uniform) and their rank."""
         self._log_passes(self._collected())
 
     test_step = validation_step
@@ -166,6 +169,7 @@ class PretrainModule(Method):
     def _log_passes(self, passes: tuple[Features, ...]) -> None:
         features, labels = bank = passes[0]
         self.log("feature_std", feature_std(features), rank_zero_only=True)
+        self.log("rankme", rankme(features[:RANKED]), rank_zero_only=True)
         known = all(bool((part.labels >= 0).any()) for part in passes)
         if len(passes) == 2 and not self.trainer.sanity_checking and known:
             self.knn_used = min(self.knn_k, int((labels >= 0).sum()))

@@ -33,6 +33,9 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "eman": {"queue_size": 96, "eman": True, "shuffle_groups": None},
     },
     "NPID": {"": {}, "noise": {"negatives": 6}, "cld": {"cld_weight": 1.0, "cld_clusters": 6}},
+    "Jigsaw": {"": {"permutations": 20, "hidden_dim": 30}},
+    "PIRL": {"": {}, "noise": {"negatives": 6}},
+    "Taught": {"": {"teacher_size": 32, "bank_size": 80}},
     "SwAV": {"": {"queue_size": 64, "queue_after": 3, "frozen_steps": 2, "prototypes": 20}},
     "DINO": {"": {"frozen_steps": 2, "outputs": 20}, "sinkhorn": {"centring": "sinkhorn", "outputs": 20}},
     "MSF": {  # a bank of two batches and a half
@@ -61,6 +64,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 STEADY: dict[str, dict[str, Any]] = {
     "MixMatch": {"ramp_steps": 0},
     "NPID": {"negatives": None},  # Z is of the first micro-batch
+    "PIRL": {"negatives": None},
     **{name: {"ramp": 0.0} for name in ("PseudoLabel", "PiModel", "MeanTeacher", "VAT", "ICT", "ReMixMatch")},
 }
 """Class -> parameters of a loss that is the same function at every step."""

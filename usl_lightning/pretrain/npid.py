@@ -1,45 +1,22 @@
 """NPID: instance discrimination with a memory bank (Wu, Xiong, Yu and Lin, CVPR 2018)."""
 
-import math
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, above, at_least, whole, within
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.models.encoder import Encoder
+from usl_lightning.models.instances import check_negatives, instance_loss, instance_nce, move_rows, noise_loss
 from usl_lightning.models.local_clusters import check_clusters, group_discrimination
 from usl_lightning.pretrain.pretrain_module import PretrainModule
 
 
-def instance_loss(v: Tensor, bank: Tensor, indices: Tensor, *, temperature: float) -> Tensor:
-    """−log of the probability that v is its own image among all: softmax of ⟨row, v⟩/τ over the bank (Eq. 2).
-
-    Args:
-        v: unit embeddings [n, d].
-        bank: a unit row of each image, [N, d]; no gradient flows into it.
-        indices: int64 [n], the images.
-        temperature: τ, above 0.
-    """
-    return F.cross_entropy(v @ bank.detach().T / temperature, indices)
-
-
-def instance_nce(own: Tensor, others: Tensor, log_z: Tensor, *, images: int) -> Tensor:
-    """−log h(own) − Σ log(1 − h(other)), h = P/(P + m/N): own image or noise (Eqs. 4 to 7), averaged over the batch.
-
-    Args:
-        own: ⟨row, v⟩/τ of the image's own row, [n].
-        others: those of m rows drawn at random, [n, m].
-        log_z: log of the constant Z in P = exp(⟨row, v⟩/τ)/Z, scalar.
-        images: N.
-    """
-    noise = math.log(others.shape[1] / images)
-    return (F.softplus(noise - (own - log_z)) + F.softplus(others - log_z - noise).sum(1)).mean()
+__all__ = ["NPID", "instance_loss", "instance_nce"]
 
 
 class NPID(PretrainModule):
@@ -114,10 +91,8 @@ class NPID(PretrainModule):
         super().setup(stage)
         if stage == "fit" and self.cld_weight:
             check_clusters(self.cld_clusters, self.trainer.datamodule.batch_size)  # type: ignore[attr-defined]
-        if stage == "fit" and self.negatives is not None and self.negatives >= len(self.bank):
-            raise UslError(
-                f"model.negatives: {self.negatives} of {len(self.bank)} images; use fewer, or null for all of them"
-            )
+        if stage == "fit":
+            check_negatives(self.negatives, len(self.bank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one global batch, then its rows of the bank; with CLD of two views, the first of which is kept."""
@@ -141,31 +116,11 @@ class NPID(PretrainModule):
                 "group_loss": group_discrimination(one, other, clusters=clusters, temperature=temperature),
             }
             loss = parts["instance_loss"] + self.cld_weight * parts["group_loss"]
-        self._remember(gather(embeddings[0].detach()), gather(batch.indices))
+        move_rows(self.bank, gather(embeddings[0].detach()), gather(batch.indices), self.momentum)
         self.log_training(*embeddings, loss=loss, **parts)
         return loss
 
     def _instance_loss(self, v: Tensor, batch: Batch) -> Tensor:
         if self.negatives is None:  # a copy: the gradient needs the rows as they were
             return instance_loss(v, self.bank.to(v.dtype, copy=True), batch.indices, temperature=self.temperature)
-        return self._nce(v, batch)
-
-    def _nce(self, v: Tensor, batch: Batch) -> Tensor:
-        """Z is estimated once, from the first batch: N times the mean of exp(⟨row, v⟩/τ) (§3.2)."""
-        images = len(self.bank)
-        rows = torch.cat([batch.indices[:, None], batch.key.fold("noise").integers(self.negatives or 1, images)], 1)
-        logits = torch.einsum("nd,nmd->nm", v, self.bank[rows].to(v.dtype)) / self.temperature
-        met = gather(logits.detach()).flatten()
-        estimate = met.logsumexp(0) - math.log(len(met)) + math.log(images)
-        self.log_z.copy_(torch.where(self.estimated, self.log_z, estimate.to(self.log_z.dtype)))
-        self.estimated.fill_(True)
-        return instance_nce(logits[:, 0], logits[:, 1:], self.log_z.to(v.dtype), images=images)
-
-    @torch.no_grad()
-    def _remember(self, v: Tensor, indices: Tensor) -> None:
-        """Move the rows of these images towards v, [B, d]; of an image that is there twice, towards the last."""
-        slots = torch.arange(len(indices), device=v.device)
-        last = torch.zeros(len(self.bank), dtype=torch.long, device=v.device)
-        last.scatter_reduce_(0, indices, slots, "amax")
-        new = torch.lerp(v[last[indices]].to(self.bank.dtype), self.bank[indices], self.momentum)
-        self.bank.index_copy_(0, indices, F.normalize(new, dim=1))
+        return noise_loss(v, self.bank, self, batch, negatives=self.negatives, temperature=self.temperature)

@@ -1,0 +1,103 @@
+"""Jigsaw: Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles (Noroozi and Favaro, ECCV 2016)."""
+
+import itertools
+from functools import cache
+from typing import ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from usl_lightning.base.ranges import Ranges, whole
+from usl_lightning.compute.optim import Optimization
+from usl_lightning.data.batch import Batch, ImageSpec
+from usl_lightning.data.keys import derive_seed
+from usl_lightning.data.views.patches import patches
+from usl_lightning.models.encoder import Encoder
+from usl_lightning.pretrain.pretrain_module import PretrainModule
+
+GRID = 3
+
+
+@cache
+def spread_permutations(count: int, pieces: int = GRID * GRID) -> Tensor:
+    """`count` orders of the pieces that differ much: each has the largest mean Hamming distance to those before.
+
+    The same ones on every machine; the first is drawn at random, of equally distant ones the first in alphabetical
+    order counts (Alg. 1).
+
+    Args:
+        count: from 1 to `pieces`!.
+        pieces: 9 of a grid of 3×3.
+
+    Returns:
+        int64 [count, pieces].
+    """
+    every = np.array(list(itertools.permutations(range(pieces))), dtype=np.int8)
+    distance = np.zeros(len(every), dtype=np.int32)
+    chosen = [derive_seed("jigsaw") % len(every)]
+    while len(chosen) < count:
+        distance += (every != every[chosen[-1]]).sum(1, dtype=np.int32)
+        distance[chosen[-1]] = np.iinfo(np.int32).min
+        chosen.append(int(distance.argmax()))
+    return torch.from_numpy(every[chosen].astype(np.int64))
+
+
+class Jigsaw(PretrainModule):
+    """In which of a set of orders are the nine pieces of an image? Who knows what it shows can tell.
+
+    Args:
+        image: channels, size and statistics of the images; the command line takes it from the data.
+        view: draws a view of each image, from whose 3×3 cells the pieces are taken.
+        optimizer: how the weights are updated.
+        backbone: name of the network, see `usl_lightning.models.backbones`.
+        pretrained: start from published weights of the backbone.
+        patch: side of a piece in pixels, less than a cell's: 64 of 85 on ImageNet.
+        permutations: orders to tell apart; 100 to 10,000 in the literature.
+        hidden_dim: of the layer that each piece's features go through before they are joined; 1,000 in published code.
+        init_from: checkpoint of an earlier stage whose encoder to start from.
+        knn_k: neighbours of the kNN monitor.
+    """
+
+    ranges: ClassVar[Ranges] = {
+        "patch": whole(1),
+        "permutations": whole(2, up_to=362_880),
+        "hidden_dim": whole(1),
+    }
+
+    orders: Tensor
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        view: nn.Module,
+        optimizer: Optimization,
+        backbone: str = "resnet18_cifar",
+        pretrained: bool = False,
+        patch: int = 64,
+        permutations: int = 100,
+        hidden_dim: int = 1000,
+        init_from: str | None = None,
+        knn_k: int = 200,
+    ) -> None:
+        encoder = Encoder(backbone, image, pretrained=pretrained)
+        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        self.view, self.patch = view, patch
+        self.piece_head = nn.Sequential(
+            nn.Linear(encoder.feature_dim, hidden_dim, bias=False), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)
+        )
+        self.head = nn.Linear(GRID * GRID * hidden_dim, permutations)
+        self.register_buffer("orders", spread_permutations(permutations))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of the pieces of one global batch: cross-entropy of their order."""
+        view = self.view(batch.images, batch.key.fold("view"))
+        pieces = patches(view, batch.key.fold("pieces"), grid=GRID, size=self.patch)
+        drawn = batch.key.fold("order").integers(1, len(self.orders))[:, 0]
+        slots = torch.arange(len(batch), device=pieces.device)[:, None]
+        shuffled = pieces[slots, self.orders[drawn]]
+        logits = self.head(self.piece_head(self.encoder(shuffled.flatten(0, 1))).view(len(batch), -1))
+        loss = F.cross_entropy(logits, drawn)
+        self.log_training(loss=loss, orders_told=(logits.argmax(1) == drawn).float().mean())
+        return loss

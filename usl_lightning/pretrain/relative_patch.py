@@ -1,0 +1,68 @@
+"""Relative patches: Unsupervised Visual Representation Learning by Context Prediction (Doersch et al., ICCV 2015)."""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from usl_lightning.base.ranges import Ranges, whole
+from usl_lightning.compute.optim import Optimization
+from usl_lightning.data.batch import Batch, ImageSpec
+from usl_lightning.data.views.patches import patches
+from usl_lightning.models.encoder import Encoder
+from usl_lightning.models.heads import projection_mlp
+from usl_lightning.pretrain.pretrain_module import PretrainModule
+
+GRID, CENTRE = 3, 4
+NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)
+"""The cells around the middle one, row by row."""
+
+
+class RelativePatch(PretrainModule):
+    """Where, of eight places around it, does one piece of an image lie beside another?
+
+    Args:
+        image: channels, size and statistics of the images; the command line takes it from the data.
+        view: draws a view of each image, from whose 3×3 cells the pieces are taken; grey ones keep the network from
+            telling places by the lens's colour fringes.
+        optimizer: how the weights are updated.
+        backbone: name of the network, see `usl_lightning.models.backbones`.
+        pretrained: start from published weights of the backbone.
+        patch: side of a piece in pixels, less than a cell's, so that no line goes from one to the next.
+        hidden_dim: of the MLP that both pieces' features go through together.
+        init_from: checkpoint of an earlier stage whose encoder to start from.
+        knn_k: neighbours of the kNN monitor.
+    """
+
+    ranges: ClassVar[Ranges] = {"patch": whole(1), "hidden_dim": whole(1)}
+
+    def __init__(
+        self,
+        image: ImageSpec,
+        view: nn.Module,
+        optimizer: Optimization,
+        backbone: str = "resnet18_cifar",
+        pretrained: bool = False,
+        patch: int = 64,
+        hidden_dim: int = 4096,
+        init_from: str | None = None,
+        knn_k: int = 200,
+    ) -> None:
+        encoder = Encoder(backbone, image, pretrained=pretrained)
+        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        self.view, self.patch = view, patch
+        self.head = projection_mlp(2 * encoder.feature_dim, hidden_dim, len(NEIGHBOURS), output_norm=False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of two pieces of each image of one global batch: cross-entropy of the second's place (§3)."""
+        view = self.view(batch.images, batch.key.fold("view"))
+        pieces = patches(view, batch.key.fold("pieces"), grid=GRID, size=self.patch)
+        places = batch.key.fold("place").integers(1, len(NEIGHBOURS))[:, 0]
+        slots = torch.arange(len(batch), device=pieces.device)
+        others = pieces[slots, torch.tensor(NEIGHBOURS, device=pieces.device)[places]]
+        first, second = self.encoder(torch.cat([pieces[:, CENTRE], others])).chunk(2)
+        logits = self.head(torch.cat([first, second], dim=1))
+        loss = F.cross_entropy(logits, places)
+        self.log_training(loss=loss, places_told=(logits.argmax(1) == places).float().mean())
+        return loss

@@ -64,8 +64,16 @@ def test_figures_are_those_of_the_checkpoints_encoder(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("labels", "measured", "said"),
     [
-        (True, {"feature_std", "uniformity", "rankme", "nmi", "ari"}, "kNN and linear probe: the data set has no test images"),
-        (False, {"feature_std", "uniformity", "rankme"}, "k-means, kNN and linear probe: no training image has a label"),
+        (
+            True,
+            {"feature_std", "uniformity", "rankme", "nmi", "ari"},
+            "kNN and linear probe: the data set has no test images",
+        ),
+        (
+            False,
+            {"feature_std", "uniformity", "rankme"},
+            "k-means, kNN and linear probe: no training image has a label",
+        ),
     ],
 )
 def test_a_set_without_test_images_or_labels(

@@ -1,6 +1,6 @@
 """What the methods of stage 1 learn, beside raw pixels and a random network.
 
-    python tests/benchmarks/pretrain.py digits|fashion_mnist [--methods simclr moco simsiam sela] [--seeds 0]
+    python tests/benchmarks/pretrain.py digits|fashion_mnist [--methods simclr moco swav …] [--seeds 0]
 
 For each method and seed runs `usl fit --config <set>_<method>.yaml`, then `usl test`; prints a table and writes
 results/pretrain_<set>.json with the machine's description. The figures of methods that are not run again stay. Labels

@@ -8,8 +8,8 @@ from sklearn.datasets import load_digits
 
 from usl_lightning.evaluation.features import PENALTY, Features, evaluate_features
 from usl_lightning.evaluation.knn import knn_accuracy
-from usl_lightning.evaluation.spread import rankme
 from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracy
+from usl_lightning.evaluation.spread import rankme
 
 
 def split() -> tuple[Features, Features]:

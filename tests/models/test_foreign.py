@@ -92,7 +92,11 @@ def dino(net: nn.Module) -> dict[str, Any]:
 def cld(net: nn.Module) -> dict[str, Any]:
     """As train_cifar_npid_cld.py writes it, without its memory bank, which is an object."""
     state = {name.replace("downsample", "shortcut"): value for name, value in net.state_dict().items()}
-    state |= {"linear.weight": torch.ones(16, 512), "linear.bias": torch.ones(16), "groupDis.0.weight": torch.zeros(2, 2)}
+    state |= {
+        "linear.weight": torch.ones(16, 512),
+        "linear.bias": torch.ones(16),
+        "groupDis.0.weight": torch.zeros(2, 2),
+    }
     return {"net": prefixed("module.", state), "acc": 86.7, "epoch": 199}
 
 
@@ -160,7 +164,11 @@ def test_another_kind_is_refused_with_its_keys(made: str, kind: str, line: str, 
 
 @pytest.mark.parametrize(
     ("backbone", "line"),
-    [("resnet18", "it has layer1.0.bn3.bias"), ("resnet101", "it lacks layer3.10"), ("resnet50_cifar", "conv1.weight of")],
+    [
+        ("resnet18", "it has layer1.0.bn3.bias"),
+        ("resnet101", "it lacks layer3.10"),
+        ("resnet50_cifar", "conv1.weight of"),
+    ],
 )
 def test_another_network_is_refused_with_its_keys(backbone: str, line: str, files: dict[str, Path]) -> None:
     with pytest.raises(UslError) as error:
@@ -178,7 +186,7 @@ def test_a_transformer_of_dino(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_meant_is_one_line(tmp_path: Path, files: dict[str, Path]) -> None:
-    with pytest.raises(UslError, match="--as mocoo .did you mean 'moco'"):
+    with pytest.raises(UslError, match=r"--as mocoo .did you mean 'moco'"):
         import_checkpoint(files["moco"], "mocoo")
     with pytest.raises(UslError, match="--as timm: the file does not say which network it is of"):
         import_checkpoint(files["timm"], "timm")

@@ -62,7 +62,9 @@ def test_steps_on_npid_by_hand() -> None:
     bank = npid.bank.clone().double()
 
     def slow(batch: Batch, step: int) -> Tensor:
-        features = [npid.encoder(npid.view(batch.images, key)) for key in (batch.key.fold("view"), batch.key.fold("view", 1))]
+        features = [
+            npid.encoder(npid.view(batch.images, key)) for key in (batch.key.fold("view"), batch.key.fold("view", 1))
+        ]
         v = [F.normalize(npid.projector(each), dim=1) for each in features]
         instance = sum(instance_loss(each, bank.clone(), batch.indices, temperature=0.1) for each in v) / 2
         groups = [F.normalize(npid.groups(each), dim=1) for each in features]  # type: ignore[misc]

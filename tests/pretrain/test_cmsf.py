@@ -49,7 +49,7 @@ class Slow:
         v = self.msf.predictor(self.msf._online()(self.msf.view(batch.images, batch.key.fold("view"))))
         weak = self.msf.weak(batch.images, batch.key.fold("weak"))
         u = F.normalize(self.msf.target.module(weak), dim=1).detach()
-        self.bank = [*self.bank, *zip(images, u, strict=True)][-30:]
+        self.bank = [*self.bank, *zip(images, u, strict=True)][-len(self.msf.bank.rows) :]
         for image, own in zip(images, u, strict=True):
             self.seen.setdefault(image, []).append(own)
         losses = []
@@ -72,16 +72,17 @@ class Slow:
         if len(self.seen[image]) < 2:
             return []
         old = self.seen[image][-2]
-        known = [(other, row) for other, row in self.bank if len(self.seen[other]) > 1]
+        known = list({other: (other, row) for other, row in self.bank if len(self.seen[other]) > 1}.values())
         return [row for _, row in sorted(known, key=lambda each: -float(self.seen[each[0]][-2] @ old))[:4]]
 
 
 @pytest.mark.parametrize("constraint", ["previous", "clusters", "labels"])
 def test_steps_by_hand(constraint: str, tmp_path: Any) -> None:
-    """With labels some images have none, and some classes few rows."""
+    """With labels some images have none, and some classes few rows; else some are in the bank twice."""
     labels = torch.arange(IMAGES) % 7 - 1
+    size = 45 if constraint == "previous" else 30
     named = {"labels_from": "labels.json"} if constraint == "labels" else {}
-    msf = model(constraint=constraint, related=4, clusters=7, constraint_weight=0.7, **named)
+    msf = model(constraint=constraint, related=4, clusters=7, constraint_weight=0.7, bank_size=size, **named)
     if constraint == "labels":
         msf.groups.copy_(labels)
     known: list[bool] = []

@@ -38,7 +38,9 @@ def test_patches_lie_in_their_cells_at_random_places() -> None:
             torch.testing.assert_close(found[number, cell, 0], images[number, 0, row : row + 3, column : column + 3])
     assert len(places) == 6
     torch.testing.assert_close(patches(images[5:], key[5:], grid=3, size=3), found[5:])
-    with pytest.raises(UslError, match=r"model\.patch: 5 pixels do not fit into the cells of 4×5 that 3×3 of the views"):
+    with pytest.raises(
+        UslError, match=r"model\.patch: 5 pixels do not fit into the cells of 4×5 that 3×3 of the views"
+    ):
         patches(images, key, grid=3, size=5)
 
 
@@ -47,9 +49,7 @@ def test_permutations_are_the_greedy_ones() -> None:
     every, chosen = list(itertools.permutations(range(4))), [tuple(spread_permutations(1, 4)[0].tolist())]
     for _ in range(5):
         rest = [each for each in every if each not in chosen]
-        chosen.append(
-            max(rest, key=lambda p: sum(a != b for other in chosen for a, b in zip(p, other, strict=True)))
-        )
+        chosen.append(max(rest, key=lambda p: sum(a != b for other in chosen for a, b in zip(p, other, strict=True))))
     assert [tuple(row) for row in spread_permutations(6, 4).tolist()] == chosen
     nine = spread_permutations(30)
     apart = (nine[:, None] != nine).sum(2)[~torch.eye(30, dtype=torch.bool)]

@@ -76,8 +76,8 @@ def evaluate_features(
         seed: of k-means' starting points and of the labels that the second probe sees.
 
     Returns:
-        `feature_std`, `uniformity` and `rankme`; where labels allow it `nmi`, `ari`, `knn_accuracy`, that of 1 and of 20
-        neighbours, `probe_accuracy` and `probe_1000_accuracy`.
+        `feature_std`, `uniformity` and `rankme`; where labels allow it `nmi`, `ari`, `knn_accuracy`, that of 1 and of
+        20 neighbours, `probe_accuracy` and `probe_1000_accuracy`.
     """
     report = FeatureReport()
     n, d = train.features.shape
@@ -120,9 +120,7 @@ def _add_classifiers(
     accuracy = knn_accuracy(*train, *test, k=k, temperature=knn_temperature, num_classes=classes)
     report.add("knn_accuracy", accuracy, f"weighted kNN, k = {k} of {known} images, temperature {knn_temperature:g}")
     for few in NEIGHBOURS:
-        accuracy = knn_accuracy(
-            *train, *test, k=min(few, known), temperature=knn_temperature, num_classes=classes
-        )
+        accuracy = knn_accuracy(*train, *test, k=min(few, known), temperature=knn_temperature, num_classes=classes)
         report.add(f"knn_{few}_accuracy", accuracy, f"the same, k = {min(few, known)}")
     accuracy = probe_accuracy(*train, *test, num_classes=classes, penalty=PENALTY)
     report.add("probe_accuracy", accuracy, f"linear probe, {known} labels")

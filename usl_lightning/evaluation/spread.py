@@ -47,7 +47,7 @@ def uniformity(features: Tensor) -> Tensor:
 
 
 def rankme(features: Tensor) -> Tensor:
-    """How many directions features really use: exp of the entropy of their singular values (Garrido et al., 2023, Eq. 1).
+    """How many directions features use: exp of the entropy of their singular values (Garrido et al., 2023, Eq. 1).
 
     Told without labels, it follows the accuracy of a linear probe over networks of one method that differ in their
     settings alone.

@@ -33,7 +33,9 @@ class EMA(Ranged, nn.Module):
 
     ranges: ClassVar[Ranges] = {"decay": at_least(0, below=1)}
 
-    def __init__(self, online: nn.Module, decay: float, *, evaluated: bool = True, average_buffers: bool = False) -> None:
+    def __init__(
+        self, online: nn.Module, decay: float, *, evaluated: bool = True, average_buffers: bool = False
+    ) -> None:
         super().__init__()
         self.module = copy.deepcopy(online).requires_grad_(False)
         self.decay, self.evaluated, self.average_buffers = decay, evaluated, average_buffers

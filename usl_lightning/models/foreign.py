@@ -189,9 +189,7 @@ def _weights(content: Mapping[str, Any], layout: Kind, path: Path, kind: str) ->
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors or len(tensors) < len(found):
         expected = " and ".join(name or "weights alone" for name in layout.where)
-        raise UslError(
-            f"{path}: not a checkpoint --as {kind}, which has {expected}; it has {_some(map(str, content))}"
-        )
+        raise UslError(f"{path}: not a checkpoint --as {kind}, which has {expected}; it has {_some(map(str, content))}")
     return tensors
 
 
@@ -219,8 +217,8 @@ def _encoder(backbone: str, layout: Kind, size: int | None) -> Encoder:
     else:
         side = size or layout.size
     if not layout.backbone and backbone not in OURS:  # timm knows what its own were trained with
-        config = create_backbone(backbone, 3)[0].pretrained_cfg
-        statistics, side = (tuple(config["mean"]), tuple(config["std"])), size or config["input_size"][-1]  # type: ignore[index]
+        config: Any = create_backbone(backbone, 3)[0].pretrained_cfg
+        statistics, side = (tuple(config["mean"]), tuple(config["std"])), size or int(config["input_size"][-1])
     return Encoder(backbone, ImageSpec(3, side, side, *statistics))
 
 

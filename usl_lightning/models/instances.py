@@ -53,7 +53,9 @@ def move_rows(bank: Tensor, v: Tensor, indices: Tensor, momentum: float) -> None
     bank.index_copy_(0, indices, F.normalize(new, dim=1))
 
 
-def noise_loss(v: Tensor, bank: Tensor, estimate: nn.Module, batch: Batch, *, negatives: int, temperature: float) -> Tensor:
+def noise_loss(
+    v: Tensor, bank: Tensor, estimate: nn.Module, batch: Batch, *, negatives: int, temperature: float
+) -> Tensor:
     """`instance_nce` of v with rows drawn at random. Z is estimated once, from the first batch: N times the mean of
     exp(⟨row, v⟩/τ) (§3.2).
 

@@ -147,7 +147,7 @@ class DeepCluster(PretrainModule):
         with torch.autocast(batch.images.device.type, enabled=False):
             z, labels = torch.cat(views), self.labels[:, batch.indices]
             loss = cluster_loss(z, labels, self.prototypes.to(z.dtype), temperature=self.temperature)
-        large = views[0].split(len(batch))
+        large = torch.split(views[0], len(batch))
         indices = gather(batch.indices)
         for kept, own in zip(self.memory, large, strict=True):
             remember(kept, indices, gather(own.detach()))

@@ -1,4 +1,4 @@
-"""MoCo: Momentum Contrast (He et al., CVPR 2020), with the head and views of MoCo v2 (Chen et al., 2020b) or without."""
+"""MoCo: Momentum Contrast (He et al., CVPR 2020), with the head and views of MoCo v2 (Chen et al., 2020b)."""
 
 from typing import ClassVar
 
@@ -14,8 +14,8 @@ from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
 from usl_lightning.models.ema import EMA
 from usl_lightning.models.encoder import Encoder
-from usl_lightning.models.local_clusters import check_clusters, group_discrimination
 from usl_lightning.models.heads import projection_mlp
+from usl_lightning.models.local_clusters import check_clusters, group_discrimination
 from usl_lightning.pretrain.pretrain_module import PretrainModule
 
 
@@ -155,16 +155,14 @@ class MoCo(PretrainModule):
         keys = self._keys(batch)
         k = keys[batch.key.slots]
         loss = info_nce(q, k, self.queue, temperature=self.temperature)
-        parts = {}
+        parts: dict[str, Tensor] = {}
         if self.groups is not None:
             loss, parts = self._with_groups(loss, features, k, batch)
         self._enqueue(keys)
         self.log_training(q, k, loss=loss, **parts)
         return loss
 
-    def _with_groups(
-        self, loss: Tensor, features: Tensor, k: Tensor, batch: Batch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _with_groups(self, loss: Tensor, features: Tensor, k: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of two queries of each image and of CLD on them, and its parts.
 
         Args:

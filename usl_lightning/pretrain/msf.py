@@ -215,7 +215,8 @@ class MSF(PretrainModule):
             u = F.normalize(target.to(self.bank.rows.dtype), dim=1)
             self.bank.write(gather(u))
             nearest = neighbours_in(self.bank.rows, self.bank.written, u, self.neighbours)
-        loss, parts = mean_shift_loss(v, nearest), {}
+        loss = mean_shift_loss(v, nearest)
+        parts: dict[str, Tensor] = {}
         if self.constraint != "none":
             loss, parts = self._constrained(v, u, nearest, batch)
         self.log_training(v, u, loss=loss, **parts)
@@ -263,11 +264,18 @@ class MSF(PretrainModule):
         if self.constraint != "previous":
             own, others = self.groups[indices], self.groups[rows]
             return own >= 0, (own[:, None] == others) & there
-        there = there & (self.times[rows] > 1)
+        there = there & (self.times[rows] > 1) & self._newest(rows)
         similar = (self.older[indices] @ self.older[rows].T).masked_fill(~there, -torch.inf)
         near, places = similar.topk(min(self.related, len(rows)), dim=1)
         allowed = torch.zeros_like(similar, dtype=torch.bool).scatter_(1, places, near.isfinite())
         return self.times[indices] > 1, allowed
+
+    def _newest(self, rows: Tensor) -> Tensor:
+        """Which rows of the bank are the last of their image, bool [m]: earlier ones would be as near, as it is."""
+        size, last = len(rows), self.bank.written - 1
+        numbers = last - (last - torch.arange(size, device=rows.device)) % size  # of the writes, below 0 of none
+        newest = torch.full_like(self.times, -1).scatter_reduce_(0, rows, numbers, "amax")
+        return numbers == newest[rows]
 
     def _epoch_begins(self, batch_idx: int) -> bool:
         """Whether this is the first micro-batch of an epoch, but the first."""

@@ -15,7 +15,6 @@ from usl_lightning.models.instances import check_negatives, instance_loss, insta
 from usl_lightning.models.local_clusters import check_clusters, group_discrimination
 from usl_lightning.pretrain.pretrain_module import PretrainModule
 
-
 __all__ = ["NPID", "instance_loss", "instance_nce"]
 
 
@@ -33,7 +32,8 @@ class NPID(PretrainModule):
             the softmax itself.
         momentum: share of a row that is kept when its image is met, in [0, 1].
         projection_dim: of the embedding, a linear layer on the features.
-        cld_weight: λ of CLD (`group_discrimination`), on a linear layer of its own and two views of each image; 0: none.
+        cld_weight: λ of CLD (`group_discrimination`), on a linear layer of its own and two views of each image; 0:
+            none.
         cld_clusters: K of each view's clusters; at most the global batch.
         cld_temperature: T of their loss.
         init_from: checkpoint of an earlier stage whose encoder to start from.
@@ -95,7 +95,7 @@ class NPID(PretrainModule):
             check_negatives(self.negatives, len(self.bank))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of one global batch, then its rows of the bank; with CLD of two views, the first of which is kept."""
+        """The loss of one global batch, then its rows of the bank; with CLD of two views, the first one's."""
         keys = [batch.key.fold("view"), *([batch.key.fold("view", 1)] if self.groups is not None else [])]
         features = [self.encoder(self.view(batch.images, key)) for key in keys]
         losses = []

@@ -133,7 +133,7 @@ class SwAV(PretrainModule):
         projected = [self.projector(self.encoder(size)) for size in crops]
         with torch.autocast(batch.images.device.type, enabled=False):
             dtype = torch.promote_types(projected[0].dtype, torch.float32)
-            views = [z for size in projected for z in F.normalize(size.to(dtype), dim=1).split(len(batch))]
+            views = [z for size in projected for z in torch.split(F.normalize(size.to(dtype), dim=1), len(batch))]
             prototypes = self.prototypes.weight.to(dtype)
             codes = [self._codes(number, views[number], prototypes, batch) for number in range(LARGE)]
             moving = torch.lerp(prototypes.detach(), prototypes, float(self.global_step >= self.frozen_steps))

@@ -44,7 +44,7 @@ def write_imported(path: Path, kind: str, out: Path, backbone: str | None = None
     spec = checkpoint["encoder"]["spec"]
     head = any(name.startswith("projector.") for name in checkpoint["state_dict"])
     print(
-        f"{out}: {spec['backbone']} for images of {spec['width']} pixels, {'with' if head else 'without'} its projection\n"
+        f"{out}: {spec['backbone']} for images of {spec['width']} pixels, {'with' if head else 'without'} its head\n"
         f"next: usl select --config folder_usl.yaml --data.dir FOLDER --data.image_size {spec['width']} "
         f"--model.init_from {out}"
     )

@@ -24,7 +24,7 @@ def patches(images: Tensor, key: Key, *, grid: int, size: int) -> Tensor:
     Raises:
         UslError: patches larger than the cells.
     """
-    b, c, h, w = images.shape
+    b, _, h, w = images.shape
     tall, wide = h // grid, w // grid
     if size > min(tall, wide):
         raise UslError(

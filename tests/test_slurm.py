@@ -140,7 +140,7 @@ def test_what_is_complete_is_not_submitted(folder: Path, monkeypatch: pytest.Mon
     options = pipeline.RunOptions.parse(["chain.yaml"])
     done = StageFolder(folder / "runs/chain/pretrain")
     done.path.mkdir(parents=True)
-    command = pipeline._command(options, options.chain.stages[0], done)
+    command = pipeline.stage_command(options, options.chain.stages[0])
     done.begin(command.identity())
     done.finish(command.identity(), 1.0, {})
     run("--slurm", "submit")

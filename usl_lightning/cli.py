@@ -62,7 +62,7 @@ def _how_to_go_on(words: list[str]) -> str:
     from usl_lightning.stage.words import StageCommand
 
     command, arguments = "".join(words[:1]), words[1:]
-    if command in ("run", "compare"):
+    if command in ("run", "table", "compare"):
         return "; the same command continues"
     if command == "select":
         return "; the same command begins again"
@@ -103,6 +103,10 @@ def _dispatch(words: list[str]) -> None:
         from usl_lightning.chain.pipeline import main as run_chain
 
         run_chain(words[1:])
+    elif words[0] == "table":
+        from usl_lightning.chain.table import main as run_table
+
+        run_table(words[1:])
     elif words[0] == "more":
         from usl_lightning.chain.more import main as add_round
 

@@ -152,8 +152,8 @@ def _scalar(value: Any, kind: Kind) -> Any:
     return meant
 
 
-# The first line of a shipped configuration: chain or stage, data set, what it does.
-HEADLINE = re.compile(r"(Chain|Stage [123]) on ([^:]+): (.+)")
+# The first line of a shipped configuration: chain, stage or table, data set, what it does.
+HEADLINE = re.compile(r"(Chain|Stage [123]|Table) on ([^:]+): (.+)")
 
 
 def shipped_folder() -> Path:

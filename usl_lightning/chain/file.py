@@ -73,7 +73,22 @@ class Chain:
         Raises:
             UslError: names the file, the stage and the key.
         """
-        content = load_part(path)
+        return cls.of(load_part(path), path, more)
+
+    @classmethod
+    def of(cls, content: Mapping[str, Any], path: Path, more: Sequence[int] = ()) -> "Chain":
+        """The chain that the content of a file means.
+
+        Args:
+            content: as `load_part` reads it.
+            path: the file, for its name, its folder and for messages.
+            more: images of each round that is added to its own, if it has any.
+
+        Raises:
+            UslError: names the file, the stage and the key.
+        """
+        if "rows" in content:
+            raise UslError(f"{path}: a table of chains; run it with usl table {path.name}")
         if not {"stages", "rounds"} & content.keys():
             how = f"usl compare {path}" if "selectors" in content else f"to run one stage: usl fit --config {path}"
             raise UslError(f"{path}: not a chain, it has no 'stages:'; {how}")

@@ -29,6 +29,7 @@ class RunOptions:
         slurm_header: file of what the jobs ask SLURM for; None: `slurm.HEADER`.
         typed: the arguments, but those that are about SLURM.
         again: what is to be done once images are labelled.
+        brief: print no table at the end.
     """
 
     chain: Chain
@@ -44,6 +45,7 @@ class RunOptions:
     slurm_header: Path | None = None
     typed: list[str] = field(default_factory=list)
     again: str = "repeat this command"
+    brief: bool = False
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "RunOptions":

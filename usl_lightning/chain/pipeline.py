@@ -51,7 +51,7 @@ def run_chain(run: RunOptions) -> None:
         lock = nullcontext() if run.only is not None else StageFolder(run.out / run.name).locked()
         with Interruption() as interruption, lock:
             try:
-                _conclude(run, _run_stages(run))
+                conclude(run, _run_stages(run))
             except KeyboardInterrupt:
                 interruption.requeue()  # between two stages; a stage has done it itself
                 raise
@@ -76,14 +76,16 @@ def _queue(run: RunOptions) -> None:
     _stop_if(run, waiting)
 
 
-def _conclude(run: RunOptions, ran: bool) -> None:
-    """Sum the run up, when all of it is done."""
+def conclude(run: RunOptions, ran: bool = True) -> None:
+    """Sum the run up, when all of it is done: `summary.json`, its picture, and the table in print."""
     if not all(run.folder(stage.name).complete for stage in run.chain.stages):
         return
     summary = summarise(run)
     if ran or not (run.out / run.name / "summary.json").exists():
         write_json(run.out / run.name / "summary.json", summary)
         draw_summary(run, summary)
+    if run.brief:
+        return
     print(table(summary))
     print(f"next: {what_next(run, summary)}")
 
@@ -178,7 +180,7 @@ def _refuse_changes(run: RunOptions, redo: set[str]) -> None:
             folder.check_foreign(f"--redo {stage.name} puts it aside; or give this run another --name")
         ready = all(run.folder(name).complete and name not in redo for name in stage.needs())
         if folder.record() is not None and stage.name not in redo and ready:
-            _refuse_changed(stage, folder, _command(run, stage, folder))
+            _refuse_changed(stage, folder, stage_command(run, stage))
 
 
 def _refuse_changed(stage: Stage, folder: StageFolder, command: StageCommand) -> None:
@@ -202,7 +204,7 @@ def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> bool:
         raise UslError(
             f"usl run: --only {stage.name}: it takes from {', '.join(waiting)}, not complete in {folder.path.parent}"
         )
-    command = _command(run, stage, folder)
+    command = stage_command(run, stage)
     record = folder.record()
     if record is not None and not redo:
         _refuse_changed(stage, folder, command)  # what it takes from an earlier stage may be new by now
@@ -222,11 +224,16 @@ def _run_one(run: RunOptions, stage: Stage, place: str, *, redo: bool) -> bool:
     return True
 
 
-def _command(run: RunOptions, stage: Stage, folder: StageFolder) -> StageCommand:
+def stage_command(run: RunOptions, stage: Stage) -> StageCommand:
+    """The command that a stage of a run comes to.
+
+    Raises:
+        UslError: what it takes from an earlier stage is not there.
+    """
     overrides = {"seed_everything": str(run.seed)}
     for key, value in stage.set.items():
         overrides[key] = run.resolve(value)
-    return StageCommand(stage.command, [stage.config], overrides, folder.path, wandb=run.wandb)
+    return StageCommand(stage.command, [stage.config], overrides, run.folder(stage.name).path, wandb=run.wandb)
 
 
 def _set_aside(folder: StageFolder) -> None:

@@ -33,11 +33,13 @@ class Job:
         stage: its name.
         needs: the stages that must have ended well before.
         script: what `sbatch` is given.
+        after: how the needed ones must have ended: `afterok`, well, or `afterany`, in any way.
     """
 
     stage: str
     needs: tuple[str, ...]
     script: str
+    after: str = "afterok"
 
 
 def job(run: str, stage: str, needs: Sequence[str], folder: Path, arguments: Sequence[str], header: str) -> Job:
@@ -51,16 +53,57 @@ def job(run: str, stage: str, needs: Sequence[str], folder: Path, arguments: Seq
         arguments: of `usl run`, as typed, without those that are about SLURM.
         header: lines that begin with `#SBATCH`, and what the shell is to do first.
     """
-    words = [sys.executable, "-m", "usl_lightning.cli", "run", *arguments, f"--only={stage}"]
+    words = [*_usl("run"), *arguments, f"--only={stage}", _LAUNCHER]
+    return Job(stage, tuple(dict.fromkeys(needs)), _script(run, stage, folder, header, f"exec {shlex.join(words)}"))
+
+
+def arrays(
+    table: str, levels: Sequence[Sequence[str]], folder: Path, arguments: Sequence[str], header: str
+) -> list[Job]:
+    """The jobs of a table: an array for each step, in which every task is a stage, and one that writes the table.
+
+    A task that fails takes no other with it: those that need it fail at once, and the table says which.
+
+    Args:
+        table: its name.
+        levels: names of stages in the pool; those of a level need only such of earlier ones.
+        folder: of the table; what a task prints goes into `step_LEVEL-TASK.log` in it.
+        arguments: of `usl table`, as typed, without those that are about SLURM.
+        header: as `job` takes it.
+    """
+    jobs: list[Job] = []
+    for level, names in enumerate(levels, 1):
+        needs = tuple(each.stage for each in jobs if not each.stage.startswith(f"step_{level}"))
+        for first in range(0, len(names), LARGEST):
+            part, name = names[first : first + LARGEST], f"step_{level}" + (f"_{first}" if first else "")
+            words = shlex.join([*_usl("table"), *arguments, _LAUNCHER])
+            lines = f'stages=({shlex.join(part)})\nexec {words} "--only=${{stages[$SLURM_ARRAY_TASK_ID]}}"'
+            script = _script(table, name, folder, f"#SBATCH --array=0-{len(part) - 1}\n{header}", lines, "-%a")
+            jobs.append(Job(name, needs, script, "afterany"))
+    last = _script(table, "table", folder, header, f"exec {shlex.join([*_usl('table'), *arguments])}")
+    return [*jobs, Job("table", tuple(each.stage for each in jobs), last, "afterany")]
+
+
+LARGEST = 1000
+"""Tasks of an array: a SLURM that was not told otherwise takes 1001."""
+
+_LAUNCHER = "--launcher=srun --kill-on-bad-exit=1"
+
+
+def _usl(command: str) -> list[str]:
+    return [sys.executable, "-m", "usl_lightning.cli", command]
+
+
+def _script(run: str, name: str, folder: Path, header: str, command: str, task: str = "") -> str:
     lines = [
         "#!/bin/bash",
-        f"#SBATCH --job-name={_quoted(f'{run}/{stage}')}",
-        f"#SBATCH --output={_quoted(_literal(str((folder / f'{stage}.log').absolute())))}",
+        f"#SBATCH --job-name={_quoted(f'{run}/{name}')}",
+        f"#SBATCH --output={_quoted(_literal(str((folder / name).absolute())) + task + '.log')}",
         header.rstrip(),
         f"cd {shlex.quote(os.getcwd())}",
-        f"exec {shlex.join([*words, '--launcher=srun --kill-on-bad-exit=1'])}",
+        command,
     ]
-    return Job(stage, tuple(dict.fromkeys(needs)), "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def _quoted(text: str) -> str:
@@ -121,7 +164,7 @@ def submit(jobs: Sequence[Job], folder: Path) -> None:
         after = [numbers[name] for name in each.needs if name in numbers]
         words = ["sbatch", "--parsable"]
         if after:  # a job whose stage failed leaves nothing that could be waited for
-            words += [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+            words += [f"--dependency={each.after}:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
         numbers[each.stage] = _sbatch(words, each, list(numbers.values()))
         print(f"{each.stage}: job {numbers[each.stage]}{', after ' + ', '.join(after) if after else ''}", flush=True)
 

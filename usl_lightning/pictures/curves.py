@@ -46,6 +46,7 @@ class Panel:
         curves: its lines; they may be without points.
         top: the upper end of the y axis, which begins at 0; None: what the curves need.
         log_x: a logarithmic x axis; x > 0.
+        names: of x = 0, 1, …, which are then kinds, not numbers: points side by side, and no line between them.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Panel:
     curves: Sequence[Curve]
     top: float | None = None
     log_x: bool = False
+    names: Sequence[str] = ()
 
 
 def draw_curves(panels: Sequence[Panel], path: str | Path) -> None:
@@ -88,7 +90,7 @@ def _draw_panel(draw: "ImageDraw.ImageDraw", panel: Panel, left: float, colours:
     if not points:
         return
     high = panel.top or max(point[3] for point in points) * 1.05 or 1.0
-    xs = sorted({point[0] for point in points})
+    xs = [-0.5, len(panel.names) - 0.5] if panel.names else sorted({point[0] for point in points})
 
     def place(x: float, y: float) -> tuple[float, float]:
         first, last, here = (math.log(v) if panel.log_x else v for v in (xs[0], xs[-1], x))
@@ -99,20 +101,25 @@ def _draw_panel(draw: "ImageDraw.ImageDraw", panel: Panel, left: float, colours:
     for y in ticks(0, high):
         draw.line(_scaled([place(xs[0], y), place(xs[-1], y)]), GRID, SCALE)
         _write(draw, (left + LEFT - 8, place(xs[0], y)[1]), f"{y:g}", "rm")
-    shown = xs if panel.log_x else ticks(xs[0], xs[-1]) if len(xs) > 1 else xs
+    for x, name in enumerate(panel.names):
+        _write(draw, (place(x, 0)[0], HEIGHT - BOTTOM + 14), name, "mm")
+    shown = [] if panel.names else xs if panel.log_x else ticks(xs[0], xs[-1]) if len(xs) > 1 else xs
     for x in shown:
         _write(draw, (place(x, 0)[0], HEIGHT - BOTTOM + 14), f"{x:,.0f}" if x >= 1 else f"{x:g}", "mm")
     _write(draw, (left + LEFT, TOP / 2), panel.title, "lm", size=15)
     _write(draw, (left + (WIDTH + LEFT - RIGHT) / 2, HEIGHT - 12), panel.x_label, "mm")
-    for curve in panel.curves:
-        _draw_curve(draw, curve, colours[curve.name], place)
+    for number, curve in enumerate(panel.curves):
+        beside = (number + 0.5) / len(panel.curves) * 0.6 - 0.3 if panel.names else 0.0
+        _draw_curve(draw, curve, colours[curve.name], place, beside, joined=not panel.names)
 
 
-def _draw_curve(draw: "ImageDraw.ImageDraw", curve: Curve, colour: str, place: Any) -> None:
-    line = [place(x, y) for x, y, _, _ in curve.points]
+def _draw_curve(
+    draw: "ImageDraw.ImageDraw", curve: Curve, colour: str, place: Any, beside: float, *, joined: bool
+) -> None:
+    line = [place(x + beside, y) for x, y, _, _ in curve.points]
     band = [place(x, most) for x, _, _, most in curve.points]
     band += [place(x, least) for x, _, least, _ in reversed(curve.points)]
-    if len(line) > 1:
+    if joined and len(line) > 1:
         draw.polygon(_scaled(band), f"{colour}14")
         draw.line(_scaled(line), colour, 2 * SCALE, joint="curve")
     for (x, y), (_, _, least, most) in zip(line, curve.points, strict=True):

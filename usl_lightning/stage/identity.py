@@ -186,9 +186,9 @@ def _content_fields(flat: Mapping[str, Any], known: StageIdentity) -> dict[str, 
     for key, value in fields.items():
         if value is not None and names_a_file(key):
             fields[key] = known.fields[key] if known.flat.get(key) == value else _content(key, Path(str(value)))
-    data = _data(flat)
+    data = data_arguments(flat)
     if data is not None:
-        fields["data.files"] = known.fields["data.files"] if data == _data(known.flat) else data_signature(**data)
+        fields["data.files"] = known.fields["data.files"] if data == data_arguments(known.flat) else data_signature(**data)
         if data["name"] in FOLDER_SETS and DECODING > 1:
             fields["data.decoding.revision"] = DECODING
     return fields | revisions(flat)
@@ -200,7 +200,7 @@ def _content(key: str, path: Path) -> str:
     return noted_hash(path)
 
 
-def _data(flat: Mapping[str, Any]) -> dict[str, Any] | None:
+def data_arguments(flat: Mapping[str, Any]) -> dict[str, Any] | None:
     """The arguments of `data_signature`; None without a data set."""
     if "data.dataset" not in flat:
         return None

@@ -127,6 +127,8 @@ class StageCommand:
         """
         tree = self.tree()
         flat = flatten(tree)
+        if any(key.partition(".")[0] == "rows" for key in flat):
+            raise UslError(f"{self.configs[-1]}: a table of chains; run it with usl table {self.configs[-1].name}")
         if any(key.partition(".")[0] in ("stages", "rounds") for key in flat):
             raise UslError(f"{self.configs[-1]}: a chain of stages; run it with usl run {self.configs[-1].name}")
         if "selectors" in flat:

@@ -207,7 +207,9 @@ def _failing(run: TableRun, cell: Cell, stage: Stage) -> Iterator[None]:
         run.problems[cell.name] = printable(str(error), 300)
     except SystemExit as end:
         waits = end.code == WAITING
-        run.problems[cell.name] = "waits for labels" if waits else f"stage {stage.name} failed with exit code {end.code}"
+        run.problems[cell.name] = (
+            "waits for labels" if waits else f"stage {stage.name} failed with exit code {end.code}"
+        )
     if cell.name in run.problems:
         run.failed.add(cell.pool[stage.name])
         print(f"usl table: {cell}: {run.problems[cell.name]}", file=sys.stderr, flush=True)

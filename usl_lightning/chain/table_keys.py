@@ -16,10 +16,9 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import noted_hash, read_json
 from usl_lightning.base.version import __version__
 from usl_lightning.chain.file import REFERENCE, Stage
-from usl_lightning.data.images.signature import data_signature
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.identity import (
-    data_arguments,
+    data_hash,
     differences,
     digest,
     flatten,
@@ -49,9 +48,7 @@ def pool_names(stages: Sequence[Stage], seed: int) -> dict[str, str]:
         for key, value in fields.items():
             if value is not None and names_a_file(key) and not REFERENCE.search(stage.set.get(key, "")):
                 fields[key] = _content(key, str(value))
-        data = data_arguments(flat)
-        if data is not None:
-            fields["data.files"] = _data_hash(tuple(data.items()))
+        fields["data.files"] = data_hash(flat)
         told = digest({"command": stage.command, "seed": seed, **fields}).removeprefix("sha256:")[:16]
         names[stage.name] = f"{stage.name}-{told}"
     return names
@@ -73,11 +70,6 @@ def _content(key: str, path: str) -> str:
     if not os.path.isfile(path):
         raise UslError(f"{key}: no such file: {path}")
     return noted_hash(path)
-
-
-@cache
-def _data_hash(arguments: tuple[tuple[str, Any], ...]) -> str:
-    return data_signature(**dict(arguments))
 
 
 def linked(cell: Path, stage: str, name: str) -> StageFolder:
@@ -165,7 +157,11 @@ def check_same_version(folder: StageFolder, stage: Stage) -> None:
     identity = (folder.record() or {}).get("identity", {})
     before = {key: value for key, value in identity.items() if key == "version" or key.endswith(".revision")}
     flat = _flat(stage, {name: name for name in stage.needs()})
-    now = {"version": __version__, **{key: value for key, value in before.items() if "decoding" in key}, **revisions(flat)}
+    now = {
+        "version": __version__,
+        **{key: value for key, value in before.items() if "decoding" in key},
+        **revisions(flat),
+    }
     if lines := differences(before, now):
         raise UslError(
             f"{folder.path}: was run by another version: {'; '.join(lines)}; give the table another --name to run all "

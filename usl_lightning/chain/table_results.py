@@ -1,4 +1,4 @@
-"""What came of a table: mean ± sample standard deviation of every cell, beside the published figure; as files, a plot."""
+"""What came of a table: mean ± sample standard deviation of every cell, beside the published figure."""
 
 import csv
 import io
@@ -64,7 +64,9 @@ class Figure:
         if self.mean is None:
             return "-"
         deviation = "" if self.deviation is None else f" {plus_minus} {self._number(self.deviation)}"
-        return f"{self._number(self.mean)}{deviation}" + ("" if len(self.values) == seeds else f" (n={len(self.values)})")
+        return f"{self._number(self.mean)}{deviation}" + (
+            "" if len(self.values) == seeds else f" (n={len(self.values)})"
+        )
 
     def told_published(self, plus_minus: str) -> str:
         """`90.4, -0.7 sd`: the published figure and how far the mean is from it; "" without one."""
@@ -152,7 +154,9 @@ class Figures:
     def markdown(self) -> str:
         """The table in Markdown; a published figure in brackets."""
         lines = [["", *self.columns], ["---"] * (len(self.columns) + 1)]
-        lines += [[row, *(self._beside(self.figures[row, column], "±") for column in self.columns)] for row in self.rows]
+        lines += [
+            [row, *(self._beside(self.figures[row, column], "±") for column in self.columns)] for row in self.rows
+        ]
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
         return "\n\n".join([table, self._caption("±"), *self._missing()]) + "\n"
 
@@ -166,8 +170,12 @@ class Figures:
         head, *body = [" & ".join(line) + r" \\" for line in lines]
         caption = _escaped(self._caption("+-")).replace("+-", r"$\pm$")
         return "\n".join(
-            [f"% {caption}", rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}", r"\hline", head, r"\hline", *body]
-            + [r"\hline", r"\end{tabular}", ""]
+            [
+                f"% {caption}",
+                rf"\begin{{tabular}}{{l{'r' * len(self.columns)}}}",
+                *(r"\hline", head, r"\hline", *body, r"\hline"),
+                "\\end{tabular}\n",
+            ]
         )
 
     def csv(self) -> str:
@@ -202,7 +210,9 @@ class Figures:
 
     def _caption(self, plus_minus: str) -> str:
         seeds = f"n = {len(self.seeds)} seed{'s' * (len(self.seeds) > 1)}"
-        source = f"; published: {self.source}" if self.source and any(f.published for f in self.figures.values()) else ""
+        source = (
+            f"; published: {self.source}" if self.source and any(f.published for f in self.figures.values()) else ""
+        )
         return f"mean {plus_minus} sample standard deviation, {seeds}{source}"
 
     def _missing(self) -> list[str]:
@@ -230,7 +240,9 @@ def write_results(figures: Figures, folder: Path, *, again: bool) -> Sequence[st
     known = folder / "table.csv"
     text = figures.csv()
     if again or not known.exists() or known.read_text(encoding="utf-8") != text or not (folder / "table.md").exists():
-        write_json(folder / "table.json", {"table": figures.name, "seeds": list(figures.seeds), "cells": figures.told()})
+        write_json(
+            folder / "table.json", {"table": figures.name, "seeds": list(figures.seeds), "cells": figures.told()}
+        )
         write_text(folder / "table.md", figures.markdown())
         write_text(folder / "table.tex", figures.latex())
         write_text(known, text)
@@ -257,7 +269,9 @@ def _draw(figures: Figures, path: Path) -> None:
         curves = [Curve(row, _points(figures, row, group)) for row in figures.rows]
         top = 100.0 if all(figures.figures[r, c].percent for r in figures.rows for _, c in group) else None
         names = () if numbered else tuple(column for _, column in group)
-        panels.append(Panel(kind if numbered else figures.name, "" if not numbered else kind, curves, top, numbered, names))
+        panels.append(
+            Panel(kind if numbered else figures.name, "" if not numbered else kind, curves, top, numbered, names)
+        )
     draw_curves(panels, path)
 
 
@@ -266,7 +280,9 @@ def _points(figures: Figures, row: str, group: Sequence[tuple[float, str]]) -> l
     for x, column in sorted(group):
         figure = figures.figures[row, column]
         if figure.mean is not None:
-            points.append((x, figure.mean, figure.mean - (figure.deviation or 0), figure.mean + (figure.deviation or 0)))
+            points.append(
+                (x, figure.mean, figure.mean - (figure.deviation or 0), figure.mean + (figure.deviation or 0))
+            )
     return points
 
 

@@ -124,14 +124,21 @@ class Table:
             if key not in KEYS:
                 raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, KEYS)}; expected {', '.join(KEYS)}")
         entries = content.get("stages")
-        if not isinstance(entries, list) or not entries or not all(isinstance(e, Mapping) and e.get("name") for e in entries):
+        if (
+            not isinstance(entries, list)
+            or not entries
+            or not all(isinstance(e, Mapping) and e.get("name") for e in entries)
+        ):
             raise UslError(f"{path}: stages: expected a list of name, command, config, set")
         names = [str(entry["name"]) for entry in entries]
         table = cls(
             path,
             _lines(path, "rows", content["rows"], names),
             _lines(path, "columns", content["columns"], names),
-            _seeds(given.get("seeds", content.get("seeds", "[0, 1, 2]")), "--seeds" if "seeds" in given else f"{path}: seeds"),
+            _seeds(
+                given.get("seeds", content.get("seeds", "[0, 1, 2]")),
+                "--seeds" if "seeds" in given else f"{path}: seeds",
+            ),
             [dict(entry) for entry in entries],
             str(settled(content.get("metric", "test_accuracy"))),
             _mapping(content.get("set"), f"{path}: set"),
@@ -140,7 +147,9 @@ class Table:
         table._read_published(content.get("published"))
         table.rows = _chosen(table.rows, given.get("rows"), "rows")
         table.columns = _chosen(table.columns, given.get("columns"), "columns")
-        table.typed = _typed({key: text for key, text in given.items() if key not in ("rows", "columns", "seeds")}, names)
+        table.typed = _typed(
+            {key: text for key, text in given.items() if key not in ("rows", "columns", "seeds")}, names
+        )
         return table
 
     def cells(self) -> list[Cell]:
@@ -168,20 +177,22 @@ class Table:
         stage = stage or str(entries[-1]["name"])
         try:
             chain = Chain.of({"seed": str(seed), "set": self.shared, "stages": entries}, self.path)
-            needed = _needed(chain.stages, stage)
+            needed = _needed(chain.stages, stage, self.path)
         except UslError as error:
-            raise UslError(f"{error} (row '{row.name}', column '{column.name}')") from error
+            where = "" if str(self.path) in str(error) else f"{self.path}: "
+            raise UslError(f"{where}{error} (row '{row.name}', column '{column.name}')") from error
         content = {"seed": seed, "stages": [_entry(each) for each in needed]}
         return Cell(row.name, column.name, seed, (stage, metric), content, needed, pool_names(needed, seed))
 
     def _changed(self, entry: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
         """An entry of the stages as a row, a column and what was typed change it."""
-        name, settings = str(entry["name"]), dict(entry.get("set") or {})
+        name = str(entry["name"])
+        settings = _mapping(entry.get("set"), f"{self.path}: stage {name}: set")
         changed = dict(entry)
         for line in lines:
-            change = line.changes.get(name) or {}
-            changed |= {key: value for key, value in change.items() if key != "set"}
-            settings |= change.get("set") or {}
+            change = dict(line.changes.get(name, {}))
+            settings |= change.pop("set", {})
+            changed |= change
         groups = {key: key.partition(".") for key in self.typed}
         settings |= {key: self.typed[key] for key, (group, _, _) in groups.items() if group in SHARED}
         settings |= {inner: self.typed[key] for key, (group, _, inner) in groups.items() if group == name}
@@ -195,9 +206,8 @@ class Table:
             if row not in names:
                 raise UslError(f"{where}: there is no row '{row}'{did_you_mean(row, names)}; expected one of rows")
             if not isinstance(figures, list) or len(figures) != len(self.columns):
-                raise UslError(
-                    f"{where}: {row}: expected a list of {len(self.columns)} figures, one for each column, null for none"
-                )
+                count = len(self.columns)
+                raise UslError(f"{where}: {row}: expected a list of {count} figures, one a column, null for none")
             for column, figure in zip(self.columns, figures, strict=True):
                 if settled(figure) is not None:
                     told = self._figure(str(figure), f"{where}: {row}, {column.name}")
@@ -222,25 +232,28 @@ def _lines(path: Path, kind: str, content: Any, stages: Sequence[str]) -> list[L
             raise UslError(f"{where}: {name!r} is no name; expected letters, digits and spaces, 80 at most")
         changes = _mapping(changes, where)
         metric = str(settled(changes.pop("metric", ""))) if kind == "columns" else ""
-        for stage, change in changes.items():
+        for stage, given in changes.items():
             if stage not in stages:
-                raise UslError(f"{where}: there is no stage '{stage}'{did_you_mean(stage, stages)}; expected one of stages")
-            for key in _mapping(change, f"{where}: {stage}"):
+                near = did_you_mean(stage, stages)
+                raise UslError(f"{where}: there is no stage '{stage}'{near}; expected one of stages")
+            change = changes[stage] = _mapping(given, f"{where}: {stage}")
+            for key in change:
                 if key not in CHANGES:
-                    expected = ", ".join(CHANGES)
-                    raise UslError(f"{where}: {stage}: unknown key '{key}'{did_you_mean(key, CHANGES)}; expected {expected}")
-            _mapping(change.get("set"), f"{where}: {stage}: set")
+                    near = did_you_mean(key, CHANGES)
+                    raise UslError(f"{where}: {stage}: unknown key '{key}'{near}; expected {', '.join(CHANGES)}")
+            change["set"] = _mapping(change.get("set"), f"{where}: {stage}: set")
         lines.append(Line(name, changes, metric))
     if not lines:
         raise UslError(f"{path}: {kind}: there is none; expected names, and what each changes in the stages")
     return lines
 
 
-def _needed(stages: Sequence[Stage], last: str) -> list[Stage]:
+def _needed(stages: Sequence[Stage], last: str, path: Path) -> list[Stage]:
     """A stage and those that it takes from, directly or not, in order."""
     names = [stage.name for stage in stages]
     if last not in names:
-        raise UslError(f"metric: there is no stage '{last}'{did_you_mean(last, names)}; expected NAME, or STAGE.NAME")
+        near = did_you_mean(last, names)
+        raise UslError(f"{path}: metric: there is no stage '{last}'{near}; expected NAME, or STAGE.NAME")
     wanted = {last}
     for stage in reversed(stages):
         if stage.name in wanted:
@@ -251,7 +264,12 @@ def _needed(stages: Sequence[Stage], last: str) -> list[Stage]:
 def _entry(stage: Stage) -> dict[str, Any]:
     """A stage as a chain file has it, which may lie anywhere."""
     config = stage.config.name if stage.config.parent == shipped_folder() else str(stage.config.absolute())
-    return {"name": str(stage.name), "command": stage.command, "config": config, "set": {key: str(text) for key, text in stage.set.items()}}
+    return {
+        "name": str(stage.name),
+        "command": stage.command,
+        "config": config,
+        "set": {key: str(text) for key, text in stage.set.items()},
+    }
 
 
 def _seeds(value: Any, where: str) -> list[int]:
@@ -259,7 +277,9 @@ def _seeds(value: Any, where: str) -> list[int]:
     seeds = seeds if isinstance(seeds, list) else [seeds]
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or SEED.problem(seed):
-            raise UslError(f"{where}: {seed!r} is no seed; expected a list of whole numbers from {SEED}, such as [0, 1, 2]")
+            raise UslError(
+                f"{where}: {seed!r} is no seed; expected a list of whole numbers from {SEED}, such as [0, 1, 2]"
+            )
     if not seeds or len(set(seeds)) < len(seeds):
         raise UslError(f"{where}: expected at least one seed, none of them twice, such as [0, 1, 2]")
     return seeds
@@ -269,10 +289,15 @@ def _chosen(lines: list[Line], text: str | None, kind: str) -> list[Line]:
     if text is None:
         return lines
     value = settled(parse_document(text, f"--{kind}")) if text.startswith("[") else text
-    names, known = [str(name) for name in (value if isinstance(value, list) else [value])], [line.name for line in lines]
+    names, known = (
+        [str(name) for name in (value if isinstance(value, list) else [value])],
+        [line.name for line in lines],
+    )
     for name in names:
         if name not in known:
-            raise UslError(f"--{kind}: there is no '{name}'{did_you_mean(name, known)}; expected some of {', '.join(known)}")
+            raise UslError(
+                f"--{kind}: there is no '{name}'{did_you_mean(name, known)}; expected some of {', '.join(known)}"
+            )
     return [line for line in lines if line.name in names]
 
 
@@ -289,9 +314,11 @@ def _typed(given: Mapping[str, str], stages: Sequence[str]) -> dict[str, str]:
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value or {}, Mapping):
+    if settled(value) is None:
+        return {}
+    if not isinstance(value, Mapping):
         raise UslError(f"{where}: expected keys and values, found {settled(value)!r}")
-    return {str(key): inner for key, inner in (value or {}).items()}
+    return {str(key): inner for key, inner in value.items()}
 
 
 def _slug(name: str) -> str:

@@ -101,8 +101,8 @@ def _draw_panel(draw: "ImageDraw.ImageDraw", panel: Panel, left: float, colours:
     for y in ticks(0, high):
         draw.line(_scaled([place(xs[0], y), place(xs[-1], y)]), GRID, SCALE)
         _write(draw, (left + LEFT - 8, place(xs[0], y)[1]), f"{y:g}", "rm")
-    for x, name in enumerate(panel.names):
-        _write(draw, (place(x, 0)[0], HEIGHT - BOTTOM + 14), name, "mm")
+    for kind, name in enumerate(panel.names):
+        _write(draw, (place(kind, 0)[0], HEIGHT - BOTTOM + 14), name, "mm")
     shown = [] if panel.names else xs if panel.log_x else ticks(xs[0], xs[-1]) if len(xs) > 1 else xs
     for x in shown:
         _write(draw, (place(x, 0)[0], HEIGHT - BOTTOM + 14), f"{x:,.0f}" if x >= 1 else f"{x:g}", "mm")

@@ -186,9 +186,9 @@ def _content_fields(flat: Mapping[str, Any], known: StageIdentity) -> dict[str, 
     for key, value in fields.items():
         if value is not None and names_a_file(key):
             fields[key] = known.fields[key] if known.flat.get(key) == value else _content(key, Path(str(value)))
-    data = data_arguments(flat)
+    data = _data(flat)
     if data is not None:
-        fields["data.files"] = known.fields["data.files"] if data == data_arguments(known.flat) else data_signature(**data)
+        fields["data.files"] = known.fields["data.files"] if data == _data(known.flat) else data_signature(**data)
         if data["name"] in FOLDER_SETS and DECODING > 1:
             fields["data.decoding.revision"] = DECODING
     return fields | revisions(flat)
@@ -200,7 +200,7 @@ def _content(key: str, path: Path) -> str:
     return noted_hash(path)
 
 
-def data_arguments(flat: Mapping[str, Any]) -> dict[str, Any] | None:
+def _data(flat: Mapping[str, Any]) -> dict[str, Any] | None:
     """The arguments of `data_signature`; None without a data set."""
     if "data.dataset" not in flat:
         return None
@@ -209,6 +209,21 @@ def data_arguments(flat: Mapping[str, Any]) -> dict[str, Any] | None:
     download = flat.get("data.download", False)
     place = {"name": str(flat["data.dataset"]), "dir": directory and str(directory)}
     return {**place, "split": split, "download": download, **others}
+
+
+def data_hash(flat: Mapping[str, Any]) -> str | None:
+    """`data_signature` of the data set that a flat configuration names, looked at once a process; None without one.
+
+    Raises:
+        UslError: it is not there.
+    """
+    data = _data(flat)
+    return None if data is None else _looked_at(tuple(data.items()))
+
+
+@cache
+def _looked_at(data: tuple[tuple[str, Any], ...]) -> str:
+    return data_signature(**dict(data))
 
 
 def digest(fields: Mapping[str, Any]) -> str:

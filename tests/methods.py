@@ -54,7 +54,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "USLTTraining": {
         "": {},
         "moving": {
-            "cosine_scale": 40.0, "frozen": True, "reduction": "batch", "reweight": False,
+            "cosine_scale": 40.0, "frozen": True, "reduction": "batch", "reweight": False, "global_after": 1,
             "reassignment": {"smallest": 12, "largest": 20, "after": 1, "every": 2},
         },
     },

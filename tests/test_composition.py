@@ -29,7 +29,10 @@ def whole(name: str) -> dict[str, Any]:
     return compose([tree for _, tree in config_parts(find_config(name))], {})
 
 
-STAGES = [find_config(name) for name in names_of_all() if not {"stages", "rounds", "selectors"} & set(whole(name))]
+OTHERS = {"stages", "rounds", "selectors", "columns"}
+"""Keys of what is no stage: chains, comparisons, tables."""
+
+STAGES = [find_config(name) for name in names_of_all() if not OTHERS & set(whole(name))]
 TEXT = st.text(st.characters(exclude_categories=("C", "Z")), max_size=5)
 
 
@@ -257,7 +260,7 @@ def test_settings_are_written_once() -> None:
     count = 0
     for path in [*shipped_folder().glob("*.yaml"), *(shipped_folder() / "parts").glob("*.yaml")]:
         *before, (_, own) = config_parts(path)
-        if {"stages", "rounds", "selectors"} & set(own):
+        if OTHERS & set(own):
             continue
         count += len(flatten(settled(own)))
         parts = flatten(compose([tree for _, tree in before], {}))

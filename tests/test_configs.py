@@ -1,15 +1,12 @@
 """Every configuration that ships: found by looking, read, built, and described by its own header."""
 
-import gzip
-import pickle
 import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from methods import command_of
-from PIL import Image
+from small_sets import small_sets
 
 from usl_lightning.base.configs import HEADLINE, find_config, load_yaml, pairs, shipped, shipped_folder
 from usl_lightning.base.errors import UslError
@@ -23,57 +20,15 @@ from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.words import StageCommand
 
 ALL = sorted(shipped())
-CHAINS = [name for name in ALL if {"stages", "rounds"} & load_yaml(shipped_folder() / name).keys()]
+TABLES = [name for name in ALL if "columns" in load_yaml(shipped_folder() / name)]
+CHAINS = [name for name in ALL if {"stages", "rounds"} & load_yaml(shipped_folder() / name).keys() and name not in TABLES]
 COMPARISONS = [name for name in ALL if "selectors" in load_yaml(shipped_folder() / name)]
-STAGES = [name for name in ALL if name not in CHAINS + COMPARISONS]
+STAGES = [name for name in ALL if name not in CHAINS + COMPARISONS + TABLES]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten images of each set that a configuration may ask for, in the real formats, and a label for two."""
-    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    raw = folder / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for part in ("train", "t10k"):
-        for name, array in (
-            ("images-idx3", rng.integers(0, 256, (10, 28, 28), dtype=np.uint8)),
-            ("labels-idx1", np.arange(10, dtype=np.uint8)),
-        ):
-            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
-            with gzip.open(raw / f"{part}-{name}-ubyte.gz", "wb") as file:
-                file.write(header + array.tobytes())
-    for sub, files, key in (
-        ("cifar-10-batches-py", [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"], "labels"),
-        ("cifar-100-python", ["train", "test"], "fine_labels"),
-    ):
-        (folder / sub).mkdir()
-        for file in files:
-            batch = {"data": rng.integers(0, 256, (10, 3072), dtype=np.uint8), key: list(range(10))}
-            (folder / sub / file).write_bytes(pickle.dumps(batch, protocol=2))
-    (folder / "labels.json").write_text("[0, 1]")
-    (folder / "stl10_binary").mkdir()
-    for split in ("train", "test", "unlabeled"):
-        pixels = rng.integers(0, 256, (10, 3, 96, 96), dtype=np.uint8)
-        (folder / "stl10_binary" / f"{split}_X.bin").write_bytes(pixels.tobytes())
-        (folder / "stl10_binary" / f"{split}_y.bin").write_bytes(bytes(range(1, 11)))
-    medmnist = {
-        f"{split}_{part}": rng.integers(0, 8, (10, 28, 28, 3) if part == "images" else (10, 1), dtype=np.uint8)
-        for split in ("train", "val", "test")
-        for part in ("images", "labels")
-    }
-    np.savez(folder / "bloodmnist.npz", **medmnist)
-    for i in range(10):
-        picture = Image.fromarray(rng.integers(0, 256, (36, 36, 3), dtype=np.uint8))
-        _save(picture, folder / "photos" / f"class{i % 2}" / f"{i}.png")
-        for split in ("train", "val"):
-            _save(picture, folder / "imagenet" / split / f"n0000000{i % 2}" / f"{i}.JPEG")
-    (folder / "imagenet100.txt").write_text("n00000000\nn00000001\n")
-    return folder
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    return small_sets(tmp_path_factory.mktemp("data"))
 
 
 def build(command: str, config: str, data: Path, **overrides: str) -> StageCLI:
@@ -106,7 +61,10 @@ def test_header_says_what_it_is_and_its_command(name: str) -> None:
     assert (headline[1] == "Chain") == (name in CHAINS)
     assert shipped()[name] == first[2:]
     words = command_of(name)
-    if name in CHAINS:
+    assert (headline[1] == "Table") == (name in TABLES)
+    if name in TABLES:
+        assert words[:3] == ["usl", "table", name]
+    elif name in CHAINS:
         assert words[:3] == ["usl", "run", name]
     elif name in COMPARISONS:
         assert words[:3] == ["usl", "compare", name]

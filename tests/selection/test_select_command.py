@@ -177,7 +177,7 @@ def test_what_was_decided_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[2].startswith("k-means: converged after ")
     assert len(lines) == 3
     params = index.method["params"]
-    assert (params["k"], params["clusters"], params["preset"]) == (143, 105, "cifar10")
+    assert (params["k"], params["clusters"], params["preset"]) == (143, 105, "cifar")
 
 
 def test_warnings_are_marked(capsys: pytest.CaptureFixture[str]) -> None:

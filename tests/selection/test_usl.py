@@ -20,6 +20,7 @@ from usl_lightning.selection.typiclust import select_typiclust
 from usl_lightning.selection.usl import (
     PRESETS,
     Preset,
+    Utility,
     _among_nearest,
     regularized_selection,
     select_usl,
@@ -95,6 +96,38 @@ def test_select_usl_is_its_parts(preset: str) -> None:
     mean_distance = density_distance(x, min(values.k, 50))
     labels, _ = kmeans(x, 12, seed=4, iterations=values.kmeans_iterations)
     assert chosen.tolist() == slow_selection(x, mean_distance, labels, budget=12, **parameters(values))
+
+
+@pytest.mark.parametrize("utility", ["inverse", "cosine"])
+def test_utility_is_of_the_neighbours(utility: Utility) -> None:
+    """Without the regulariser: the member of each cluster that is nearest to its neighbours, or likest (§6.6)."""
+    x = real_features("digits", 300)
+    k, (labels, _) = 30, kmeans(x, 12, seed=4, iterations=200)
+    near = torch.cdist(x.double(), x.double()).square().sort(1).values[:, :k]
+    u = (near.mean(1) ** -1) if utility == "inverse" else (1 - near / 2).mean(1)
+    chosen = select_usl(x, 12, seed=4, k=k, weight=0.0, utility=utility)
+    assert chosen.tolist() == [int(torch.where(labels == c, u, -1.0).argmax()) for c in range(12)]
+    mixed = select_usl(x, 12, seed=4, weight=0.1, utility=utility, squared=False)
+    assert (utility == "cosine") == torch.equal(mixed, select_usl(x, 12, seed=4, weight=0.1, utility=utility))
+
+
+def test_cosine_utility_is_regularised_like_the_other() -> None:
+    x = real_features("digits", 300)
+    mean_distance, (labels, _) = density_distance(x, 30), kmeans(x, 12, seed=4)
+    cosine = regularized_selection(x, mean_distance, labels, **parameters(PRESETS["cifar10"]), utility="cosine")
+    u = 1 - mean_distance / 2
+    shifted = u - u.min() + 1e-3  # only differences of utilities decide
+    assert torch.equal(cosine, regularized_selection(x, 1 / shifted, labels, **parameters(PRESETS["cifar10"])))
+    with pytest.raises(UslError, match="utility 'cos': expected inverse or cosine"):
+        select_usl(x, 12, utility="cos")  # type: ignore[arg-type]
+
+
+def test_the_preset_for_small_scale_sets_goes_by_the_budget() -> None:
+    """Table 14: α = λ = 0.5 up to 100 labels, 1 beyond."""
+    x = real_features("digits", 800)
+    for budget, name in ((100, "cifar10"), (101, "cifar100")):
+        assert torch.equal(select_usl(x, budget, preset="cifar"), select_usl(x, budget, preset=name))
+    assert not torch.equal(select_usl(x, 101, preset="cifar"), select_usl(x, 101, preset="cifar10"))
 
 
 def test_hand_computed() -> None:

@@ -86,6 +86,21 @@ def test_the_step_is_equation_15_summed_over_heads(monkeypatch: pytest.MonkeyPat
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
 
 
+def test_each_loss_counts_while_it_is_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The local one for its steps, the global one from its start (appendix 6.9.2)."""
+    found = []
+    for step in range(4):
+        model, logged = uslt(monkeypatch, local_steps=3, global_after=1)
+        model._trainer = SimpleNamespace(global_step=step)  # type: ignore[assignment]
+        loss = model.training_step(pairs(12), 0).item()
+        parts = {"global": float(logged["global_loss"]), "local": 2 * float(logged["local_loss"])}
+        parts["both"] = sum(parts.values())
+        found.append([name for name, value in parts.items() if loss == pytest.approx(value, rel=1e-5)])
+    assert found == [["local"], ["both"], ["both"], ["global"]]
+    with pytest.raises(UslError, match="local_steps=1 and global_after=2: between them there is nothing to learn"):
+        uslt(monkeypatch, local_steps=1, global_after=2)
+
+
 def test_heads_are_independent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another second head changes neither the average nor the gradient of the others."""
     results = []

@@ -161,11 +161,10 @@ def _all(run: TableRun, work: Mapping[str, tuple[Cell, Stage]]) -> None:
                 print(f"cell {number} of {len(run.cells)}: {cell}", flush=True)
             _cell(run, cell)
     finally:
+        figures = Figures.read(run.table, run.cells, run.folder / POOL, run.problems)
+        print(figures.text())
         if any(run.complete(name) for cell in run.cells for name in cell.pool.values()):
-            figures = Figures.read(run.table, run.cells, run.folder / POOL, run.problems)
-            changed = write_results(figures, run.folder, again=bool(work))
-            print(figures.text())
-            print(f"{run.folder}: {', '.join(changed)}")
+            print(f"{run.folder}: {', '.join(write_results(figures, run.folder, again=bool(work)))}")
 
 
 def _one(run: TableRun, work: Mapping[str, tuple[Cell, Stage]]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base.configs import load_part, shipped_folder
+from usl_lightning.base.configs import config_parts, shipped_folder
 from usl_lightning.base.documents import parse_document, settled
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.ranges import SEED
@@ -117,7 +117,7 @@ class Table:
         Raises:
             UslError: names the file or the option, the key and what was expected.
         """
-        content = load_part(path)
+        content = {key: value for _, part in config_parts(path) for key, value in part.items()}
         if not {"rows", "columns"} <= content.keys():
             raise UslError(f"{path}: not a table, it has no 'rows:' and 'columns:'; usl run {path.name} runs a chain")
         for key in content:
@@ -172,7 +172,7 @@ class Table:
         return 100.0 if metric.endswith("accuracy") else 1.0
 
     def _cell(self, row: Line, column: Line, seed: int) -> Cell:
-        entries = [self._changed(entry, (row, column)) for entry in self.stages]
+        entries = [self._changed(entry, (column, row)) for entry in self.stages]
         stage, _, metric = (column.metric or self.metric).rpartition(".")
         stage = stage or str(entries[-1]["name"])
         try:
@@ -185,7 +185,7 @@ class Table:
         return Cell(row.name, column.name, seed, (stage, metric), content, needed, pool_names(needed, seed))
 
     def _changed(self, entry: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
-        """An entry of the stages as a row, a column and what was typed change it."""
+        """An entry of the stages as a column, then a row, then what was typed change it."""
         name = str(entry["name"])
         settings = _mapping(entry.get("set"), f"{self.path}: stage {name}: set")
         changed = dict(entry)

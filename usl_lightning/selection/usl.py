@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from usl_lightning.vectors.distances import check_budget, check_features, exact_
 from usl_lightning.vectors.kmeans import shared_kmeans
 
 T = TypeVar("T")
+
+Utility = Literal["inverse", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ PRESETS = {
 }
 """cifar10: up to 100 labels; cifar100: more; imagenet: MoCo features; imagenet_clip: CLIP features."""
 
+BY_BUDGET = "cifar"
+"""The preset that is cifar10 or cifar100 by the budget, as Table 14 has them for small-scale data sets."""
+
 
 def select_usl(
     features: Tensor,
@@ -76,6 +81,7 @@ def select_usl(
     kmeans_restarts: int = 1,
     squared: bool = True,
     include_self: bool = True,
+    utility: Utility = "inverse",
     on_clusters: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """The `budget` images worth labelling: one per k-means cluster, dense, and far from the others chosen.
@@ -84,8 +90,9 @@ def select_usl(
         features: [n, d], any float dtype, CPU or CUDA; L2-normalised here.
         budget: how many, from 1 to n.
         seed: decides the starting points of k-means.
-        preset: one of `PRESETS`; it gives every parameter that is left None. (To lift a preset's limits:
-            horizon=inf, which is `.inf` in YAML, and nearest as large as the clusters are many.)
+        preset: one of `PRESETS`, or "cifar", which is cifar10 up to 100 labels and cifar100 beyond; it gives every
+            parameter that is left None. (To lift a preset's limits: horizon=inf, which is `.inf` in YAML, and nearest
+            as large as the clusters are many.)
         clusters: of k-means, from the budget to a twentieth more; None: the budget. The published 12,820 labels of
             ImageNet (1%) come of 12,900, as some become empty; of those left, the first `budget` in cluster order are
             taken. With many more, most clusters would be dropped by chance.
@@ -93,6 +100,8 @@ def select_usl(
             distance of 0 alone says nothing), which the log tells.
         squared, include_self: the density as in the published code, which made the paper's tables: mean
             *squared* distance, the point itself among the k. False, False: the paper's text.
+        utility: "inverse" of that distance, or the mean "cosine" to the k nearest, which the paper finds worse
+            (§6.6); it is of the squared distances.
         weight, alpha, momentum, iterations, horizon, nearest, exclude_same_cluster, kmeans_iterations:
             see `Preset`.
         kmeans_restarts: starts of k-means, of which the one of the least inertia counts; published: one.
@@ -110,8 +119,9 @@ def select_usl(
     features to a file and give that (`model.features`).
     """
     check_budget(budget, len(features))
-    base = _preset(preset)
+    base = _preset(preset, budget)
     x = unit_rows(features)
+    squared = squared or utility == "cosine"
     mean_distance = limited_density(x, _or(k, base.k), squared=squared, include_self=include_self)
     clusters = budget if clusters is None else clusters
     most = min(len(x), budget + budget // 20)
@@ -136,6 +146,7 @@ def select_usl(
         horizon=_or(horizon, base.horizon),
         nearest=_or(nearest, base.nearest),
         exclude_same_cluster=_or(exclude_same_cluster, base.exclude_same_cluster),
+        utility=utility,
     )
 
 
@@ -152,6 +163,7 @@ def regularized_selection(
     horizon: float | None = None,
     nearest: int | None = None,
     exclude_same_cluster: bool = True,
+    utility: Utility = "inverse",
 ) -> Tensor:
     """Pick one point per cluster, dense and away from the picks of the others (section 2.2, Algorithm 1).
 
@@ -171,6 +183,8 @@ def regularized_selection(
             ties: the lower cluster); None: all.
         exclude_same_cluster: whether the own cluster's pick has no effect on a point. If it has, only a
             distance of exactly 0 (the point itself, its duplicates) is ignored.
+        utility: "inverse": U as above; "cosine": U = 1 - mean_distance/2, the mean cosine of unit rows if that is of
+            squared distances.
 
     Returns:
         int64 [budget], distinct: the picks in order of their cluster, cut at the budget; missing ones are
@@ -186,18 +200,26 @@ def regularized_selection(
     n = len(x)
     if budget is not None:
         check_budget(budget, n)
-    utility = 1 / mean_distance.to(x.device, torch.float64).clamp(min=SMALLEST)
+    u = _utility(mean_distance.to(x.device, torch.float64), utility)
     clusters, labels = torch.unique(cluster_labels.to(x.device), return_inverse=True)
-    penalty = torch.zeros_like(utility)
+    penalty = torch.zeros_like(u)
     with exact_arithmetic(x.device):
-        picks = best_of_each(utility, labels, len(clusters))
+        picks = best_of_each(u, labels, len(clusters))
         with progress("regularised selection", iterations - 1, "iteration") as bar:
             for _ in range(iterations - 1):
                 closeness = _closeness(x, labels, picks, alpha, horizon, nearest, exclude_same_cluster)
                 penalty = momentum * penalty + (1 - momentum) * closeness
-                picks = best_of_each(utility - weight * penalty, labels, len(clusters))
+                picks = best_of_each(u - weight * penalty, labels, len(clusters))
                 bar.update()
-    return picks if budget is None else fill_to_budget(picks, utility, budget)
+    return picks if budget is None else fill_to_budget(picks, u, budget)
+
+
+def _utility(mean_distance: Tensor, utility: Utility) -> Tensor:
+    if utility == "inverse":
+        return 1 / mean_distance.clamp(min=SMALLEST)
+    if utility == "cosine":
+        return 1 - mean_distance / 2
+    raise UslError(f"utility {utility!r}: expected inverse or cosine")
 
 
 def _closeness(
@@ -269,9 +291,12 @@ def _check(
             raise UslError(f"{name}={value}: expected a number from {low} to {high}")
 
 
-def _preset(name: str) -> Preset:
+def _preset(name: str, budget: int) -> Preset:
+    if name == BY_BUDGET:
+        return PRESETS["cifar10" if budget <= 100 else "cifar100"]
     if name not in PRESETS:
-        raise UslError(f"preset {name!r}{did_you_mean(name, PRESETS)}: expected one of {', '.join(PRESETS)}")
+        known = (*PRESETS, BY_BUDGET)
+        raise UslError(f"preset {name!r}{did_you_mean(name, known)}: expected one of {', '.join(known)}")
     return PRESETS[name]
 
 
@@ -286,12 +311,14 @@ class USL(Selector):
         image: channels, size and statistics of the images; the command line takes it from the data.
         budget: number of images to pick, with those that are kept.
         init_from: checkpoint whose encoder gives the features.
-        preset: published settings to start from: cifar10, cifar100, imagenet or imagenet_clip.
+        preset: published settings to start from: cifar10, cifar100, cifar, which of both by the budget, imagenet or
+            imagenet_clip.
         clusters: of k-means, from the budget, which it is if not given, to a twentieth more.
         k, weight, alpha, momentum, iterations, horizon, nearest, exclude_same_cluster, kmeans_iterations: in
             place of the preset's, see `Preset`; a horizon of .inf is none.
         kmeans_restarts: starts of k-means, of which the one of the least inertia counts; published: one.
         squared, include_self: the density as in the published code (true) or the paper's text (false).
+        utility: the inverse of the mean distance, or the mean cosine.
         source: where else the features come from, and what to keep: see `Selector`.
     """
 
@@ -328,10 +355,11 @@ class USL(Selector):
         kmeans_restarts: int = 1,
         squared: bool = True,
         include_self: bool = True,
+        utility: Utility = "inverse",
         **source: Any,
     ) -> None:
         super().__init__(image=image, budget=budget, init_from=init_from, **source)
-        self._k, self._include_self = _or(k, _preset(preset).k), include_self
+        self._k, self._include_self = _or(k, _preset(preset, budget).k), include_self
         self._select = partial(
             select_usl,
             preset=preset,
@@ -348,6 +376,7 @@ class USL(Selector):
             kmeans_restarts=kmeans_restarts,
             squared=squared,
             include_self=include_self,
+            utility=utility,
         )
 
     def settled(self, n: int) -> dict[str, Any]:

@@ -128,6 +128,9 @@ class USLTTraining(PretrainModule):
         adjustment, temperature: α and t of the local loss.
         momentum: weight of the old value in the moving average z̄.
         local_weight: λ, weight of the local loss.
+        local_steps: steps with the local loss, which only has to kick-start the clusters (appendix 6.9.2); after them
+            it is off. None: all.
+        global_after: steps without the global loss, before it starts.
         threshold: τ of the global loss.
         reweight, reduction, renormalize: of the global loss.
         cosine_scale: heads of scaled cosines that start from the features of random images; None: linear layers.
@@ -145,6 +148,8 @@ class USLTTraining(PretrainModule):
         "temperature": above(0, up_to=1),
         "momentum": within(0, 1),
         "local_weight": at_least(0),
+        "local_steps": whole(0),
+        "global_after": whole(0),
         "threshold": within(0, 1),
         "cosine_scale": above(0),
     }
@@ -166,6 +171,8 @@ class USLTTraining(PretrainModule):
         temperature: float = 0.25,
         momentum: float = 0.5,
         local_weight: float = 5.0,
+        local_steps: int | None = None,
+        global_after: int = 0,
         threshold: float = 0.95,
         reweight: bool = True,
         reduction: Reduction = "weights",
@@ -176,11 +183,17 @@ class USLTTraining(PretrainModule):
         reassignment: Reassignment | None = None,
         knn_k: int = 200,
     ) -> None:
+        if local_steps is not None and local_steps < global_after:
+            raise UslError(
+                f"local_steps={local_steps} and global_after={global_after}: between them there is nothing to learn; "
+                "expected global_after no larger"
+            )
         encoder = Encoder(backbone, image, pretrained=pretrained)
         super().__init__(encoder.requires_grad_(not frozen), optimizer, init_from=init_from, knn_k=knn_k)
         self.view, self.heads = view, ClusterHeads(encoder.feature_dim, clusters, heads, cosine_scale)
         self.adjustment, self.temperature, self.momentum = adjustment, temperature, momentum
         self.local_weight, self.threshold = local_weight, threshold
+        self.local_steps, self.global_after = local_steps, global_after
         self.reweight, self.reduction, self.renormalize = reweight, reduction, renormalize
         self.frozen, self.train_mode_targets, self.reassignment = frozen, train_mode_targets, reassignment
         self.images = image.count
@@ -229,7 +242,7 @@ class USLTTraining(PretrainModule):
         return gather_uneven(torch.cat(parts)).view(*shape, -1)
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> Tensor:
-        """The loss of one global batch (Eq. 15): global + λ·local, of all heads."""
+        """The loss of one global batch (Eq. 15): global + λ·local, of all heads, each while it is on."""
         image, neighbor = batch
         with self._without_gradient():
             target = self._logits(image.images)
@@ -255,10 +268,18 @@ class USLTTraining(PretrainModule):
                 reduction=self.reduction,
                 renormalize=self.renormalize,
             )
-        loss = total_global + self.local_weight * total_local
+        global_on, local_on = self._on()
+        loss = global_on * total_global + local_on * self.local_weight * total_local
         sure = self._count(target)
         self.log_training(loss=loss, local_loss=total_local, global_loss=total_global, confident=sure)
         return loss
+
+    def _on(self) -> tuple[bool, bool]:
+        """Which of the losses count at this step: the global one, the local one."""
+        if self.local_steps is None and not self.global_after:
+            return True, True
+        step = self.trainer.global_step
+        return step >= self.global_after, self.local_steps is None or step < self.local_steps
 
     def _logits(self, views: Tensor) -> Tensor:
         """Logits [b, H, C] of the global batch: its statistics are part of both losses."""

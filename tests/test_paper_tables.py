@@ -1,0 +1,64 @@
+"""The tables that ship: every cell means chains that can be run, and every row and column is run, for two steps."""
+
+from pathlib import Path
+
+import pytest
+from small_sets import small_sets
+
+from usl_lightning.base.configs import load_yaml, shipped, shipped_folder
+from usl_lightning.chain.table import TableRun
+from usl_lightning.cli import main
+from usl_lightning.stage.complaints import check_parameters
+from usl_lightning.stage.words import StageCommand
+
+TABLES = [name for name in shipped() if "columns" in load_yaml(shipped_folder() / name)]
+OURS = ("digits_table.yaml", "fashion_mnist_table.yaml")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_sets(tmp_path_factory.mktemp("data"))
+
+
+def words(name: str, data: Path) -> list[str]:
+    found = [name, f"--data.dir={data}"] if name != "digits_table.yaml" else [name]
+    return [*found, *([f"--data.class_list={data / 'imagenet100.txt'}"] if name.startswith("imagenet100") else [])]
+
+
+def test_there_are_tables_of_the_papers_and_ours() -> None:
+    assert set(OURS) <= set(TABLES)
+    assert {"cifar10_usl_table4.yaml", "cifar10_as3l_table1.yaml", "cifar10_usb_table.yaml"} <= set(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_cell_is_a_chain_of_known_parameters(name: str, data: Path) -> None:
+    run = TableRun.parse([*words(name, data), "--seeds=[0]"])
+    for cell, stage in run.work().values():
+        try:
+            check_parameters(StageCommand(stage.command, [stage.config], dict(stage.set)))
+        except Exception as error:
+            raise AssertionError(f"{cell}: {stage.name}: {error}") from error
+    told = {(cell.pool[cell.metric[0]], cell.metric) for cell in run.cells}
+    assert len(told) == len(run.cells), "no two cells are the same figure"
+
+
+@pytest.mark.slow
+def test_every_row_and_column_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps a stage, on a few images in each set's own format; stages are shared by all tables."""
+    monkeypatch.chdir(tmp_path)
+    for name in TABLES:
+        if name in OURS:
+            continue
+        table = TableRun.parse([*words(name, data), "--seeds=[0]"]).table
+        small = ["--trainer.max_steps=2", "--trainer.precision=32-true", "--data.batch_size=8", "--seeds=[0]"]
+        for stage in table.stages:
+            if stage["command"] == "fit":
+                small.append(f"--{stage['name']}.model.backbone=small_w16")
+            else:
+                small.append(f"--{stage['name']}.model.budget={2 if stage['name'] == 'first' else 4}")
+            if stage["name"] == "cluster":
+                small.append("--cluster.model.clusters=4")
+        rows, columns = [line.name for line in table.rows], [line.name for line in table.columns]
+        for number in range(max(len(rows), len(columns))):
+            one = [f"--rows=[{rows[number % len(rows)]!r}]", f"--columns=[{columns[number % len(columns)]!r}]"]
+            main(["table", *words(name, data), *small, *one])

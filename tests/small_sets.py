@@ -57,5 +57,3 @@ def small_sets(folder: Path) -> Path:
 def _save(picture: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)
-
-

@@ -21,7 +21,9 @@ from usl_lightning.stage.words import StageCommand
 
 ALL = sorted(shipped())
 TABLES = [name for name in ALL if "columns" in load_yaml(shipped_folder() / name)]
-CHAINS = [name for name in ALL if {"stages", "rounds"} & load_yaml(shipped_folder() / name).keys() and name not in TABLES]
+CHAINS = [
+    name for name in ALL if {"stages", "rounds"} & load_yaml(shipped_folder() / name).keys() and name not in TABLES
+]
 COMPARISONS = [name for name in ALL if "selectors" in load_yaml(shipped_folder() / name)]
 STAGES = [name for name in ALL if name not in CHAINS + COMPARISONS + TABLES]
 

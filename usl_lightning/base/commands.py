@@ -165,12 +165,16 @@ COMMANDS: dict[str, Command] = {
         ("Stop it with Ctrl-C; nothing is lost, and the same command goes on.",),
     ),
     "labels": Command(
-        "union|difference|convert|export|import …",
+        "union|difference|convert|export|import|draw|corrupt …",
         "label indices combined, in another format, or taken to another program and back",
         (
             Option("out", "FILE", "what is written; .json, .npy or .csv"),
             Option("prefix", "TEXT", "export: what comes before each file, for Label Studio's local files"),
-            Option("dir", "FOLDER", "export: of the images"),
+            Option("dir", "FOLDER", "export: of the images; draw: of the data set"),
+            Option("share", "X", "draw: of each class; corrupt: of the labels"),
+            Option("imbalance", "light|heavy|F", "draw: SeLa's two, or a long tail, the first class F times the last"),
+            Option("seed", "N", "draw, corrupt: of what is drawn; by default 0"),
+            Option("split", "NAME", "draw: of the data set; by default train"),
         ),
         (
             "union A B --out C: the entries of A, then those of B that are new",
@@ -178,6 +182,8 @@ COMMANDS: dict[str, Command] = {
             "convert A --out C: A in another format",
             "export A --out TASKS.json|FILE.csv: for Label Studio, or a spreadsheet",
             "import A ANSWERS: what came of it, into A",
+            "draw DATASET --share 0.1 --out C: a tenth of each class, with its labels; --imbalance: for data.subset_file",
+            "corrupt A --share 0.2 --out C: A with a fifth of its labels wrong",
         ),
     ),
     "test": Command("RUN_DIR", "how good a run's classifier is on the test split; validate is the same", _KEPT),

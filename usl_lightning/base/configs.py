@@ -248,6 +248,13 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
     )
 
 
+def find_labels(name: str) -> str:
+    """The label index meant by `name`: as it is, unless that is a bare name of no file here and of a shipped one."""
+    there = shipped_folder() / "labels" / name
+    bare = os.path.basename(name) == name and not os.path.lexists(name)
+    return str(there) if bare and there.suffix == ".json" and there.is_file() else name
+
+
 # Parts ---------------------------------------------------------------------------------------------------
 
 STAGES = {"pretrain": 1, "selection": 2, "semisup": 3}

@@ -26,6 +26,7 @@ from usl_lightning.stage.identity import (
     names_a_file,
     revisions,
 )
+from usl_lightning.stage.words import found_files
 
 POOL = "stages"
 """Folder of a table with the stages of all cells."""
@@ -57,7 +58,7 @@ def pool_names(stages: Sequence[Stage], seed: int) -> dict[str, str]:
 def _flat(stage: Stage, names: Mapping[str, str]) -> dict[str, Any]:
     """Its configuration, with names in place of the stages that it takes from."""
     told = {key: REFERENCE.sub(lambda match: f"{names[match[1]]}.{match[2]}", text) for key, text in stage.set.items()}
-    return flatten(compose(_parts(stage.config), told))
+    return flatten(compose(_parts(stage.config), found_files(told)))
 
 
 @cache

@@ -17,6 +17,7 @@ from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.opening import has_split, open_source, read_labels
 from usl_lightning.data.images.rendering import WHITE, colour_of
 from usl_lightning.data.images.source import ImageSource
+from usl_lightning.data.images.subset import SubsetSource
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.passes import batch_that_fits, pass_over
 from usl_lightning.data.sampling import (
@@ -65,6 +66,8 @@ class ImageData(Ranged, LightningDataModule):
         background: the colour that transparent pixels of image files are laid on: a name (white), or "#rrggbb".
         cache: folder for a decoded copy of the images, built once.
         download: fetch the data set if it is missing.
+        subset_file: a label index (`usl labels draw` writes one): the images of the split that it names are all there
+            are. Its labels are not looked at.
         residence: `device` keeps all images decoded on the device, `stream` reads them as they are needed,
             `auto` takes `device` for sets that fit.
         workers: processes that read streamed images; default: the cores, 8 at most.
@@ -100,6 +103,7 @@ class ImageData(Ranged, LightningDataModule):
         background: str = WHITE,
         cache: str | None = None,
         download: bool = False,
+        subset_file: str | None = None,
         residence: Literal["auto", "device", "stream"] = "auto",
         workers: int | None = None,
         eval_batch_size: int = 512,
@@ -109,7 +113,7 @@ class ImageData(Ranged, LightningDataModule):
         colour_of(background)
         self.dataset, self.split, self.batch_size, self.seed = dataset, split, batch_size, seed
         self.residence, self.workers, self.eval_batch_size = residence, workers, eval_batch_size
-        self._open: Callable[[str], ImageSource] = partial(
+        self._open: Callable[..., ImageSource] = partial(
             open_source,
             dataset,
             dir=dir,
@@ -123,6 +127,7 @@ class ImageData(Ranged, LightningDataModule):
             cache=cache,
             download=download,
         )
+        self.subset_file = subset_file
         self.has_test = has_split(dataset, "test", dir=dir)
         self._sources: dict[str, ImageSource] = {}
         self._resident: dict[str, Tensor] = {}
@@ -137,7 +142,7 @@ class ImageData(Ranged, LightningDataModule):
     def source(self, split: str) -> ImageSource:
         """The images of a split, opened once."""
         if split not in self._sources:
-            self._sources[split] = self._open(split)
+            self._sources[split] = self._open(split, subset_file=self.subset_file if split == self.split else None)
         return self._sources[split]
 
     def seen(self, split: str) -> ImageSource:
@@ -284,7 +289,8 @@ class ImageData(Ranged, LightningDataModule):
     def _is_resident(self, source: ImageSource) -> bool:
         if self.residence != "auto":
             return self.residence == "device"
-        if isinstance(source, FolderSource) and len(source) > RESIDENT_FILES:
+        whole = source.whole if isinstance(source, SubsetSource) else source
+        if isinstance(whole, FolderSource) and len(source) > RESIDENT_FILES:
             return False
         device = self._device
         limit = CPU_RESIDENT_BYTES

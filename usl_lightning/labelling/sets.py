@@ -9,7 +9,8 @@ from usl_lightning.labels import LabelIndex
 
 USAGE = (
     "usl labels union A B --out C, usl labels difference A B --out C, usl labels convert A --out C, "
-    "usl labels export A --out TASKS.json|FILE.csv, or usl labels import A ANSWERS"
+    "usl labels export A --out TASKS.json|FILE.csv, usl labels import A ANSWERS, usl labels draw DATASET --share|"
+    "--imbalance X --out C, or usl labels corrupt A --share X --out C"
 )
 
 OPERANDS = {"union": 2, "difference": 2, "convert": 1}
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
 
     `union`: the entries of A, then those of B that are new; a label beats no label. `difference`: the entries of A
     that are not in B. `convert`: A. Only `.json` keeps labels, and `.csv` those of a `.csv`. `export` and `import`:
-    labels for and from other programs, see `labelling.interchange`.
+    labels for and from other programs, see `labelling.interchange`. `draw` and `corrupt`: see `labelling.draw`.
 
     Args:
         arguments: what follows `usl labels`.
@@ -33,6 +34,11 @@ def main(arguments: Sequence[str]) -> None:
         from usl_lightning.labelling.interchange import main as interchange
 
         interchange(arguments)
+        return
+    if arguments and arguments[0] in ("draw", "corrupt"):
+        from usl_lightning.labelling.draw import main as draw
+
+        draw(arguments)
         return
     operation, files, out = _parse(list(arguments))
     if out.exists():
@@ -60,7 +66,7 @@ def _parse(words: list[str]) -> tuple[str, list[str], Path]:
         out, words = words[place + 1 : place + 2], words[:place] + words[place + 2 :]
     operation, files = (words[0], words[1:]) if words else ("", [])
     if operation not in OPERANDS:
-        meant = did_you_mean(operation, (*OPERANDS, "export", "import"))
+        meant = did_you_mean(operation, (*OPERANDS, "export", "import", "draw", "corrupt"))
         raise UslError(f"usl labels: unknown operation '{operation}'{meant}; use {USAGE}")
     if not out or len(files) != OPERANDS[operation] or any(file.startswith("-") for file in files):
         raise UslError(f"usl labels {operation}: expected {OPERANDS[operation]} label indices and --out; use {USAGE}")

@@ -21,7 +21,7 @@ COMMAND = "usl views"
 
 SOURCE_OPTIONS = (
     "dir", "image_size", "channels", "labels_file", "class_list", "classes", "on_error", "background", "cache",
-    "download",
+    "download", "subset_file",
 )  # fmt: skip
 
 

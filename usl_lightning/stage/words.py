@@ -1,17 +1,17 @@
 """One stage as typed on the command line, and the folder it leaves. Imports nothing heavy."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base.configs import compose, config_parts, find_config
+from usl_lightning.base.configs import compose, config_parts, find_config, find_labels
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import as_seed, home, options
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder
-from usl_lightning.stage.identity import StageIdentity, flatten
+from usl_lightning.stage.identity import StageIdentity, flatten, names_a_file
 
 COMMANDS = ("fit", "validate", "test", "predict", "select")
 RESULTS = ("fit", "select")
@@ -24,6 +24,11 @@ FLAGS = ("all-probabilities",)
 
 SHORT = {"keep": "model.keep_from", "allow-oracle": "model.allow_oracle"}
 """Options with a name of their own, and the parameters they mean."""
+
+
+def found_files(overrides: Mapping[str, str]) -> dict[str, str]:
+    """Overrides with the path of a shipped label index in place of its bare name."""
+    return {key: find_labels(text) if names_a_file(key) else text for key, text in overrides.items()}
 
 
 @dataclass
@@ -105,7 +110,7 @@ class StageCommand:
     def tree(self) -> dict[str, Any]:
         """The configuration with its overrides, nested, as LightningCLI takes it; see `composition`."""
         parts = [tree for config in self.configs for _, tree in config_parts(config)]
-        return {"seed_everything": 0, **compose(parts, self.overrides)}
+        return {"seed_everything": 0, **compose(parts, found_files(self.overrides))}
 
     def flat(self) -> dict[str, Any]:
         """The configuration with its overrides, as dotted keys without `init_args`."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -12,6 +12,7 @@ from usl_lightning.base.files import as_noted
 from usl_lightning.data.images import array_files, arrays, catalog, folders
 from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.source import ArraySource, ImageSource, array_fingerprint, convert_images, dataset_id
+from usl_lightning.data.images.subset import subset_of
 from usl_lightning.labels import LabelIndex
 
 
@@ -29,6 +30,7 @@ def open_source(
     download: bool = False,
     classes: Sequence[str] | None = None,
     background: str = WHITE,
+    subset_file: str | None = None,
 ) -> ImageSource:
     """Open one split of a data set.
 
@@ -48,10 +50,16 @@ def open_source(
         classes: for folders whose sub-folders are no classes, the names that people will label by, perhaps none; no
             image has a label then.
         background: for folders, the colour that transparent pixels are laid on: a name of CSS, or `#rrggbb`.
+        subset_file: a label index: the images that it names are all there are.
 
     Raises:
         UslError: unknown name or split, missing or damaged data, an option the set does not have.
     """
+    if subset_file is not None:
+        options = {"labels_file": labels_file, "class_list": class_list, "classes": classes, "cache": cache}
+        how: dict[str, Any] = {"image_size": image_size, "channels": channels, "on_error": on_error, **options}
+        whole = open_source(name, split, dir=dir, download=download, background=background, **how)
+        return subset_of(whole, subset_file)
     name = catalog.canonical_name(name)
     _check_options(image_size, channels)
     if name in catalog.FOLDER_SETS:

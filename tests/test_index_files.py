@@ -175,20 +175,15 @@ def test_what_a_subset_holds_is_part_of_a_stages_identity() -> None:
 @pytest.mark.slow
 def test_stages_learn_and_choose_from_a_subset(capfd: pytest.CaptureFixture[str]) -> None:
     labels("draw", "digits", "--imbalance", "10", "--out", "tail.json")
-    small = [
-        "--model.backbone=small_w16",
-        "--trainer.max_steps=2",
-        "--data.batch_size=32",
-        "--data.subset_file=tail.json",
-    ]
-    main(["fit", "--config", "digits_simclr.yaml", *small, "--run_dir", "runs/a"])
+    small, subset = ["--model.backbone=small_w16", "--trainer.max_steps=2"], "--data.subset_file=tail.json"
+    main(["fit", "--config", "digits_simclr.yaml", *small, "--data.batch_size=32", subset, "--run_dir", "runs/a"])
     start = "--model.init_from=runs/a/checkpoints/last.ckpt"
-    main(["select", "--config", "digits_usl.yaml", start, "--data.subset_file=tail.json", "--run_dir", "runs/b"])
+    main(["select", "--config", "digits_usl.yaml", start, subset, "--run_dir", "runs/b"])
     chosen = LabelIndex.read("runs/b/labels.json")
     assert chosen.dataset is not None
     assert chosen.dataset.size == len(LabelIndex.read("tail.json"))
     train = ["fit", "--config", "digits_fixmatch.yaml", "--data.labels=runs/b/labels.json", "--data.batch_size=8"]
-    main([*train, "--model.backbone=small_w16", "--trainer.max_steps=2", small[-1], "--run_dir", "runs/c"])
+    main([*train, *small, subset, "--run_dir", "runs/c"])
     capfd.readouterr()
     with pytest.raises(SystemExit):
         main([*train, "--run_dir", "runs/d"])

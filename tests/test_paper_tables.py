@@ -1,4 +1,4 @@
-"""The tables that ship: every cell means chains that can be run, and every row and column is run, for two steps."""
+"""The tables that ship: every cell means chains that can be run, and first and last are run, for two steps."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_every_cell_is_a_chain_of_known_parameters(name: str, data: Path) -> Non
 
 
 @pytest.mark.slow
-def test_every_row_and_column_runs(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_first_and_last_cells_run(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps a stage, on a few images in each set's own format; stages are shared by all tables."""
     monkeypatch.chdir(tmp_path)
     for name in TABLES:
@@ -58,7 +58,6 @@ def test_every_row_and_column_runs(data: Path, tmp_path: Path, monkeypatch: pyte
                 small.append(f"--{stage['name']}.model.budget={2 if stage['name'] == 'first' else 4}")
             if stage["name"] == "cluster":
                 small.append("--cluster.model.clusters=4")
-        rows, columns = [line.name for line in table.rows], [line.name for line in table.columns]
-        for number in range(max(len(rows), len(columns))):
-            one = [f"--rows=[{rows[number % len(rows)]!r}]", f"--columns=[{columns[number % len(columns)]!r}]"]
-            main(["table", *words(name, data), *small, *one])
+        for place in (0, -1):
+            row, column = table.rows[place].name, table.columns[place].name
+            main(["table", *words(name, data), *small, f"--rows=[{row!r}]", f"--columns=[{column!r}]"])

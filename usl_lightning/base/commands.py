@@ -182,7 +182,7 @@ COMMANDS: dict[str, Command] = {
             "convert A --out C: A in another format",
             "export A --out TASKS.json|FILE.csv: for Label Studio, or a spreadsheet",
             "import A ANSWERS: what came of it, into A",
-            "draw DATASET --share 0.1 --out C: a tenth of each class, with its labels; --imbalance: for data.subset_file",
+            "draw DATASET --share 0.1 --out C: a tenth of each class, labelled; --imbalance: for --data.subset_file",
             "corrupt A --share 0.2 --out C: A with a fifth of its labels wrong",
         ),
     ),

@@ -1,4 +1,4 @@
-"""`usl labels draw` and `corrupt`: shares and imbalanced versions of a data set, and labels made wrong, as index files."""
+"""`usl labels draw` and `corrupt`: shares and imbalanced versions of a data set, and wrong labels, as index files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -76,8 +76,8 @@ def class_sizes(counts: Sequence[int], imbalance: str) -> list[int]:
         shares = [factor ** (-i / max(c - 1, 1)) for i in range(c)]
     else:
         raise UslError(
-            f"usl labels draw: --imbalance {imbalance}: expected light, heavy, or how many times the first class is the "
-            "last, 1 or more"
+            f"usl labels draw: --imbalance {imbalance}: expected light, heavy, or how many times the first class is "
+            "the last, 1 or more"
         )
     return [min(count, max(1, round(count * share))) for count, share in zip(counts, shares, strict=True)]
 

@@ -20,6 +20,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import options
 from usl_lightning.chain.file import Chain
 from usl_lightning.chain.options import RunOptions
+from usl_lightning.chain.table_spec import Table
 from usl_lightning.cli import COMMANDS
 from usl_lightning.compare.comparison import FIGURES
 from usl_lightning.compare.spec import Comparison
@@ -166,6 +167,13 @@ def test_other_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(tmp_path)
     if command == "compare":
         assert Comparison.read(find_config(words[0]), dict(options(words[1:]))).selectors
+    elif command == "table":
+        given = [(key, value) for key, value in options(words[1:]) if not key.startswith("slurm")]
+        assert Table.read(find_config(words[0]), dict(given)).rows
+    elif command == "labels" and words[0] in ("draw", "corrupt"):
+        from usl_lightning.labelling.draw import OPTIONS as DRAWN
+
+        assert {key for key, _ in options(words[2:])} <= set(DRAWN[words[0]])
     elif command == "labels" and words[0] in ("export", "import"):
         from usl_lightning.labelling.interchange import OPTIONS as KNOWN
 

@@ -184,6 +184,23 @@ def test_wrong_words_are_refused_in_a_line(words: list[str], problem: str, capsy
     assert not Path("runs").exists()
 
 
+def test_the_folder_of_something_else_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    write()
+    Path("runs/small").mkdir(parents=True)
+    for name, content, problem in (
+        ("table.csv", "mine", "table.csv: is there already, and of no table"),
+        ("run.json", '{"arguments": ["a.yaml"], "seed": 0, "stages": [{"name": "a", "command": "fit", "needs": []}]}',
+         "runs/small: is the folder of a run; give the table another --name"),
+    ):  # fmt: skip
+        file = Path("runs/small") / name
+        file.write_text(content)
+        with pytest.raises(SystemExit):
+            main(["table", "small.yaml"])
+        assert problem in capsys.readouterr().err
+        assert file.read_text() == content
+        file.unlink()
+
+
 def test_a_table_is_no_chain_and_no_stage() -> None:
     with pytest.raises(UslError, match=r"a table of chains; run it with usl table small\.yaml"):
         Chain.read(write())

@@ -1,5 +1,6 @@
 """`usl table FILE`: rows, columns and seeds of chains, each cell a run, all in one table."""
 
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -17,7 +18,7 @@ from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.pipeline import conclude, run_chain, stage_command
 from usl_lightning.chain.plan import Plan
 from usl_lightning.chain.table_keys import POOL, adopted, check_same_version, is_linked, linked, unlinked
-from usl_lightning.chain.table_results import Figures, write_results
+from usl_lightning.chain.table_results import FILES, Figures, write_results
 from usl_lightning.chain.table_spec import Cell, Table
 from usl_lightning.chain.waiting import WAITING
 from usl_lightning.stage.complaints import check_parameters
@@ -26,6 +27,8 @@ from usl_lightning.stage.words import StageCommand
 
 FAILED = 1
 """Exit code of `usl table` when some cell has failed."""
+
+_WAITS = "waits for labels"
 
 _OWN = ("name", "out", "dry-run", "slurm", "slurm-header", "wandb", "only", "launcher")
 
@@ -117,6 +120,7 @@ def main(arguments: Sequence[str]) -> None:
         UslError: a mistake in the table or its options; before anything runs.
     """
     run = TableRun.parse(arguments)
+    _check_folder(run.folder)
     work = run.work()
     _check(run, work)
     if run.slurm is not None:
@@ -129,7 +133,16 @@ def main(arguments: Sequence[str]) -> None:
         else:
             _all(run, work)
     if run.problems:
-        sys.exit(FAILED if any("labels" not in each for each in run.problems.values()) else WAITING)
+        sys.exit(WAITING if set(run.problems.values()) == {_WAITS} else FAILED)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse the folder of something else, which would be written into."""
+    if Plan.read(folder) is not None or StageFolder(folder).record() is not None:
+        raise UslError(f"{folder}: is the folder of a run; give the table another --name")
+    for name in () if (folder / POOL).is_dir() else FILES:
+        if os.path.lexists(folder / name):
+            raise UslError(f"{folder / name}: is there already, and of no table; move it, or give another --name")
 
 
 def _check(run: TableRun, work: Mapping[str, tuple[Cell, Stage]]) -> None:
@@ -205,10 +218,8 @@ def _failing(run: TableRun, cell: Cell, stage: Stage) -> Iterator[None]:
     except (UslError, OSError) as error:
         run.problems[cell.name] = printable(str(error), 300)
     except SystemExit as end:
-        waits = end.code == WAITING
-        run.problems[cell.name] = (
-            "waits for labels" if waits else f"stage {stage.name} failed with exit code {end.code}"
-        )
+        failed = f"stage {stage.name} failed with exit code {end.code}"
+        run.problems[cell.name] = _WAITS if end.code == WAITING else failed
     if cell.name in run.problems:
         run.failed.add(cell.pool[stage.name])
         print(f"usl table: {cell}: {run.problems[cell.name]}", file=sys.stderr, flush=True)

@@ -256,22 +256,22 @@ def _draw(figures: Figures, path: Path) -> None:
         return
     from usl_lightning.pictures.curves import Curve, Panel, draw_curves
 
-    groups: dict[str, list[tuple[float, str]]] = {}
+    groups: dict[tuple[str, str], list[tuple[float, str]]] = {}
     for place, column in enumerate(figures.columns):
         number = re.search(r"(?<![\w.-])\d+(?:\.\d+)?", column)
-        kind = f"{column[: number.start()]}{column[number.end() :]}".strip(" ,") if number else ""
+        before, after = (column[: number.start()], column[number.end() :]) if number else ("", "")
+        kind = before.strip(" ,"), after.strip(" ,")
         groups.setdefault(kind, []).append((float(number[0]) if number else place, column))
-    numbered = all(len({x for x, _ in group}) == len(group) > 1 for group in groups.values()) and "" not in groups
+    numbered = all(len({x for x, _ in group}) == len(group) > 1 and any(kind) for kind, group in groups.items())
     if not numbered:
-        groups = {"": [(float(place), column) for place, column in enumerate(figures.columns)]}
+        groups = {(figures.name, ""): [(float(place), column) for place, column in enumerate(figures.columns)]}
     panels = []
-    for kind, group in groups.items():
+    for (before, after), group in groups.items():
         curves = [Curve(row, _points(figures, row, group)) for row in figures.rows]
         top = 100.0 if all(figures.figures[r, c].percent for r in figures.rows for _, c in group) else None
         names = () if numbered else tuple(column for _, column in group)
-        panels.append(
-            Panel(kind if numbered else figures.name, "" if not numbered else kind, curves, top, numbered, names)
-        )
+        if any(curve.points for curve in curves):
+            panels.append(Panel(before or after, after, curves, top, numbered, names))
     draw_curves(panels, path)
 
 

@@ -50,7 +50,11 @@ def test_first_and_last_cells_run(data: Path, tmp_path: Path, monkeypatch: pytes
         if name in OURS:
             continue
         table = TableRun.parse([*words(name, data), "--seeds=[0]"]).table
-        small = ["--trainer.max_steps=2", "--trainer.precision=32-true", "--data.batch_size=8", "--seeds=[0]"]
+        small = [
+            "--trainer.max_steps=2",
+            "--trainer.precision=32-true",
+            f"--data.batch_size={8 * (1 + name.startswith('imagenet'))}",
+        ]  # MoCo's groups
         for stage in table.stages:
             if stage["command"] == "fit":
                 small.append(f"--{stage['name']}.model.backbone=small_w16")
@@ -61,4 +65,14 @@ def test_first_and_last_cells_run(data: Path, tmp_path: Path, monkeypatch: pytes
         for place in (0, -1):
             row, column = table.rows[place].name, table.columns[place].name
             few = ["--pretrain.model.clusters=4"] if row.startswith("SeLa") else []  # ten images of a set
-            main(["table", *words(name, data), *small, *few, f"--rows=[{row!r}]", f"--columns=[{column!r}]"])
+            main(
+                [
+                    "table",
+                    *words(name, data),
+                    *small,
+                    *few,
+                    "--seeds=[0]",
+                    f"--rows=[{row!r}]",
+                    f"--columns=[{column!r}]",
+                ]
+            )

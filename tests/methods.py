@@ -63,6 +63,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
 
 STEADY: dict[str, dict[str, Any]] = {
     "MixMatch": {"ramp_steps": 0},
+    "USLTTraining": {"global_after": 0},
     "NPID": {"negatives": None},  # Z is of the first micro-batch
     "PIRL": {"negatives": None},
     **{name: {"ramp": 0.0} for name in ("PseudoLabel", "PiModel", "MeanTeacher", "VAT", "ICT", "ReMixMatch")},

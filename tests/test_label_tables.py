@@ -66,7 +66,9 @@ def test_a_mark_of_no_label_is_no_class(tmp_path: Path, mark: str, caplog: pytes
     assert told == (mark != "" and mark.casefold() != "not sure")
 
 
-@pytest.mark.parametrize("mark", ["none", "NA", "n/a", "#N/A", "Nan", "NONE", "-2", "-1.5", "-10"])
+@pytest.mark.parametrize("mark", [
+    "none", "NA", "n/a", "#N/A", "Nan", "NONE", "-2", "-1.5", "-10", "?", "-", "\\N", "unlabeled", "#NAME?",
+])  # fmt: skip
 def test_what_may_be_a_mark_or_a_class_is_refused(tmp_path: Path, mark: str) -> None:
     path = table(tmp_path, "1.png,0", f"2.png,{mark}")
     pictures(tmp_path / "d", "1.png", "2.png")
@@ -100,6 +102,11 @@ def test_whole_numbers_that_pandas_wrote_as_fractions(tmp_path: Path) -> None:
     (["1.png,1", "2.png,01"], "would be two classes"),
     (["1.png,\uff43at", "2.png,cat"], "would be two classes"),
     (["1.png,\u2800cat", "2.png,cat"], "would be two classes"),
+    (["1.png,c\u0430t", "2.png,cat"], "'c\\u0430t' and 'cat' would be two classes"),
+    (["1.png,\u041d\u039f", "2.png,ho"], "would be two classes"),
+    (["1.png,cat", "2.png,dog", "3.png,cat;dog"], "line 4: 'cat;dog' names several classes, expected one"),
+    (["1.png,cat", "2.png,cat|"], "line 3: 'cat|' names several classes"),
+    (["1.png,\"['cat']\""], "line 2: '['cat']' is a list, expected the name of one class"),
     (["1.png," + 5000 * "9"], "no image"),
 ])  # fmt: skip
 def test_rows_that_mean_two_things_are_refused(tmp_path: Path, rows: list[str], part: str) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from own_images import make_selection, quarter
 
 from usl_lightning.cli import main
+from usl_lightning.labelling.answers import read_answers
 from usl_lightning.labelling.interchange import label_studio_setup
 from usl_lightning.labelling.store import LabelStore, answers_of
 
@@ -303,6 +305,17 @@ def test_guesses_go_along_as_predictions_and_come_back_as_nothing(
     ("a.csv", "index,label\n" + 5000 * "9" + ",cat\n", "not one of the images to label"),
     ("a.csv", "index,label\nI0,c\u200dat\n", "looks like the class 'cat'"),
     ("a.csv", "index,label\nI0,a\x00b\n", "control character"),
+    ("a.csv", "index,label\nI0,c\u0430t\n", "(line 2): 'c\u0430t' ('c\\u0430t') looks like the class 'cat'"),
+    ("a.csv", "index,label\nI0,cow\nI1,c\u043ew\n", "(line 3): 'c\u043ew' ('c\\u043ew') looks like the class 'cow'"),
+    ("a.csv", 'index,label\nI0,"cat, dog"\n', "(line 2): 'cat, dog' names several classes"),
+    ("a.csv", "index,label\nI0,cow\nI1,cow|pig\nI2,pig\n", "(line 3): 'cow|pig' names several classes"),
+    ("a.csv", "index,label\nI0,\"['cat', 'dog']\"\n", "is a list, expected the name of one class"),
+    ("a.csv", 'index,label\nI0,"[""cat"","\n', "is a list, expected the name of one class"),
+    ("a.csv", "index,label\nI0,?\n", "'?' may mean 'no label'"),
+    ("a.csv", "index,label\nI0,unlabeled\n", "'unlabeled' may mean 'no label'"),
+    ("a.json", '[{"data": {"index": I0}, "annotations": [{"result": [{"type": "choices", "from_name": "a", "value": '
+               '{"choices": ["cat"]}}, {"type": "choices", "from_name": "b", "value": {"choices": ["x"]}}]}]}]',
+     "not a task of one choice each"),
 ])  # fmt: skip
 def test_what_could_be_taken_wrongly_changes_nothing(
     store: LabelStore, name: str, content: str, part: str, capsys: pytest.CaptureFixture[str]
@@ -311,6 +324,20 @@ def test_what_could_be_taken_wrongly_changes_nothing(
     before = store.path.read_bytes()
     assert part in refusal(capsys, "import", str(store.path), name)
     assert store.path.read_bytes() == before
+
+
+def test_of_several_questions_ours_is_taken(store: LabelStore) -> None:
+    image = store.read().indices[0]
+    given = [{"type": "choices", "from_name": field, "value": {"choices": [name]}}
+             for field, name in (("quality", "blurred"), ("label", "cat"))]  # fmt: skip
+    Path("a.json").write_text(json.dumps([{"data": {"index": image}, "annotations": [{"result": given}]}]))
+    assert read_answers(Path("a.json"), store.read()).names == {image: "cat"}
+
+
+def test_whole_numbers_that_pandas_wrote_become_classes_as_such(store: LabelStore) -> None:
+    index = replace(store.read(), classes=())
+    Path("a.csv").write_text("index,label\n" + "".join(f"{i},{n}.0\n" for n, i in enumerate(index.indices[:3])))
+    assert list(read_answers(Path("a.csv"), index).names.values()) == ["0", "1", "2"]
 
 
 NAMES = ("=1+1", "+x", "-dog", "@sum", "'=y", "'quoted", '["a"]', "None", "01")

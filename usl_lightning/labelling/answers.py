@@ -13,8 +13,8 @@ from usl_lightning.base.files import parse_json
 from usl_lightning.labelling.store import Answer, with_class
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import short
-from usl_lightning.labels.names import NOT_SURE, clean, is_not_sure, name_in
-from usl_lightning.labels.tables import is_number, parse_rows, warn_of_marks
+from usl_lightning.labels.names import NOT_SURE, check_new, check_single, clean, is_not_sure, name_in
+from usl_lightning.labels.tables import is_number, parse_rows, warn_of_marks, whole_numbers
 
 COLUMNS = ("index", "file", "label")
 
@@ -81,6 +81,7 @@ def read_answers(path: Path, index: LabelIndex) -> Answers:
     image_of = {composed(file).strip(): image for image, file in file_of.items() if file}
     said: dict[int, dict[str, str]] = {}  # of each image: annotator -> name
     marks = Counter[str]()
+    new: dict[str, str] = {}  # name that is no class yet -> where it stands
     for where, about, names in reader(path, content, index.classes):
         image = _image(about, file_of, image_of, where)
         for who, cell in names:
@@ -93,8 +94,28 @@ def read_answers(path: Path, index: LabelIndex) -> Answers:
             if before != name:
                 raise UslError(f"{where}: image {image} is {short(before)} and {short(name)}; settle on one")
             votes[who] = name
+            if name not in index.classes and not is_not_sure(name):
+                new.setdefault(name, where)
     warn_of_marks(path, marks)
-    return _by_majority(said)
+    _check_new(new, index.classes)
+    kept = {} if index.classes else whole_numbers(new)
+    return _by_majority({i: {who: kept.get(name, name) for who, name in votes.items()} for i, votes in said.items()})
+
+
+def _check_new(new: Mapping[str, str], classes: Sequence[str]) -> None:
+    """Refuse several classes in place of one, and names that look like one that is there.
+
+    Raises:
+        UslError: names the entry.
+    """
+    known = list(classes)
+    for name, where in new.items():
+        try:
+            check_single(name, {*classes, *new})
+            check_new(name, known)
+        except UslError as error:
+            raise UslError(f"{where}: {error}") from error
+        known.append(name)
 
 
 def _by_majority(said: Mapping[int, Mapping[str, str]]) -> Answers:
@@ -243,10 +264,12 @@ def _choices(task: About) -> Iterator[Given]:
         if annotation.get("was_cancelled"):
             continue
         results = annotation["result"]
-        chosen = [result["value"] for result in results if result["type"] == "choices"]
+        chosen = [(each.get("from_name", LABEL), each["value"]) for each in results if each["type"] == "choices"]
+        if len({field for field, _ in chosen}) > 1:  # several questions; ours is called so
+            chosen = [(field, value) for field, value in chosen if field == LABEL]
         if results and not chosen:
             raise ValueError("answers, but of other kinds")
-        for value in chosen:
+        for _, value in chosen:
             yield from ((_who(annotation.get("completed_by")), name) for name in _single(value))
 
 

@@ -15,13 +15,25 @@ LONGEST_NAME = 80
 MISSING = ("", "-1", "-1.0", "nan", "NaN", "NAN", "-nan", "None", "null", "NULL", "<NA>", "NaT")
 """Cells that say "no label", as NumPy, pandas, databases and most repositories write it."""
 
-_DOUBTFUL = {text.casefold() for text in (*MISSING, "NA", "N/A", "#N/A", "#NA", "nil", "undefined")}
+_DOUBTFUL = {text.casefold() for text in (
+    *MISSING, "NA", "N/A", "#N/A", "#NA", "nil", "undefined", "unlabeled", "unlabelled", "no label", "\\N", "?", "??",
+    "-", "--", ".", "#VALUE!", "#REF!", "#NAME?", "#NULL!", "#NUM!", "#DIV/0!",
+)}  # fmt: skip
 """Cells that may mean "no label", or be the name of a class."""
 
 _UNSEEN = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
 )
 """What is no control character (Cf) and shows nothing either."""
+
+_TWINS = str.maketrans(
+    "АВЕЅІЈКМНОРСТУХаеѕіјорсухһԁԛԝΑΒΕΖΗΙΚΜΝΟΡΤΥΧον",
+    "ABESIJKMHOPCTYXaesijopcyxhdqwABEZHIKMNOPTYXov",
+)
+"""Cyrillic and Greek letters that look like Latin ones."""
+
+_LISTED = re.compile(r"[\[({]\s*['\"]")
+_BETWEEN = re.compile(r"[,;|]")
 
 _JOINERS = "\u200c\u200d"
 """Zero width, but Persian, Indian scripts and emoji are not written without them."""
@@ -33,8 +45,8 @@ def clean(name: str) -> str:
 
 
 def look(name: str) -> str:
-    """The same text for all names that look alike: but for case, width, spaces and what is not seen at all."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    """The same text for all names that look alike: but for case, width, script, spaces and what is not seen at all."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).translate(_TWINS).casefold())
     return " ".join("".join(c for c in _UNSEEN.sub("", folded) if unicodedata.category(c) != "Cf").split())
 
 
@@ -126,9 +138,26 @@ def name_in(cell: str, known: Collection[str] = ()) -> str | None:
         raise UslError(
             f"'{printable(name, LONGEST_NAME)}' may mean 'no label', or be a class; leave the cell empty for no label"
         )
+    if _LISTED.match(name):
+        raise UslError(f"'{printable(name, LONGEST_NAME)}' is a list, expected the name of one class")
     if not is_not_sure(name):
         check_name(name)
     return name
+
+
+def check_single(name: str, names: Collection[str]) -> None:
+    """Refuse what may be several classes in place of one, as in `cat,dog`.
+
+    Args:
+        name: in a table.
+        names: that are classes, or stand in the table.
+
+    Raises:
+        UslError: one of its parts is among the names.
+    """
+    parts = [part.strip() for part in _BETWEEN.split(name)]
+    if len(parts) > 1 and any(part in names for part in parts):
+        raise UslError(f"'{printable(name, LONGEST_NAME)}' names several classes, expected one")
 
 
 def check_apart(names: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import composed, unguarded
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.labels.entries import short
-from usl_lightning.labels.names import clean, is_not_sure, name_in
+from usl_lightning.labels.names import check_single, clean, is_not_sure, name_in
 
 log = logging.getLogger("usl_lightning")
 
@@ -89,16 +89,20 @@ def labels_in(path: Path, cells: Mapping[str, tuple[int, str]], known: Collectio
     """
     label_of: dict[str, str | None] = {}
     marks = Counter[str]()
+    written = {cell for _, cell in cells.values()}
     for file, (line, cell) in cells.items():
         try:
             name = name_in(cell, known)
+            if cell not in known:
+                check_single(cell, known or written)
         except UslError as error:
             raise UslError(f"{path}: line {line}: {error}") from error
         label_of[file] = None if name is None or is_not_sure(name) else name
         if name is None:
             marks[cell] += 1
     warn_of_marks(path, marks)
-    return label_of if known else without_fractions(label_of)
+    kept = {} if known else whole_numbers({name for name in label_of.values() if name})
+    return {file: name and kept.get(name, name) for file, name in label_of.items()}
 
 
 def warn_of_marks(path: Path, marks: Mapping[str, int]) -> None:
@@ -108,13 +112,10 @@ def warn_of_marks(path: Path, marks: Mapping[str, int]) -> None:
         log.warning("%s: taken for no label: %s", path, told)
 
 
-def without_fractions(label_of: dict[str, str | None]) -> dict[str, str | None]:
-    """Whole numbers for `1.0`, which pandas makes of them in a column that has a gap."""
-    names = {name for name in label_of.values() if name}
+def whole_numbers(names: Collection[str]) -> dict[str, str]:
+    """Name -> how it is kept: `1` for `1.0`, which pandas makes of whole numbers in a column that has a gap."""
     whole = {name: name.rstrip("0").removesuffix(".") if "." in name else name for name in names}
-    if not all(map(is_number, whole.values())):
-        return label_of
-    return {file: name and whole[name] for file, name in label_of.items()}
+    return whole if all(map(is_number, whole.values())) else {name: name for name in names}
 
 
 def is_number(text: str) -> bool:

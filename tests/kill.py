@@ -123,15 +123,22 @@ class Busy(Callback):
 
 
 class Enough(Callback):
-    """Ends training after `step` steps, as early stopping does."""
+    """Ends training after `step` steps, as early stopping does, or by lowering their number.
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    Args:
+        step: the last.
+        lowers: the number of steps.
+    """
+
+    def __init__(self, step: int, lowers: bool = False) -> None:
+        self.step, self.lowers = step, lowers
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Ask Lightning to stop."""
         if trainer.global_step == self.step:
             trainer.should_stop = True
+            if self.lowers:
+                trainer.fit_loop.epoch_loop.max_steps = self.step
 
 
 class ReadOnly(Callback):

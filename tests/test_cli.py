@@ -180,6 +180,28 @@ def test_wrong_keys_in_a_file(old: str, new: str, parts: list[str], refusal: Ref
         assert part in line
 
 
+@pytest.mark.parametrize(("option", "said"), [
+    ("--model=os.system", "--model: expected the name of a LightningModule, found os.system"),
+    ("--model.class_path=os.system", "--model.class_path: expected the name of a LightningModule, found os.system"),
+    ("--model.class_path=nope.X", "--model.class_path: No module named 'nope'"),
+    ("--model=", "--model: expected the name of a class, package.module.Class, found nothing"),
+    ("--data=torch.nn.Linear", "--data: expected the name of a LightningDataModule, found torch.nn.Linear"),
+    ("--model.view={class_path: os.system}", "--model.view: expected the name of a Module, found os.system"),
+    ("--model.optimizer=os.system", "--model.optimizer: expected parameters of Optimization, as in --model.opt"),
+    ("--trainer.logger=CSVLogger", "--trainer.logger.save_dir must be given"),
+    ("--trainer.callbacks=[{class_path: os.system}]", "--trainer.callbacks: expected the name of a Callback, found os"),
+    ("--trainer.callbacks=os.system", "--trainer.callbacks: expected list[Callback] or Callback, found os.system"),
+    ("--trainer=null", "--trainer: expected keys and values, found null"),
+    ("--trainer.barebones=true", "--trainer.barebones: True is a trial with some of the images"),
+    ("--model.=1", "unexpected argument '--model.'; expected --key value"),
+    ("--model..x=1", "unexpected argument '--model..x'"),
+])  # fmt: skip
+def test_what_is_no_class_is_one_line(option: str, said: str, refusal: Refusal) -> None:
+    line = refusal("fit", "--config", "digits_simclr.yaml", option)
+    assert said in line
+    assert len(line) < 200
+
+
 @pytest.mark.parametrize("before", [True, False])
 @pytest.mark.parametrize(
     ("option", "value", "parts"),

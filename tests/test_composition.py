@@ -16,6 +16,7 @@ from usl_lightning.base.configs import compose, config_parts, find_config, names
 from usl_lightning.base.documents import LARGEST, document_text, parse_document, plain_value, settled
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import parameters
+from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.identity import differences, flatten
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.words import StageCommand
@@ -130,6 +131,7 @@ def test_types_read_from_source_are_the_classes(class_path: str) -> None:
         if name in hints and parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             members = set(union(hints[name])) - {type(None)}
             assert kinds[name].text == bool(members & {str, Path}), name
+            assert kinds[name].texts == (list[str] in members), name
             assert (kinds[name].number == "float") == (members == {float}), name
             assert (kinds[name].number == "int") == (members == {int}), name
 
@@ -154,8 +156,39 @@ def test_a_text_is_taken_as_typed(text: str, tmp_path: Path) -> None:
 
 
 def test_the_parser_gets_the_same_text(tmp_path: Path) -> None:
-    for text in ("1.10", "{x}", "null.", "010"):
-        assert StageCLI(stage(f"--data.dir={text}"), build=False).resolved()["data"]["init_args"]["dir"] == text
+    for text in ("1.10", "{x}", "null.", "010", "1e3", "1E-5", "~nosuchuser/x", "Null."):
+        words = stage(f"--data.dir={text}", f"--data.classes=['{text}']")
+        data = StageCLI(words, build=False).resolved()["data"]["init_args"]
+        assert (data["dir"], data["classes"]) == (text, [text])
+
+
+def test_texts_in_a_list_are_as_typed(tmp_path: Path) -> None:
+    typed = ["010", "1.10", "null", "~", "yes", "true", "1e3", "12:30", "-1"]
+    assert stage(f"--data.classes=[{', '.join(typed)}]").flat()["data.classes"] == typed
+    assert stage("--data.classes=[a]", "--data.classes+=010").flat()["data.classes"] == ["a", "010"]
+    with pytest.raises(UslError, match=r"--data.classes\+= is there twice; give both at once"):
+        stage("--data.classes+=010", "--data.classes+=null")
+    block = "\n".join(f"    - {text}" for text in typed)
+    (tmp_path / "own.yaml").write_text(f"data:\n  init_args:\n    classes:\n{block}\n")
+    both = StageCommand.parse("select", ["--config=folder_random.yaml", f"--config={tmp_path / 'own.yaml'}"])
+    assert both.flat()["data.classes"] == typed
+    backbones = [stage(f"--model.backbone=[{text}]", config="folder_probe.yaml") for text in ("a,b", "a, b")]
+    assert [each.flat()["model.backbone"] for each in backbones] == [["a", "b"]] * 2
+    assert stage("--model.backbone=010", config="folder_probe.yaml").flat()["model.backbone"] == "010"
+    with pytest.raises(UslError, match=r"expected a list of texts, as in \[a, b\], found cat"):
+        check_parameters(stage("--data.classes=cat"))
+
+
+@pytest.mark.parametrize("own", ["data: {dir: 010}", "data: {init_args: {dir: 010}}"])
+@pytest.mark.parametrize("first", [False, True])
+def test_parameters_of_a_class_may_stand_beside_it(own: str, first: bool, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(f"{own}\n")
+    configs = ["--config=folder_random.yaml", f"--config={tmp_path / 'own.yaml'}"]
+    tree = StageCommand.parse("select", configs[::-1] if first else configs).tree()
+    assert tree["data"].keys() == {"class_path", "init_args"}
+    assert tree["data"]["init_args"]["dir"] == "010"
+    one = stage("--model.init_args={budget: 7}").tree()
+    assert one == stage("--model.budget=7").tree()
 
 
 def test_an_optional_text_can_be_unset_and_home_is_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -364,8 +364,9 @@ def test_a_signal_that_follows_does_not_disturb_what_is_saved() -> None:
 # Training that ends early --------------------------------------------------------------------------------
 
 
-def test_a_run_that_ended_early_is_paused_not_complete(straight: Path, tmp_path: Path) -> None:
-    enough = json.dumps([{"class_path": "kill.Enough", "init_args": {"step": 4}}])
+@pytest.mark.parametrize("lowers", [False, True])
+def test_a_run_that_ended_early_is_paused_not_complete(straight: Path, tmp_path: Path, lowers: bool) -> None:
+    enough = json.dumps([{"class_path": "kill.Enough", "init_args": {"step": 4, "lowers": lowers}}])
     line = usl(tmp_path, *WORDS, f"--trainer.callbacks={enough}").mistake
     assert "training ended after step 4 of 9" in line
     assert "--ckpt_path last continues it" in line
@@ -378,7 +379,16 @@ def test_a_run_that_ended_early_is_paused_not_complete(straight: Path, tmp_path:
     assert differing(*(state["optimizer_states"] for state in states)) == []
 
 
-@pytest.mark.parametrize("option", ["fast_dev_run=true", "overfit_batches=2", "limit_train_batches=3"])
+def test_a_run_whose_time_is_over_says_how_to_go_on(tmp_path: Path) -> None:
+    line = usl(tmp_path, *WORDS, "--trainer.max_time=00:00:00:00").mistake
+    assert "training ended after step 0 of 9: trainer.max_time 00:00:00:00 is over, give a longer one" in line
+    assert "nothing is saved: the same command begins anew" in line
+    usl(tmp_path, *WORDS, "--trainer.max_time=00:01:00:00").done()
+
+
+@pytest.mark.parametrize("option", [
+    "fast_dev_run=true", "overfit_batches=2", "limit_train_batches=3", "limit_predict_batches=1", "barebones=true",
+])  # fmt: skip
 def test_trials_are_refused(tmp_path: Path, option: str) -> None:
     line = usl(tmp_path, *WORDS, f"--trainer.{option}").mistake
     assert f"trainer.{option.partition('=')[0]}: " in line

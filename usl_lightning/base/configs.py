@@ -15,6 +15,8 @@ from usl_lightning.base.parameters import Kind, kind_at
 
 Tree = dict[str, Any]
 
+_OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")
+
 _CLASS = re.compile(r"(?!(?:true|false|null)$)[A-Za-z_][\w.]*", re.IGNORECASE)
 
 
@@ -43,6 +45,11 @@ def _merge(tree: Tree, part: Mapping[str, Any]) -> None:
             tree[key] = new
         elif not isinstance(old, dict) or _another_class(old, new):
             tree[key] = _copied(new)
+        elif _is_of_a_class(old) or _is_of_a_class(new):
+            shaped = dict(_shaped(old))
+            old.clear()
+            old.update(shaped)
+            _merge(old, _shaped(new))
         else:
             _merge(old, new)
 
@@ -52,11 +59,22 @@ def _another_class(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     return "class_path" in old and new.get("class_path", old["class_path"]) != old["class_path"]
 
 
+def _is_of_a_class(node: Mapping[str, Any]) -> bool:
+    return "class_path" in node or "init_args" in node
+
+
+def _shaped(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A node of a class with its parameters below `init_args`, where they may have been left out."""
+    given, own = node.get("init_args") or {}, {key: item for key, item in node.items() if key in _OF_A_CLASS}
+    loose = {key: item for key, item in node.items() if key not in _OF_A_CLASS}
+    return {**own, "init_args": {**given, **loose}} if loose and isinstance(given, Mapping) else node
+
+
 def _copied(value: Any) -> Any:
     """Mappings that may be merged into, apart from the document's own."""
     if not isinstance(value, dict):
         return value
-    copy = Mapped({key: _copied(item) for key, item in value.items()})
+    copy = Mapped({key: _copied(item) for key, item in (_shaped(value) if "class_path" in value else value).items()})
     copy.text = value.text if isinstance(value, Mapped) else ""
     return copy
 
@@ -108,7 +126,8 @@ def _arguments(node: Tree) -> Tree:
 
 def _value_of(tree: Tree, path: list[str], key: str, text: str) -> Any:
     """A text on the command line: itself where texts are taken, else what it means as YAML."""
-    if kind_at(tree, path).text or not text.lstrip().startswith(("[", "{", '"', "'")):
+    kind = kind_at(tree, path)
+    if (kind.text and not kind.texts) or not text.lstrip().startswith(("[", "{", '"', "'")):
         return Plain(text)
     return parse_document(text, f"--{key}")
 
@@ -116,7 +135,8 @@ def _value_of(tree: Tree, path: list[str], key: str, text: str) -> Any:
 def _typed(value: Any, tree: Tree, path: list[str]) -> Any:
     """A value, and all below it, as the types of the parameters say."""
     kind = kind_at(tree, path)
-    if kind.text and isinstance(value, Mapped | Listed) and value.text:
+    listed = kind.texts and isinstance(value, list)
+    if kind.text and isinstance(value, Mapped | Listed) and value.text and not listed:
         value = value.text
     if isinstance(value, Mapping):
         if "class_path" in value:
@@ -128,7 +148,7 @@ def _typed(value: Any, tree: Tree, path: list[str]) -> Any:
             return {"class_path": str(value["class_path"]), **({"init_args": given} if given else {}), **others}
         return {key: _typed(item, tree, [*path, key]) for key, item in value.items()}
     if isinstance(value, list):
-        return [_typed_item(item) for item in value]
+        return [str(item) if listed and isinstance(item, Plain) else _typed_item(item) for item in value]
     return _scalar(value, kind)
 
 
@@ -141,9 +161,9 @@ def _typed_item(item: Any) -> Any:
 
 def _scalar(value: Any, kind: Kind) -> Any:
     if kind.text and isinstance(value, str):
-        if isinstance(value, Plain) and kind.optional and value in ("null", ""):
+        if isinstance(value, Plain) and kind.optional and value in ("null", "Null", "NULL", ""):
             return None
-        return os.path.expanduser(value) if value.startswith("~") else str(value)
+        return os.path.expanduser(str(value))
     meant = settled(value)
     if kind.number == "float" and isinstance(meant, int) and not isinstance(meant, bool) and abs(meant) < 10**300:
         return float(meant)

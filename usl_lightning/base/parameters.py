@@ -62,6 +62,12 @@ FROM_ELSEWHERE = {"image", "seed"}
 TRAINER = {"accelerator": "str", "default_root_dir": "str", "max_steps": "int", "gradient_clip_val": "float"}
 """Parameters of Lightning's Trainer whose type counts here; all others mean what YAML says."""
 
+TRIALS = {
+    "fast_dev_run": False, "overfit_batches": 0, "limit_train_batches": None, "limit_predict_batches": None,
+    "barebones": False,
+}  # fmt: skip
+"""Parameters of Lightning's Trainer that make a run a trial of itself, and what they are in a real one."""
+
 GROUPS = {
     "trainer": "usl_lightning.engine.trainer.Trainer",
     "checkpoint": "usl_lightning.engine.checkpoints.Checkpoints",
@@ -76,6 +82,7 @@ class Kind:
 
     Attributes:
         text: a text is among it.
+        texts: a list of texts is.
         optional: so is None.
         number: `float` or `int`, if it takes numbers of that type alone (None aside); or `bool`; else "".
         group: dotted path of a class of this package whose parameters are below it; or "".
@@ -84,6 +91,7 @@ class Kind:
     """
 
     text: bool = False
+    texts: bool = False
     optional: bool = False
     number: str = ""
     group: str = ""
@@ -97,7 +105,10 @@ class Kind:
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value of this kind, as far as can be told without the class; None: nothing."""
         if value is None:
-            return None if self.optional or not (self.text or self.number) else "expected a value, found null"
+            needed = (self.text or self.texts or self.number) and not self.optional
+            return "expected a value, found null" if needed else None
+        if self.texts and not self.text and not (isinstance(value, list) and all(isinstance(x, str) for x in value)):
+            return f"expected a list of texts, as in [a, b], found {value}"
         if self.choices and value not in self.choices:
             return f"expected one of {', '.join(map(repr, self.choices))}, found {value}"
         numbers: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
@@ -157,16 +168,20 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
         if isinstance(tree.get(group), Mapping):
             yield from _wrong(tree[group], UNKNOWN, group)
     for group in GROUPS:
-        if not isinstance(tree.get(group) or {}, Mapping):
-            yield group, f"expected keys and values, found {tree[group]!r}", []
+        if not isinstance(tree.get(group, {}), Mapping):
+            found = "null" if tree[group] is None else repr(tree[group])
+            yield group, f"expected keys and values, found {found}", []
             return
     names = trainer_parameters()
-    for key in tree.get("trainer") or {}:
+    for key, value in tree.get("trainer", {}).items():
         if names and key not in names:
             yield f"trainer.{key}", f"unknown key '{key}'", list(names)
+        if key in TRIALS and value != TRIALS[key]:
+            trial = f"{value} is a trial with some of the images; leave it out and try with a small trainer.max_steps"
+            yield f"trainer.{key}", trial, []
     for group, class_path in GROUPS.items():
         known = _ranges(class_path)
-        for key, value in (tree.get(group) or {}).items():
+        for key, value in tree.get(group, {}).items():
             if key in known and (problem := known[key].problem(value)):
                 yield f"{group}.{key}", problem, []
 
@@ -278,10 +293,11 @@ def _kind(annotation: ast.expr | None, module: str) -> Kind:
     names = {member for member in members if member != "None"}
     optional = len(names) < len(set(members))
     choices = tuple(name[1:] for name in members if name.startswith("="))
+    texts = bool(names & {"list[str]", "tuple[str, ...]", "Sequence[str]"})
     if choices and len(choices) == len(names):
         return Kind(text=True, optional=optional, choices=choices)
-    if choices or names & {"str", "Path", "PathLike"}:
-        return Kind(text=True, optional=optional)
+    if choices or texts or names & {"str", "Path", "PathLike"}:
+        return Kind(text=bool(choices or names & {"str", "Path", "PathLike"}), texts=texts, optional=optional)
     if len(names) == 1 and names <= {"int", "float", "bool"}:
         return Kind(optional=optional, number=names.pop())
     groups = [name for name in names if name.startswith(f"{ROOT.name}.")]

@@ -20,6 +20,12 @@ from usl_lightning.stage.words import StageCommand
 _GIVEN = re.compile(r"NestedArg\(key='([^']*)'")
 _KEY = re.compile(r"Parser key \"([^\"]+)\":")
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_NO_CLASS = re.compile(
+    r"Import path (?P<path>.+) does not correspond to a subclass of (?P<base>\w+)"
+    r"|Expected a dot import path string: *(?P<empty>)\n"
+    r"|Subclasses are disabled for (?P<only>\w+), thus '(?P<other>[^']*)'"
+    r"|following arguments are required: (?P<required>.+)"
+)
 _TROUBLE = re.compile(
     r"Option '(?P<unknown>[^']+)' is not accepted"
     r"|Group '(?P<group>[^']+)' does not accept option '(?P<option>[^']+)'"
@@ -29,7 +35,6 @@ _TROUBLE = re.compile(
     r"|Subtypes: \[(?P<union>(?!<class 'pytorch_lightning\.core).*)\]\n(?:.*\n)*?\s*Given value: (?P<value>.*)"
     r"|(?P<module>(?:No module named|module) '.*)"
     r"|[Uu]nrecognized arguments: --(?P<argument>[\w.+-]+)"
-    r"|following arguments are required: (?P<required>.+)"
     r"|Key '(?P<key>[^']+)' is not expected"
 )
 
@@ -44,6 +49,9 @@ def explain(message: str, stage: StageCommand, known: Iterable[str]) -> str:
     """
     path = [name for name in _KEY.findall(message) if name]
     given = _GIVEN.search(message)
+    wrong = _NO_CLASS.search(message)
+    if wrong is not None:
+        return _about_a_class(wrong.groupdict(), ".".join(path), stage)
     for trouble in _TROUBLE.finditer(message):
         found = trouble.groupdict()
         if found["expected"] == "<class 'NoneType'>":
@@ -67,11 +75,7 @@ def explain(message: str, stage: StageCommand, known: Iterable[str]) -> str:
             names = [name for name in (*known, *stage.flat()) if name != key]
             return f"{where}: unknown key{did_you_mean(key, names)}; see --help"
         if found["module"]:
-            return f"{_where(stage, prefix)}: {found['module'].strip()}{_nearest_in_module(found['module'])}"
-        if found["required"]:
-            parent = path[0] if path else ""
-            missing = [f"--{parent}.{name.strip()}" for name in found["required"].split(",")]
-            return f"{stage.configs[-1]}: {', '.join(missing)} must be given"
+            return f"{_where_class(stage, prefix)}: {found['module'].strip()}{_nearest_in_module(found['module'])}"
         if found["path"]:
             meant = _nearest_method(found["path"])
             return (
@@ -85,6 +89,23 @@ def explain(message: str, stage: StageCommand, known: Iterable[str]) -> str:
         if found["expected"]:
             return f"{_where(stage, prefix)}: expected {_plain(found['expected'])}, found {found['got'].strip()}"
     return " ".join(message.split())
+
+
+def _about_a_class(found: Mapping[str, str | None], key: str, stage: StageCommand) -> str:
+    """What is wrong with the class that a parameter names, or with what is given to it; see `_NO_CLASS`."""
+    if found["required"]:
+        missing = [f"--{key}.{name.strip()}" for name in found["required"].split(",")]
+        return f"{stage.configs[-1]}: {', '.join(missing)} must be given"
+    if found["only"]:
+        expected = f"parameters of {found['only']}, as in --{key}.NAME"
+        return f"{_where(stage, key)}: expected {expected}, found {found['other']}"
+    base = f"a {found['base']}" if found["base"] else "a class, package.module.Class"
+    return f"{_where_class(stage, key)}: expected the name of {base}, found {found['path'] or 'nothing'}"
+
+
+def _where_class(stage: StageCommand, key: str) -> str:
+    """The option or the file in which the class of a parameter was named."""
+    return f"--{key}" if key in stage.overrides else _where(stage, f"{key}.class_path")
 
 
 def _where(stage: StageCommand, key: str) -> str:
@@ -168,7 +189,7 @@ def _expected(names: list[str]) -> str:
 
 
 def _plain(expected: str) -> str:
-    words = re.sub(r"<class '(\w+)'>", r"\1", expected).replace("typing.", "")
+    words = re.sub(r"\b(?:[A-Za-z_]\w*\.)+(\w+)", r"\1", re.sub(r"<class '([\w.]+)'>", r"\1", expected))
     choices = re.fullmatch(r"Literal\[(.+)\]", words)
     return f"one of {choices[1]}" if choices else words
 

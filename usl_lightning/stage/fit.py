@@ -6,18 +6,16 @@ from typing import Any
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import LambdaCallback
+from pytorch_lightning.callbacks import LambdaCallback, Timer
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.device import keep_freed_memory
 from usl_lightning.models.encoder import compile_encoders, recompute_encoders
 from usl_lightning.stage.fit_at_once import fit_at_once
+from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.outcome import finish
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.test import measure
-
-TRIALS = {"fast_dev_run": False, "overfit_batches": 0.0, "limit_train_batches": None, "barebones": False}
-"""Parameters of Lightning's Trainer that make a run a trial of itself, and what they are in a real one."""
 
 
 def fit(
@@ -42,26 +40,30 @@ def fit(
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
     trainer.callbacks.insert(0, LambdaCallback(on_train_start=lambda *_: begin()))  # type: ignore[attr-defined]
+    steps = trainer.max_steps  # a callback may lower it
     trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
-    if trainer.global_step < trainer.max_steps:
-        raise UslError(
-            f"{cli.stage.run_dir}: training ended after step {trainer.global_step} of {trainer.max_steps} "
-            "(trainer.max_time, trainer.max_epochs or a callback); the run is paused: --ckpt_path last continues it"
-        )
+    if trainer.global_step < steps:
+        raise UslError(_paused(cli, trainer, steps))
     metrics = measure(cli, trainer)
     finish(cli, trainer, metrics)
     return metrics
 
 
+def _paused(cli: StageCLI, trainer: Trainer, steps: int) -> str:
+    """What ended training early, and how to go on."""
+    ended = f"{cli.stage.run_dir}: training ended after step {trainer.global_step} of {steps}"
+    if any(isinstance(each, Timer) and each.time_remaining() == 0 for each in trainer.callbacks):  # type: ignore[attr-defined]
+        ended += f": trainer.max_time {cli.config.trainer.max_time} is over, give a longer one"
+    else:
+        ended += " (trainer.max_epochs or a callback)"
+    if not StageFolder(cli.stage.run_dir).has_checkpoint:
+        return f"{ended}; nothing is saved: the same command begins anew"
+    return f"{ended}; the run is paused: --ckpt_path last continues it"
+
+
 def _check(cli: StageCLI, trainer: Trainer) -> None:
     if trainer.max_steps < 1:
         raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
-    for name, off in TRIALS.items():
-        if cli.config.trainer[name] != off:
-            raise UslError(
-                f"trainer.{name}: {cli.config.trainer[name]} trains on other images than the whole run does; leave it "
-                "out and try with a small trainer.max_steps"
-            )
     every, part = trainer.val_check_interval, trainer.accumulate_grad_batches
     if isinstance(every, int) and every % part:
         valid = [size for size in (every - every % part, every - every % part + part) if size]

@@ -108,6 +108,7 @@ class StageCLI(LightningCLI):
             self.parser.dump(self.config, skip_none=False, skip_link_targets=True, format="yaml")
         )
         config.pop("config", None)
+        config = _with_texts(config, self.config.as_dict())
         check_keys(self.stage, flatten(config))
         return config
 
@@ -151,6 +152,15 @@ class StageCLI(LightningCLI):
         set_timeout(trainer.strategy, self.config.processes.timeout_minutes)
         watch_children(trainer.strategy)
         return trainer
+
+
+def _with_texts(written: Any, meant: Any) -> Any:
+    """What was written as YAML and read again, with the texts that were meant: of `1e3` the parser makes a number."""
+    if isinstance(written, dict) and isinstance(meant, dict):
+        return {key: _with_texts(value, meant.get(key)) for key, value in written.items()}
+    if isinstance(written, list) and isinstance(meant, list):
+        return [_with_texts(*pair) for pair in zip(written, meant, strict=True)]
+    return str(meant) if isinstance(meant, str) else written
 
 
 def _listed(given: Any) -> list[Any]:

@@ -90,6 +90,10 @@ class StageCommand:
                 stage.wandb = {"true": "online", "false": None}.get(value, value)
             elif key in own:
                 stage.options[key] = os.path.expanduser(value)
+            elif "" in key.rstrip("+").split("."):
+                raise UslError(f"unexpected argument '--{key}'; expected --key value")
+            elif key.endswith("+") and SHORT.get(key, key) in stage.overrides:
+                raise UslError(f"--{key}= is there twice; give both at once, as in --{key}=[a, b]")
             elif key not in ("config", "c"):
                 stage.overrides[SHORT.get(key, key)] = value
         return stage

@@ -183,7 +183,7 @@ def test_wrong_keys_in_a_file(old: str, new: str, parts: list[str], refusal: Ref
 @pytest.mark.parametrize(("option", "said"), [
     ("--model=os.system", "--model: expected the name of a LightningModule, found os.system"),
     ("--model.class_path=os.system", "--model.class_path: expected the name of a LightningModule, found os.system"),
-    ("--model.class_path=nope.X", "--model.class_path: No module named 'nope'"),
+    ("--model.class_path=nope.X", "--model.class_path: there is no class nope.X"),
     ("--model=", "--model: expected the name of a class, package.module.Class, found nothing"),
     ("--data=torch.nn.Linear", "--data: expected the name of a LightningDataModule, found torch.nn.Linear"),
     ("--model.view={class_path: os.system}", "--model.view: expected the name of a Module, found os.system"),

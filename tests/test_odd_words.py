@@ -47,6 +47,38 @@ def test_odd_words(words: list[str], said: str, here: Path, capsys: pytest.Captu
     assert os.listdir(here) == ["l.json"]
 
 
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("model.init_from", "${nope.checkpoint}", "'nope' is no earlier stage"),
+    ("model.init_from", "${train_usl.checkpoint}", "'train_usl' is no earlier stage"),
+    ("model.init_from", "${pretrain.checkpont}", "no such output (did you mean 'checkpoint'?)"),
+    ("model.init_from", "nope.ckpt", "model.init_from: nope.ckpt: no such file"),
+    ("data.labels", "nope.json", "data.labels: nope.json: no such file"),
+    ("data.dataset", "digitz", "data set 'digitz' is not known (did you mean 'digits'?)"),
+    ("model.class_path", "nope.X", "model.class_path: there is no class nope.X"),
+    ("model.class_path", "usl_lightning.semisup.fixmatch.FixMacth", "FixMacth (did you mean 'FixMatch'?)"),
+    ("trainer.max_steps", "0", "trainer.max_steps: 0 is out of range"),
+    ("trainer.max_steps", "many", "trainer.max_steps: expected int, found many"),
+    ("trainer.overfit_batches", "2", "trainer.overfit_batches: 2 is a trial"),
+    ("seed_everything", "-1", "seed_everything: -1 is no seed"),
+    ("run_dir", "x", "run_dir: the chain sees to that"),
+    ("foo", "1", "unknown key 'foo'"),
+    ("mdel.threshold", "1", "unknown key 'mdel.threshold'"),
+])  # fmt: skip
+def test_a_chain_is_checked_whole(
+    key: str, value: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong with its fourth stage is said before its first."""
+    for words in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["run", "digits_quickstart.yaml", f"--train_usl.{key}={value}", *words])
+        err = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert err.startswith("usl: stage train_usl: ")
+        assert said in err
+        assert err.count("\n") == 1
+        assert os.listdir(here) == ["l.json"]
+
+
 @pytest.mark.parametrize("name", ["a.json", "a.csv", "a.npy", "a.yaml"])
 def test_what_never_ends_is_no_file(name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A link to a device, or a pipe that nobody writes to."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from usl_lightning.base import ranges
 from usl_lightning.base.classes import ROOT, ClassSource, dotted, find_class, syntax_of
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.ranges import SEED, Range
 
 
@@ -182,7 +182,8 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
     for group, class_path in GROUPS.items():
         known = _ranges(class_path)
         for key, value in tree.get(group, {}).items():
-            if key in known and (problem := known[key].problem(value)):
+            kind = _kind_of_source(TRAINER.get(key, "")) if group == "trainer" else UNKNOWN
+            if problem := replace(kind, optional=True, range=known.get(key)).problem(value):
                 yield f"{group}.{key}", problem, []
 
 
@@ -201,6 +202,9 @@ def wrong_options(class_path: str, options: Mapping[str, Any]) -> Iterator[tuple
 def _wrong(value: Any, kind: Kind, path: str) -> Iterator[tuple[str, str, list[str]]]:
     if isinstance(value, Mapping) and ("class_path" in value or kind.group):
         class_path = str(value.get("class_path", kind.group))
+        if problem := _no_class(class_path):
+            yield f"{path}.class_path", problem, []
+            return
         known = parameters(class_path)
         arguments = value.get("init_args") or {} if "class_path" in value else value
         for key, item in arguments.items() if known else ():
@@ -213,6 +217,19 @@ def _wrong(value: Any, kind: Kind, path: str) -> Iterator[tuple[str, str, list[s
             yield from _wrong(item, UNKNOWN, f"{path}[{number}]")
     elif not isinstance(value, Mapping) and (problem := kind.problem(value)):
         yield path, problem, []
+
+
+@cache
+def _no_class(class_path: str) -> str:
+    """What to say of a dotted path that leads to no class of this package, or to no package that is installed."""
+    package, dot, _ = class_path.partition(".")
+    module, _, name = class_path.rpartition(".")
+    if package == ROOT.name:
+        missing, tree = find_class(class_path) is None, syntax_of(module)
+    else:
+        missing, tree = dot != "" and package.isidentifier() and find_spec(package) is None, None
+    classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)] if tree else []
+    return f"there is no class {class_path}{did_you_mean(name, classes)}" if missing else ""
 
 
 @cache

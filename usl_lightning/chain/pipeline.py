@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import write_json
 from usl_lightning.base.interrupt import HEEDED, Interruption
 from usl_lightning.chain import slurm
-from usl_lightning.chain.file import Stage
+from usl_lightning.chain.file import REFERENCE, Stage
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.plan import Plan
 from usl_lightning.chain.process import start_stage
@@ -21,6 +21,7 @@ from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.answers import KEY
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.identity import names_a_file
 from usl_lightning.stage.typos import refuse_typos
 from usl_lightning.stage.words import StageCommand
 
@@ -55,6 +56,10 @@ def run_chain(run: RunOptions) -> None:
             except KeyboardInterrupt:
                 interruption.requeue()  # between two stages; a stage has done it itself
                 raise
+
+
+_OF_THE_CHAIN = ("config", "c", "run_dir", "ckpt_path", "extend", "wandb")
+_OUTPUTS = ("checkpoint", "labels")
 
 
 def _queue(run: RunOptions) -> None:
@@ -148,12 +153,38 @@ def _check_stages(run: RunOptions) -> None:
     Raises:
         UslError: names the stage, the key and what was expected.
     """
+    earlier: list[str] = []
     for stage in run.chain.stages:
-        command = StageCommand(stage.command, [stage.config], dict(stage.set), run.folder(stage.name).path)
+        overrides = {"seed_everything": str(run.seed), **stage.set}
+        command = StageCommand(stage.command, [stage.config], overrides, run.folder(stage.name).path)
         try:
+            _check_sources(run, stage, earlier)
             check_parameters(command)
         except UslError as error:
             raise UslError(f"stage {stage.name}: {str(error).removeprefix('--')}") from error
+        earlier.append(stage.name)
+
+
+def _check_sources(run: RunOptions, stage: Stage, earlier: Sequence[str]) -> None:
+    """Refuse what a stage is to take from where it cannot be, and options that are no parameters.
+
+    Raises:
+        UslError: names the key.
+    """
+    for key, value in stage.set.items():
+        if key in _OF_THE_CHAIN:
+            raise UslError(f"{key}: the chain sees to that for all of its stages; leave it out")
+        for source, output in REFERENCE.findall(value):
+            if source not in earlier:
+                near = did_you_mean(source, earlier)
+                raise UslError(f"{key}: ${{{source}.{output}}}: '{source}' is no earlier stage{near}")
+            if output not in _OUTPUTS and (near := did_you_mean(output, _OUTPUTS)):
+                raise UslError(f"{key}: ${{{source}.{output}}}: no such output{near}")
+        own = os.path.abspath(run.out / run.name) + os.sep
+        path = os.path.abspath(os.path.expanduser(value))
+        named = names_a_file(key) and value not in ("", "null") and not REFERENCE.search(value)
+        if named and not os.path.exists(path) and not path.startswith(own):
+            raise UslError(f"{key}: {value}: no such file")
 
 
 def _check_folder(run: RunOptions) -> None:

@@ -12,10 +12,16 @@ from typing import Any
 
 from usl_lightning.base.configs import config_parts
 from usl_lightning.base.errors import UslError, did_you_mean, printable
-from usl_lightning.base.parameters import wrong_parameters
+from usl_lightning.base.parameters import as_seed, wrong_parameters
+from usl_lightning.data.images.catalog import canonical_name
 from usl_lightning.data.images.rendering import colour_of
 from usl_lightning.stage.identity import flatten
 from usl_lightning.stage.words import StageCommand
+
+GROUPS = (
+    "model", "data", "trainer", "checkpoint", "processes", "seed_everything", "compile", "activation_checkpointing",
+)  # fmt: skip
+"""What a configuration may hold, or is a group of that."""
 
 _GIVEN = re.compile(r"NestedArg\(key='([^']*)'")
 _KEY = re.compile(r"Parser key \"([^\"]+)\":")
@@ -222,9 +228,15 @@ def check_parameters(stage: StageCommand) -> None:
         leaf = key.rpartition(".")[2]
         near = f"{did_you_mean(leaf, names)}; {_expected(names)}" if names else ""
         raise UslError(f"{_where(stage, key)}: {printable(problem, 300)}{near}")
-    background = stage.flat().get("data.background")
-    if background is not None:
-        colour_of(str(background))
+    flat = stage.flat()
+    for key in flat:
+        if key.partition(".")[0] not in GROUPS:
+            raise UslError(f"{_where(stage, key)}: unknown key '{key}'{did_you_mean(key, GROUPS)}; see --help")
+    as_seed(str(flat["seed_everything"]), "seed_everything")
+    if flat.get("data.dataset") is not None:
+        canonical_name(str(flat["data.dataset"]))
+    if flat.get("data.background") is not None:
+        colour_of(str(flat["data.background"]))
 
 
 def check_keys(stage: StageCommand, resolved: Mapping[str, Any]) -> None:

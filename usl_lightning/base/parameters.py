@@ -202,8 +202,8 @@ def wrong_options(class_path: str, options: Mapping[str, Any]) -> Iterator[tuple
 def _wrong(value: Any, kind: Kind, path: str) -> Iterator[tuple[str, str, list[str]]]:
     if isinstance(value, Mapping) and ("class_path" in value or kind.group):
         class_path = str(value.get("class_path", kind.group))
-        if problem := _no_class(class_path):
-            yield f"{path}.class_path", problem, []
+        if missing := _no_class(class_path):
+            yield f"{path}.class_path", missing, []
             return
         known = parameters(class_path)
         arguments = value.get("init_args") or {} if "class_path" in value else value

@@ -1,14 +1,17 @@
-"""What a shipped chain reaches: USL beside random, for several seeds.
+"""What a shipped chain reaches beside random labels, for several seeds and numbers of threads.
 
-    python tests/benchmarks/chain.py digits_quickstart --seeds 0 1 2
+    python tests/benchmarks/chain.py digits_quickstart --seeds 0 1 2 3 4 --threads 1 2
 
-Runs `usl run` for each seed, prints a table, and writes results/<chain>.json with the machine's description.
+Runs `usl run` for each, prints a table, and writes results/<chain>.json with the machine's description.
 For stage 1 it gives the kNN accuracy of the features beside that of raw pixels. No label of the test images
 reaches anything but these figures.
 """
 
 import argparse
+import itertools
 import json
+import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -21,16 +24,29 @@ from machine import machine
 HERE = Path(__file__).parent
 
 
-def run_chain(chain: str, seed: int, out: Path) -> dict[str, Any]:
-    """`summary.json` of one run."""
-    command = [sys.executable, "-m", "usl_lightning.cli", "run", f"{chain}.yaml", "--seed", str(seed)]
-    subprocess.run([*command, "--name", f"seed{seed}", "--out", str(out)], check=True)
-    return json.loads((out / f"seed{seed}" / "summary.json").read_text())
+def run_chain(chain: str, seed: int, threads: int, out: Path) -> dict[str, Any]:
+    """`summary.json` of one run, with the processor time of all its stages; nothing is there that was kept before."""
+    words = ["run", f"{chain}.yaml", "--seed", str(seed), "--name", "run", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "USL_CACHE": str(out / "cache")}
+    before = _processor_seconds()
+    subprocess.run([sys.executable, "-m", "usl_lightning.cli", *words], check=True, env=environment)
+    run: dict[str, Any] = json.loads((out / "run" / "summary.json").read_text())
+    spent = round(_processor_seconds() - before, 1)
+    run |= {"threads": threads, "processor_seconds": spent, "knn_curve": curve(out / "run")}
+    for part in (*run["results"], *run["stages"]):
+        for path in ("labels", "outputs"):
+            part.pop(path, None)
+    return run
 
 
-def curve(out: Path, seed: int) -> list[list[float]]:
+def _processor_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def curve(run: Path) -> list[list[float]]:
     """[[step, kNN accuracy], …] of stage 1."""
-    rows = (out / f"seed{seed}" / "pretrain" / "metrics.csv").read_text().splitlines()[1:]
+    rows = (run / "pretrain" / "metrics.csv").read_text().splitlines()[1:]
     cells = [row.split(",") for row in rows]
     return [[int(step), float(value)] for step, name, value in cells if name == "knn_accuracy"]
 
@@ -58,13 +74,16 @@ def report_on(chain: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
         rows = [result for run in runs for result in run["results"] if result["selection"] == name]
         values = [row["test_accuracy"] for row in rows]
         covered = [row["classes_covered"] for row in rows]
-        accuracy[name] = {"mean": statistics.mean(values), "seeds": values, "classes_covered": covered}
+        about = {"mean": statistics.mean(values), "sd": statistics.stdev(values) if len(values) > 1 else 0.0}
+        accuracy[name] = {**about, "seeds": values, "classes_covered": covered}
     return {
         "machine": machine(),
         "chain": chain,
-        "knn_of_raw_pixels": raw_pixels(chain.removesuffix("_quickstart")),
+        "seed_and_threads": [[run["seed"], run["threads"]] for run in runs],
+        "knn_of_raw_pixels": raw_pixels(next(name for name in ("digits", "fashion_mnist") if chain.startswith(name))),
         "knn_accuracy": [run["stages"][0]["metrics"]["knn_accuracy"] for run in runs],
         "seconds": [run["seconds"] for run in runs],
+        "processor_seconds": [run["processor_seconds"] for run in runs],
         "test_accuracy": accuracy,
         "runs": runs,
     }
@@ -73,32 +92,28 @@ def report_on(chain: str, runs: list[dict[str, Any]]) -> dict[str, Any]:
 def print_table(report: dict[str, Any]) -> None:
     """The figures as text."""
     print(f"\n{report['chain']}: stage-1 kNN {report['knn_accuracy']}, raw pixels {report['knn_of_raw_pixels']}")
-    print(f"seconds {report['seconds']}\n{'selection':10} {'mean':>6}  each seed        classes covered")
+    print(f"seconds {report['seconds']}, of the processor {report['processor_seconds']}")
+    print(f"{'selection':14} {'mean':>6} {'sd':>6}  each run        classes covered")
     for name, row in report["test_accuracy"].items():
         each = " ".join(f"{accuracy:.3f}" for accuracy in row["seeds"])
-        print(f"{name:10} {row['mean']:6.3f}  {each}  {row['classes_covered']}")
+        print(f"{name:14} {row['mean']:6.3f} {row['sd']:6.3f}  {each}  {row['classes_covered']}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("chain")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     arguments = parser.parse_args()
     path = HERE / "results" / f"{arguments.chain}.json"
     path.parent.mkdir(exist_ok=True)
     runs: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:
-        for seed in arguments.seeds:
-            run = run_chain(arguments.chain, seed, Path(folder))
-            run["knn_curve"] = curve(Path(folder), seed)
-            for result in run["results"]:
-                del result["labels"]
-            for stage in run["stages"]:
-                del stage["outputs"]
-            runs.append(run)
-            report = report_on(arguments.chain, runs)
-            path.write_text(json.dumps(report, indent=1) + "\n")
-            print_table(report)
+    for threads, seed in itertools.product(arguments.threads, arguments.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            runs.append(run_chain(arguments.chain, seed, threads, Path(folder)))
+        report = report_on(arguments.chain, runs)
+        path.write_text(json.dumps(report, indent=1) + "\n")
+        print_table(report)
 
 
 if __name__ == "__main__":

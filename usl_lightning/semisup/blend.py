@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.ranges import Ranges, above, whole
+from usl_lightning.base.ranges import Ranges, above, at_least, whole
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.semisup.few_labels import FewLabels
 from usl_lightning.vectors.logistic import LinearHead, LogisticLearner
@@ -24,15 +24,15 @@ class Blend(FewLabels):
         image: of the images; the command line takes it from the data.
         init_from: checkpoint whose encoder gives the features.
         strengths: see `Probe`.
-        k: see `Propagate`.
+        k, alphas: see `Propagate`.
         folds, repeats: of the cross-validation.
         source: where else the features come from: see `FeatureMethod`.
     """
 
-    ranges: ClassVar[Ranges] = {"strengths": above(0), "k": whole(1)}
+    ranges: ClassVar[Ranges] = {"strengths": above(0), "k": whole(1), "alphas": at_least(0, below=1)}
 
-    revision: int = 2
-    usual = (0.9, 0.35)
+    revision: int = 3
+    usual = (0.9, 0.9)
 
     # `**source` is resolved by the command line to the parameters of `FewLabels`, each typed and documented.
     def __init__(
@@ -41,19 +41,21 @@ class Blend(FewLabels):
         init_from: str | None = None,
         strengths: list[float] = [3.0, 30.0, 300.0],  # noqa: B006 - never changed
         k: int = 5,
+        alphas: list[float] = [0.95, 0.99],  # noqa: B006 - never changed
         **source: Any,
     ) -> None:
         super().__init__(image=image, init_from=init_from, **source)
-        if not strengths:
-            raise UslError("model.strengths: none is given; expected at least one")
-        self.strengths, self.k = strengths, k
+        for name, given in (("strengths", strengths), ("alphas", alphas)):
+            if not given:
+                raise UslError(f"model.{name}: none is given; expected at least one")
+        self.strengths, self.k, self.alphas = strengths, k, alphas
 
     def learners(self, features: Tensor, rows: Tensor, labels: Tensor) -> tuple[Learner, ...]:
         """Both."""
         classes = self.image.num_classes
         return (
             LogisticLearner(features, rows, labels, classes, self.strengths),
-            PropagationLearner(features, rows, labels, classes, self.k),
+            PropagationLearner(features, rows, labels, classes, self.k, self.alphas),
         )
 
     def heads_like(self, states: Sequence[dict[str, Tensor]]) -> Sequence[nn.Module]:

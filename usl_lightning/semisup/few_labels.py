@@ -23,7 +23,7 @@ from usl_lightning.evaluation.folds import stratified_folds
 from usl_lightning.evaluation.told import PREDICTIONS, HeldOut, Told
 from usl_lightning.evaluation.trial import Judgement, Trial
 from usl_lightning.features.source import FeatureMethod
-from usl_lightning.features.votes import NEIGHBORS, states_of_heads
+from usl_lightning.features.votes import NEIGHBORS, complete_state, states_of_heads
 from usl_lightning.models.encoder import ENTRY, encoder_entry, encoder_like
 from usl_lightning.models.method import Evaluation
 from usl_lightning.semisup.classes import check_classes, untestable
@@ -159,8 +159,8 @@ class FewLabels(FeatureMethod):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Build what the weights are to be loaded into: their sizes are those of the images and labels of the fit."""
-        state, device = checkpoint["state_dict"], self.device
-        state.setdefault("votes.weights", torch.full((len(self.usual),), 1 / len(self.usual)))  # of earlier ones
+        state, device = complete_state(checkpoint["state_dict"]), self.device
+        checkpoint["state_dict"] = state
         self.encoder = encoder_like(checkpoint[ENTRY]["spec"]).eval().to(device)
         self.votes = Votes(self.heads_like(states_of_heads(state))).to(device)
         self.judgement = Judgement.of(checkpoint[JUDGED])

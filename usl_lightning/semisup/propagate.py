@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from usl_lightning.base.ranges import Ranges, whole
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.ranges import Ranges, at_least, whole
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.semisup.few_labels import FewLabels
 from usl_lightning.vectors.propagation import NeighborHead, PropagationLearner
@@ -19,22 +20,33 @@ class Propagate(FewLabels):
         image: of the images; the command line takes it from the data.
         init_from: checkpoint whose encoder gives the features.
         k: neighbours of each image.
+        alphas: candidates of how much of an image's value comes from its neighbours.
         folds, repeats: of the cross-validation that calibrates and estimates.
         source: where else the features come from: see `FeatureMethod`.
     """
 
-    ranges: ClassVar[Ranges] = {"k": whole(1)}
+    ranges: ClassVar[Ranges] = {"k": whole(1), "alphas": at_least(0, below=1)}
 
-    usual = (0.35,)
+    revision: int = 2
+    usual = (0.9,)
 
     # `**source` is resolved by the command line to the parameters of `FewLabels`, each typed and documented.
-    def __init__(self, image: ImageSpec, init_from: str | None = None, k: int = 5, **source: Any) -> None:
+    def __init__(
+        self,
+        image: ImageSpec,
+        init_from: str | None = None,
+        k: int = 5,
+        alphas: list[float] = [0.95, 0.99],  # noqa: B006 - never changed
+        **source: Any,
+    ) -> None:
         super().__init__(image=image, init_from=init_from, **source)
-        self.k = k
+        if not alphas:
+            raise UslError("model.alphas: none is given; expected at least one")
+        self.k, self.alphas = k, alphas
 
     def learners(self, features: Tensor, rows: Tensor, labels: Tensor) -> tuple[Learner, ...]:
         """Propagation alone."""
-        return (PropagationLearner(features, rows, labels, self.image.num_classes, self.k),)
+        return (PropagationLearner(features, rows, labels, self.image.num_classes, self.k, self.alphas),)
 
     def heads_like(self, states: Sequence[dict[str, Tensor]]) -> Sequence[nn.Module]:
         """The images and what they have come to."""

@@ -14,8 +14,9 @@ from usl_lightning.compute.device import chunks
 from usl_lightning.vectors.distances import exact_arithmetic, unit_rows
 from usl_lightning.vectors.neighbors import nearest_neighbors
 
-ALPHA = 0.99
-"""How much of a point's value comes from its neighbours (Zhou et al.; Iscen et al., CVPR 2019)."""
+ALPHAS = (0.95, 0.99)
+"""How much of a point's value comes from its neighbours: candidates. Zhou et al. and Iscen et al. (CVPR 2019) have 0.99,
+with which a label goes about 100 neighbours far: too far where classes are small or neighbours often of another class."""
 
 POWER = 3
 """Of the cosine, in a neighbour's weight (Iscen et al.)."""
@@ -73,14 +74,15 @@ def _weights(squared_distances: Tensor) -> Tensor:
     return (1 - squared_distances / 2).clamp_min(0) ** POWER
 
 
-def propagate(graph: Graph, sources: Tensor, *, tolerance: float = 1e-4, steps: int = 200) -> Tensor:
-    """Z of (I − 0.99·S) Z = Y by conjugate gradients.
+def propagate(graph: Graph, sources: Tensor, alpha: float, *, tolerance: float = 1e-5, steps: int = 200) -> Tensor:
+    """Z of (I − α·S) Z = Y by conjugate gradients.
 
     Args:
         graph: of n points.
         sources: Y, [n, columns].
+        alpha: how much of a value comes from neighbours, from 0 to below 1.
         tolerance: of the residual, relative to Y, in each column.
-        steps: at most; about 100 gain six digits, as the eigenvalues of I − 0.99·S are from 0.01 to 1.99.
+        steps: at most; with α = 0.99 about 100 gain six digits, as the eigenvalues of I − α·S are from 0.01 to 1.99.
 
     Returns:
         float32 or float64 [n, columns].
@@ -94,7 +96,7 @@ def propagate(graph: Graph, sources: Tensor, *, tolerance: float = 1e-4, steps: 
         for _ in range(steps):
             if bool((square <= goal).all()):
                 break
-            image = direction - ALPHA * (matrix @ direction)
+            image = direction - alpha * (matrix @ direction)
             step = square / (direction * image).sum(0).clamp_min(tiny)
             z, rest = z + step * direction, rest - step * image
             before, square = square, rest.square().sum(0)
@@ -128,10 +130,30 @@ def log_shares(values: Tensor) -> Tensor:
     return torch.where(total > 0, positive / torch.where(total > 0, total, 1.0), alike).clamp_min(LEAST).log()
 
 
+def centred(features: Tensor, mean: Tensor) -> Tensor:
+    """Unit rows, from which their mean goes, made unit rows again.
+
+    What all images have in common hides what is alike: the cosines of a published network's features are all high. A
+    row without a direction from the mean, as equal rows are, stays as it is.
+
+    Args:
+        features: unit rows [n, d].
+        mean: [d], of the rows of the set.
+    """
+    rows = features - mean
+    length = rows.norm(dim=1, keepdim=True)
+    return torch.where(length > 1e-4, rows / length.clamp_min(1e-4), features)
+
+
+def nearness(cosines: Tensor) -> Tensor:
+    """(½ + ½·cos)⁶: as steep as cos³ near 1, and never 0 for all that is nearest: whatever it is, it counts."""
+    return (cosines / 2 + 0.5).clamp_min(1e-3) ** (2 * POWER)
+
+
 class NeighborHead(nn.Module):
     """Unit features [b, d] -> logarithms of shares [b, c], from the nearest of the points whose values are known.
 
-    The value of a new point is 0.99·Σⱼ Sⱼ·zⱼ over its neighbours, as the equation of `propagate` has it; what they all
+    The value of a new point is α·Σⱼ Sⱼ·zⱼ over its neighbours, as the equation of `propagate` has it; what they all
     have in common does not matter to shares.
 
     Args:
@@ -143,12 +165,14 @@ class NeighborHead(nn.Module):
 
     bank: Tensor
     values: Tensor
+    mean: Tensor
 
     def __init__(self, points: int, inputs: int, outputs: int, k: int) -> None:
         super().__init__()
         self.k = k
         self.register_buffer("bank", torch.zeros(points, inputs, dtype=torch.half))
         self.register_buffer("values", torch.zeros(points, outputs))
+        self.register_buffer("mean", torch.zeros(inputs))
 
     @classmethod
     def like(cls, state: dict[str, Tensor], k: int) -> "NeighborHead":
@@ -160,25 +184,33 @@ class NeighborHead(nn.Module):
         return torch.cat([self._look(features[rows]) for rows in chunks(len(features), 4 * len(self.bank))])
 
     def _look(self, features: Tensor) -> Tensor:
-        cosines = features.to(self.values.dtype) @ self.bank.to(self.values.dtype).T
+        cosines = centred(features.to(self.values.dtype), self.mean) @ self.bank.to(self.values.dtype).T
         nearest, indices = cosines.topk(min(self.k, len(self.bank)), dim=1)
-        return log_shares((nearest.clamp_min(0)[:, :, None] ** POWER * self.values[indices]).sum(1))
+        weights = nearest.clamp_min(1e-3)[:, :, None] ** POWER
+        return log_shares((weights * self.values[indices]).sum(1))
 
 
 class PropagationLearner:
     """Label propagation over all points, and from them to new ones.
 
+    What nothing arrives at, as no path leads there from a label, takes the classes of the labels that are nearest.
+
     Args:
-        features: unit rows [n, d], of all images.
+        features: unit rows [n, d], of all images; from here on `centred`.
         rows: int64 [m], those that are labelled.
         labels: int64 [m].
         num_classes: c.
         k: neighbours of each point.
+        alphas: of each setting, how much of a value comes from neighbours.
     """
 
-    def __init__(self, features: Tensor, rows: Tensor, labels: Tensor, num_classes: int, k: int) -> None:
-        self.features, self.rows, self.labels, self.num_classes, self.k = features, rows, labels, num_classes, k
-        self.graph = propagation_graph(features, k)
+    def __init__(
+        self, features: Tensor, rows: Tensor, labels: Tensor, num_classes: int, k: int, alphas: Sequence[float] = ALPHAS
+    ) -> None:
+        self.rows, self.labels, self.num_classes, self.k, self.alphas = rows, labels, num_classes, k, alphas
+        self.mean = features.mean(0)
+        self.x = centred(features, self.mean)
+        self.graph = propagation_graph(self.x, k)
 
     def held_out(self, train: Tensor, settings: Sequence[int] | None = None) -> Tensor:
         """Logarithms of shares of the labelled points, by what spreads from some of them.
@@ -187,37 +219,50 @@ class PropagationLearner:
 
         Args:
             train: bool [B, m], which labels are known to each of B.
-            settings: there is one alone.
+            settings: places in `alphas`; None: all.
 
         Returns:
-            [1, B, m, c].
+            [S, B, m, c].
         """
-        return log_shares(self._among @ balanced(self.labels, train, self.num_classes))[None]
+        chosen = range(len(self.alphas)) if settings is None else settings
+        columns = balanced(self.labels, train, self.num_classes)
+        near = nearness(self.x[self.rows] @ self.x[self.rows].T) @ columns
+        return torch.stack([log_shares(_or(self._among(each) @ columns, near)) for each in chosen])
 
-    @cached_property
-    def _among(self) -> Tensor:
+    def _among(self, setting: int) -> Tensor:
         """[m, m]: how much each labelled point gets from each."""
-        single = torch.zeros(len(self.features), len(self.rows), device=self.features.device)
-        single[self.rows, torch.arange(len(self.rows), device=single.device)] = 1
-        return propagate(self.graph, single)[self.rows]
+        if setting not in self._found:
+            single = torch.zeros(len(self.x), len(self.rows), device=self.x.device)
+            single[self.rows, torch.arange(len(self.rows), device=single.device)] = 1
+            self._found[setting] = propagate(self.graph, single, self.alphas[setting])[self.rows]
+        return self._found[setting]
 
     @cached_property
-    def _values(self) -> Tensor:
-        """[n, c], spread from all labels."""
-        everything = torch.ones(1, len(self.rows), dtype=torch.bool, device=self.rows.device)
-        sources = torch.zeros(len(self.features), self.num_classes, device=self.features.device)
-        sources[self.rows] = balanced(self.labels, everything, self.num_classes)[0]
-        return propagate(self.graph, sources).clamp_min(0)
+    def _found(self) -> dict[int, Tensor]:
+        return {}
 
     def head(self, setting: int) -> NeighborHead:
         """What spreads from all labels."""
-        head = NeighborHead(len(self.features), self.features.shape[1], self.num_classes, self.k).to(
-            self.features.device
+        everything = torch.ones(1, len(self.rows), dtype=torch.bool, device=self.rows.device)
+        columns = balanced(self.labels, everything, self.num_classes)[0]
+        sources = torch.zeros(len(self.x), self.num_classes, device=self.x.device)
+        values = propagate(self.graph, sources.index_copy_(0, self.rows, columns), self.alphas[setting])
+        near = torch.cat(
+            [nearness(self.x[part] @ self.x[self.rows].T) @ columns for part in chunks(len(self.x), 4 * len(self.rows))]
         )
-        head.bank.copy_(self.features)
-        head.values.copy_(self._values * self.graph.degrees.rsqrt()[:, None])
+        head = NeighborHead(*self.x.shape, self.num_classes, self.k).to(self.x.device)
+        head.bank.copy_(self.x)
+        head.mean.copy_(self.mean)
+        head.values.copy_(_or(values.clamp_min(0), near) * self.graph.degrees.rsqrt()[:, None])
         return head
 
     def scores(self, head: nn.Module) -> Tensor:
         """Logarithms of shares [n, c] of all points, as they were solved."""
-        return log_shares(self._values)
+        assert isinstance(head, NeighborHead)
+        return log_shares(head.values)
+
+
+def _or(values: Tensor, others: Tensor) -> Tensor:
+    """Rows of values [..., c], and where next to nothing is in them, rows of others, which count as little."""
+    reached = values.amax(-1, keepdim=True) > LEAST**2
+    return torch.where(reached, values, LEAST**2 * others)

@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= $(shell nproc)
 
 .PHONY: quickstart test lint format bench docs notebooks clean
 
-quickstart: $(VENV)/.installed  ## pretrain, select 10 images, train from their labels: digits, about two minutes
+quickstart: $(VENV)/.installed  ## pretrain, select 10 images, learn from their labels: digits, a minute
 	$(BIN)/usl run digits_quickstart.yaml
 
 test: $(VENV)/.dev  ## all tests, a file on each core

@@ -80,6 +80,6 @@ def test_every_command_of_the_readme(tmp_path: Path) -> None:
         assert (tmp_path / made).stat().st_size > 200, made
     summary = json.loads((tmp_path / "runs" / "digits_quickstart" / "summary.json").read_text())
     accuracy = {result["selection"]: result["test_accuracy"] for result in summary["results"]}
-    assert accuracy["usl"] > accuracy["random"] + 0.1, "what the page promises"
+    assert accuracy["kmeansnearest"] > accuracy["random"] + 0.2, "what the page promises"
     for picture in ("views.png", "runs/digits_quickstart/summary.png"):
         assert np.asarray(Image.open(tmp_path / picture)).std() > 10

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/same_bits.py OLD NEW [--only NAME …] [--work DIR] [--record FILE.json]
 
-OLD and NEW are git checkouts. `usl` of each runs the quickstart on digits whole; then, for every method, view and data
+OLD and NEW are git checkouts. `usl` of each runs USL and FixMatch on digits whole; then, for every method, view and data
 module that a configuration shipped with OLD names, a few steps or a selection by the first such configuration: one for
 digits, else another cut down to them. The command, and which stage's results it takes, is read from its header.
 Weights, buffers, states of optimizers, labels, features and results are compared; paths, times, versions and the names
@@ -32,7 +32,7 @@ import torch
 import yaml
 from machine import machine
 
-CHAIN, LABELS, SETS = "digits_quickstart", "digits_usl", ("digits_", "fashion_mnist_")
+CHAIN, LABELS, SETS = "digits_usl_fixmatch", "digits_usl", ("digits_", "fashion_mnist_")
 """The case that is run whole; the one whose labels others train with; how names of configurations begin that are taken
 before the others."""
 

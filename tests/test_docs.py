@@ -312,10 +312,25 @@ def test_figures_of_selectors_are_those_that_were_measured(dataset: str, place: 
 
 def test_figures_are_those_that_were_measured() -> None:
     results = ROOT / "tests" / "benchmarks" / "results"
-    chain = json.loads((results / "digits_quickstart.json").read_text())["test_accuracy"]
-    for branch in ("usl", "random"):
-        assert f"{chain[branch]['mean']:.3f}" in PAGES["tutorial.md"], branch
-        assert f"  {chain[branch]['seeds'][0]:.3f}  " in PAGES["tutorial.md"], "the run that is shown is of seed 0"
+    told = {name: json.loads((results / f"digits_{name}.json").read_text()) for name in ("quickstart", "usl_fixmatch")}
+    quick, paper = (told[name]["test_accuracy"] for name in told)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for text in (PAGES["tutorial.md"], readme):
+        for figure in (quick["kmeansnearest"]["mean"], quick["kmeansnearest"]["sd"], quick["random"]["mean"]):
+            assert f"{figure:.3f}" in text
+        for branch in ("usl", "random"):
+            assert f"{paper[branch]['mean']:.3f}" in text, branch
+    assert told["quickstart"]["seed_and_threads"][0] == [0, 1], "the run that is shown"
+    for branch in ("kmeansnearest", "random"):
+        assert f"  {quick[branch]['seeds'][0]:.3f}  " in PAGES["tutorial.md"], branch
+
+
+def test_ten_labels_of_digits_are_enough() -> None:
+    """Whatever the seed and the number of threads."""
+    measured = json.loads((ROOT / "tests/benchmarks/results/digits_quickstart.json").read_text())
+    assert len(measured["seed_and_threads"]) == 10
+    assert measured["test_accuracy"]["kmeansnearest"]["mean"] >= 0.945
+    assert measured["test_accuracy"]["kmeansnearest"]["sd"] <= 0.012
 
 
 def test_figures_of_methods_are_those_that_were_measured() -> None:

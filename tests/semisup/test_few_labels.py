@@ -150,6 +150,21 @@ def test_a_selector_hears_the_same_of_it(method: str, fitted: dict[str, Path], b
     assert torch.equal(votes(features), model.votes(features))
 
 
+def test_a_checkpoint_from_before_weights_and_means_is_looked_at(fitted: dict[str, Path], tmp_path: Path) -> None:
+    """By all, and as it was: both count the same, and no mean goes."""
+    stored = torch.load(fitted["blend"] / "checkpoints" / "last.ckpt", weights_only=False)
+    since = ("votes.weights", "votes.heads.1.mean")
+    stored["state_dict"] = {name: value for name, value in stored["state_dict"].items() if name not in since}
+    torch.save(stored, tmp_path / "earlier.ckpt")
+    spec = ImageSpec(1, 8, 8, (0.5,), (0.5,), tuple(map(str, range(10))))
+    model, stored = Blend(image=spec, features="at hand"), read_checkpoint(tmp_path / "earlier.ckpt")
+    model.on_load_checkpoint(stored)
+    model.load_state_dict(stored["state_dict"])
+    for votes in (model.votes, load_votes(tmp_path / "earlier.ckpt")):
+        assert votes.weights.tolist() == [0.5, 0.5]
+        assert not bool(votes.heads[1].mean.any())  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_same_run_gives_the_same_bits(method: str, fitted: dict[str, Path], bench: Path, tmp_path: Path) -> None:
     """Again with the checkpoint, as a killed one goes on; and afresh, from features computed anew."""

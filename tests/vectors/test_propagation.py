@@ -15,6 +15,7 @@ from usl_lightning.vectors.propagation import (
     NeighborHead,
     PropagationLearner,
     balanced,
+    centred,
     log_shares,
     propagate,
     propagation_graph,
@@ -129,6 +130,32 @@ def test_equal_points_and_points_apart() -> None:
     found = propagate(graph, torch.eye(5)[:, [0]], 0.99)
     assert bool(found.isfinite().all())
     assert found[3:, 0].tolist() == [0, 0], "nothing reaches them"
+
+
+def test_what_all_have_in_common_does_not_count() -> None:
+    """Moved by one vector they are tied as before; directions are unit rows; equal rows keep theirs."""
+    x, _ = digits(200)
+    moved = normalize(x - x.mean(0)) + 5 * normalize(torch.ones(64), dim=0)  # nearly one direction
+    x, moved = centred(x, x.mean(0)), centred(moved, moved.mean(0))
+    torch.testing.assert_close(x.norm(dim=1), torch.ones(200))
+    nearest = [(each @ each.T).fill_diagonal_(-2).argmax(1) for each in (x, moved)]
+    assert float((nearest[0] == nearest[1]).float().mean()) > 0.8
+    equal = normalize(torch.ones(4, 3))
+    assert torch.equal(centred(equal, equal.mean(0)), equal)
+
+
+def test_what_nothing_arrives_at_takes_the_nearest_label() -> None:
+    """Two islands: one of a label, one without. Its points, and new ones there, have the class of what is nearest."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0.9, 0.5]])
+    x = normalize(centres.repeat_interleave(8, 0) + 0.01 * torch.randn(24, 3, generator=generator))
+    rows = torch.tensor([0, 8])
+    learner = PropagationLearner(x, rows, torch.tensor([0, 1]), 2, 3)
+    head = learner.head(0)
+    assert learner.scores(head).argmax(1).tolist() == [0] * 8 + [1] * 16
+    assert head(x).argmax(1).tolist() == [0] * 8 + [1] * 16
+    train = torch.tensor([[True, False]])
+    assert learner.held_out(train)[:, 0, 1].argmax(1).tolist() == [0, 0], "the only label there is"
 
 
 def test_what_is_refused() -> None:

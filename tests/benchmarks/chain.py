@@ -2,7 +2,8 @@
 
     python tests/benchmarks/chain.py digits_quickstart --seeds 0 1 2 3 4 --threads 1 2
 
-Runs `usl run` for each, prints a table, and writes results/<chain>.json with the machine's description.
+Runs `usl run` for each, prints a table, and writes results/<chain>.json with the machine's description. Runs are kept in
+runs/benchmark_chain/, so that a broken benchmark goes on.
 For stage 1 it gives the kNN accuracy of the features beside that of raw pixels. No label of the test images
 reaches anything but these figures.
 """
@@ -15,7 +16,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,16 @@ HERE = Path(__file__).parent
 
 
 def run_chain(chain: str, seed: int, threads: int, out: Path) -> dict[str, Any]:
-    """`summary.json` of one run, with the processor time of all its stages; nothing is there that was kept before."""
-    words = ["run", f"{chain}.yaml", "--seed", str(seed), "--name", "run", "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "USL_CACHE": str(out / "cache")}
-    before = _processor_seconds()
+    """`summary.json` of one run, with the processor time of all its stages if nothing was there before."""
+    name, kept = f"{chain}-{seed}-threads{threads}", out / f"{chain}-{seed}-threads{threads}.json"
+    words = ["run", f"{chain}.yaml", "--seed", str(seed), "--name", name, "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "USL_CACHE": str(out / name / "cache")}
+    before, begun = _processor_seconds(), (out / name).exists()
     subprocess.run([sys.executable, "-m", "usl_lightning.cli", *words], check=True, env=environment)
-    run: dict[str, Any] = json.loads((out / "run" / "summary.json").read_text())
-    spent = round(_processor_seconds() - before, 1)
-    run |= {"threads": threads, "processor_seconds": spent, "knn_curve": curve(out / "run")}
+    if not kept.exists():
+        kept.write_text(json.dumps(None if begun else round(_processor_seconds() - before, 1)))
+    run: dict[str, Any] = json.loads((out / name / "summary.json").read_text())
+    run |= {"threads": threads, "processor_seconds": json.loads(kept.read_text()), "knn_curve": curve(out / name)}
     for part in (*run["results"], *run["stages"]):
         for path in ("labels", "outputs"):
             part.pop(path, None)
@@ -104,13 +106,13 @@ def main() -> None:
     parser.add_argument("chain")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark_chain"))
     arguments = parser.parse_args()
     path = HERE / "results" / f"{arguments.chain}.json"
     path.parent.mkdir(exist_ok=True)
     runs: list[dict[str, Any]] = []
     for threads, seed in itertools.product(arguments.threads, arguments.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            runs.append(run_chain(arguments.chain, seed, threads, Path(folder)))
+        runs.append(run_chain(arguments.chain, seed, threads, arguments.runs))
         report = report_on(arguments.chain, runs)
         path.write_text(json.dumps(report, indent=1) + "\n")
         print_table(report)

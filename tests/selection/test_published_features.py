@@ -218,6 +218,24 @@ def test_one_that_was_trained_here_stands_beside_a_published_one(channels: int, 
         beside_published(again, LITE0)
 
 
+def test_each_network_is_kept_by_itself(lite0: Encoder, folder: Path, tmp_path: Path) -> None:
+    """Another checkpoint beside the published network, or none: of its features there is one file."""
+    image = ImageSpec(3, 24, 24, (0.4,) * 3, (0.2,) * 3)
+    source = seen_by(LITE0, open_source("folder", "train", dir=str(folder), image_size=24, channels=3))
+    seen, found = source.read(torch.arange(len(source))), []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        both = beside_published(Encoder("small_s2", image).eval(), LITE0)
+        found.append(source_features(both, source, Place(), cache=tmp_path))
+        with torch.no_grad():
+            torch.testing.assert_close(found[seed], both(seen), rtol=0, atol=1e-5)
+    alone = source_features(lite0, source, Place(), cache=tmp_path)
+    assert torch.equal(F.normalize(alone, dim=1), found[0][:, -alone.shape[1] :])
+    assert torch.equal(found[0][:, -alone.shape[1] :], found[1][:, -alone.shape[1] :])
+    assert not torch.equal(found[0], found[1])
+    assert len(list(tmp_path.glob("features-*.npz"))) == 3
+
+
 @pytest.mark.parametrize(
     ("given", "names"),
     [("a", ("a",)), ("a,b", ("a", "b")), (" a , b ", ("a", "b")), (["a", "b"], ("a", "b"))],
@@ -328,7 +346,7 @@ def test_a_selection_by_published_features(folder: Path, tmp_path: Path, other_w
     assert told.code == 0, told
     index = json.loads((tmp_path / "run" / "labels.json").read_text())
     assert index["method"]["params"]["backbone"] == [LITE0, OTHER]
-    assert len(list((tmp_path / "kept").glob("features-*.npz"))) == 1
+    assert len(list((tmp_path / "kept").glob("features-*.npz"))) == 2, "one of each network"
 
 
 def test_a_classifier_sees_new_images_as_those_it_learned_from(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
@@ -89,6 +90,8 @@ def source_features(
 ) -> Tensor:
     """Features of all images of a source, float32 [n, d] in their order, on every process and its device.
 
+    Of networks side by side each is looked through, and kept, by itself: another beside it changes nothing of it.
+
     Args:
         encoder: the network; moved to the device.
         source: the images, as the network looks at them.
@@ -109,7 +112,9 @@ def source_features(
         loader = pass_over(source, images, size, workers=workers, first=first, pin=place.device.type == "cuda")
         return (batch.images if view is None else view(batch) for batch in loader)
 
-    return extract(encoder, source, batches, size, place, keep=keep and view is None, cache=cache)
+    nets, kept = encoder.apart(), keep and view is None
+    found = [extract(each, source, batches, size, place, keep=kept, cache=cache) for each in nets]
+    return found[0] if len(nets) == 1 else torch.cat([F.normalize(each, dim=1) for each in found], 1)
 
 
 def extract_features(

@@ -93,6 +93,14 @@ def luma(images: Tensor) -> Tensor:
     return (images * weights[:, None, None]).sum(1, keepdim=True)
 
 
+def fitted(images: Tensor, image: ImageSpec) -> Tensor:
+    """Images [b, c, h, w] in [0, 1] in the size and channels of others."""
+    x = luma(images) if image.channels < images.shape[1] else images
+    if tuple(x.shape[2:]) == (image.height, image.width):
+        return x
+    return F.interpolate(x, (image.height, image.width), mode="bicubic", antialias=True).clamp(0, 1)
+
+
 class SideBySide(nn.Module):
     """Networks side by side: square images [b, c, h, w] in [0, 1] -> features [b, d₁ + d₂ + …].
 
@@ -114,7 +122,8 @@ class SideBySide(nn.Module):
             for name, image in zip(names, self.images, strict=True)
         ]
         self.nets = nn.ModuleList(net for net, _ in made)
-        self.feature_dim = sum(dim for _, dim in made)
+        self.dims = [dim for _, dim in made]
+        self.feature_dim = sum(self.dims)
         for number, image in enumerate(self.images):
             self.register_buffer(f"mean{number}", torch.tensor(image.mean).view(1, -1, 1, 1))
             self.register_buffer(f"std{number}", torch.tensor(image.std).view(1, -1, 1, 1))
@@ -123,10 +132,7 @@ class SideBySide(nn.Module):
         """Features [b, d]."""
         parts = []
         for number, (net, image) in enumerate(zip(self.nets, self.images, strict=True)):
-            x = luma(images) if image.channels < images.shape[1] else images
-            if tuple(x.shape[2:]) != (image.height, image.width):
-                x = F.interpolate(x, (image.height, image.width), mode="bicubic", antialias=True).clamp(0, 1)
-            x = (x - self.get_buffer(f"mean{number}")) / self.get_buffer(f"std{number}")
+            x = (fitted(images, image) - self.get_buffer(f"mean{number}")) / self.get_buffer(f"std{number}")
             parts.append(F.normalize(net(x).float(), dim=1))
         return torch.cat(parts, dim=1)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import as_noted
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.models.backbones import check_image_size, create_backbone, published_image
+from usl_lightning.models.backbones import SideBySide, check_image_size, create_backbone, fitted, published_image
 from usl_lightning.models.recompute import blocks_of, recomputed
 
 ENTRY = "encoder"
@@ -59,6 +59,14 @@ class Encoder(nn.Module):
         with recomputed(self.net) if self.recompute and self.training and torch.is_grad_enabled() else nullcontext():
             return self.net(x)
 
+    def apart(self) -> "list[Encoder]":
+        """Its networks, each an encoder of the same images; itself, if it is one.
+
+        Their features, made as long as each other, stand side by side in its own, to the last bit.
+        """
+        net = self.net
+        return [OneOf(self, net, i) for i in range(len(net.nets))] if isinstance(net, SideBySide) else [self]
+
     def spec(self) -> dict[str, Any]:
         """Plain data from which `load_encoder` rebuilds the same network."""
         image = self.image
@@ -72,6 +80,30 @@ class Encoder(nn.Module):
             "classes": list(image.classes),
             "count": image.count,
         }
+
+
+class OneOf(Encoder):
+    """One network of an encoder of several, its weights shared; it sees images of any size, in its own.
+
+    Args:
+        several: the encoder.
+        net: its networks.
+        number: which of them.
+    """
+
+    def __init__(self, several: Encoder, net: SideBySide, number: int) -> None:
+        nn.Module.__init__(self)
+        self.net, self.feature_dim = net.nets[number], net.dims[number]
+        self.backbone, self.image = several.backbone.split(",")[number], net.images[number]
+        self.recompute = False
+        self.register_buffer("mean", net.get_buffer(f"mean{number}"))
+        self.register_buffer("std", net.get_buffer(f"std{number}"))
+        self.train(several.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features [b, d] of images [b, c, h, w], uint8 or floats in [0, 1]."""
+        x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
+        return super().forward(fitted(x, self.image))
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -185,7 +185,7 @@ class Judge:
 
     def __init__(self, features: Tensor, labels: Tensor) -> None:
         self.x, self.labels, self.classes = unit_rows(features).float(), labels, int(labels.max()) + 1
-        self.graph = propagation_graph(centred(self.x, self.x.mean(0)), 5)
+        self.graph = propagation_graph(centred(self.x, self.x.mean(0)), 10)
 
     def __call__(self, rows: Tensor) -> dict[str, float]:
         """Accuracy on all others that have an answer."""

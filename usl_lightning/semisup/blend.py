@@ -40,8 +40,8 @@ class Blend(FewLabels):
         image: ImageSpec,
         init_from: str | None = None,
         strengths: list[float] = [3.0, 30.0, 300.0],  # noqa: B006 - never changed
-        k: int = 5,
-        alphas: list[float] = [0.95, 0.99],  # noqa: B006 - never changed
+        k: int = 10,
+        alphas: list[float] = [0.9, 0.99],  # noqa: B006 - never changed
         **source: Any,
     ) -> None:
         super().__init__(image=image, init_from=init_from, **source)

@@ -35,8 +35,8 @@ class Propagate(FewLabels):
         self,
         image: ImageSpec,
         init_from: str | None = None,
-        k: int = 5,
-        alphas: list[float] = [0.95, 0.99],  # noqa: B006 - never changed
+        k: int = 10,
+        alphas: list[float] = [0.9, 0.99],  # noqa: B006 - never changed
         **source: Any,
     ) -> None:
         super().__init__(image=image, init_from=init_from, **source)

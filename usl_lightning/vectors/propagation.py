@@ -15,9 +15,8 @@ from usl_lightning.vectors.distances import exact_arithmetic, unit_rows
 from usl_lightning.vectors.neighbors import nearest_neighbors
 
 ALPHAS = (0.9, 0.99)
-"""How much of a point's value comes from its neighbours: candidates. Zhou et al. and Iscen et al. (CVPR 2019) have 0.99,
-with which a label goes about 100 neighbours far: too far where classes are small or neighbours often of another
-class."""
+"""How much of a point's value comes from its neighbours: candidates. Zhou et al. and Iscen et al. (CVPR 2019) have
+0.99, with which a label goes about 100 neighbours far: too far where classes are small or neighbours often of another."""
 
 POWER = 3
 """Of the cosine, in a neighbour's weight (Iscen et al.)."""
@@ -251,7 +250,7 @@ class PropagationLearner:
         near = torch.cat(
             [nearness(self.x[part] @ self.x[self.rows].T) @ columns for part in chunks(len(self.x), 4 * len(self.rows))]
         )
-        head = NeighborHead(*self.x.shape, self.num_classes, self.k).to(self.x.device)
+        head = NeighborHead(len(self.x), self.x.shape[1], self.num_classes, self.k).to(self.x.device)
         head.bank.copy_(self.x)
         head.mean.copy_(self.mean)
         head.values.copy_(_or(values.clamp_min(0), near) * self.graph.degrees.rsqrt()[:, None])

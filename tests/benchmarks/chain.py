@@ -3,8 +3,8 @@
     python tests/benchmarks/chain.py digits_quickstart --seeds 0 1 2 3 4 --threads 1 2
 
 Runs `usl run` for each, prints a table, and writes results/<chain>.json with the machine's description. Runs are kept
-in runs/benchmark_chain/, so that a broken benchmark goes on. For stage 1 it gives the kNN accuracy of the features beside that of raw pixels. No label of the test images
-reaches anything but these figures.
+in runs/benchmark_chain/, so that a broken benchmark goes on. For stage 1 it gives the kNN accuracy of the features
+beside that of raw pixels. No label of the test images reaches anything but these figures.
 """
 
 import argparse

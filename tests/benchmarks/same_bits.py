@@ -3,8 +3,8 @@
     python tests/benchmarks/same_bits.py OLD NEW [--only NAME …] [--work DIR] [--record FILE.json]
 
 OLD and NEW are git checkouts. `usl` of each runs USL and FixMatch on digits whole; then, for every method, view and
-data module that a configuration shipped with OLD names, a few steps or a selection by the first such configuration: one for
-digits, else another cut down to them. The command, and which stage's results it takes, is read from its header.
+data module that a configuration shipped with OLD names, a few steps or a selection by the first such configuration: one
+for digits, else another cut down to them. The command, and which stage's results it takes, is read from its header.
 Weights, buffers, states of optimizers, labels, features and results are compared; paths, times, versions and the names
 of classes are not. Every run has one thread of the CPU, a folder and a cache of its own.
 

@@ -16,7 +16,7 @@ from usl_lightning.vectors.neighbors import nearest_neighbors
 
 ALPHAS = (0.9, 0.99)
 """How much of a point's value comes from its neighbours: candidates. Zhou et al. and Iscen et al. (CVPR 2019) have
-0.99, with which a label goes about 100 neighbours far: too far where classes are small or neighbours often of another."""
+0.99, with which a label goes about 100 neighbours far: too far where classes are small or close."""
 
 POWER = 3
 """Of the cosine, in a neighbour's weight (Iscen et al.)."""

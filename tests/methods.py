@@ -111,9 +111,9 @@ def command_of(config: str) -> list[str]:
 def _command_of_parts(config: str) -> list[str]:
     flat, method = StageCommand("fit", [find_config(config)]).flat(), class_of(config)
     assert method is not None
-    command = "select" if "select" in method.verbs else "fit"
+    command = next((verb for verb in ("select", "propagate") if verb in method.verbs), "fit")
     needs = {"data.labels": "labels.json", "data.neighbors_from": EARLIER}
-    needs |= {"model.init_from": EARLIER} if command == "select" else {}
+    needs |= {"model.init_from": EARLIER} if command != "fit" else {}
     if "classifier_from" in parameters(str(flat["model.class_path"])):
         needs |= {"model.keep_from": "labels.json", "model.classifier_from": CLASSIFIER}
     known = {f"{group}.{name}" for group in ("model", "data") for name in parameters(str(flat[f"{group}.class_path"]))}

@@ -129,6 +129,7 @@ def test_methods_do_not_know_each_other(folder: str) -> None:
         "semisup_module",
         "few_labels",
         "classes",
+        "guidance",
         "selector",
         "next_selector",
         "view_selector",

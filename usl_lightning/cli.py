@@ -14,7 +14,7 @@ from usl_lightning.base.parameters import home
 from usl_lightning.base.streams import make_unfailing
 from usl_lightning.base.version import __version__
 
-STAGE_COMMANDS = ("fit", "validate", "test", "predict", "select")
+STAGE_COMMANDS = ("fit", "validate", "test", "predict", "select", "propagate")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -64,7 +64,7 @@ def _how_to_go_on(words: list[str]) -> str:
     command, arguments = "".join(words[:1]), words[1:]
     if command in ("run", "table", "compare"):
         return "; the same command continues"
-    if command == "select":
+    if command in ("select", "propagate"):
         return "; the same command begins again"
     if command == "fit":
         with suppress(UslError):

@@ -5,18 +5,19 @@ import pytest
 import torch
 from real_features import NAMES, real_features
 
-from usl_lightning.selection.as3l import Largest, _seed, finetuned_features, select_as3l
+from usl_lightning.selection.as3l import Largest, select_as3l
 from usl_lightning.vectors.kmeans import kmeans
+from usl_lightning.vectors.tightened import finetuned_features, run_seed
 
 
 @pytest.mark.parametrize("largest", ["of_all", "of_each"])
 @pytest.mark.parametrize("name", NAMES)
 def test_equals_a_loop(name: str, largest: Largest) -> None:
     x = real_features(name, 200)
-    runs = [kmeans(x, 8, seed=_seed(3, "before", c)) for c in range(4)]
+    runs = [kmeans(x, 8, seed=run_seed(3, "before", c)) for c in range(4)]
     centres = sum(centroids[labels] for labels, centroids in runs) / 4
     tuned = finetuned_features(x, centres, epochs=5, seed=3)
-    labels = [kmeans(tuned, 8, seed=_seed(3, "after", c))[0].tolist() for c in range(4)]
+    labels = [kmeans(tuned, 8, seed=run_seed(3, "after", c))[0].tolist() for c in range(4)]
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, row in enumerate(zip(*labels, strict=True)):
         groups.setdefault(row, []).append(i)
@@ -58,7 +59,7 @@ def test_what_the_first_run_cut_in_two_is_not_privileged() -> None:
 
 
 def test_equal_starts_of_the_first_run_only() -> None:
-    assert _seed(5, "before", 0) == 5
-    assert len({_seed(5, when, run) for when in ("before", "after") for run in range(1, 6)}) == 10
+    assert run_seed(5, "before", 0) == 5
+    assert len({run_seed(5, when, run) for when in ("before", "after") for run in range(1, 6)}) == 10
     x = real_features("digits", 300)
     assert not torch.equal(select_as3l(x, 10, clusterings=1), select_as3l(x, 10, clusterings=6))

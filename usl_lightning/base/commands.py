@@ -137,6 +137,12 @@ COMMANDS: dict[str, Command] = {
         ),
         (_PARAMETERS, "Then: usl label RUN_DIR/labels.json"),
     ),
+    "propagate": Command(
+        "",
+        "what a few labels say of all images: priors that guide stage 3",
+        _STAGE,
+        (_PARAMETERS, "Then: usl fit --config FILE --model.prior_file RUN_DIR/outputs/priors.npz"),
+    ),
     "compare": Command(
         "CONFIG.yaml",
         "selectors on the same features, for many budgets and seeds: a table and a plot",

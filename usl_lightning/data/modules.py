@@ -347,15 +347,15 @@ class LabelledData(ImageData):
         if stage == "fit" and self._processes[0] == 0:
             self.warn_of_missing_classes()
 
-    def warn_of_missing_classes(self) -> None:
-        """Say which classes no label is of."""
+    def warn_of_missing_classes(self, so: str = "images of them will be taken for others") -> None:
+        """Say which classes no label is of, and what comes of it."""
         labelled = set(self.index.for_training()[1])
         missing = [name for number, name in enumerate(self.classes) if number not in labelled]
         if missing:
             some = ", ".join(missing[:10]) + (", …" if len(missing) > 10 else "")
             log.warning(
-                "%s: no label of %d of the %d classes (%s); images of them will be taken for others",
-                self.labels, len(missing), len(self.classes), some,
+                "%s: no label of %d of the %d classes (%s); %s",
+                self.labels, len(missing), len(self.classes), some, so,
             )  # fmt: skip
 
     def train_dataloader(self) -> StepLoader[Any]:

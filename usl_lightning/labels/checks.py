@@ -52,6 +52,9 @@ def validate(index: Entries, where: str) -> None:
                 f"{where}: 'bulk' names {short(value)}, expected each of 'indices' with a label once at most"
             )
         labelled.discard(value)
+    soft = index.soft
+    if soft and (set(soft) != {"file", "source"} or not _is_inside(soft["file"]) or not isinstance(soft["source"], str)):
+        raise UslError(f"{where}: 'soft' is {short(soft)}, expected \"file\", a path from the index on, and \"source\"")
     _validate_followers(index, where, set(seen))
     for i, file in enumerate(index.files or ()):
         if not _is_inside(file):

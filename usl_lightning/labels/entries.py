@@ -48,6 +48,8 @@ class Entries:
         hashes: `sha256:…` of the content of each of `files`; empty if the file does not say.
         bulk: those of `indices` whose label was given to several at a glance, not to each by itself. They are labels
             like all others; who looks for mistakes begins with them.
+        soft: `file`, the path from the index to class probabilities of images that have no label, and their `source`;
+            empty if there are none. They are no labels: nothing is counted, learned or measured by them of itself.
     """
 
     dataset: DatasetId | None
@@ -61,6 +63,7 @@ class Entries:
     followers: tuple[tuple[int, ...], ...] = ()
     hashes: tuple[str, ...] = ()
     bulk: tuple[int, ...] = ()
+    soft: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -23,7 +23,7 @@ FORMAT = "usl-label-index"
 VERSION = 1
 _KEYS = (
     "format", "version", "dataset", "method", "indices", "labels", "classes", "files", "hashes", "unsure", "followers",
-    "bulk",
+    "bulk", "soft",
 )  # fmt: skip
 
 COLUMNS = ("Index", "ImageID", "Pseudolabel")
@@ -102,6 +102,7 @@ def _read_json(path: Path, content: bytes) -> Entries:
         _followers(path, value) if "followers" in value else (),
         tuple(_get(path, value, "hashes", list)) if "hashes" in value else (),
         tuple(_get(path, value, "bulk", list)) if "bulk" in value else (),
+        _get(path, value, "soft", dict) if "soft" in value else {},
     )
 
 
@@ -162,6 +163,8 @@ def _to_json(index: Entries) -> Any:
         value["hashes"] = index.hashes
     if index.bulk:
         value["bulk"] = index.bulk
+    if index.soft:
+        value["soft"] = index.soft
     return value
 
 

@@ -142,6 +142,7 @@ class LabelIndex(Entries):
             files=tuple(files[position] for position in moved.values()),
             unsure=tuple(moved[position] for position in self.unsure),
             bulk=tuple(moved[position] for position in self.bulk),
+            soft={},  # of the images of then
         )
 
     def with_labels(self, labels: Sequence[int], classes: Sequence[str] = ()) -> "LabelIndex":

@@ -34,6 +34,21 @@ def sharpened(probs: Tensor, *, temperature: float) -> Tensor:
     return (probs.log() / temperature).softmax(-1)
 
 
+def posterior_logits(logits: Tensor, prior: Tensor) -> Tensor:
+    """log of (prior + softmax(logits)) / (1 + the prior's sum), AS3L's posterior (Wen et al., 2022, Eq. 5).
+
+    Args:
+        logits: [n, c].
+        prior: [n, c], class shares that sum up to 1 at most.
+
+    Returns:
+        [n, c]; rows without a prior are the logits themselves, bit for bit.
+    """
+    total = prior.sum(1, keepdim=True)
+    posterior = (prior + logits.softmax(1)) / (1 + total)
+    return torch.where(total > 0, posterior.clamp_min(torch.finfo(logits.dtype).tiny).log(), logits)
+
+
 def squared_difference(logits: Tensor, targets: Tensor) -> Tensor:
     """The squared difference of predictions and targets, a mean over images and classes: MixMatch's, Π's, …
 

@@ -45,7 +45,7 @@ def what_next(run: RunReport) -> str:
         return shlex.join(["usl", "label", str(run.folder)])
     if run.missing:
         return run.command or "the command that made this folder goes on where it stopped"
-    if any(stage.config.get("data.labels") for stage in run.stages):
+    if any(stage.trained for stage in run.stages):
         return f"{shlex.join(['usl', 'predict', str(run.folder)])} FOLDER classifies other images"
     return "usl configs lists what can be done with its features"
 

@@ -14,7 +14,7 @@ NONE = "–"
 
 def results(run: RunReport) -> Html | None:
     """The headline: what each classifier gets right, and from which labels. None if the run trains no classifier."""
-    trained = [(stage, run.labels_of(stage)) for stage in run.stages if stage.config.get("data.labels")]
+    trained = [(stage, run.labels_of(stage)) for stage in run.stages if stage.trained]
     if not trained:
         return None
     header = (
@@ -46,13 +46,13 @@ _UNMEASURED = (
 
 def _unmeasured(run: RunReport) -> bool:
     """Whether classifiers were trained and none could be measured."""
-    trained = [stage for stage in run.stages if stage.complete and stage.config.get("data.labels")]
+    trained = [stage for stage in run.stages if stage.complete and stage.trained]
     return bool(trained) and not any(is_number(stage.metrics.get("test_accuracy")) for stage in trained)
 
 
 def headline(run: RunReport) -> str:
     """The run in a sentence."""
-    best = [s for s in run.stages if is_number(s.metrics.get("test_accuracy")) and s.config.get("data.labels")]
+    best = [s for s in run.stages if is_number(s.metrics.get("test_accuracy")) and s.trained]
     if not best:
         done = sum(stage.complete for stage in run.stages)
         if _unmeasured(run) and not run.missing:
@@ -153,7 +153,7 @@ def stage_figures(run: RunReport) -> Html | None:
     """Final figures of stages that are no classifiers: what features are worth, how good a choice is."""
     parts: list[Html] = []
     for stage in run.stages:
-        if stage.command == "fit" and not stage.config.get("data.labels") and stage.metrics:
+        if stage.command in ("fit", "propagate") and not stage.trained and stage.metrics:
             notes: Mapping[str, Any] = stage.evaluation.get("notes", {})
             values = {**stage.metrics, **stage.evaluation.get("metrics", {})}
             shown = {name: value for name, value in values.items() if is_number(value) and not name.endswith("_k")}

@@ -33,7 +33,7 @@ class StageReport:
     Attributes:
         folder: where it is.
         record: `stage.json`; None if it has not begun.
-        command: `fit` or `select`.
+        command: `fit`, `select` or `propagate`.
     """
 
     folder: StageFolder
@@ -58,6 +58,11 @@ class StageReport:
         if self.complete:
             return "complete"
         return "running" if held(self.folder.path) else "interrupted"
+
+    @property
+    def trained(self) -> bool:
+        """It is to train a classifier from labels."""
+        return self.command == "fit" and bool(self.config.get("data.labels"))
 
     @property
     def metrics(self) -> Mapping[str, Any]:

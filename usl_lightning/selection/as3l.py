@@ -4,22 +4,16 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.progress import counted
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.compute.device import chunks
 from usl_lightning.data.batch import ImageSpec
-from usl_lightning.data.keys import derive_seed, permutation
 from usl_lightning.selection.selector import Selector
 from usl_lightning.vectors.density import best_of_each, fill_to_budget
 from usl_lightning.vectors.distances import check_budget, exact_arithmetic, unit_rows
 from usl_lightning.vectors.kmeans import kmeans
-
-BATCH = 256
-LEARNING_RATE = 1e-3
+from usl_lightning.vectors.tightened import run_seed, tightened
 
 Largest = Literal["of_all", "of_each"]
 
@@ -37,7 +31,7 @@ def select_as3l(
     """Select as AS3L does (Wen, Pizarro, Williams, "Active self-semi-supervised learning", section 3.2).
 
     1. C k-means runs, each into `budget` clusters, from different starts.
-    2. `finetuned_features`: a linear layer that draws every point to its C centres (eq. 1).
+    2. `tightened`: a linear layer that draws every point to its C centres (eq. 1).
     3. C k-means runs on those. Points that share a cluster in all C runs are a group; of each of the `budget` largest
        groups the member nearest to its median (taken in each dimension).
 
@@ -69,52 +63,12 @@ def select_as3l(
     if clusterings < 1 or epochs < 0:
         raise UslError(f"clusterings={clusterings}, epochs={epochs}: expected at least 1 and 0")
     x = unit_rows(features)
-    centres = torch.zeros_like(x)
-    for c in range(clusterings):
-        labels, centroids = kmeans(x, budget, seed=_seed(seed, "before", c), iterations=iterations)
-        for rows in chunks(len(x), x.nbytes // len(x), x.device):
-            centres[rows] += centroids[labels[rows]] / clusterings
-    tuned = finetuned_features(x, centres, epochs=epochs, seed=seed)
-    del x, centres
-    after = [kmeans(tuned, budget, seed=_seed(seed, "after", c), iterations=iterations)[0] for c in range(clusterings)]
+    tuned = tightened(x, budget, seed=seed, clusterings=clusterings, epochs=epochs, iterations=iterations)
+    del x
+    after = [
+        kmeans(tuned, budget, seed=run_seed(seed, "after", c), iterations=iterations)[0] for c in range(clusterings)
+    ]
     return _medians(tuned, torch.stack(after, 1), budget, largest)
-
-
-def finetuned_features(features: Tensor, centres: Tensor, *, epochs: int = 40, seed: int = 0) -> Tensor:
-    """The output of a linear layer trained by the mean squared error to the centres (section 3.2.1).
-
-    The error to C centres is that to their mean, but for a constant. The layer has the features' dimension and
-    starts as the identity, as it is to keep their structure; Adam, learning rate 1e-3, batches of 256: these the
-    paper leaves open.
-
-    Args:
-        features: [n, d].
-        centres: [n, d], for each point the mean of its centres.
-        epochs: passes over the set.
-        seed: decides the order of each pass.
-
-    Returns:
-        [n, d].
-    """
-    n, d = features.shape
-    layer = nn.Linear(d, d).to(features)
-    with torch.no_grad():
-        layer.weight.copy_(torch.eye(d))
-        layer.bias.zero_()
-    optimizer = torch.optim.Adam(layer.parameters(), lr=LEARNING_RATE)
-    with exact_arithmetic(features.device), torch.enable_grad():
-        for epoch in counted(epochs, "AS3L: fine-tuning", "epoch"):
-            for rows in permutation(n, seed, "fine-tuning", epoch).to(features.device).split(BATCH):  # type: ignore[no-untyped-call]
-                loss = F.mse_loss(layer(features[rows]), centres[rows])
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-        return layer(features).detach()  # type: ignore[no-any-return]
-
-
-def _seed(seed: int, when: str, run: int) -> int:
-    """The first run's starts are those of the other selectors' k-means, which makes them easier to compare."""
-    return seed if run == 0 else derive_seed(seed, "as3l", when, run)
 
 
 def _largest_groups(groups: Tensor, sizes: Tensor, budget: int, largest: Largest) -> Tensor:

@@ -1,6 +1,6 @@
 """BOSS: Building One-Shot Semi-Supervised Learning up to Fully Supervised Performance (Smith & Conovaloff, 2022)."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,7 @@ class BOSS(SemiSupervisedModule):
         joint_pass: one forward pass over all views; see `FixMatch`.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -123,8 +124,9 @@ class BOSS(SemiSupervisedModule):
         joint_pass: bool = True,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.strong, self.joint_pass = weak, strong, joint_pass
         self.balance, self.threshold, self.relaxation, self.code = balance, threshold, relaxation, code
         self.unlabelled_weight = unlabelled_weight
@@ -138,7 +140,7 @@ class BOSS(SemiSupervisedModule):
             self.strong(unlabelled.images, unlabelled.key.fold("strong")),
             joint=self.joint_pass,
         )
-        weak, strong = gather(weak.detach()), gather(strong)
+        weak, strong = gather(self.guided(weak, unlabelled.indices)), gather(strong)
         weights = boss_weights(
             weak, balance=self.balance, threshold=self.threshold, relaxation=self.relaxation, code=self.code
         )

@@ -1,6 +1,6 @@
 """CoMatch: Semi-supervised Learning with Contrastive Graph Regularization (Li et al., 2021)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +105,7 @@ class CoMatch(SemiSupervisedModule):
         contrastive_weight: λ_c, the weight of the contrastive loss.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -140,8 +141,9 @@ class CoMatch(SemiSupervisedModule):
         contrastive_weight: float = 1.0,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.strong, self.other_strong = weak, strong, other_strong
         self.threshold, self.graph_threshold = threshold, graph_threshold
         self.temperature, self.smoothing = temperature, smoothing
@@ -169,6 +171,7 @@ class CoMatch(SemiSupervisedModule):
             torch.split(gather(group), [logits.shape[1], z.shape[1]], dim=1) for group in groups
         )
         labels = gather(labelled.labels)
+        weak = self.guided(weak, gather(unlabelled.indices))
         with torch.autocast(z.device.type, enabled=False):  # similarities of 8 bits would blur the graph
             targets = self.pseudo_labels(weak, z_weak, labels, z_x)
             graph = pseudo_label_graph(targets, threshold=self.graph_threshold)

@@ -1,6 +1,6 @@
 """SimCLRv2's distillation (Chen et al., 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners")."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +45,7 @@ class Distill(SemiSupervisedModule):
             a mean over its images. 1, as published, leaves the labels out.
         ema_decay: of the moving average that is evaluated; 0, as published, evaluates the trained network itself.
         init_from: checkpoint of an earlier stage whose encoder the student starts from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"temperature": above(0), "distillation_weight": above(0, up_to=1)}
@@ -61,8 +62,9 @@ class Distill(SemiSupervisedModule):
         distillation_weight: float = 1.0,
         ema_decay: float = 0.0,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.view, self.teacher_from = view, teacher_from
         self.temperature, self.distillation_weight = temperature, distillation_weight
         self._teacher: list[Classifier] = []  # a list, not a part of the model: it is not trained, stored or resumed
@@ -86,7 +88,7 @@ class Distill(SemiSupervisedModule):
         labelled, unlabelled = batch
         views = self.view(unlabelled.images, unlabelled.key.fold("view"))
         with torch.no_grad():
-            targets = self._teacher[0](views)
+            targets = self.guided(self._teacher[0](views), unlabelled.indices)
         if self.distillation_weight < 1:
             x, student = self.logits(self.view(labelled.images, labelled.key.fold("view")), views)
             supervised = F.cross_entropy(x, labelled.labels)

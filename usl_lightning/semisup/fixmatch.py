@@ -1,6 +1,6 @@
 """FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence (Sohn et al., 2020)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -45,6 +45,7 @@ class FixMatch(SemiSupervisedModule):
             views apart from the others.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"threshold": within(0, 1), "unlabelled_weight": at_least(0)}
@@ -62,8 +63,9 @@ class FixMatch(SemiSupervisedModule):
         joint_pass: bool = True,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.strong = weak, strong
         self.threshold, self.unlabelled_weight, self.joint_pass = threshold, unlabelled_weight, joint_pass
 
@@ -76,6 +78,7 @@ class FixMatch(SemiSupervisedModule):
             self.strong(unlabelled.images, unlabelled.key.fold("strong")),
             joint=self.joint_pass,
         )
+        weak = self.guided(weak, unlabelled.indices)
         supervised = F.cross_entropy(x, labelled.labels)
         unsupervised, mask = fixmatch_loss(weak, strong, threshold=self.threshold)
         loss = supervised + self.unlabelled_weight * unsupervised

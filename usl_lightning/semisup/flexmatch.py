@@ -102,6 +102,7 @@ class FlexMatch(SemiSupervisedModule):
         joint_pass: one forward pass over all views, as published; see `FixMatch`.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"threshold": within(0, 1), "unlabelled_weight": at_least(0)}
@@ -123,8 +124,9 @@ class FlexMatch(SemiSupervisedModule):
         joint_pass: bool = True,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.strong = weak, strong
         self.threshold, self.warmup = threshold, warmup
         self.unlabelled_weight, self.joint_pass = unlabelled_weight, joint_pass
@@ -140,6 +142,7 @@ class FlexMatch(SemiSupervisedModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take records of any length: the images that are classified need not be those that were trained on."""
+        super().on_load_checkpoint(checkpoint)
         self.record = torch.empty_like(checkpoint["state_dict"]["record"], device=self.record.device)
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:
@@ -151,6 +154,7 @@ class FlexMatch(SemiSupervisedModule):
             self.strong(unlabelled.images, unlabelled.key.fold("strong")),
             joint=self.joint_pass,
         )
+        weak = self.guided(weak, unlabelled.indices)
         counts, unused = self.counts[:-1], self.counts[-1]
         thresholds = adaptive_thresholds(counts, unused, threshold=self.threshold, warmup=self.warmup)
         guesses = torch.stack([unlabelled.indices, confident_labels(weak, threshold=self.threshold)], dim=1)

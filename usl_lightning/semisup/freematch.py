@@ -1,6 +1,6 @@
 """FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning (Wang et al., 2023)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -108,6 +108,7 @@ class FreeMatch(SemiSupervisedModule):
         joint_pass: one forward pass over all views, as published; see `FixMatch`.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -134,8 +135,9 @@ class FreeMatch(SemiSupervisedModule):
         joint_pass: bool = True,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.strong, self.momentum, self.joint_pass = weak, strong, momentum, joint_pass
         self.unlabelled_weight, self.fairness_weight = unlabelled_weight, fairness_weight
         uniform = torch.full((image.num_classes,), 1 / image.num_classes)
@@ -152,7 +154,7 @@ class FreeMatch(SemiSupervisedModule):
             self.strong(unlabelled.images, unlabelled.key.fold("strong")),
             joint=self.joint_pass,
         )
-        weak, strong = gather(weak.detach()), gather(strong)
+        weak, strong = gather(self.guided(weak, unlabelled.indices)), gather(strong)
         thresholds = self.thresholds(weak.softmax(1))
         supervised = F.cross_entropy(x, labelled.labels)
         unsupervised, mask = freematch_loss(weak, strong, thresholds)

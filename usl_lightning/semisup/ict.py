@@ -1,6 +1,6 @@
 """ICT: Interpolation Consistency Training for Semi-Supervised Learning (Verma et al., 2019)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -43,6 +43,7 @@ class ICT(SemiSupervisedModule):
         ramp: share of the training over which that weight rises along a sigmoid.
         ema_decay: of the teacher, which is the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"alpha": above(0), "unlabelled_weight": at_least(0), "ramp": within(0, 1)}
@@ -59,8 +60,9 @@ class ICT(SemiSupervisedModule):
         ramp: float = 0.25,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.alpha = weak, alpha
         self.unlabelled_weight, self.ramp = unlabelled_weight, ramp
 
@@ -69,7 +71,7 @@ class ICT(SemiSupervisedModule):
         labelled, unlabelled = batch
         x = self.weak(labelled.images, labelled.key.fold("weak"))
         u = self.weak(unlabelled.images, unlabelled.key.fold("weak"))
-        predictions = self.teacher_logits(u).softmax(1)
+        predictions = self.guided(self.teacher_logits(u), unlabelled.indices).softmax(1)
         labels = F.one_hot(labelled.labels, self.image.num_classes).to(predictions.dtype)
 
         x, labels = self._mixed(labelled, x, labels)

@@ -1,6 +1,6 @@
 """Mean teachers are better role models (Tarvainen & Valpola, 2017)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ class MeanTeacher(SemiSupervisedModule):
         ramp: share of the training over which that weight rises linearly from 0.
         ema_decay: α of the teacher.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"unlabelled_weight": at_least(0), "ramp": within(0, 1)}
@@ -53,14 +54,16 @@ class MeanTeacher(SemiSupervisedModule):
         ramp: float = 0.4,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.unlabelled_weight, self.ramp = weak, unlabelled_weight, ramp
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:
         """The loss of one global batch (§2)."""
         labelled, unlabelled = batch
         teacher = self.teacher_logits(self.weak(unlabelled.images, unlabelled.key.fold("weak", 0)))
+        teacher = self.guided(teacher, unlabelled.indices)
         x, student = self.logits(
             self.weak(labelled.images, labelled.key.fold("weak")),
             self.weak(unlabelled.images, unlabelled.key.fold("weak", 1)),

@@ -1,6 +1,6 @@
 """MixMatch: A Holistic Approach to Semi-Supervised Learning (Berthelot et al., 2019)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,7 @@ class MixMatch(SemiSupervisedModule):
         ramp_steps: optimizer steps over which that weight rises linearly from 0; published: 2^20 images, 16,384 steps.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -94,8 +95,9 @@ class MixMatch(SemiSupervisedModule):
         ramp_steps: int = 16384,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak = weak
         self.views, self.temperature, self.alpha = views, temperature, alpha
         self.unlabelled_weight, self.ramp_steps = unlabelled_weight, ramp_steps
@@ -105,7 +107,7 @@ class MixMatch(SemiSupervisedModule):
         labelled, unlabelled = batch
         x = self.weak(labelled.images, labelled.key.fold("weak"))
         u = [self.weak(unlabelled.images, unlabelled.key.fold("weak", k)) for k in range(self.views)]
-        guess = self._guess(u)
+        guess = self._guess(u, unlabelled.indices)
         labels = F.one_hot(labelled.labels, self.image.num_classes).to(guess.dtype)
 
         keys = [labelled.key.fold("mix"), *(unlabelled.key.fold("mix", k) for k in range(self.views))]
@@ -127,11 +129,11 @@ class MixMatch(SemiSupervisedModule):
         return loss
 
     @torch.no_grad()
-    def _guess(self, views: list[Tensor]) -> Tensor:
-        """Label distributions [n, classes] of unlabelled images from their views, each [n, c, h, w].
+    def _guess(self, views: list[Tensor], indices: Tensor) -> Tensor:
+        """Label distributions [n, classes] of unlabelled images int64 [n] from their views, each [n, c, h, w].
 
         Each view has a pass of its own, so that batch norm normalises it apart from the others.
         """
         with kept_statistics(self.model):
-            logits = torch.stack([full_precision(self.model(view)) for view in views])
+            logits = torch.stack([self.guided(full_precision(self.model(view)), indices) for view in views])
         return guessed_labels(logits, temperature=self.temperature)

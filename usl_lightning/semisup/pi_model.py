@@ -1,6 +1,6 @@
 """The Π-model: Temporal Ensembling for Semi-Supervised Learning (Laine & Aila, 2017)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,7 @@ class PiModel(SemiSupervisedModule):
         ramp: share of the training over which that weight rises linearly from 0.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"unlabelled_weight": at_least(0), "ramp": within(0, 1)}
@@ -51,8 +52,9 @@ class PiModel(SemiSupervisedModule):
         ramp: float = 0.4,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.unlabelled_weight, self.ramp = weak, unlabelled_weight, ramp
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:
@@ -63,6 +65,7 @@ class PiModel(SemiSupervisedModule):
             self.weak(unlabelled.images, unlabelled.key.fold("weak", 0)),
             self.weak(unlabelled.images, unlabelled.key.fold("weak", 1)),
         )
+        other = self.guided(other, unlabelled.indices)
         supervised = F.cross_entropy(x, labelled.labels)
         unsupervised = pi_loss(u, other)
         weight = self.unlabelled_weight * ramp_up(self.global_step, self.steps_of(self.ramp))

@@ -1,6 +1,6 @@
 """Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks (Lee, 2013)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,17 +11,18 @@ from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 
 
-def pseudo_label_loss(logits: Tensor, *, threshold: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of a prediction against its own largest entry, which is a constant.
+def pseudo_label_loss(logits: Tensor, guess: Tensor | None = None, *, threshold: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a prediction against its own largest entry, which is a constant; or that of another guess.
 
     Args:
         logits: [n, classes].
+        guess: logits [n, classes] that a prior guides; None: those above. No gradient flows into them.
         threshold: τ, in [0, 1]; a pseudo-label counts if its probability is at least that. 0, as in the paper: all do.
 
     Returns:
         The loss, averaged over all n (those below the threshold count as 0), and the mask, bool [n].
     """
-    confidence, pseudo_labels = logits.detach().softmax(1).max(1)
+    confidence, pseudo_labels = (logits if guess is None else guess).detach().softmax(1).max(1)
     mask = confidence >= threshold
     losses = F.cross_entropy(logits, pseudo_labels, reduction="none")
     return (losses * mask).mean(), mask
@@ -41,6 +42,7 @@ class PseudoLabel(SemiSupervisedModule):
         ramp: share of the training over which that weight rises linearly from 0.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"threshold": within(0, 1), "unlabelled_weight": at_least(0), "ramp": within(0, 1)}
@@ -57,8 +59,9 @@ class PseudoLabel(SemiSupervisedModule):
         ramp: float = 0.4,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.threshold = weak, threshold
         self.unlabelled_weight, self.ramp = unlabelled_weight, ramp
 
@@ -70,7 +73,7 @@ class PseudoLabel(SemiSupervisedModule):
             self.weak(unlabelled.images, unlabelled.key.fold("weak")),
         )
         supervised = F.cross_entropy(x, labelled.labels)
-        unsupervised, mask = pseudo_label_loss(u, threshold=self.threshold)
+        unsupervised, mask = pseudo_label_loss(u, self.guided(u, unlabelled.indices), threshold=self.threshold)
         weight = self.unlabelled_weight * ramp_up(self.global_step, self.steps_of(self.ramp))
         loss = supervised + weight * unsupervised
         self.log_training(loss=loss, supervised_loss=supervised, unsupervised_loss=unsupervised)

@@ -1,6 +1,6 @@
 """ReMixMatch: Distribution Alignment and Augmentation Anchoring (Berthelot et al., 2020)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,7 @@ class ReMixMatch(SemiSupervisedModule):
         aligned_batches: of so many batches the mean prediction is taken.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
 
     Raises:
         UslError: images are to be turned that are not square.
@@ -100,8 +101,9 @@ class ReMixMatch(SemiSupervisedModule):
         aligned_batches: int = 128,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         if rotation_weight and image.height != image.width:
             raise UslError(
                 f"model.rotation_weight: images of {image.height}×{image.width} pixels cannot be turned by a quarter; "
@@ -129,7 +131,7 @@ class ReMixMatch(SemiSupervisedModule):
         x = self.strong(labelled.images, labelled.key.fold("strong"))
         weak = self.weak(unlabelled.images, unlabelled.key.fold("weak"))
         strong = [self.strong(unlabelled.images, unlabelled.key.fold("strong", k)) for k in range(self.strong_views)]
-        guess = self.guess(weak)
+        guess = self.guess(weak, unlabelled.indices)
         labels = F.one_hot(labelled.labels, self.image.num_classes).to(guess.dtype)
 
         u = [*strong, weak]
@@ -158,10 +160,10 @@ class ReMixMatch(SemiSupervisedModule):
         return loss
 
     @torch.no_grad()
-    def guess(self, weak: Tensor) -> Tensor:
-        """Label distributions [n, classes] of weak views; their mean joins the history first."""
+    def guess(self, weak: Tensor, indices: Tensor) -> Tensor:
+        """Label distributions [n, classes] of weak views of the images int64 [n]; their mean joins the history first."""
         with kept_statistics(self.model):
-            probs = full_precision(self.model(weak)).softmax(1)
+            probs = self.guided(full_precision(self.model(weak)), indices).softmax(1)
         self.mean_probs.write(gather(probs).mean(0, keepdim=True))
         mean, shares = self.mean_probs.mean().to(probs.dtype), self.shares.to(probs.dtype)
         return guessed_labels(probs, mean, shares, temperature=self.temperature)

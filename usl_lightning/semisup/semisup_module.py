@@ -22,6 +22,7 @@ from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_enc
 from usl_lightning.models.heads import Classifier
 from usl_lightning.models.method import Evaluation, Method
 from usl_lightning.semisup.classes import check_classes, untestable
+from usl_lightning.semisup.guidance import After, Guidance
 
 GUESS_MOMENTUM = 0.99
 """Of the moving histogram of pseudo-labels: it tells of about the last 100 steps."""
@@ -64,6 +65,10 @@ class SemiSupervisedModule(Method):
         optimizer: how the weights are updated.
         ema_decay: of the moving average of the weights, in [0, 1).
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior_file: prior pseudo-labels that guide the guesses: a file of `usl propagate`, or a matrix of class shares.
+        prior_steps: T, how many steps they do; below 1, the share of the training that they do.
+        prior_after: what comes then: `drop` goes on without; `update` makes them anew every T steps, in the way the
+            file's were made, of the features of the moving average.
 
     Raises:
         UslError: fewer than two classes.
@@ -74,7 +79,7 @@ class SemiSupervisedModule(Method):
         scores: what the last pass over the test images said of `ema` and `online`; empty if none has a label.
     """
 
-    ranges: ClassVar[Ranges] = {"ema_decay": at_least(0, below=1)}
+    ranges: ClassVar[Ranges] = {"ema_decay": at_least(0, below=1), "prior_steps": at_least(0)}
 
     verbs = ("fit", "validate", "test", "predict")
     threshold: float = 0.95
@@ -89,6 +94,9 @@ class SemiSupervisedModule(Method):
         *,
         ema_decay: float,
         init_from: str | None,
+        prior_file: str | None = None,
+        prior_steps: float = 6900.0,
+        prior_after: After = "drop",
     ) -> None:
         super().__init__()
         if image.num_classes < 2:
@@ -97,15 +105,23 @@ class SemiSupervisedModule(Method):
         self.ema = EMA(self.model, ema_decay)
         self.image, self.optimization = image, optimizer
         self.init_from = init_from
+        self.guidance = None if prior_file is None else Guidance(prior_file, prior_steps, prior_after)
         self.register_buffer("guess_share", torch.zeros(image.num_classes))
         self.scores: dict[str, Scores] = {}
         self._begin_evaluation()
 
     def setup(self, stage: str) -> None:
-        """Start from an earlier encoder; a checkpoint being resumed is loaded after this and wins."""
+        """Start from an earlier encoder and a prior; a checkpoint being resumed is loaded after this and wins."""
         if stage == "fit" and self.init_from is not None:
             init_encoder(self.model.encoder, self.init_from)
             self.ema.copy_from(self.model)
+        if stage == "fit" and self.guidance is not None:
+            self.guidance.begin(self.trainer.datamodule, self.trainer.max_steps)  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take priors of any length: the images that are classified need not be those that were trained on."""
+        if self.guidance is not None:
+            self.guidance.like(checkpoint["state_dict"], "guidance.")
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -136,6 +152,29 @@ class SemiSupervisedModule(Method):
         """
         with kept_statistics(self.ema.module):
             return full_precision(self.ema.module(views))
+
+    def guided(self, logits: Tensor, indices: Tensor) -> Tensor:
+        """What guesses are made of: these logits, with the prior of their images as long as there is one.
+
+        Args:
+            logits: [n, classes], of this process's part of the batch.
+            indices: int64 [n], the images.
+
+        Returns:
+            [n, classes], without gradient; without a prior the same values, bit for bit.
+        """
+        if self.guidance is None:
+            return logits.detach()
+        if self.guidance.is_due(self.global_step):
+            self._update_prior(self.guidance)
+        return self.guidance(logits, indices, self.global_step)  # type: ignore[no-any-return]
+
+    def _update_prior(self, guidance: Guidance) -> None:
+        """A pass over all images amid the step."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        figures = guidance.update(self.ema.module.encoder, data, self.global_step)
+        for logger in self.loggers if self.trainer.is_global_zero else ():
+            logger.log_metrics(figures, self.global_step)
 
     def steps_of(self, share: float) -> int:
         """Steps that a share of the training is, from 0 to 1."""

@@ -1,6 +1,6 @@
 """SoftMatch: Addressing the Quantity-Quality Trade-off in Semi-supervised Learning (Chen et al., 2023)."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +87,7 @@ class SoftMatch(SemiSupervisedModule):
         joint_pass: one forward pass over all views, as published; see `FixMatch`.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -114,8 +115,9 @@ class SoftMatch(SemiSupervisedModule):
         joint_pass: bool = True,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.strong, self.joint_pass = weak, strong, joint_pass
         self.momentum, self.sigmas, self.alignment = momentum, sigmas, alignment
         self.unlabelled_weight = unlabelled_weight
@@ -132,7 +134,7 @@ class SoftMatch(SemiSupervisedModule):
             self.strong(unlabelled.images, unlabelled.key.fold("strong")),
             joint=self.joint_pass,
         )
-        weak, strong = gather(weak.detach()), gather(strong)
+        weak, strong = gather(self.guided(weak, unlabelled.indices)), gather(strong)
         weights = self.weights(weak.softmax(1))
         supervised = F.cross_entropy(x, labelled.labels)
         unsupervised = softmatch_loss(weak, strong, weights)

@@ -1,7 +1,7 @@
 """UDA: Unsupervised Data Augmentation for Consistency Training (Xie et al., 2020)."""
 
 import math
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,6 +83,7 @@ class UDA(SemiSupervisedModule):
         joint_pass: one forward pass over all views; see `FixMatch`.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -106,8 +107,9 @@ class UDA(SemiSupervisedModule):
         joint_pass: bool = True,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.strong, self.joint_pass = weak, strong, joint_pass
         self.temperature, self.threshold = temperature, threshold
         self.unlabelled_weight, self.annealing = unlabelled_weight, annealing
@@ -121,6 +123,7 @@ class UDA(SemiSupervisedModule):
             self.strong(unlabelled.images, unlabelled.key.fold("strong")),
             joint=self.joint_pass,
         )
+        weak = self.guided(weak, unlabelled.indices)
         supervised = annealed_cross_entropy(gather(x), gather(labelled.labels), threshold=self._annealing_threshold())
         unsupervised, mask = uda_loss(weak, strong, temperature=self.temperature, threshold=self.threshold)
         loss = supervised + self.unlabelled_weight * unsupervised

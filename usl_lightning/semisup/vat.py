@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,7 @@ class VAT(SemiSupervisedModule):
         ramp: share of the training over which α rises linearly from 0.
         ema_decay: of the moving average that is evaluated.
         init_from: checkpoint of an earlier stage whose encoder to start from.
+        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -122,8 +123,9 @@ class VAT(SemiSupervisedModule):
         ramp: float = 0.4,
         ema_decay: float = 0.999,
         init_from: str | None = None,
+        **prior: Any,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
         self.weak, self.radius, self.step, self.power_steps = weak, radius, step, power_steps
         self.unlabelled_weight, self.entropy_weight, self.ramp = unlabelled_weight, entropy_weight, ramp
 
@@ -135,7 +137,7 @@ class VAT(SemiSupervisedModule):
         with torch.autocast(views.device.type, enabled=False), kept_statistics(self.model):
             u, perturbed = self._predictions(views, unlabelled.key.fold("direction"))
         supervised = F.cross_entropy(x, labelled.labels)
-        smoothness, uncertainty = divergence(u, perturbed), entropy(u)
+        smoothness, uncertainty = divergence(self.guided(u, unlabelled.indices), perturbed), entropy(u)
         weight = self.unlabelled_weight * ramp_up(self.global_step, self.steps_of(self.ramp))
         loss = supervised + weight * smoothness + self.entropy_weight * uncertainty
         self.log_training(loss=loss, supervised_loss=supervised, smoothness_loss=smoothness, entropy_loss=uncertainty)

@@ -14,6 +14,17 @@ from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.test import judge, measure
 
 
+def evidence_of(trainer: Trainer, model: Any, data: Any) -> torch.Tensor:
+    """Features [n, d] of all images, computed on all devices or read, on every process."""
+    if not model.needs_network:
+        evidence: torch.Tensor = model.evidence(data)
+        return evidence
+    # Lightning sets up processes and devices; the one "batch" is the data set as a whole.
+    found: Any = trainer.predict(model.as_pass(), StepLoader(lambda _: data, stop=1))
+    evidence = found[0]
+    return evidence
+
+
 def fit_at_once(
     cli: StageCLI, trainer: Trainer, begin: Callable[[], None], identity: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -28,11 +39,7 @@ def fit_at_once(
     model, data = cli.model, cli.datamodule
     data.trainer = trainer
     data.warn_of_missing_classes()
-    if model.needs_network:
-        # Lightning sets up processes and devices; the one "batch" is the data set as a whole.
-        features: torch.Tensor = trainer.predict(model.as_pass(), StepLoader(lambda _: data, stop=1))[0]  # type: ignore[index,assignment]
-    else:
-        features = model.evidence(data)
+    features = evidence_of(trainer, model, data)
     with torch.inference_mode(False), torch.no_grad():
         model.learn(features.clone().to(trainer.strategy.root_device), data)
     begin()

@@ -19,13 +19,16 @@ from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.identity import StageIdentity, flatten, identity_fields
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.predict import predict
+from usl_lightning.stage.propagate import propagate
 from usl_lightning.stage.resume import check_resume, newest_whole
 from usl_lightning.stage.select import select
 from usl_lightning.stage.test import test
 from usl_lightning.stage.words import RESULTS, StageCommand
 
 Verb = Callable[[StageCLI, Trainer, Path | None, Callable[[], None], dict[str, Any]], dict[str, Any]]
-VERBS: dict[str, Verb] = {"fit": fit, "select": select, "validate": test, "test": test, "predict": predict}
+VERBS: dict[str, Verb] = {
+    "fit": fit, "select": select, "propagate": propagate, "validate": test, "test": test, "predict": predict,
+}  # fmt: skip
 """What a stage can do; each takes the stage, its trainer, a checkpoint, what to call before anything is written, and
 the fields of its identity, defaults included."""
 

@@ -13,8 +13,8 @@ from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.identity import StageIdentity, flatten, names_a_file
 
-COMMANDS = ("fit", "validate", "test", "predict", "select")
-RESULTS = ("fit", "select")
+COMMANDS = ("fit", "validate", "test", "predict", "select", "propagate")
+RESULTS = ("fit", "select", "propagate")
 """Commands that fill a stage folder; the others look at one."""
 OPTIONS = {"predict": ("folder", "split", "out", "sort-into", "all-probabilities"), "export": ("out", "pixels")}
 """What a command takes that is no parameter of the stage."""
@@ -146,7 +146,7 @@ class StageCommand:
         if self.wandb not in (None, "online", "offline"):
             raise UslError(f"--wandb {self.wandb}: expected online or offline")
         labels = flat.get("data.labels")
-        if labels is not None and self.command == "fit":
+        if labels is not None and self.command in ("fit", "propagate"):
             index = LabelIndex.read(str(labels))
             if not index.plain:
                 (index.answered if flat.get("data.unanswered") == "leave_out" else index).for_training()

@@ -118,7 +118,7 @@ def _best_start(x: Tensor, k: int, seed: int, iterations: int, restarts: int) ->
 def _inertia(x: Tensor, labels: Tensor, k: int) -> float:
     """Sum of squared distances of the rows of x [n, d] to the means of their clusters."""
     counts = torch.bincount(labels, minlength=k).clamp(min=1)
-    explained = (_sums(x, labels, k).square().sum(1) / counts).sum()
+    explained = (cluster_sums(x, labels, k).square().sum(1) / counts).sum()
     return float(x.double().square().sum() - explained)
 
 
@@ -139,7 +139,7 @@ def _lloyd(
     k = len(centroids)
     assign = _assignment(x, centroids, seed)
     labels = assign(centroids)
-    sums = _sums(x, labels, k)
+    sums = cluster_sums(x, labels, k)
     for iteration in range(1, iterations + 1):
         counts = torch.bincount(labels, minlength=k)[:, None]
         centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
@@ -147,7 +147,7 @@ def _lloyd(
         moved = torch.nonzero(before != labels)[:, 0]
         if len(moved) == 0:
             return labels, centroids, iteration
-        sums += _sums(x[moved], labels[moved], k) - _sums(x[moved], before[moved], k)
+        sums += cluster_sums(x[moved], labels[moved], k) - cluster_sums(x[moved], before[moved], k)
         tell()
     return labels, centroids, 0
 
@@ -187,8 +187,8 @@ def _nearest_in_cache(x: Tensor, centroids: Tensor, half_norms: Tensor, labels: 
         np.argmin(scores.numpy(), 1, out=labels[start : start + len(part)].numpy())
 
 
-def _sums(x: Tensor, labels: Tensor, k: int) -> Tensor:
-    """The sum of each cluster's points, float64 [k, d]."""
+def cluster_sums(x: Tensor, labels: Tensor, k: int) -> Tensor:
+    """The sum of each cluster's points, float64 [k, d], of points [n, d] in clusters int64 [n]."""
     sums = torch.zeros(k, x.shape[1], dtype=torch.float64, device=x.device)
     for rows in chunks(len(x), 16 * (k + x.shape[1]), x.device):
         _add_rows(sums, labels[rows], x[rows].double())

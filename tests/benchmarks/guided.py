@@ -1,0 +1,127 @@
+"""How many steps FlexMatch needs to get where it ends, with prior pseudo-labels and without.
+
+    python tests/benchmarks/guided.py digits --budgets 10 20 --seeds 0 1 2 3 4
+    python tests/benchmarks/guided.py fashion_mnist --budgets 10 40 --work DIR   # goes on with what is in DIR
+
+One SimSiam network a set; for each seed AS3L picks the images to label, their labels are spread to all images
+(`usl propagate`), and FlexMatch starts from the network, without a prior for all its steps and with one for a third of
+them, by the shipped configurations. Each validates on the test images every few steps; no label of these reaches
+anything but these figures. Writes results/guided_<set>.json and, with --picture FILE, the curves.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from machine import machine
+
+from usl_lightning.cli import main as usl
+from usl_lightning.pictures.curves import Curve, Panel, draw_curves
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def stage(folder: Path, command: str, config: str, **values: Any) -> dict[str, Any]:
+    """Run a stage unless it is there already; its figures."""
+    if not (folder / "result.json").exists():
+        typed = [f"--{key.replace('__', '.')}={value}" for key, value in values.items()]
+        usl([command, "--config", config, "--run_dir", str(folder), *typed])
+    figures: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    return figures
+
+
+def curve(folder: Path) -> list[tuple[int, float]]:
+    """(steps taken, test accuracy of the moving average) of each validation."""
+    rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()[1:]]
+    points = {int(step) + 1: float(value) for step, name, value in rows if name == "test_accuracy"}
+    return sorted(points.items())
+
+
+def reached(points: Sequence[tuple[int, float]], goal: float) -> int | None:
+    """Steps until an accuracy is reached; None if it is not."""
+    return next((step for step, accuracy in points if accuracy >= goal), None)
+
+
+def compare(work: Path, dataset: str, budget: int, seed: int, steps: int, every: int, guide: str) -> dict[str, Any]:
+    """One seed: the prior, and both trainings."""
+    network = {"model__init_from": work / "simsiam" / "checkpoints" / "last.ckpt", "seed_everything": seed}
+    place = work / f"{budget}_{seed}"
+    stage(place / "select", "select", f"{dataset}_as3l.yaml", model__budget=budget, **network)
+    labels = {"data__labels": place / "select" / "labels.json"}
+    prior = stage(place / "priors", "propagate", f"{dataset}_priors.yaml", **labels, **network)
+    common = {**labels, **network, "trainer__val_check_interval": every}
+    plain = stage(place / "plain", "fit", f"{dataset}_flexmatch.yaml", trainer__max_steps=steps, **common)
+    settings = json.loads(guide)
+    if settings is None:
+        return {}
+    file = place / "priors" / "outputs" / "priors.npz"
+    name = "guided" + "".join(f"_{key}={value}" for key, value in settings.items())
+    if settings.pop("scaled", False):
+        stage(place / "scaled", "propagate", f"{dataset}_priors.yaml", model__scaled="true", **labels, **network)
+        file = place / "scaled" / "outputs" / "priors.npz"
+    guided = stage(
+        place / name, "fit", f"{dataset}_flexmatch.yaml", trainer__max_steps=steps // 3, model__prior_file=file,
+        **{f"model__{key}": value for key, value in settings.items()}, **common,
+    )  # fmt: skip
+    goal, curves = plain["test_accuracy"], {"plain": curve(place / "plain"), "guided": curve(place / name)}
+    return {
+        "prior": prior, "plain": goal, "guided": guided["test_accuracy"], "steps_plain": reached(curves["plain"], goal),
+        "steps_guided": reached(curves["guided"], goal), "curves": curves,
+    }  # fmt: skip
+
+
+def draw(runs: dict[int, dict[int, dict[str, Any]]], dataset: str, path: Path) -> None:
+    """The mean curves of each number of labels."""
+    panels = []
+    for budget, of in runs.items():
+        curves = []
+        for name, label in (("plain", "FlexMatch"), ("guided", "guided by a prior")):
+            many = [dict(run["curves"][name]) for run in of.values()]
+            points = [(float(step), statistics.mean(each[step] for each in many)) for step in many[0]]
+            curves.append(Curve(label, points))
+        panels.append(Panel(f"{dataset}, {budget} labels", "steps", "test accuracy", curves))
+    draw_curves(panels, path)
+
+
+def main() -> None:
+    """Run what is missing and write the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("dataset")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[10, 20])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--steps", type=int, default=300, help="of FlexMatch without a prior")
+    parser.add_argument("--every", type=int, default=10, help="steps between two looks at the test images")
+    parser.add_argument("--guide", default='{"prior_steps": 0.5}', help="of the guided one, as JSON; null: none yet")
+    parser.add_argument("--work", type=Path, help="keeps the runs, and goes on with those that are there")
+    parser.add_argument("--picture", type=Path)
+    arguments = parser.parse_args()
+    runs: dict[int, dict[int, dict[str, Any]]] = {budget: {} for budget in arguments.budgets}
+    with tempfile.TemporaryDirectory() as folder:
+        work = arguments.work or Path(folder)
+        stage(work / "simsiam", "fit", f"{arguments.dataset}_simsiam.yaml")
+        for seed in arguments.seeds:
+            for budget in arguments.budgets:
+                how = arguments.steps, arguments.every, arguments.guide
+                runs[budget][seed] = compare(work, arguments.dataset, budget, seed, *how)
+            if arguments.guide != "null":
+                write(arguments, runs)
+    if arguments.picture:
+        draw(runs, arguments.dataset, arguments.picture)
+
+
+def write(arguments: argparse.Namespace, runs: dict[int, dict[int, dict[str, Any]]]) -> None:
+    """The figures so far."""
+    told: dict[str, Any] = {"machine": machine(), "steps": arguments.steps, "guide": json.loads(arguments.guide)}
+    for budget, of in runs.items():
+        means = {name: statistics.mean(run[name] for run in of.values()) for name in ("plain", "guided")}
+        means["prior_accuracy"] = statistics.mean(run["prior"]["prior_accuracy"] for run in of.values())
+        told[f"{budget} labels"] = {"mean": means, "seeds": of}
+    (RESULTS / f"guided_{arguments.dataset}.json").write_text(json.dumps(told, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -81,9 +81,10 @@ def draw(runs: dict[int, dict[int, dict[str, Any]]], dataset: str, path: Path) -
         curves = []
         for name, label in (("plain", "FlexMatch"), ("guided", "guided by a prior")):
             many = [dict(run["curves"][name]) for run in of.values()]
-            points = [(float(step), statistics.mean(each[step] for each in many)) for step in many[0]]
+            values = {step: [each[step] for each in many] for step in many[0]}
+            points = [(step, statistics.mean(each), min(each), max(each)) for step, each in values.items()]
             curves.append(Curve(label, points))
-        panels.append(Panel(f"{dataset}, {budget} labels", "steps", "test accuracy", curves))
+        panels.append(Panel(f"{dataset}, {budget} labels: test accuracy", "steps", curves, top=1.0))
     draw_curves(panels, path)
 
 

@@ -46,6 +46,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "DeepCluster": {"": {"clusters": 12}},
     "SeLa": {"": {"reassignments": 3, "hidden_dims": [20]}},  # with dropout
     "CoMatch": {"": {"bank_size": 80, "aligned_batches": 3, "graph_threshold": 0.15}},  # both wrap
+    "FlexMatch": {"": {}, "guided": {"prior_file": "priors.npz", "prior_steps": 2, "prior_after": "update"}},
     "Distill": {"": {"distillation_weight": 0.8}},  # both of its losses
     "FineTune": {"": {}, "linear": {"tuned": "linear", "projection_layers_kept": 0, "ema_decay": 0.9}},
     "VAAL": {"": {"steps": 3, "width": 2, "batch_size": 8}},
@@ -221,7 +222,9 @@ class Bench:
             small["model.threshold"] = "0.3"  # a network that is hardly trained is sure of nothing
             given |= {key: value for key, value in small.items() if key in flat}
         given = [f"--{key}={value}" for key, value in given.items()]
-        settings = SETTINGS.get(shipped.method.__name__, {}).get(shipped.variant, {})
+        settings = dict(SETTINGS.get(shipped.method.__name__, {}).get(shipped.variant, {}))
+        if "prior_file" in settings:
+            settings["prior_file"] = str(self.prior())
         return [shipped.command, "--config", shipped.config, *given, *model_options(settings)]
 
     def checkpoint(self, config: str) -> Path:
@@ -233,6 +236,13 @@ class Bench:
             usl(*self.words(Shipped(method, "fit", config)), "--run_dir", folder, *options(trainer__max_steps=2))
             self._checkpoints[config] = folder / "checkpoints" / "last.ckpt"
         return self._checkpoints[config]
+
+    def prior(self) -> Path:
+        """What the 20 labels say of all images."""
+        folder = self.folder / "priors"
+        if not folder.exists():
+            usl("propagate", *self.words(Shipped(Method, "fit", "digits_priors.yaml"))[1:], "--run_dir", folder)
+        return folder / "outputs" / "priors.npz"
 
     def _here(self, value: str) -> str:
         """What a header's command names, as it is here."""

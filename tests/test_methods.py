@@ -26,11 +26,18 @@ from usl_lightning.base.ranges import ranges_of
 from usl_lightning.selection.next_selector import NextSelector
 from usl_lightning.selection.selector import Selector
 
+def class_path(method: Shipped) -> str:
+    """Of its class."""
+    return f"{method.method.__module__}.{method.method.__name__}"
+
+
 TRAINED, CHOOSING = [method for method in methods("fit") if method.method.by_steps], methods("select")
 SELECTING = [method for method in CHOOSING if not issubclass(method.method, NextSelector)]
 NEXT = [method for method in CHOOSING if issubclass(method.method, NextSelector)]
 AT_ONCE = [method for method in methods("fit") if not method.method.by_steps]
 each_trained = pytest.mark.parametrize("method", TRAINED, ids=str)
+GUIDED = [method for method in TRAINED if "prior_file" in parameters(class_path(method)) and not method.variant]
+each_guided = pytest.mark.parametrize("method", GUIDED, ids=str)
 each_at_once = pytest.mark.parametrize("method", AT_ONCE, ids=str)
 each_selecting = pytest.mark.parametrize("method", SELECTING, ids=str)
 each_next = pytest.mark.parametrize("method", NEXT, ids=str)
@@ -180,6 +187,22 @@ def test_a_step_of_half_precision_is_finite_and_its_verbs_take_it(
         assert bool(value.isfinite().all()), name
     for verb in set(method.method.verbs) - {"fit", "select"}:
         usl(verb, *words, "--ckpt_path", "last")
+
+
+@each_guided
+def test_a_prior_of_zeros_changes_nothing_and_another_does(method: Shipped, bench: Bench, tmp_path: Path) -> None:
+    """Bit for bit; and what the first steps follow is gone when they are over."""
+    np.save(tmp_path / "zeros.npy", np.zeros((160, 10), np.float32))
+    words = [*bench.words(method), *LOGGED, *options(trainer__max_steps=4)]
+    states, losses = {}, {}
+    for name, prior in (("none", None), ("zeros", tmp_path / "zeros.npy"), ("prior", bench.prior())):
+        more = [] if prior is None else model_options({"prior_file": str(prior), "prior_steps": 0.5})
+        usl(*words, *more, "--run_dir", tmp_path / name)
+        state = last_checkpoint(tmp_path / name)["state_dict"]
+        states[name] = {key: value for key, value in state.items() if not key.startswith("guidance.")}
+        losses[name] = series(tmp_path / name)["loss"]
+    assert differing(states["zeros"], states["none"]) == []
+    assert losses["zeros"] == losses["none"] != losses["prior"]
 
 
 # At once -------------------------------------------------------------------------------------------------
@@ -378,7 +401,7 @@ def test_what_is_no_number_is_refused(
 ) -> None:
     """For each parameter with a range, in one line that names it; `test_ranges.py` tries the ends of the ranges."""
     monkeypatch.chdir(tmp_path)
-    taken = parameters(f"{method.method.__module__}.{method.method.__name__}")
+    taken = parameters(class_path(method))
     numbers = [name for name in ranges_of(method.method) if name in taken]
     assert numbers
     for name in numbers:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from usl_lightning.chain.options import RunOptions
 
 
+OPTIONAL = (5, 6, 7)
+"""Columns of `table` that are left out where no row has anything in them."""
+
+
 def summarise(run: RunOptions) -> dict[str, Any]:
     """What `summary.json` holds; see the documentation of the chain's files."""
     stages, results = [], []
@@ -53,6 +57,7 @@ def _branch(run: RunOptions, stage: Stage, record: Mapping[str, Any]) -> dict[st
         "budget": sum(label is not None for label in index.labels) or len(index.indices),  # without: the data set's own
         "classes_covered": sum(count > 0 for count in counts), "class_counts": counts,
         "test_accuracy": record.get("metrics", {}).get("test_accuracy"), "labels": path,
+        "test_accuracy_median": record.get("metrics", {}).get("test_accuracy_median"),
         "estimated_accuracy": record.get("metrics", {}).get("estimated_accuracy"),
         "estimated_interval": record.get("metrics", {}).get("estimated_interval"),
         "seconds": record.get("seconds"), **_new(run, path, index),
@@ -83,7 +88,10 @@ def draw_summary(run: RunOptions, summary: Mapping[str, Any]) -> None:
 def table(summary: Mapping[str, Any]) -> str:
     """The results as text."""
     rows: list[tuple[str, ...]] = [
-        ("selection", "labels", "classes covered", "method", "test accuracy", "added", "estimated accuracy", "seconds")
+        (
+            "selection", "labels", "classes covered", "method", "test accuracy", "median of last", "added",
+            "estimated accuracy", "seconds",
+        )  # fmt: skip
     ]
     for result in summary["results"]:
         counts = result["class_counts"]  # empty if the label file names no classes
@@ -95,18 +103,23 @@ def table(summary: Mapping[str, Any]) -> str:
                 str(result["budget"]),
                 covered,
                 result["method"],
-                "-" if accuracy is None else f"{accuracy:.3f}",
+                _share(accuracy),
+                _share(result.get("test_accuracy_median")),
                 _added(result),
                 _estimate(result),
                 str(result["seconds"]),
             )
         )
-    told = [i for i in range(len(rows[0])) if i not in (5, 6) or any(row[i] != "-" for row in rows[1:])]
+    told = [i for i in range(len(rows[0])) if i not in OPTIONAL or any(row[i] != "-" for row in rows[1:])]
     rows = [tuple(row[i] for i in told) for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def what_next(run: RunOptions, summary: Mapping[str, Any]) -> str:

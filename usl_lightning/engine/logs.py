@@ -104,6 +104,10 @@ class MetricsCSV(Logger):
             write_text(self.path, HEADER + "".join(f"{row}\n" for *_, row in rows))
         return rows
 
+    def values(self, name: str, before: int) -> list[tuple[int, float]]:
+        """(step, value) of each row of a metric whose step is below `before`."""
+        return [(at, float(row.rpartition(",")[2])) for at, each, row in self._rows()[0] if each == name and at < before]
+
     def noted(self, step: int) -> dict[str, float]:
         """The rows of one step."""
         return {name: float(row.rpartition(",")[2]) for at, name, row in self._rows()[0] if at == step}

@@ -33,7 +33,7 @@ class Priors(FeatureMethod):
         clusters: K of each of those runs; null: the number of classes times 1, 2, …, 6.
         scaled: their votes are averaged over the runs that say something of an image, so that they add up to 1; false:
             over all runs, so that who is reached seldom is less sure.
-        k: neighbours of an image in the graph.
+        k: neighbours of an image in the graph, at most; on small sets a hundredth of the images, or 10.
         iterations: of a run of k-means, at most.
         epochs: of AS3L's linear layer that draws the features together first, as its selection does with as many
             clusters as there are labels; published: 40. 0: the features as they are.
@@ -52,10 +52,10 @@ class Priors(FeatureMethod):
         init_from: str | None = None,
         spread: Spread = "clusters",
         clusters: list[int] | None = None,
-        scaled: bool = False,
+        scaled: bool = True,
         k: int = 50,
         iterations: int = 300,
-        epochs: int = 0,
+        epochs: int = 40,
         **source: Any,
     ) -> None:
         super().__init__(image=image, init_from=init_from, **source)

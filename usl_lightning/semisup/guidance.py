@@ -106,9 +106,9 @@ class Guidance(nn.Module):
 
     def _take(self, prior: Prior) -> None:
         for name, value in prior._asdict().items():
-            setattr(self, name, value.to(self.made.device))
+            setattr(self, name, value.to(self.made.device, getattr(self, name).dtype))
 
     def _tell(self, prior: Prior, rows: Tensor, data: LabelledData) -> None:
         figures = prior_figures(prior, rows, data.train_source.labels)
-        told = ", ".join(f"{name.removeprefix('prior_').replace('_', ' ')} {value:.3f}" for name, value in figures.items())
+        told = ", ".join(f"{name.partition('_')[2].replace('_', ' ')} {value:.3f}" for name, value in figures.items())
         log.info("prior pseudo-labels: %s; they guide %d steps", told, self._steps)

@@ -1,5 +1,6 @@
 """`usl fit`: train, then measure what came of it."""
 
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,16 @@ from pytorch_lightning.callbacks import LambdaCallback, Timer
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.device import keep_freed_memory
+from usl_lightning.engine.logs import MetricsCSV
 from usl_lightning.models.encoder import compile_encoders, recompute_encoders
 from usl_lightning.stage.fit_at_once import fit_at_once
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.outcome import finish
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.test import measure
+
+HEADLINE, LATE = "test_accuracy", 20
+"""The figure that many report the best of, and of how many evaluations the median is told instead."""
 
 
 def fit(
@@ -45,6 +50,7 @@ def fit(
     if trainer.global_step < steps:
         raise UslError(_paused(cli, trainer, steps))
     metrics = measure(cli, trainer)
+    metrics |= of_late(trainer, metrics)
     finish(cli, trainer, metrics)
     return metrics
 
@@ -59,6 +65,27 @@ def _paused(cli: StageCLI, trainer: Trainer, steps: int) -> str:
     if not StageFolder(cli.stage.run_dir).has_checkpoint:
         return f"{ended}; nothing is saved: the same command begins anew"
     return f"{ended}; the run is paused: --ckpt_path last continues it"
+
+
+def of_late(trainer: Trainer, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """What the last of the evaluations amid the training say, beside the final one, which chance may have favoured.
+
+    `test_accuracy_median` is that of the last 20, the final one among them, and `test_accuracy_evaluations` how many
+    there were, 20 at most. Empty if there was none but the final one.
+
+    Args:
+        trainer: its `metrics.csv` has the validations.
+        metrics: of the final evaluation.
+    """
+    logs = [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]
+    if HEADLINE not in metrics or not logs:
+        return {}
+    noted = logs[0].values(HEADLINE, trainer.global_step)
+    values = [value for step, value in noted if step < trainer.global_step - 1] + [metrics[HEADLINE]]
+    if len(values) < 2:
+        return {}
+    last = values[-LATE:]
+    return {f"{HEADLINE}_median": statistics.median(last), f"{HEADLINE}_evaluations": len(last)}
 
 
 def _check(cli: StageCLI, trainer: Trainer) -> None:

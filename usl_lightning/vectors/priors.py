@@ -20,6 +20,9 @@ Spread = Literal["clusters", "graph", "nearest"]
 MULTIPLES = (1, 2, 3, 4, 5, 6)
 """K of each run of k-means in classes: AS3L's 10, 20, …, 60 for ten (Wen et al., 2022, section 4.1.3)."""
 
+SMALL = 10
+"""Neighbours that a graph of few points has: 50 of them, as published for 50,000, reach into other classes."""
+
 TOLERANCE, STEPS = 1e-6, 20
 """Where the conjugate gradients end (Iscen et al., CVPR 2019)."""
 
@@ -50,7 +53,7 @@ class Prior(NamedTuple):
         """
         points, runs = self.clusters.shape
         fits = self.tables.dim() == 3 and len(self.tables) == runs and self.weights.shape == (points,)
-        if not fits or (self.clusters.numel() and not 0 <= int(self.clusters.min()) <= int(self.clusters.max()) < self.tables.shape[1]):
+        if not fits or not bool(((self.clusters >= 0) & (self.clusters < self.tables.shape[1])).all()):
             raise UslError(f"{where}: clusters, tables and weights do not fit together; make the file again")
         if not bool(self.tables.isfinite().all()) or not bool(self.weights.isfinite().all()):
             raise UslError(f"{where}: holds numbers that are not finite; expected shares from 0 to 1")
@@ -76,13 +79,13 @@ class Recipe:
         clusters: K of each run of `clusters`; None: the number of classes times 1, 2, …, 6.
         scaled: of `clusters`: votes are averaged over the runs whose cluster has a label, so that they add up to 1
             where there is one; else over all runs, so that who is reached seldom is less sure.
-        k: neighbours of `graph`.
+        k: neighbours of `graph`, at most; of small sets a hundredth of the points, or `SMALL`.
         iterations: of each run of `clusters`, at most.
     """
 
     spread: Spread = "clusters"
     clusters: tuple[int, ...] | None = None
-    scaled: bool = False
+    scaled: bool = True
     k: int = 50
     iterations: int = 300
 
@@ -129,7 +132,7 @@ class Recipe:
         x = unit_rows(features)
         rows, labels = rows.to(x.device), labels.to(x.device)
         if self.spread == "graph":
-            return propagated_prior(x, rows, labels, classes, k=self.k)
+            return propagated_prior(x, rows, labels, classes, k=min(self.k, max(SMALL, len(x) // 100)))
         if self.spread == "nearest":
             return nearest_prior(x, rows, labels, classes)
         runs = self.runs(classes)

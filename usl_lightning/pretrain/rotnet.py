@@ -6,20 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.models.encoder import Encoder
+from usl_lightning.models.turning import TURNS, check_square, turned
 from usl_lightning.pretrain.pretrain_module import PretrainModule
 
-TURNS = 4
-"""By 0, 90, 180 and 270 degrees."""
-
-
-def turned(images: Tensor) -> list[Tensor]:
-    """The images [b, c, s, s], turned counter-clockwise by 0, 90, 180 and 270 degrees."""
-    return [torch.rot90(images, turns, (2, 3)) for turns in range(TURNS)]
 
 
 class RotNet(PretrainModule):
@@ -50,11 +43,7 @@ class RotNet(PretrainModule):
         init_from: str | None = None,
         knn_k: int = 200,
     ) -> None:
-        if image.height != image.width:
-            raise UslError(
-                f"RotNet: the images are {image.height}×{image.width}, and a quarter turn of them has another shape; "
-                "set data.image_size, which makes them square"
-            )
+        check_square(image, "RotNet")
         encoder = Encoder(backbone, image, pretrained=pretrained)
         super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
         self.view = view

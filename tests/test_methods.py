@@ -26,6 +26,7 @@ from usl_lightning.base.ranges import ranges_of
 from usl_lightning.selection.next_selector import NextSelector
 from usl_lightning.selection.selector import Selector
 
+
 def class_path(method: Shipped) -> str:
     """Of its class."""
     return f"{method.method.__module__}.{method.method.__name__}"

@@ -6,8 +6,9 @@
 One network a set (SimCLR's); for each seed AS3L picks the images to label, their labels are spread to all images
 (`usl propagate`), and FlexMatch starts from the network, without a prior for all its steps and with one for a third of
 them, by the shipped configurations but for two things: three unlabelled images for each labelled one, to save time, and
-a moving average of about ten steps, as one of a hundred could not follow. Each validates on the test images every few steps; no label of these reaches
-anything but these figures. Writes results/guided_<set>.json and, with --picture FILE, the curves.
+a moving average of about ten steps, as one of a hundred could not follow. Each validates on the test images every few
+steps; no label of these reaches anything but these figures. Writes results/guided_<set>.json
+and, with --picture FILE, the curves.
 """
 
 import argparse

@@ -179,7 +179,7 @@ def test_too_few_images_for_an_update_are_told_before_the_first_step(tmp_path: P
         arrays = {**{name: kept[name] for name in kept.files}, "about": np.array(json.dumps(told))}
     np.savez(file, **arrays)
     Guidance(file, 2, "drop").begin(few_labels(), 10)
-    with pytest.raises(UslError, match="k=2000 clusters .* to 1437, the images there are"):
+    with pytest.raises(UslError, match=r"k=2000 clusters .* to 1437, the images there are"):
         Guidance(file, 2, "update").begin(few_labels(), 10)
 
 
@@ -204,7 +204,11 @@ def test_figures_are_those_of_a_loop() -> None:
     rows = torch.tensor([0, 1, 2])
     figures = prior_figures(prior, rows, labels)
     shares = tables[0][3:].tolist()
-    known = [(max(row), row.index(max(row)) == label) for row, label in zip(shares, labels[3:].tolist(), strict=True) if label >= 0]
+    known = [
+        (max(row), row.index(max(row)) == label)
+        for row, label in zip(shares, labels[3:].tolist(), strict=True)
+        if label >= 0
+    ]
     known = [(confidence, right and confidence > 0) for confidence, right in known]
     assert figures["prior_coverage"] == pytest.approx(sum(max(row) > 0 for row in shares) / 47)
     assert figures["prior_confidence"] == pytest.approx(sum(map(max, shares)) / 47)

@@ -89,9 +89,16 @@ def table(summary: Mapping[str, Any]) -> str:
     """The results as text."""
     rows: list[tuple[str, ...]] = [
         (
-            "selection", "labels", "classes covered", "method", "test accuracy", "median of last", "added",
-            "estimated accuracy", "seconds",
-        )  # fmt: skip
+            "selection",
+            "labels",
+            "classes covered",
+            "method",
+            "test accuracy",
+            "median of last",
+            "added",
+            "estimated accuracy",
+            "seconds",
+        )
     ]
     for result in summary["results"]:
         counts = result["class_counts"]  # empty if the label file names no classes

@@ -106,7 +106,9 @@ class MetricsCSV(Logger):
 
     def values(self, name: str, before: int) -> list[tuple[int, float]]:
         """(step, value) of each row of a metric whose step is below `before`."""
-        return [(at, float(row.rpartition(",")[2])) for at, each, row in self._rows()[0] if each == name and at < before]
+        return [
+            (at, float(row.rpartition(",")[2])) for at, each, row in self._rows()[0] if each == name and at < before
+        ]
 
     def noted(self, step: int) -> dict[str, float]:
         """The rows of one step."""

@@ -53,8 +53,10 @@ def validate(index: Entries, where: str) -> None:
             )
         labelled.discard(value)
     soft = index.soft
-    if soft and (set(soft) != {"file", "source"} or not _is_inside(soft["file"]) or not isinstance(soft["source"], str)):
-        raise UslError(f"{where}: 'soft' is {short(soft)}, expected \"file\", a path from the index on, and \"source\"")
+    if soft and (
+        set(soft) != {"file", "source"} or not _is_inside(soft["file"]) or not isinstance(soft["source"], str)
+    ):
+        raise UslError(f'{where}: \'soft\' is {short(soft)}, expected "file", a path from the index on, and "source"')
     _validate_followers(index, where, set(seen))
     for i, file in enumerate(index.files or ()):
         if not _is_inside(file):

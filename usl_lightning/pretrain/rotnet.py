@@ -14,7 +14,6 @@ from usl_lightning.models.turning import TURNS, check_square, turned
 from usl_lightning.pretrain.pretrain_module import PretrainModule
 
 
-
 class RotNet(PretrainModule):
     """Who knows what is up in an image knows what is in it: all four turns of each image in one batch, told apart.
 

@@ -37,8 +37,8 @@ def results(run: RunReport) -> Html | None:
 _ACCURACY = (
     "Accuracy is that of the moving average of the weights (EMA) after the last step, on images that nothing was "
     "chosen or trained by. Beside it the median of the last 20 evaluations of the training, if it was evaluated on the "
-    "way. The calibration error (ECE, Guo et al., 2017) is the mean gap between how sure the classifier is and how often "
-    "it is right; 0% is best."
+    "way. The calibration error (ECE, Guo et al., 2017) is the mean gap between how sure the classifier is and how "
+    "often it is right; 0% is best."
 )
 _UNMEASURED = (
     "How often the classifier is right is not known: no image with a known class was kept aside to measure it on. A "

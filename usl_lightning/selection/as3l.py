@@ -11,7 +11,7 @@ from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.selector import Selector
 from usl_lightning.vectors.density import best_of_each, fill_to_budget
-from usl_lightning.vectors.distances import check_budget, exact_arithmetic, unit_rows
+from usl_lightning.vectors.distances import check_budget, unit_rows
 from usl_lightning.vectors.kmeans import kmeans
 from usl_lightning.vectors.tightened import run_seed, tightened
 

@@ -1,4 +1,4 @@
-"""FixMatch with EMAN: Exponential Moving Average Normalization for Self-supervised and Semi-supervised Learning (2021)."""
+"""FixMatch with EMAN: Exponential Moving Average Normalization (Cai et al., 2021)."""
 
 from typing import Any, ClassVar
 

@@ -161,7 +161,7 @@ class ReMixMatch(SemiSupervisedModule):
 
     @torch.no_grad()
     def guess(self, weak: Tensor, indices: Tensor) -> Tensor:
-        """Label distributions [n, classes] of weak views of the images int64 [n]; their mean joins the history first."""
+        """Label distributions [n, classes] of weak views of images int64 [n]; their mean joins the history first."""
         with kept_statistics(self.model):
             probs = self.guided(full_precision(self.model(weak)), indices).softmax(1)
         self.mean_probs.write(gather(probs).mean(0, keepdim=True))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Trainer
 
+from usl_lightning.data.images.source import dataset_id
 from usl_lightning.stage.fit_at_once import evidence_of
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.outcome import finish
@@ -36,7 +37,8 @@ def propagate(
     folder.files.mkdir(exist_ok=True)
     model.write(folder.files / FILE, prior, data)
     soft = {"file": f"{folder.files.name}/{FILE}", "source": "propagation"}
-    replace(data.index, soft=soft).write(folder.labels)
+    known = data.index.dataset or dataset_id(data.train_source)  # a mere list does not say
+    replace(data.index, dataset=known, soft=soft).write(folder.labels)
     metrics = {"labels": len(data.index.for_training()[0]), **figures}
     finish(cli, trainer, metrics)
     return metrics

@@ -45,6 +45,8 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "DeepCluster": {"": {"clusters": 12}},
     "SeLa": {"": {"reassignments": 3, "hidden_dims": [20]}},  # with dropout
+    "EMANFixMatch": {"": {"threshold": 0.15, "ema_decay": 0.5}},
+    "SelfTraining": {"": {"threshold": 0.15, "ema_decay": 0.5}},
     "CoMatch": {"": {"bank_size": 80, "aligned_batches": 3, "graph_threshold": 0.15}},  # both wrap
     "FlexMatch": {"": {}, "guided": {"prior_file": "priors.npz", "prior_steps": 2, "prior_after": "update"}},
     "Distill": {"": {"distillation_weight": 0.8}},  # both of its losses

@@ -108,8 +108,8 @@ def main() -> None:
             for budget in arguments.budgets:
                 how = arguments.steps, arguments.every, arguments.guide
                 runs[budget][seed] = compare(work, arguments.dataset, budget, seed, *how)
-            if arguments.guide != "null":
-                write(arguments, runs)
+                if arguments.guide != "null":
+                    write(arguments, runs)
     if arguments.picture:
         draw(runs, arguments.dataset, arguments.picture)
 
@@ -117,7 +117,7 @@ def main() -> None:
 def write(arguments: argparse.Namespace, runs: dict[int, dict[int, dict[str, Any]]]) -> None:
     """The figures so far."""
     told: dict[str, Any] = {"machine": machine(), "steps": arguments.steps, "guide": json.loads(arguments.guide)}
-    for budget, of in runs.items():
+    for budget, of in ((budget, of) for budget, of in runs.items() if of):
         means = {name: statistics.mean(run[name] for run in of.values()) for name in ("plain", "guided")}
         means["prior_accuracy"] = statistics.mean(run["prior"]["prior_accuracy"] for run in of.values())
         told[f"{budget} labels"] = {"mean": means, "seeds": of}

@@ -236,7 +236,7 @@ def test_each_view_is_guessed_apart_from_the_others(monkeypatch: pytest.MonkeyPa
     with torch.no_grad():
         apart = torch.stack([copy.deepcopy(model).model(view) for view in (bright, dark)])
         joint = model.model(torch.cat([bright, dark])).view(2, 6, 3)
-    guess = model._guess([bright, dark])
+    guess = model._guess([bright, dark], torch.arange(len(bright)))
     expected = torch.tensor(slow_guess(apart.double(), 0.5), dtype=torch.float64)
     torch.testing.assert_close(guess.double(), expected, atol=1e-5, rtol=0)
     assert (guess - guessed_labels(joint, temperature=0.5)).abs().max() > 0.01

@@ -50,7 +50,7 @@ def test_forty_guesses_are_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
             model.model.head.bias.copy_(torch.tensor([math.sin(step), 0.0, math.cos(step)]))  # type: ignore[union-attr,operator]
             views = Weak()(batch(6, first=step).images, Key.of(step, slots=torch.arange(6)))
             probs = model.model(views).softmax(1).tolist()
-        guess = model.guess(views).tolist()
+        guess = model.guess(views, torch.arange(len(views))).tolist()
         history = [*history, [sum(p[c] for p in probs) / 6 for c in range(3)]][-5:]
         mean = [sum(row[c] for row in history) / len(history) for c in range(3)]
         for own, p in zip(guess, probs, strict=True):
@@ -76,7 +76,7 @@ def test_a_step_is_algorithm_1(monkeypatch: pytest.MonkeyPatch, rotation_weight:
     with torch.no_grad():
         model.mean_probs.written.zero_()
         model.mean_probs.rows.zero_()
-        guess = model.guess(views[-1])
+        guess = model.guess(views[-1], torch.arange(len(views[-1])))
     targets = [F.one_hot(x.labels, 3).float(), guess, guess, guess]
     keys = [x.key.fold("mix"), *(u.key.fold("mix", k) for k in range(3))]
     weights = torch.cat([mix_weights(key, alpha=0.75) for key in keys])

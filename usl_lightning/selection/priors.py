@@ -77,7 +77,7 @@ class Priors(FeatureMethod):
             UslError: fewer clusters than classes with a label, or more than images; features without a direction.
         """
         rows, labels = (torch.tensor(column) for column in data.index.for_training())
-        self.recipe.check(len(labels.unique()), self.image.num_classes, len(features))
+        self.recipe.check(len(set(labels.tolist())), self.image.num_classes, len(features))
         if self.epochs:
             x, k = unit_rows(features), len(rows)
             features = tightened(

@@ -12,7 +12,6 @@ from usl_lightning.data.keys import derive_seed
 from usl_lightning.data.modules import LabelledData
 from usl_lightning.evaluation.priors import prior_figures
 from usl_lightning.features.prior_files import read_prior
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.guesses import posterior_logits
 from usl_lightning.vectors.priors import Prior, Recipe
 
@@ -53,7 +52,7 @@ class Guidance(nn.Module):
         prior, self._recipe = read_prior(self.prior_file, data)
         rows, labels = (torch.tensor(column) for column in data.index.for_training())
         if self.after == "update":
-            self._recipe.check(len(labels.unique()), len(data.classes), len(data.train_source))
+            self._recipe.check(len(set(labels.tolist())), len(data.classes), len(data.train_source))
         self._take(prior)
         self._steps = round(self._steps * max_steps) if self._steps < 1 else round(self._steps)
         self._tell(prior, rows, data)
@@ -80,7 +79,7 @@ class Guidance(nn.Module):
         return step > self._made
 
     @torch.no_grad()
-    def update(self, encoder: Encoder, data: LabelledData, step: int) -> dict[str, float]:
+    def update(self, encoder: nn.Module, data: LabelledData, step: int) -> dict[str, float]:
         """Make the prior from the features of a network, of which each process computes its share.
 
         Args:

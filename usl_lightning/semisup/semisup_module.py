@@ -172,7 +172,7 @@ class SemiSupervisedModule(Method):
     def _update_prior(self, guidance: Guidance) -> None:
         """A pass over all images amid the step."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        figures = guidance.update(self.ema.module.encoder, data, self.global_step)
+        figures = guidance.update(self.ema.module.get_submodule("encoder"), data, self.global_step)
         for logger in self.loggers if self.trainer.is_global_zero else ():
             logger.log_metrics(figures, self.global_step)
 

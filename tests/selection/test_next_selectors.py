@@ -282,7 +282,7 @@ def test_inconsistency_is_numpys_variance() -> None:
 def test_cbssal_takes_the_most_inconsistent() -> None:
     given, views = known("digits"), views_of(known("digits"))
     model = CBSSAL(image=ImageSpec(1, 8, 8, (), ()), budget=40, init_from="at hand")
-    model._scores = model.score(iter(views))
+    model.scores = model.score(iter(views))
     scores = np.var([p.double().numpy() for p in views], axis=0).sum(1)
     expected = sorted(given.open.tolist(), key=lambda i: -scores[i])[:10]
     assert model.pick(given, 10, 5).tolist() == expected
@@ -292,7 +292,7 @@ def test_cbssal_takes_the_most_inconsistent() -> None:
 def test_mma_takes_the_narrowest_margins_in_proportion_to_clusters(clusters: int) -> None:
     given, views = known("digits"), views_of(known("digits"), 2)
     model = MMA(image=ImageSpec(1, 8, 8, (), ()), budget=60, init_from="at hand", clusters=clusters)
-    model._scores = model.score(iter(views))
+    model.scores = model.score(iter(views))
     mean = np.sort(sum(p.double().numpy() for p in views) / 2, axis=1)
     margin = mean[:, -1] - mean[:, -2]
     chosen = model.pick(given, 30, 5).tolist()

@@ -86,7 +86,7 @@ def test_emans_loss_is_fixmatchs(threshold: float) -> None:
 
 def test_the_teacher_averages_its_statistics(tmp_path: Path) -> None:
     online = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3))
-    ema, norm = EMA(online, 0.9, averages_statistics=True), online[1]
+    ema, norm = EMA(online, 0.9, average_buffers=True), online[1]
     mean, variance = torch.zeros(3), torch.ones(3)
     for step in range(30):
         online(torch.randn(4, 1, 6, 6, generator=torch.Generator().manual_seed(step)))
@@ -98,7 +98,7 @@ def test_the_teacher_averages_its_statistics(tmp_path: Path) -> None:
     assert not torch.allclose(ema.module[1].running_mean, norm.running_mean)
     spec = few_labels().spec
     model = EMANFixMatch(spec, Weak(), FixMatchStrong(), Optimization(), "small_w16")
-    assert model.ema.averages_statistics
+    assert model.ema.average_buffers
     assert not model.ema.train().module.training
 
 

@@ -59,4 +59,4 @@ class CBSSAL(ViewSelector):
 
     def pick(self, known: Known, count: int, seed: int) -> Tensor:
         """The highest scores."""
-        return known.highest(self._scores.to(known.features.device), count)
+        return known.highest(self.scores.to(known.features.device), count)

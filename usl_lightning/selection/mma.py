@@ -70,7 +70,7 @@ class MMA(ViewSelector):
 
     def pick(self, known: Known, count: int, seed: int) -> Tensor:
         """See the class."""
-        scores = self._scores.to(known.features.device)
+        scores = self.scores.to(known.features.device)
         clusters = min(self.clusters_to_share, len(known.open))
         if clusters < 2 or len(known.open) == count:
             return known.highest(scores, count)

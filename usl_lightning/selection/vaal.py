@@ -125,7 +125,7 @@ class VAAL(NextSelector):
         "adversary": at_least(0),
     }
 
-    _scores: Tensor
+    scores: Tensor
     _labelled: Tensor
 
     # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
@@ -157,15 +157,15 @@ class VAAL(NextSelector):
         source, device = data.train_source, Place(data.trainer).device
         free = torch.ones(len(source), dtype=torch.bool)
         free[self._labelled] = False
-        self._scores = torch.zeros(len(source))
+        self.scores = torch.zeros(len(source))
         if free.any():
             with torch.inference_mode(False), torch.enable_grad():
-                self._scores = self._trained(source, free.nonzero()[:, 0], data.seed, device)
+                self.scores = self._trained(source, free.nonzero()[:, 0], data.seed, device)
         return super().evidence(data)
 
     def pick(self, known: Known, count: int, seed: int) -> Tensor:
         """Those of the lowest scores."""
-        return known.highest(-self._scores.to(known.features.device), count)
+        return known.highest(-self.scores.to(known.features.device), count)
 
     def _trained(self, source: ImageSource, others: Tensor, seed: int, device: torch.device) -> Tensor:
         """Train both networks; the discriminator's logits [n] of all images."""

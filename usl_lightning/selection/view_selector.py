@@ -31,7 +31,7 @@ class ViewSelector(NextSelector):
 
     ranges: ClassVar[Ranges] = {"views": whole(1)}
 
-    _scores: Tensor
+    scores: Tensor
 
     # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
     def __init__(
@@ -74,5 +74,5 @@ class ViewSelector(NextSelector):
                 x = source_features(self.encoder, seen, place, workers=data.workers, view=view)
                 yield votes(nn.functional.normalize(x, dim=1) if votes.unit else x).softmax(1)
 
-        self._scores = self.score(probabilities())
+        self.scores = self.score(probabilities())
         return super().evidence(data)

@@ -68,7 +68,7 @@ class EMANFixMatch(SemiSupervisedModule):
         **prior: Any,
     ) -> None:
         super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
-        self.ema = EMA(self.model, ema_decay, averages_statistics=True)
+        self.ema = EMA(self.model, ema_decay, average_buffers=True)
         self.weak, self.strong = weak, strong
         self.threshold, self.unlabelled_weight = threshold, unlabelled_weight
 

@@ -74,7 +74,7 @@ class S4L(SemiSupervisedModule):
         own, others = self._turns(labelled), self._turns(unlabelled)
         features = full_precision(self.model.encoder(torch.cat([*own, *others])))
         first, rest = torch.split(features, [TURNS * len(labelled), TURNS * len(unlabelled)])
-        both = torch.cat([first.unflatten(0, (TURNS, -1)), rest.unflatten(0, (TURNS, -1))], 1).flatten(0, 1)
+        both = torch.cat([part.reshape(TURNS, -1, part.shape[1]) for part in (first, rest)], 1).flatten(0, 1)
         logits, turns = full_precision(self.model.head(first)), full_precision(self.rotation(both))
         supervised, rotation = s4l_losses(logits, labelled.labels, turns)
         loss = supervised + self.rotation_weight * rotation

@@ -23,8 +23,8 @@ MULTIPLES = (1, 2, 3, 4, 5, 6)
 SMALL = 10
 """Neighbours that a graph of few points has: 50 of them, as published for 50,000, reach into other classes."""
 
-TOLERANCE, STEPS = 1e-6, 20
-"""Where the conjugate gradients end (Iscen et al., CVPR 2019)."""
+ALPHA, TOLERANCE, STEPS = 0.99, 1e-6, 20
+"""How much comes from neighbours, and where the conjugate gradients end (Iscen et al., CVPR 2019)."""
 
 
 class Prior(NamedTuple):
@@ -193,7 +193,7 @@ def propagated_prior(x: Tensor, rows: Tensor, labels: Tensor, classes: int, *, k
     everything = torch.ones(1, len(rows), dtype=torch.bool, device=x.device)
     sources = torch.zeros(len(x), classes, device=x.device)
     sources[rows] = balanced(labels, everything, classes)[0]
-    shares = propagate(propagation_graph(x, k), sources, tolerance=TOLERANCE, steps=STEPS).clamp_min(0)
+    shares = propagate(propagation_graph(x, k), sources, ALPHA, tolerance=TOLERANCE, steps=STEPS).clamp_min(0)
     total = shares.sum(1, keepdim=True)
     shares = shares / torch.where(total > 0, total, 1)
     entropy = torch.special.entr(shares).sum(1) / torch.log(torch.tensor(float(classes)))

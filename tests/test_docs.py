@@ -195,6 +195,11 @@ def test_other_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.Mon
 
         monkeypatch.setattr("usl_lightning.labelling.label.label_file_in", lambda run: run / "labels.json")
         assert LabelOptions.parse(words).labels.suffix == ".json"
+    elif command == "import":
+        from usl_lightning.models.foreign import KINDS
+        from usl_lightning.stage.weights_in import ImportOptions
+
+        assert ImportOptions.parse(words).kind in KINDS
     elif command == "more":
         assert {key for key, _ in options(words[1:])} == {"budget"}
     elif command == "doctor":

@@ -178,6 +178,23 @@ def test_another_network_is_refused_with_its_keys(backbone: str, line: str, file
     assert "--backbone names another" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["a.pth"], "expected FILE --as KIND --out FILE.ckpt"),
+        (["--as", "moco", "--out", "b"], "expected FILE --as KIND --out FILE.ckpt"),
+        (["a.pth", "--as", "moco", "--out", "b", "--size", "3"], "unknown option --size"),
+        (["a.pth", "--as", "moco", "--out", "b", "--image_size", "-3"], "--image_size -3: expected a whole number"),
+        (["a.pth", "--as", "moco", "--out", "/"], "/: exists already; choose another --out"),
+    ],
+)
+def test_mistyped_words_are_one_line(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["import", *words])
+    assert stop.value.code == 2
+    assert line in capsys.readouterr().err
+
+
 def test_a_transformer_of_dino(tmp_path: Path) -> None:
     net = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
     torch.save(net.state_dict(), tmp_path / "dino_deittiny16_pretrain.pth")

@@ -1,6 +1,7 @@
 """`usl import`: a published checkpoint of another program as one that `--model.init_from` takes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +14,43 @@ from usl_lightning.models.foreign import import_checkpoint
 OPTIONS = ("as", "backbone", "image_size", "out")
 
 
+@dataclass(frozen=True)
+class ImportOptions:
+    """What was typed.
+
+    Attributes:
+        file: the published checkpoint.
+        kind: whose it is.
+        out: what is written.
+        backbone, size: see `import_checkpoint`.
+    """
+
+    file: Path
+    kind: str
+    out: Path
+    backbone: str | None
+    size: int | None
+
+    @classmethod
+    def parse(cls, arguments: Sequence[str]) -> "ImportOptions":
+        """Of what follows `usl import`.
+
+        Raises:
+            UslError: a mistake in it.
+        """
+        files = [word for word in arguments[:1] if not word.startswith("-")]
+        given = dict(options(arguments[len(files) :]))
+        for key in given.keys() - set(OPTIONS):
+            raise UslError(f"usl import: unknown option --{key}; expected --{', --'.join(OPTIONS)}")
+        if not files or "as" not in given or "out" not in given:
+            raise UslError("usl import: expected FILE --as KIND --out FILE.ckpt")
+        size = given.get("image_size")
+        if size is not None and not (size.isascii() and size.isdecimal() and 0 < int(size) < 10_000):
+            raise UslError(f"--image_size {size}: expected a whole number of pixels")
+        side = None if size is None else int(size)
+        return cls(home(files[0]), given["as"], home(given["out"]), given.get("backbone"), side)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Write the checkpoint and say how to use it.
 
@@ -22,18 +60,10 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UslError: a mistake in the arguments or the file, or the file to write exists.
     """
-    files = [word for word in arguments[:1] if not word.startswith("-")]
-    given = dict(options(arguments[len(files) :]))
-    for key in given.keys() - set(OPTIONS):
-        raise UslError(f"usl import: unknown option --{key}; expected --{', --'.join(OPTIONS)}")
-    if not files or "as" not in given or "out" not in given:
-        raise UslError("usl import: expected FILE --as KIND --out FILE.ckpt")
-    out, size = home(given["out"]), given.get("image_size")
-    if out.exists():
-        raise UslError(f"{out}: exists already; choose another --out")
-    if size is not None and not (size.isascii() and size.isdecimal() and 0 < int(size) < 10_000):
-        raise UslError(f"--image_size {size}: expected a whole number of pixels")
-    write_imported(home(files[0]), given["as"], out, given.get("backbone"), None if size is None else int(size))
+    typed = ImportOptions.parse(arguments)
+    if typed.out.exists():
+        raise UslError(f"{typed.out}: exists already; choose another --out")
+    write_imported(typed.file, typed.kind, typed.out, typed.backbone, typed.size)
 
 
 def write_imported(path: Path, kind: str, out: Path, backbone: str | None = None, size: int | None = None) -> None:

@@ -43,7 +43,7 @@ MADE = {
 }  # fmt: skip
 """Configurations that the pages let the reader write, and shipped ones like them."""
 
-STAGES = ("fit", "validate", "test", "predict", "select", "export", "views")
+STAGES = ("fit", "validate", "test", "predict", "select", "propagate", "export", "views")
 
 
 def commands() -> dict[str, str]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.keys import permutation
 from usl_lightning.vectors import kmeans as module
-from usl_lightning.vectors import kmeans_bounds
-from usl_lightning.vectors.kmeans import kmeans, nearest_centroid
+from usl_lightning.vectors import assignment, kmeans_bounds
+from usl_lightning.vectors.assignment import nearest_centroid
+from usl_lightning.vectors.kmeans import kmeans
 
 
 def slow_lloyd(x: Tensor, k: int, seed: int, iterations: int) -> tuple[np.ndarray, np.ndarray]:
@@ -39,29 +40,31 @@ def test_equals_slow_lloyd_on_real_features(name: str, seed: int) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_bounds_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     x = real_features(name)
-    labels, centroids = kmeans(x, 60, seed=1, iterations=40)
     monkeypatch.setattr(module, "BOUNDS_FROM", 2)
     monkeypatch.setattr(module, "GROUP_SIZE", 6)
-    monkeypatch.setattr(kmeans_bounds, "BLOCK_BYTES", 2**14)
+    monkeypatch.setattr(assignment, "BLOCK_BYTES", 2**14)
     quick_labels, quick_centroids = kmeans(x, 60, seed=1, iterations=40)
+    monkeypatch.setattr(module, "_assignment", lambda x, centroids, seed: assignment.Products(x))
+    labels, centroids = kmeans(x, 60, seed=1, iterations=40)
     assert torch.equal(labels, quick_labels)
     assert torch.equal(centroids, quick_centroids)
 
 
-def test_bounds_spare_most_products(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("k", "most"), [(60, 0.5), (10, 0.5)])
+def test_bounds_spare_most_products(k: int, most: float, monkeypatch: pytest.MonkeyPatch) -> None:
     x = real_features("digits")
     compared: list[int] = []
-    search = kmeans_bounds.GroupBounds._search
+    two_least = kmeans_bounds.two_least
 
-    def counted(self: Any, g: int, centroids: Tensor, rows: Tensor, *rest: Tensor) -> None:
-        compared.append(len(rows) * len(self.members[g]))
-        search(self, g, centroids, rows, *rest)
+    def counted(scores: Tensor) -> Any:
+        compared.append(scores.numel())
+        return two_least(scores)
 
-    monkeypatch.setattr(kmeans_bounds.GroupBounds, "_search", counted)
+    monkeypatch.setattr(kmeans_bounds, "two_least", counted)
     monkeypatch.setattr(module, "BOUNDS_FROM", 2)
     monkeypatch.setattr(module, "GROUP_SIZE", 6)
-    kmeans(x, 60, iterations=20)
-    assert sum(compared) < 0.5 * 21 * len(x) * 60
+    kmeans(x, k, iterations=20)
+    assert len(x) * k <= sum(compared) < most * 21 * len(x) * k
 
 
 @settings(max_examples=80, deadline=None)
@@ -165,9 +168,10 @@ def test_the_best_of_several_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_inertia", watch)
     best = inertia(x, *kmeans(x, 12, seed=3, restarts=8))
     assert len(found) == 8
-    assert best == pytest.approx(min(found), rel=1e-4)
-    assert found[0] == pytest.approx(inertia(x, *kmeans(x, 12, seed=3)), rel=1e-4)
-    assert best < found[0]
+    spread = float((x.double() - x.double().mean(0)).square().sum())  # without clusters
+    assert best == pytest.approx(spread + min(found), rel=1e-4)
+    assert spread + found[0] == pytest.approx(inertia(x, *kmeans(x, 12, seed=3)), rel=1e-4)
+    assert min(found) < found[0]
 
 
 def test_restarts_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:

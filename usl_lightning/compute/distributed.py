@@ -38,6 +38,24 @@ def gather_uneven(x: Tensor) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(rows, counts, strict=True)])
 
 
+def total(x: Tensor) -> Tensor:
+    """The sum of x over all processes, on each of them; of integers it is exact. No gradient."""
+    if world_size() == 1:
+        return x
+    x = x.clone()
+    dist.all_reduce(x)
+    return x
+
+
+def largest(x: Tensor) -> Tensor:
+    """The largest of x over all processes, entry by entry, on each of them. No gradient."""
+    if world_size() == 1:
+        return x
+    x = x.clone()
+    dist.all_reduce(x, dist.ReduceOp.MAX)
+    return x
+
+
 def mean_over_processes(**values: Tensor) -> dict[str, Tensor]:
     """Means of scalars over all processes, for logs: one reduction for all of them. No gradient."""
     if world_size() == 1:

@@ -1,84 +1,161 @@
-"""k-means on all points, as the papers run it."""
+"""k-means on all points, as the papers run it; of features that are spread over processes too."""
 
 import logging
+import math
 from collections.abc import Callable
-from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import progress
 from usl_lightning.compute.device import chunks
+from usl_lightning.compute.distributed import gather, largest, total
 from usl_lightning.data.keys import permutation
+from usl_lightning.vectors.assignment import Products
 from usl_lightning.vectors.distances import check_features, exact_arithmetic
-from usl_lightning.vectors.kmeans_bounds import BLOCK_BYTES, GroupBounds
+from usl_lightning.vectors.kmeans_bounds import GroupBounds
 from usl_lightning.vectors.memory import check_memory, once
 
 log = logging.getLogger(__name__)
 
-BOUNDS_FROM = 1_000
-"""So many clusters are worth bounds: over 40 iterations on 150,000 points they take the same time with 1,000
-clusters, two thirds of it with 2,911, and a third of it at the end."""
-
 GROUP_SIZE = 64
-"""Centroids in a group of those bounds, on average."""
-
-BLOCK_ROWS = 64
-"""Rows at once at least: with fewer, the products themselves get slower."""
-
+"""Centroids in a group of bounds, on average."""
 
 SAMPLE = 10_000
-"""Starts are compared on a sample of more points than this, 20 for each cluster if that is more; the best one goes on
-with all points."""
+"""Points of a sample that is clustered first, or 20 for each cluster if that is more; of at least four times as many
+points, or to compare starts. Its clusters are near those of all, so few iterations on all are left."""
+
+
+GROWTH = 4
+"""Each sample is so many times the one before; the last is at most that part of all points."""
+
+ROUND = 10
+"""Iterations on such a sample after which the worse half of the starts is given up, and again after as many more."""
+
+BOUNDS_FROM = 256
+"""So many clusters are worth bounds; with fewer, the products take no longer than looking at the points."""
+
+
+class Points:
+    """The points of this process, about their mean, and sums over those of all processes, exact in any order.
+
+    Numbers are added as multiples of a power of two, so small that 62 bits just hold the largest sum there can be: of
+    a million unit rows 2⁻⁴¹. So sums do not depend on the order, on the device or on how many processes share the
+    points.
+
+    Args:
+        x: [n, d], this process's share, not empty.
+        distributed: whether other processes have others, in their order; else all points are here.
+
+    Attributes:
+        x: [n, d], less the mean of all points: distances do not change, rounding errors shrink.
+        mean: [d], as rounded to the points' precision.
+        count: of all points. first: the number of the first of this process.
+    """
+
+    def __init__(self, x: Tensor, distributed: bool) -> None:
+        self.distributed = distributed
+        counts = gather(torch.tensor([len(x)], device=x.device)) if distributed else torch.tensor([len(x)])
+        rank = torch.distributed.get_rank() if len(counts) > 1 else 0
+        self.count, self.first = int(counts.sum()), int(counts[:rank].sum())
+        self.x = x
+        self._measure()
+        together = self.sums(torch.zeros(len(x), dtype=torch.int64, device=x.device), 1)
+        mean = self.means(together, torch.zeros_like(together[:, :-1], dtype=torch.float64))[0]
+        self.x = x - mean.to(x.dtype)
+        self.mean = mean.to(x.dtype).double()
+        self._measure()
+
+    def _measure(self) -> None:
+        most = float(self._over(largest, self.x.abs().amax().double()))
+        self._bits = 62 - math.ceil(math.log2(self.count)) - math.frexp(most)[1] - 1
+
+    def _over(self, reduce: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        return reduce(x) if self.distributed else x
+
+    def sums(self, labels: Tensor, k: int, less: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
+        """Of each cluster the sum of its points, in units of 2^-bits, and in the last column their number: int64 [k, d + 1].
+
+        Args:
+            labels: int64, of this process's points, or of those in `rows`.
+            k: clusters.
+            less: the labels of clusters that the same points are taken from.
+            rows: which of the points; None: all.
+        """
+        x = self.x
+        sums = torch.zeros(k, x.shape[1] + 1, dtype=torch.int64, device=x.device)
+        for part in chunks(len(labels), 32 * x.shape[1], x.device):
+            points = x[part] if rows is None else x[rows[part]]
+            numbers = torch.ones(len(points), x.shape[1] + 1, dtype=torch.int64, device=x.device)
+            numbers[:, :-1] = points.double().mul_(2.0**self._bits).round_()
+            sums.index_add_(0, labels[part], numbers)
+            if less is not None:
+                sums.index_add_(0, less[part], numbers, alpha=-1)
+        return self._over(total, sums)
+
+    def means(self, sums: Tensor, empty: Tensor) -> Tensor:
+        """float64 [k, d]: the means of clusters by their `sums`; of one without points, its row of `empty`."""
+        counts = sums[:, -1:].double()
+        return torch.where(counts > 0, sums[:, :-1].double() * 2.0**-self._bits / counts.clamp(min=1), empty)
+
+    def at(self, positions: Tensor) -> Tensor:
+        """Points [m, d] by their numbers among all, on every process."""
+        own = positions.to(self.x.device) - self.first
+        here = (own >= 0) & (own < len(self.x))
+        rows = self.x.new_zeros(len(own), self.x.shape[1])
+        rows[here] = self.x[own[here]]
+        return self._over(total, rows)
 
 
 def kmeans(
-    features: Tensor, k: int, *, seed: int = 0, iterations: int = 200, restarts: int = 1
+    features: Tensor, k: int, *, seed: int = 0, iterations: int = 200, restarts: int = 1, distributed: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm (Lloyd, 1982) from k random points, on all points.
+    """Lloyd's algorithm (Lloyd, 1982) from k random points, in the end on all points.
+
+    Of many points (`SAMPLE`) random samples are clustered first; the best of the starts goes on with all points.
 
     Args:
         features: [n, d], any float dtype, CPU or CUDA.
         k: clusters, from 1 to n.
         seed: decides the k starting points.
-        iterations: at most this many, at least 1; it stops when no label changes. The log says which.
+        iterations: at most this many, at least 1, on each sample; on all points then half or a fifth of them. It stops
+            when no label changes. The log says which.
         restarts: starts, at least 1, of which the one of the least inertia (sum of squared distances) counts; the
             first of them is that of `restarts=1`. With one start, chance decides much.
+        distributed: the features are this process's share of all, in the order of the processes.
 
     Returns:
-        Labels, int64 [n], of the nearest centroid (ties: the lower cluster, as far as rounding
-        lets a tie be seen), and centroids [k, d], float32
+        Labels, int64 [n], of the nearest centroid (ties: the lower cluster), and centroids [k, d], float32
         (float64 for float64 features). A cluster that loses all its points keeps its centroid and may stay
         empty, as in the published USL code: nothing is split or moved.
 
     Raises:
         UslError: k or iterations out of range, or features not finite.
 
-    Products are in the features' precision, sums in float64. The same on every run on one machine. Memory
-    beyond the input: the features once more, and about 0.2 GB; from 1,000 clusters on (float32 on the CPU) also
-    100 + k/16 bytes for each point, with which `GroupBounds` spares most of the products.
+    Labels are those of exact distances (`assignment`), sums are exact integers (`Points`): the result is the same
+    bits on any number of processes and threads, and on a GPU. Memory beyond the input: the features once more, and
+    about 0.2 GB; from 256 clusters on (float32 on the CPU) also 100 + k/16 bytes for each point, with which `GroupBounds`
+    spares most of the products.
     """
     x = check_features(features)
-    if not 1 <= k <= len(x):
-        raise UslError(f"k={k} clusters: expected a number from 1 to {len(x)}, the points there are")
-    if iterations < 1 or restarts < 1:
-        raise UslError(f"iterations={iterations}, restarts={restarts} of k-means: expected at least 1")
     if x.device.type == "cpu":
         bounds = len(x) * (100 + 4 * k // GROUP_SIZE) if k >= BOUNDS_FROM else 32 * len(x)
         check_memory(x.nbytes + bounds + 200_000_000, f"k-means of {len(x)} points")
     with exact_arithmetic(x.device):
-        mean = x.mean(0)
-        x = x - mean  # distances do not change, rounding errors shrink
+        points = Points(x, distributed)
+        if not 1 <= k <= points.count:
+            raise UslError(f"k={k} clusters: expected a number from 1 to {points.count}, the points there are")
+        if iterations < 1 or restarts < 1:
+            raise UslError(f"iterations={iterations}, restarts={restarts} of k-means: expected at least 1")
         with progress(f"k-means of {k} clusters", iterations, "iteration") as bar:
-            start = _best_start(x, k, seed, iterations, restarts)
-            labels, centroids, converged = _lloyd(x, start, seed, iterations, bar.update)
+            start, left = _best_start(points, k, seed, iterations, restarts)
+            labels, centroids, converged = _lloyd(points, start, seed, left, bar.update)
         if converged:
             log.info("k-means: converged after %d iterations", converged)
         else:
-            log.info("k-means: stopped after %d iterations, before convergence", iterations)
-        return labels, (centroids + mean).to(x.dtype)
+            log.info("k-means: stopped after %d iterations, before convergence", left)
+        return labels, (centroids + points.mean).to(x.dtype)
 
 
 def shared_kmeans(
@@ -91,114 +168,98 @@ def shared_kmeans(
     )
 
 
-def _random_points(x: Tensor, k: int, seed: int, *which: int) -> Tensor:
-    return x[permutation(len(x), seed, "k-means", *which)[:k].to(x.device)].double()
+def _best_start(points: Points, k: int, seed: int, iterations: int, restarts: int) -> tuple[Tensor, int]:
+    """Centroids [k, d], float64, to start from, and how many iterations on all points are left to take, at most.
 
-
-def _best_start(x: Tensor, k: int, seed: int, iterations: int, restarts: int) -> Tensor:
-    """Centroids [k, d], float64, to start from: of several starts those that end with the least inertia.
-
-    Where all points are looked at they are the end of that start, from which one more iteration changes nothing.
+    Of several starts those that end with the least inertia. Where all points are looked at they are the end of that
+    start, from which one more iteration changes nothing. Many points are clustered on a sample first, then on samples
+    of four times as many: after one on half as many iterations, after more on a fifth of them the inertia is no higher
+    than after all of them from random points.
     """
-    if restarts == 1:
-        return _random_points(x, k, seed)
-    size = max(SAMPLE, 20 * k)
-    some = x if len(x) <= size else x[permutation(len(x), seed, "k-means sample")[:size].to(x.device)]
-    best, least = _random_points(x, k, seed), float("inf")
-    for number in range(restarts):
-        start = _random_points(some, k, seed, *([number] if number else []))
-        labels, centroids, _ = _lloyd(some, start, seed, iterations)
-        inertia = _inertia(some, labels, k)
-        if inertia < least:
-            best, least = centroids, inertia
-    log.info("k-means: the best of %d starts on %d points", restarts, len(some))
-    return best
+    sizes = [max(SAMPLE, 20 * k)]
+    while GROWTH**2 * sizes[-1] <= points.count:
+        sizes.append(GROWTH * sizes[-1])
+    large = points.count >= GROWTH * sizes[0]
+    if restarts == 1 and not large:
+        return _random_points(points, k, seed), iterations
+    sampled = points.count > sizes[0]
+    order = permutation(points.count, seed, "k-means sample") if sampled else None
+    some = points if order is None else _Sample(points.at(order[: sizes[0]]))
+    centroids = _best_of(some, k, seed, iterations, restarts, quickly=sampled)
+    log.info("k-means: the best of %d starts on %d points", restarts, some.count)
+    if order is None or not large:
+        return centroids, iterations
+    for size in sizes[1:]:
+        centroids = _lloyd(_Sample(points.at(order[:size])), centroids, seed, iterations)[1]
+    return centroids, max(1, iterations // (2 if len(sizes) == 1 else 5))
 
 
-def _inertia(x: Tensor, labels: Tensor, k: int) -> float:
-    """Sum of squared distances of the rows of x [n, d] to the means of their clusters."""
-    counts = torch.bincount(labels, minlength=k).clamp(min=1)
-    explained = (cluster_sums(x, labels, k).square().sum(1) / counts).sum()
-    return float(x.double().square().sum() - explained)
+def _best_of(points: Points, k: int, seed: int, iterations: int, restarts: int, quickly: bool) -> Tensor:
+    """Centroids [k, d] that the best of several starts ends with; quickly: the worse half is given up early."""
+    starts = [_random_points(points, k, seed, *([number] if number else [])) for number in range(restarts)]
+    while True:
+        last = len(starts) == 1 or not quickly
+        ends = [_lloyd(points, start, seed, iterations if last else min(ROUND, iterations)) for start in starts]
+        inertias = [_inertia(points, labels, k) for labels, _, _ in ends]
+        order = sorted(range(len(ends)), key=inertias.__getitem__)
+        if last:
+            return ends[order[0]][1]
+        starts = [ends[number][1] for number in sorted(order[: len(order) // 2])]
+
+
+def _random_points(points: Points, k: int, seed: int, *which: int) -> Tensor:
+    return points.at(permutation(points.count, seed, "k-means", *which)[:k]).double()
+
+
+class _Sample(Points):
+    """Points that are about the mean of others, and the same on every process."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.distributed, self.x, self.count, self.first = False, x, len(x), 0
+        self._measure()
+
+
+def _inertia(points: Points, labels: Tensor, k: int) -> float:
+    """Sum of squared distances of the points to the means of their clusters, less what no clusters change."""
+    sums = points.sums(labels, k)
+    means = points.means(sums, torch.zeros_like(sums[:, :-1], dtype=torch.float64))
+    return -float((means.square().cpu().numpy().sum(1) * sums[:, -1].cpu().numpy()).sum())
 
 
 def _lloyd(
-    x: Tensor, centroids: Tensor, seed: int, iterations: int, tell: Callable[[], object] = lambda: None
+    points: Points, centroids: Tensor, seed: int, iterations: int, tell: Callable[[], object] = lambda: None
 ) -> tuple[Tensor, Tensor, int]:
     """Labels, centroids and the number of iterations after which no label changed; 0 if some still did.
 
     Each iteration is told; most runs converge before the last.
 
     Args:
-        x: [n, d].
+        points: all of them.
         centroids: [k, d], float64, to start from.
         seed: of the groups of centroids, where there are many.
         iterations: at most.
         tell: called after each.
     """
     k = len(centroids)
-    assign = _assignment(x, centroids, seed)
+    assign = _assignment(points.x, centroids, seed).assign
     labels = assign(centroids)
-    sums = cluster_sums(x, labels, k)
+    sums = points.sums(labels, k)
     for iteration in range(1, iterations + 1):
-        counts = torch.bincount(labels, minlength=k)[:, None]
-        centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
+        centroids = points.means(sums, centroids)
         before, labels = labels, assign(centroids)
         moved = torch.nonzero(before != labels)[:, 0]
-        if len(moved) == 0:
+        change = points.sums(labels[moved], k, before[moved], moved)
+        if not bool(change.any()):
             return labels, centroids, iteration
-        sums += cluster_sums(x[moved], labels[moved], k) - cluster_sums(x[moved], before[moved], k)
+        sums += change
         tell()
     return labels, centroids, 0
 
 
-def _assignment(x: Tensor, centroids: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
-    """How the nearest of some centroids are found: many of them by bounds, which need groups of near ones."""
+def _assignment(x: Tensor, centroids: Tensor, seed: int) -> Products:
+    """How the nearest of some centroids are found: by bounds, for which many of them are put into groups of near ones."""
     if len(centroids) < BOUNDS_FROM or x.device.type != "cpu" or x.dtype != torch.float32:
-        return partial(nearest_centroid, x)
-    some = centroids.float()
-    groups = _lloyd(some, _random_points(some, max(1, len(some) // GROUP_SIZE), seed), seed, 10)[0]
-    return GroupBounds(x, torch.unique(groups, return_inverse=True)[1]).assign
-
-
-def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
-    """int64 [n]: for each row of x [n, d] the nearest of the centroids [k, d]; ties to the lower."""
-    centroids = centroids.to(x.dtype)
-    half_norms = centroids.square().sum(1) / 2
-    labels = torch.empty(len(x), dtype=torch.int64, device=x.device)
-    if x.device.type == "cpu":
-        _nearest_in_cache(x, centroids, half_norms, labels)
-    else:
-        for rows in chunks(len(x), 2 * x.element_size() * len(centroids), x.device):
-            labels[rows] = torch.addmm(half_norms, x[rows], centroids.T, alpha=-1).argmin(1)
-    return labels
-
-
-def _nearest_in_cache(x: Tensor, centroids: Tensor, half_norms: Tensor, labels: Tensor) -> None:
-    """Fill in the labels [n], a few rows at a time: the products are still in the cache when they are compared.
-
-    NumPy's argmin is vectorised: a fortieth of the products' time, where torch's takes a third of it.
-    """
-    rows = BLOCK_BYTES * torch.get_num_threads() // (x.element_size() * len(centroids))
-    block = torch.empty(min(len(x), max(rows, BLOCK_ROWS)), len(centroids), dtype=x.dtype)
-    for start in range(0, len(x), len(block)):
-        part = x[start : start + len(block)]
-        scores = torch.addmm(half_norms, part, centroids.T, alpha=-1, out=block[: len(part)])
-        np.argmin(scores.numpy(), 1, out=labels[start : start + len(part)].numpy())
-
-
-def cluster_sums(x: Tensor, labels: Tensor, k: int) -> Tensor:
-    """The sum of each cluster's points, float64 [k, d], of points [n, d] in clusters int64 [n]."""
-    sums = torch.zeros(k, x.shape[1], dtype=torch.float64, device=x.device)
-    for rows in chunks(len(x), 16 * (k + x.shape[1]), x.device):
-        _add_rows(sums, labels[rows], x[rows].double())
-    return sums
-
-
-def _add_rows(sums: Tensor, labels: Tensor, rows: Tensor) -> None:
-    """Add each row to its cluster's sum in a fixed order (atomic additions on a GPU have none)."""
-    if sums.device.type == "cpu":
-        sums.index_add_(0, labels, rows)
-    else:
-        one_hot = torch.nn.functional.one_hot(labels, len(sums)).to(rows.dtype)
-        sums.addmm_(one_hot.T, rows)
+        return Products(x)
+    some = _Sample(centroids.float())
+    start = _random_points(some, max(1, len(centroids) // GROUP_SIZE), seed)
+    return GroupBounds(x, torch.unique(_lloyd(some, start, seed, 10)[0], return_inverse=True)[1])

@@ -1,23 +1,20 @@
-"""The assignment step of k-means, without the distances that cannot matter (Ding et al., ICML 2015, "Yinyang")."""
+"""The assignment step of k-means without the products that cannot matter (Ding et al., ICML 2015, "Yinyang")."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
-BLOCK_BYTES = 2**20
-"""Points and products held at once for each thread, about what its own cache holds."""
+from usl_lightning.vectors.assignment import Products, blocks, rounding, scored, settled, two_least
 
 
-class GroupBounds:
+class GroupBounds(Products):
     """Nearest centroids again and again, as the centroids move less and less.
 
-    The centroids are put into groups of near ones. For each point and group a lower bound is kept of the distance to
-    the group's centroids other than the point's own; when centroids move, it falls by the largest move in the group.
-    A group whose bound is above the distance to the own centroid cannot hold a nearer one and is left out.
+    The centroids are put into groups of near ones. Of each point is kept how far its own centroid is at most, and how
+    far the other ones of each group are at least. When centroids move, the first rises by the move of the own one, the
+    others fall by the largest move in the group. A group that is farther than the own centroid cannot hold a nearer
+    one and is left out; the distance to the own centroid is measured again before any group is searched.
 
-    The labels are those of comparing all products |c|²/2 - x·c in float32, ties to the lower cluster: a group is left
-    out only if it could not have won with any rounding of the products. A product is taken to be within
-    (5d/8 + 8)·2^-24·(|x| + |c|)² of the truth, twofold for the doubled score.
+    The labels are those of `Products`: the bounds hold whatever the rounding.
 
     Args:
         x: float32 [n, d] on the CPU, kept as it is.
@@ -27,77 +24,76 @@ class GroupBounds:
     """
 
     def __init__(self, x: Tensor, groups: Tensor) -> None:
-        n = len(x)
-        self.x, self.group_of = x, groups
+        super().__init__(x)
+        self.group_of = groups
         self.members = [torch.nonzero(groups == g)[:, 0] for g in range(int(groups.max()) + 1)]
-        self.lower = torch.zeros(len(self.members), n)
-        self.squares = torch.linalg.vector_norm(x, dim=1).square()
-        self.labels = torch.full((n,), -1)
+        self.lower = torch.zeros(len(self.members), len(x))
+        self.upper = torch.full((len(x),), torch.inf)
+        self.labels = torch.zeros(len(x), dtype=torch.int64)
         self.centroids: Tensor | None = None
+        self._farthest = 0.0  # no distance is larger
 
     def assign(self, centroids: Tensor) -> Tensor:
         """int64 [n]: the nearest of the centroids [k, d] to each point."""
-        centroids = centroids.to(self.x.dtype)
-        slack = self._slack(centroids)
-        if self.centroids is None:
-            reach = torch.full_like(self.squares, torch.inf)
-        else:
-            self._lower_bounds(centroids)
-            reach = (self._own_distances(centroids).square_() + 2 * slack).sqrt_()
-        own = torch.where(self.labels < 0, -1, self.group_of[self.labels])
-        doubtful = (self.lower.amin(0) <= reach).logical_and_(reach >= 0)
-        labels, best = self.labels.clone(), torch.full_like(reach, torch.inf)
-        for g in range(len(self.members)):
-            open_here = (self.lower[g] <= reach).logical_or_(own == g).logical_and_(doubtful)
-            self._search(g, centroids, torch.nonzero(open_here)[:, 0], own, slack, labels, best)
-        self._forget(torch.nonzero(labels != self.labels)[:, 0], own, labels)
-        self.labels, self.centroids = labels, centroids
-        return labels
+        values, halves = scored(centroids, self.x.dtype)
+        if self.centroids is not None:
+            self._move(centroids)
+        rows = torch.nonzero(self.lower.amin(0) <= self.upper)[:, 0]
+        if self.centroids is not None:
+            self._measure(rows, values)
+            rows = rows[self.lower[:, rows].amin(0) <= self.upper[rows]]
+        self._search(rows, centroids, values, halves)
+        self.centroids = centroids
+        return self.labels.clone()
 
-    def _slack(self, centroids: Tensor) -> Tensor:
-        """[n]: how far a squared distance made of float32 products may be from the truth."""
-        largest = torch.linalg.vector_norm(centroids, dim=1).max()
-        return 2 * (0.625 * self.x.shape[1] + 8) * 2.0**-24 * (self.squares.sqrt() + largest).square()
-
-    def _lower_bounds(self, centroids: Tensor) -> None:
+    def _move(self, centroids: Tensor) -> None:
         assert self.centroids is not None
-        moves = torch.linalg.vector_norm(centroids.double() - self.centroids, dim=1)
+        moves = torch.linalg.vector_norm(centroids.double() - self.centroids, dim=1) * (1 + 1e-6)
         for bounds, members in zip(self.lower, self.members, strict=True):
-            bounds -= float(moves[members].max()) * (1 + 1e-6) + 1e-7 * float(bounds.max())
+            bounds -= float(moves[members].max()) + 1e-7 * self._farthest
+        self.upper += (moves + 1e-7 * self._farthest).float()[self.labels]
 
-    def _own_distances(self, centroids: Tensor) -> Tensor:
-        """[n]: from each point to its centroid, from the differences."""
-        out = torch.empty_like(self.squares)
-        for start in range(0, len(out), self._rows(self.x.shape[1])):
-            rows = slice(start, start + self._rows(self.x.shape[1]))
-            differences = centroids[self.labels[rows]].sub_(self.x[rows])
-            torch.linalg.vector_norm(differences, dim=1, out=out[rows])
-        return out.mul_(1 + 1e-5)
+    def _measure(self, rows: Tensor, values: Tensor) -> None:
+        """Renew the distance from each of some points to its centroid, from the differences."""
+        largest = float(torch.linalg.vector_norm(values, dim=1).max())
+        for block in blocks(len(rows), self.x.shape[1], self.x):
+            at = rows[block]
+            differences = values[self.labels[at]].sub_(self.x[at])
+            own = torch.linalg.vector_norm(differences, dim=1)
+            self.upper[at] = own.mul_(1 + 1e-5).add_(1e-6 * largest)
 
-    def _search(
-        self, g: int, centroids: Tensor, rows: Tensor, own: Tensor, slack: Tensor, labels: Tensor, best: Tensor
-    ) -> None:
-        """Compare the points `rows` with all centroids of a group, and renew their bounds of it."""
-        members, near = self.members[g], centroids[self.members[g]].T.contiguous()
-        half_norms = near.square().sum(0) / 2
-        for part in rows.split(self._rows(self.x.shape[1] + len(members))):  # type: ignore[no-untyped-call]
-            scores = torch.addmm(half_norms, self.x[part], near, alpha=-1)
-            winners = torch.from_numpy(np.argmin(scores.numpy(), 1))[:, None]
-            first, found = scores.gather(1, winners)[:, 0], members[winners[:, 0]]
-            second = scores.scatter_(1, winners, torch.inf).amin(1)
-            before, best_label = best[part], labels[part]
-            wins = (first < before) | ((first == before) & (found < best_label))
-            best[part], labels[part] = torch.where(wins, first, before), torch.where(wins, found, best_label)
-            others = torch.where((own[part] == g) & (found == self.labels[part]), second, first)
-            squared = others.mul_(2).add_(self.squares[part]).sub_(slack[part])
-            self.lower[g, part] = squared.clamp_(min=0, max=1e30).sqrt_()
+    def _search(self, rows: Tensor, centroids: Tensor, values: Tensor, halves: Tensor) -> None:
+        """Compare points with all centroids of the groups that may hold a nearer one, and renew their bounds."""
+        error, squares = rounding(self.norms[rows], values), self.norms[rows].square()
+        slack = 2 * error + 1e-6 * squares
+        own = self.group_of[self.labels[rows]]
+        reach = self.upper[rows]
+        least, second, rest = (torch.full_like(reach, torch.inf) for _ in range(3))
+        labels = self.labels[rows]
 
-    def _forget(self, changed: Tensor, own: Tensor, labels: Tensor) -> None:
-        """The bounds of the two groups that a point moved between are not of the right centroids any more."""
-        self.lower[self.group_of[labels[changed]], changed] = 0
-        left = changed[own[changed] >= 0]
-        self.lower[own[left], left] = 0
+        self._farthest = 2 * float(self.norms.max() + torch.linalg.vector_norm(values, dim=1).max())
 
-    @staticmethod
-    def _rows(width: int) -> int:
-        return max(64, BLOCK_BYTES * torch.get_num_threads() // (4 * width))
+        def at_least(scores: Tensor, part: Tensor) -> Tensor:
+            return (2 * scores + squares[part] - slack[part]).clamp_(0, self._farthest**2).sqrt_()
+
+        for g, members in enumerate(self.members):
+            near, half = values[members].T.contiguous(), halves[members]
+            open_here = torch.nonzero((self.lower[g, rows] <= reach).logical_or_(own == g))[:, 0]
+            for block in blocks(len(open_here), self.x.shape[1] + len(members), self.x):
+                part = open_here[block]
+                one, places, two = two_least(torch.addmm(half, self.x[rows[part]], near, alpha=-1))
+                before = least[part]
+                wins = one < before
+                second[part] = torch.minimum(torch.maximum(before, one), torch.minimum(second[part], two))
+                least[part] = torch.minimum(before, one)
+                labels[part] = torch.where(wins, members[places], labels[part])
+                rest[part] = torch.where(wins, two, rest[part])
+                self.lower[g, rows[part]] = at_least(one, part)
+        everything = torch.arange(len(rows))
+        self.lower[self.group_of[labels], rows] = at_least(rest, everything)
+        self.upper[rows] = (2 * least + squares + 3 * slack).clamp_(min=0).sqrt_().mul_(1 + 1e-6)
+        doubtful = torch.nonzero(second <= least + 2 * error)[:, 0]
+        self.lower[self.group_of[labels[doubtful]], rows[doubtful]] = 0
+        labels[doubtful] = settled(self.x, centroids, rows[doubtful], (least + 2 * error)[doubtful])
+        self.lower[self.group_of[labels[doubtful]], rows[doubtful]] = 0
+        self.labels[rows] = labels

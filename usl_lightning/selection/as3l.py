@@ -106,7 +106,7 @@ class AS3L(Selector):
         source: where else the features come from, and what to keep: see `Selector`.
     """
 
-    revision: int = 2
+    revision: int = 3
 
     ranges: ClassVar[Ranges] = {"clusterings": whole(1), "epochs": whole(0), "iterations": whole(1)}
 

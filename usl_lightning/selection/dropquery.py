@@ -44,6 +44,8 @@ class DropQuery(NextSelector):
         source: what is kept, the classifier, where else the features come from: see `NextSelector`.
     """
 
+    revision: int = 2
+
     ranges: ClassVar[Ranges] = {"passes": whole(1), "dropout": at_least(0, below=1), "iterations": whole(1)}
 
     # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.

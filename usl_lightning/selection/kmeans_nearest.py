@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.compute.device import chunks
+from usl_lightning.compute.distributed import Share
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.selector import Selector
-from usl_lightning.vectors.density import best_of_each, fill_to_budget
+from usl_lightning.vectors.assignment import pair_distances
+from usl_lightning.vectors.density import best_of_each, fill_to_budget, occupied
 from usl_lightning.vectors.distances import check_budget, unit_rows
-from usl_lightning.vectors.kmeans import shared_kmeans
+from usl_lightning.vectors.kmeans import kmeans, shared_kmeans
 
 
 def select_kmeans_nearest(
@@ -24,6 +25,7 @@ def select_kmeans_nearest(
     iterations: int = 200,
     restarts: int = 1,
     on_clusters: Callable[[Tensor], None] | None = None,
+    distributed: bool = False,
 ) -> Tensor:
     """One cluster for each label to buy (Lloyd, 1982), and of each cluster the point nearest to its centroid.
 
@@ -34,6 +36,8 @@ def select_kmeans_nearest(
         iterations: of k-means, at most.
         restarts: starts of k-means, of which the best counts.
         on_clusters: is given the cluster of each point, int64 [n].
+        distributed: the features are this process's share of all images, in the order of the processes. The choice is
+            the same on each of them, and for any number of them.
 
     Returns:
         int64 [budget], distinct, in cluster order; for empty clusters, the remaining points nearest to their
@@ -42,17 +46,16 @@ def select_kmeans_nearest(
     Raises:
         UslError: budget or iterations out of range, features not finite or with rows of zeros.
     """
-    check_budget(budget, len(features))
+    share = Share(len(features), features.device, distributed)
+    check_budget(budget, share.count)
     x = unit_rows(features)
-    labels, centroids = shared_kmeans(x, budget, seed=seed, iterations=iterations, restarts=restarts)
+    cluster = partial(kmeans, distributed=True) if distributed else shared_kmeans
+    labels, centroids = cluster(x, budget, seed=seed, iterations=iterations, restarts=restarts)
     if on_clusters is not None:
         on_clusters(labels)
-    distances = torch.empty(len(x), device=x.device)
-    for rows in chunks(len(x), 32 * x.shape[1], x.device):
-        differences = x[rows].double() - centroids[labels[rows]]
-        distances[rows] = differences.square_().sum(1).float()
-    clusters, labels = torch.unique(labels, return_inverse=True)
-    return fill_to_budget(best_of_each(-distances, labels, len(clusters)), -distances, budget)
+    distances = pair_distances(x, centroids, torch.arange(len(x), device=x.device), labels).float()
+    clusters, labels = occupied(labels, budget, share)
+    return fill_to_budget(best_of_each(-distances, labels, clusters, share), -distances, budget, share)
 
 
 class KMeansNearest(Selector):
@@ -66,6 +69,8 @@ class KMeansNearest(Selector):
         restarts: starts of k-means, of which the one of the least inertia counts.
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    revision: int = 2
 
     ranges: ClassVar[Ranges] = {"iterations": whole(1), "restarts": whole(1)}
 

@@ -135,6 +135,8 @@ class ProbCover(Selector):
         source: where else the features come from, and what to keep: see `Selector`.
     """
 
+    revision: int = 2
+
     ranges: ClassVar[Ranges] = {"delta": above(0), "purity": within(0, 1), "clusters": whole(1)}
 
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.

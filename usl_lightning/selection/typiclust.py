@@ -93,6 +93,8 @@ class TypiClust(Selector):
         source: where else the features come from, and what to keep: see `Selector`.
     """
 
+    revision: int = 2
+
     ranges: ClassVar[Ranges] = {"k": whole(1), "max_clusters": whole(1), "iterations": whole(1)}
 
     # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.

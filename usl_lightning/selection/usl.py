@@ -12,11 +12,20 @@ from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.progress import progress
 from usl_lightning.base.ranges import Ranges, at_least, whole, whole_from, within
 from usl_lightning.compute.device import chunks
+from usl_lightning.compute.distributed import Share
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.selector import Selector
-from usl_lightning.vectors.density import SMALLEST, best_of_each, fill_to_budget, limit_k, limited_density
+from usl_lightning.vectors.density import (
+    SMALLEST,
+    best_of_each,
+    fill_to_budget,
+    limit_k,
+    limited_density,
+    occupied,
+    spread_density,
+)
 from usl_lightning.vectors.distances import check_budget, check_features, exact_arithmetic, squared_distances, unit_rows
-from usl_lightning.vectors.kmeans import shared_kmeans
+from usl_lightning.vectors.kmeans import kmeans, shared_kmeans
 
 T = TypeVar("T")
 
@@ -83,6 +92,7 @@ def select_usl(
     include_self: bool = True,
     utility: Utility = "inverse",
     on_clusters: Callable[[Tensor], None] | None = None,
+    distributed: bool = False,
 ) -> Tensor:
     """The `budget` images worth labelling: one per k-means cluster, dense, and far from the others chosen.
 
@@ -106,6 +116,8 @@ def select_usl(
             see `Preset`.
         kmeans_restarts: starts of k-means, of which the one of the least inertia counts; published: one.
         on_clusters: is given the k-means cluster of each image, int64 [n].
+        distributed: the features are this process's share of all images, in the order of the processes; neighbours
+            are exact then. The choice is the same on each of them, and for any number of them.
 
     Returns:
         int64 [budget], distinct, in cluster order; then those that stand in for empty clusters.
@@ -118,20 +130,26 @@ def select_usl(
     from a checkpoint (`USL`) looks at the encoder's features, of ResNet-50 2,048. To repeat theirs, write their
     features to a file and give that (`model.features`).
     """
-    check_budget(budget, len(features))
+    share = Share(len(features), features.device, distributed)
+    check_budget(budget, share.count)
     base = _preset(preset, budget)
     x = unit_rows(features)
     squared = squared or utility == "cosine"
-    mean_distance = limited_density(x, _or(k, base.k), squared=squared, include_self=include_self)
+    density = {"squared": squared, "include_self": include_self}
+    if distributed:
+        mean_distance = spread_density(x, limit_k(_or(k, base.k), share.count, include_self), share, **density)
+    else:
+        mean_distance = limited_density(x, _or(k, base.k), **density)
     clusters = budget if clusters is None else clusters
-    most = min(len(x), budget + budget // 20)
+    most = min(share.count, budget + budget // 20)
     if not budget <= clusters <= most:
         raise UslError(
             f"clusters={clusters} for a budget of {budget}: expected {budget} to {most}; with more, whose picks count "
             "would be chance"
         )
     lloyd = {"iterations": _or(kmeans_iterations, base.kmeans_iterations), "restarts": kmeans_restarts}
-    labels, _ = shared_kmeans(x, clusters, seed=seed, **lloyd)
+    cluster = partial(kmeans, distributed=True) if distributed else shared_kmeans
+    labels, _ = cluster(x, clusters, seed=seed, **lloyd)
     if on_clusters is not None:
         on_clusters(labels)
     return regularized_selection(
@@ -146,7 +164,16 @@ def select_usl(
         horizon=_or(horizon, base.horizon),
         nearest=_or(nearest, base.nearest),
         exclude_same_cluster=_or(exclude_same_cluster, base.exclude_same_cluster),
-        utility=utility,
+    share = Share(len(features), features.device, distributed)
+    check_budget(budget, share.count)
+    base = _preset(preset, budget)
+    x = unit_rows(features)
+    squared = squared or utility == "cosine"
+    density = {"squared": squared, "include_self": include_self}
+    if distributed:
+        mean_distance = spread_density(x, limit_k(_or(k, base.k), share.count, include_self), share, **density)
+    else:
+        mean_distance = limited_density(x, _or(k, base.k), **density)
     )
 
 
@@ -163,7 +190,16 @@ def regularized_selection(
     horizon: float | None = None,
     nearest: int | None = None,
     exclude_same_cluster: bool = True,
-    utility: Utility = "inverse",
+    share = Share(len(features), features.device, distributed)
+    check_budget(budget, share.count)
+    base = _preset(preset, budget)
+    x = unit_rows(features)
+    squared = squared or utility == "cosine"
+    density = {"squared": squared, "include_self": include_self}
+    if distributed:
+        mean_distance = spread_density(x, limit_k(_or(k, base.k), share.count, include_self), share, **density)
+    else:
+        mean_distance = limited_density(x, _or(k, base.k), **density)
 ) -> Tensor:
     """Pick one point per cluster, dense and away from the picks of the others (section 2.2, Algorithm 1).
 
@@ -183,8 +219,16 @@ def regularized_selection(
             ties: the lower cluster); None: all.
         exclude_same_cluster: whether the own cluster's pick has no effect on a point. If it has, only a
             distance of exactly 0 (the point itself, its duplicates) is ignored.
-        utility: "inverse": U as above; "cosine": U = 1 - mean_distance/2, the mean cosine of unit rows if that is of
-            squared distances.
+    share = Share(len(features), features.device, distributed)
+    check_budget(budget, share.count)
+    base = _preset(preset, budget)
+    x = unit_rows(features)
+    squared = squared or utility == "cosine"
+    density = {"squared": squared, "include_self": include_self}
+    if distributed:
+        mean_distance = spread_density(x, limit_k(_or(k, base.k), share.count, include_self), share, **density)
+    else:
+        mean_distance = limited_density(x, _or(k, base.k), **density)
 
     Returns:
         int64 [budget], distinct: the picks in order of their cluster, cut at the budget; missing ones are
@@ -197,29 +241,32 @@ def regularized_selection(
     """
     x = check_features(features)
     _check(x, mean_distance, cluster_labels, weight, alpha, momentum, iterations, horizon, nearest)
-    n = len(x)
+    share = Share(len(x), x.device, distributed)
     if budget is not None:
-        check_budget(budget, n)
-    u = _utility(mean_distance.to(x.device, torch.float64), utility)
-    clusters, labels = torch.unique(cluster_labels.to(x.device), return_inverse=True)
-    penalty = torch.zeros_like(u)
-    with exact_arithmetic(x.device):
-        picks = best_of_each(u, labels, len(clusters))
+    share = Share(len(features), features.device, distributed)
+    check_budget(budget, share.count)
+    base = _preset(preset, budget)
+    x = unit_rows(features)
+    squared = squared or utility == "cosine"
+    density = {"squared": squared, "include_self": include_self}
+    if distributed:
+        mean_distance = spread_density(x, limit_k(_or(k, base.k), share.count, include_self), share, **density)
+    else:
+        mean_distance = limited_density(x, _or(k, base.k), **density)
         with progress("regularised selection", iterations - 1, "iteration") as bar:
             for _ in range(iterations - 1):
-                closeness = _closeness(x, labels, picks, alpha, horizon, nearest, exclude_same_cluster)
+                closeness = _closeness(x, labels, share.at(x, picks), alpha, horizon, nearest, exclude_same_cluster)
                 penalty = momentum * penalty + (1 - momentum) * closeness
-                picks = best_of_each(u - weight * penalty, labels, len(clusters))
-                bar.update()
-    return picks if budget is None else fill_to_budget(picks, u, budget)
-
-
-def _utility(mean_distance: Tensor, utility: Utility) -> Tensor:
-    if utility == "inverse":
-        return 1 / mean_distance.clamp(min=SMALLEST)
-    if utility == "cosine":
-        return 1 - mean_distance / 2
-    raise UslError(f"utility {utility!r}: expected inverse or cosine")
+    share = Share(len(features), features.device, distributed)
+    check_budget(budget, share.count)
+    base = _preset(preset, budget)
+    x = unit_rows(features)
+    squared = squared or utility == "cosine"
+    density = {"squared": squared, "include_self": include_self}
+    if distributed:
+        mean_distance = spread_density(x, limit_k(_or(k, base.k), share.count, include_self), share, **density)
+    else:
+        mean_distance = limited_density(x, _or(k, base.k), **density)
 
 
 def _closeness(
@@ -231,11 +278,11 @@ def _closeness(
     nearest: int | None,
     exclude_same_cluster: bool,
 ) -> Tensor:
-    """Σ 1/(d²)^alpha of every point to the picks that count for it; float64 [n]. picks[c] is cluster c's."""
+    """Σ 1/(d²)^alpha of every point to the picks that count for it; float64 [n]. picks[c] [d] is cluster c's."""
     out = torch.empty(len(x), dtype=torch.float64, device=x.device)
     clusters = torch.arange(len(picks), device=x.device)
     for rows in chunks(len(x), 32 * len(picks), x.device):
-        distances = squared_distances(x[rows], x[picks])
+        distances = squared_distances(x[rows], picks)
         if exclude_same_cluster:
             counts = labels[rows, None] != clusters
         else:
@@ -321,6 +368,8 @@ class USL(Selector):
         utility: the inverse of the mean distance, or the mean cosine.
         source: where else the features come from, and what to keep: see `Selector`.
     """
+
+    revision: int = 2
 
     ranges: ClassVar[Ranges] = {
         "clusters": whole_from("budget", more=20),

@@ -6,11 +6,16 @@ import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.compute.distributed import Share, gather_uneven
+from usl_lightning.vectors.assignment import pair_distances
 from usl_lightning.vectors.distances import squared_distances
 from usl_lightning.vectors.memory import once
-from usl_lightning.vectors.neighbors import nearest_neighbors
+from usl_lightning.vectors.neighbors import knn, nearest_neighbors
 
 log = logging.getLogger(__name__)
+
+MARGIN = 8
+"""Neighbours beyond those that are wanted: whose order rounding leaves open."""
 
 SMALLEST = 1e-12
 """Distances are raised to this before they are inverted, so duplicates give large numbers, not infinity."""
@@ -31,6 +36,33 @@ def density_distance(features: Tensor, k: int, *, squared: bool = True, include_
     include_self = include_self or len(features) == 1
     how = (k, squared, include_self)
     return once(lambda: _density_distance(features, *how), features, "density", *how)
+
+
+def spread_density(features: Tensor, k: int, share: Share, *, squared: bool = True, include_self: bool = True) -> Tensor:
+    """`density_distance` of points that are spread over processes, exact: each looks at the others' shares in turn.
+
+    A process holds its share, one other, and its own neighbours. A few more neighbours than k are looked at in each
+    share and measured in float64 in a fixed order, so that the result is the same on any number of processes.
+
+    Args:
+        features: [n, d], those of this process.
+        k: neighbours among all points.
+        share: of all points.
+        squared, include_self: as in `density_distance`.
+
+    Returns:
+        float64 [n], ≥ 0.
+    """
+    wanted = k if include_self else k + 1  # the point itself is at distance 0
+    nearest = features.new_empty(len(features), 0, dtype=torch.float64)
+    for others in share.each(features):
+        found = knn(others, min(wanted + MARGIN, len(others)), queries=features)[1]
+        rows = torch.arange(len(features), device=features.device).repeat_interleave(found.shape[1])
+        distances = pair_distances(features, others, rows, found.flatten()).view_as(found)
+        nearest = torch.cat([nearest, distances], 1)
+        nearest = nearest.topk(min(wanted, nearest.shape[1]), largest=False, sorted=True).values
+    nearest = nearest if include_self else nearest[:, 1:]
+    return (nearest if squared else nearest.sqrt()).mean(1)
 
 
 def _density_distance(features: Tensor, k: int, squared: bool, include_self: bool) -> Tensor:
@@ -55,15 +87,14 @@ def limit_k(k: int, n: int, include_self: bool) -> int:
     return min(k, max(n // 10, 2 if include_self and n > 1 else 1))
 
 
-log = logging.getLogger(__name__)
-
-
-def best_of_each(scores: Tensor, labels: Tensor, clusters: int) -> Tensor:
+def best_of_each(scores: Tensor, labels: Tensor, clusters: int, share: Share | None = None) -> Tensor:
     """Per cluster the index of its highest score; ties to the lower index.
 
     Args:
         scores: [n], finite.
-        labels: int64 [n], 0 … clusters - 1, each of which must occur.
+        labels: int64 [n], 0 … clusters - 1, each of which must occur (in one of the shares).
+        clusters: their number.
+        share: of all points, if others are on other processes; the indices are among all.
 
     Returns:
         int64 [clusters].
@@ -72,19 +103,49 @@ def best_of_each(scores: Tensor, labels: Tensor, clusters: int) -> Tensor:
     best = scores.new_full((clusters,), -torch.inf).scatter_reduce_(0, labels, scores, "amax")
     index = torch.arange(n, device=scores.device)
     index = torch.where(scores == best[labels], index, n)
-    return index.new_full((clusters,), n).scatter_reduce_(0, labels, index, "amin")
+    found = index.new_full((clusters,), n).scatter_reduce_(0, labels, index, "amin")
+    if share is None:
+        return found
+    scores_of_all, found_of_all = share.gathered(best), share.gathered(found + share.first)
+    highest = scores_of_all == scores_of_all.amax(0)
+    return torch.where(highest, found_of_all, share.count).amin(0)
 
 
-def fill_to_budget(picks: Tensor, scores: Tensor, budget: int) -> Tensor:
-    """The first `budget` of the distinct `picks`, then the others with the best of `scores` [n] (ties: lower index)."""
+def occupied(labels: Tensor, clusters: int, share: Share) -> tuple[int, Tensor]:
+    """How many clusters have points, and the labels [n] in numbers of these alone, in the same order.
+
+    Args:
+        labels: int64 [n], 0 … clusters - 1, of this process's points.
+        clusters: as many as there may be.
+        share: of all points.
+    """
+    filled = share.total(torch.bincount(labels, minlength=clusters)) > 0
+    return int(filled.sum()), (filled.cumsum(0) - 1)[labels]
+
+
+def fill_to_budget(picks: Tensor, scores: Tensor, budget: int, share: Share | None = None) -> Tensor:
+    """The first `budget` of the distinct `picks`, then the others with the best of `scores` [n] (ties: lower index).
+
+    Args:
+        picks: int64 [m].
+        scores: [n].
+        budget: how many.
+        share: of all points, if others are on other processes; the picks are among all.
+    """
     missing = budget - len(picks)
     if missing <= 0:
         return picks[:budget]
     log.info("selection: %d clusters for %d images; the other %d are the best remaining", len(picks), budget, missing)
+    first = 0 if share is None else share.first
     remaining = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    remaining[picks] = False
+    own = picks - first
+    remaining[own[(own >= 0) & (own < len(scores))]] = False
     order = torch.argsort(scores, descending=True, stable=True)
-    return torch.cat([picks, order[remaining[order]][:missing]])
+    best = order[remaining[order]][:missing]
+    if share is not None:
+        scores, best = gather_uneven(scores[best]), gather_uneven(best + first)
+        best = best[torch.argsort(scores, descending=True, stable=True)][:missing]  # lower indices come first
+    return torch.cat([picks, best])
 
 
 def keep_first(kept: Tensor, picks: Tensor, points: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import progress
 from usl_lightning.compute.device import chunks
-from usl_lightning.compute.distributed import gather, largest, total
+from usl_lightning.compute.distributed import Share
 from usl_lightning.data.keys import permutation
 from usl_lightning.vectors.assignment import Products
 from usl_lightning.vectors.distances import check_features, exact_arithmetic
@@ -45,20 +45,17 @@ class Points:
     points.
 
     Args:
-        x: [n, d], this process's share, not empty.
-        distributed: whether other processes have others, in their order; else all points are here.
+        x: [n, d], those of this process.
+        share: of all points.
 
     Attributes:
         x: [n, d], less the mean of all points: distances do not change, rounding errors shrink.
         mean: [d], as rounded to the points' precision.
-        count: of all points. first: the number of the first of this process.
+        count: of all points.
     """
 
-    def __init__(self, x: Tensor, distributed: bool) -> None:
-        self.distributed = distributed
-        counts = gather(torch.tensor([len(x)], device=x.device)) if distributed else torch.tensor([len(x)])
-        rank = torch.distributed.get_rank() if len(counts) > 1 else 0
-        self.count, self.first = int(counts.sum()), int(counts[:rank].sum())
+    def __init__(self, x: Tensor, share: Share) -> None:
+        self._share, self.count = share, share.count
         self.x = x
         self._measure()
         together = self.sums(torch.zeros(len(x), dtype=torch.int64, device=x.device), 1)
@@ -68,11 +65,8 @@ class Points:
         self._measure()
 
     def _measure(self) -> None:
-        most = float(self._over(largest, self.x.abs().amax().double()))
-        self._bits = 62 - math.ceil(math.log2(self.count)) - math.frexp(most)[1] - 1
-
-    def _over(self, reduce: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        return reduce(x) if self.distributed else x
+        most = float(self._share.largest(self.x.abs().amax().double()))
+        self._bits = 61 - math.ceil(math.log2(self.count)) - math.frexp(most)[1]
 
     def sums(self, labels: Tensor, k: int, less: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
         """Of each cluster the sum of its points, in units of 2^-bits, and in the last column their number: int64 [k, d + 1].
@@ -92,7 +86,7 @@ class Points:
             sums.index_add_(0, labels[part], numbers)
             if less is not None:
                 sums.index_add_(0, less[part], numbers, alpha=-1)
-        return self._over(total, sums)
+        return self._share.total(sums)
 
     def means(self, sums: Tensor, empty: Tensor) -> Tensor:
         """float64 [k, d]: the means of clusters by their `sums`; of one without points, its row of `empty`."""
@@ -101,11 +95,7 @@ class Points:
 
     def at(self, positions: Tensor) -> Tensor:
         """Points [m, d] by their numbers among all, on every process."""
-        own = positions.to(self.x.device) - self.first
-        here = (own >= 0) & (own < len(self.x))
-        rows = self.x.new_zeros(len(own), self.x.shape[1])
-        rows[here] = self.x[own[here]]
-        return self._over(total, rows)
+        return self._share.at(self.x, positions)
 
 
 def kmeans(
@@ -143,7 +133,7 @@ def kmeans(
         bounds = len(x) * (100 + 4 * k // GROUP_SIZE) if k >= BOUNDS_FROM else 32 * len(x)
         check_memory(x.nbytes + bounds + 200_000_000, f"k-means of {len(x)} points")
     with exact_arithmetic(x.device):
-        points = Points(x, distributed)
+        points = Points(x, Share(len(x), x.device, distributed))
         if not 1 <= k <= points.count:
             raise UslError(f"k={k} clusters: expected a number from 1 to {points.count}, the points there are")
         if iterations < 1 or restarts < 1:
@@ -215,7 +205,7 @@ class _Sample(Points):
     """Points that are about the mean of others, and the same on every process."""
 
     def __init__(self, x: Tensor) -> None:
-        self.distributed, self.x, self.count, self.first = False, x, len(x), 0
+        self._share, self.x, self.count = Share(len(x), x.device, False), x, len(x)
         self._measure()
 
 

@@ -137,7 +137,11 @@ def run_parts(
         for name in names:
             left = 60 * minutes - (time.monotonic() - began)
             start = time.monotonic()
-            found = {"error": "no time was left"} if left < 5 else worker.run(name, min(left, patience * PARTS[name].seconds))
+            found = (
+                {"error": "no time was left"}
+                if left < 5
+                else worker.run(name, min(left, patience * PARTS[name].seconds))
+            )
             found["seconds"] = round(time.monotonic() - start, 1)
             record["parts"][name] = found
             record["seconds"] = round(time.monotonic() - began, 1)

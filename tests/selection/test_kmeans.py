@@ -10,8 +10,8 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.keys import permutation
-from usl_lightning.vectors import kmeans as module
 from usl_lightning.vectors import assignment, kmeans_bounds
+from usl_lightning.vectors import kmeans as module
 from usl_lightning.vectors.assignment import nearest_centroid
 from usl_lightning.vectors.kmeans import kmeans
 

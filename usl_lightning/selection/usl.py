@@ -147,9 +147,9 @@ def select_usl(
             f"clusters={clusters} for a budget of {budget}: expected {budget} to {most}; with more, whose picks count "
             "would be chance"
         )
-    lloyd = {"iterations": _or(kmeans_iterations, base.kmeans_iterations), "restarts": kmeans_restarts}
+    steps = _or(kmeans_iterations, base.kmeans_iterations)
     cluster = partial(kmeans, distributed=True) if distributed else shared_kmeans
-    labels, _ = cluster(x, clusters, seed=seed, **lloyd)
+    labels, _ = cluster(x, clusters, seed=seed, iterations=steps, restarts=kmeans_restarts)
     if on_clusters is not None:
         on_clusters(labels)
     return regularized_selection(

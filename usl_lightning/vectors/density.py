@@ -38,7 +38,9 @@ def density_distance(features: Tensor, k: int, *, squared: bool = True, include_
     return once(lambda: _density_distance(features, *how), features, "density", *how)
 
 
-def spread_density(features: Tensor, k: int, share: Share, *, squared: bool = True, include_self: bool = True) -> Tensor:
+def spread_density(
+    features: Tensor, k: int, share: Share, *, squared: bool = True, include_self: bool = True
+) -> Tensor:
     """`density_distance` of points that are spread over processes, exact: each looks at the others' shares in turn.
 
     A process holds its share, one other, and its own neighbours. A few more neighbours than k are looked at in each

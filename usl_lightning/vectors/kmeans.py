@@ -30,8 +30,11 @@ points, or to compare starts. Its clusters are near those of all, so few iterati
 GROWTH = 4
 """Each sample is so many times the one before; the last is at most that part of all points."""
 
-ROUND = 10
+ROUND = 20
 """Iterations on such a sample after which the worse half of the starts is given up, and again after as many more."""
+
+FINALISTS = 5
+"""So many starts or fewer are followed to their ends."""
 
 BOUNDS_FROM = 256
 """So many clusters are worth bounds; with fewer, the products take no longer than looking at the points."""
@@ -69,7 +72,7 @@ class Points:
         self._bits = 61 - math.ceil(math.log2(self.count)) - math.frexp(most)[1]
 
     def sums(self, labels: Tensor, k: int, less: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
-        """Of each cluster the sum of its points, in units of 2^-bits, and in the last column their number: int64 [k, d + 1].
+        """int64 [k, d + 1]: the sum of each cluster's points, in units of 2^-bits, and in the last column their number.
 
         Args:
             labels: int64, of this process's points, or of those in `rows`.
@@ -125,8 +128,8 @@ def kmeans(
 
     Labels are those of exact distances (`assignment`), sums are exact integers (`Points`): the result is the same
     bits on any number of processes and threads, and on a GPU. Memory beyond the input: the features once more, and
-    about 0.2 GB; from 256 clusters on (float32 on the CPU) also 100 + k/16 bytes for each point, with which `GroupBounds`
-    spares most of the products.
+    about 0.2 GB; from 256 clusters on (float32 on the CPU) also 100 + k/16 bytes for each point, with which
+    `GroupBounds` spares most of the products.
     """
     x = check_features(features)
     if x.device.type == "cpu":
@@ -188,7 +191,7 @@ def _best_of(points: Points, k: int, seed: int, iterations: int, restarts: int, 
     """Centroids [k, d] that the best of several starts ends with; quickly: the worse half is given up early."""
     starts = [_random_points(points, k, seed, *([number] if number else [])) for number in range(restarts)]
     while True:
-        last = len(starts) == 1 or not quickly
+        last = len(starts) <= FINALISTS or not quickly
         ends = [_lloyd(points, start, seed, iterations if last else min(ROUND, iterations)) for start in starts]
         inertias = [_inertia(points, labels, k) for labels, _, _ in ends]
         order = sorted(range(len(ends)), key=inertias.__getitem__)
@@ -247,7 +250,7 @@ def _lloyd(
 
 
 def _assignment(x: Tensor, centroids: Tensor, seed: int) -> Products:
-    """How the nearest of some centroids are found: by bounds, for which many of them are put into groups of near ones."""
+    """How the nearest of some centroids are found: of many by bounds, which need groups of near ones."""
     if len(centroids) < BOUNDS_FROM or x.device.type != "cpu" or x.dtype != torch.float32:
         return Products(x)
     some = _Sample(centroids.float())

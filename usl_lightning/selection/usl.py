@@ -164,16 +164,8 @@ def select_usl(
         horizon=_or(horizon, base.horizon),
         nearest=_or(nearest, base.nearest),
         exclude_same_cluster=_or(exclude_same_cluster, base.exclude_same_cluster),
-    share = Share(len(features), features.device, distributed)
-    check_budget(budget, share.count)
-    base = _preset(preset, budget)
-    x = unit_rows(features)
-    squared = squared or utility == "cosine"
-    density = {"squared": squared, "include_self": include_self}
-    if distributed:
-        mean_distance = spread_density(x, limit_k(_or(k, base.k), share.count, include_self), share, **density)
-    else:
-        mean_distance = limited_density(x, _or(k, base.k), **density)
+        utility=utility,
+        distributed=distributed,
     )
 
 
@@ -190,16 +182,8 @@ def regularized_selection(
     horizon: float | None = None,
     nearest: int | None = None,
     exclude_same_cluster: bool = True,
-    share = Share(len(features), features.device, distributed)
-    check_budget(budget, share.count)
-    base = _preset(preset, budget)
-    x = unit_rows(features)
-    squared = squared or utility == "cosine"
-    density = {"squared": squared, "include_self": include_self}
-    if distributed:
-        mean_distance = spread_density(x, limit_k(_or(k, base.k), share.count, include_self), share, **density)
-    else:
-        mean_distance = limited_density(x, _or(k, base.k), **density)
+    utility: Utility = "inverse",
+    distributed: bool = False,
 ) -> Tensor:
     """Pick one point per cluster, dense and away from the picks of the others (section 2.2, Algorithm 1).
 
@@ -219,16 +203,9 @@ def regularized_selection(
             ties: the lower cluster); None: all.
         exclude_same_cluster: whether the own cluster's pick has no effect on a point. If it has, only a
             distance of exactly 0 (the point itself, its duplicates) is ignored.
-    share = Share(len(features), features.device, distributed)
-    check_budget(budget, share.count)
-    base = _preset(preset, budget)
-    x = unit_rows(features)
-    squared = squared or utility == "cosine"
-    density = {"squared": squared, "include_self": include_self}
-    if distributed:
-        mean_distance = spread_density(x, limit_k(_or(k, base.k), share.count, include_self), share, **density)
-    else:
-        mean_distance = limited_density(x, _or(k, base.k), **density)
+        utility: "inverse": U as above; "cosine": U = 1 - mean_distance/2, the mean cosine of unit rows if that is of
+            squared distances.
+        distributed: the rows are this process's share of all, in the order of the processes.
 
     Returns:
         int64 [budget], distinct: the picks in order of their cluster, cut at the budget; missing ones are
@@ -243,30 +220,28 @@ def regularized_selection(
     _check(x, mean_distance, cluster_labels, weight, alpha, momentum, iterations, horizon, nearest)
     share = Share(len(x), x.device, distributed)
     if budget is not None:
-    share = Share(len(features), features.device, distributed)
-    check_budget(budget, share.count)
-    base = _preset(preset, budget)
-    x = unit_rows(features)
-    squared = squared or utility == "cosine"
-    density = {"squared": squared, "include_self": include_self}
-    if distributed:
-        mean_distance = spread_density(x, limit_k(_or(k, base.k), share.count, include_self), share, **density)
-    else:
-        mean_distance = limited_density(x, _or(k, base.k), **density)
+        check_budget(budget, share.count)
+    u = _utility(mean_distance.to(x.device, torch.float64), utility)
+    numbers = cluster_labels.to(x.device)
+    clusters, labels = occupied(numbers, int(share.largest(numbers.max())) + 1, share)
+    penalty = torch.zeros_like(u)
+    with exact_arithmetic(x.device):
+        picks = best_of_each(u, labels, clusters, share)
         with progress("regularised selection", iterations - 1, "iteration") as bar:
             for _ in range(iterations - 1):
                 closeness = _closeness(x, labels, share.at(x, picks), alpha, horizon, nearest, exclude_same_cluster)
                 penalty = momentum * penalty + (1 - momentum) * closeness
-    share = Share(len(features), features.device, distributed)
-    check_budget(budget, share.count)
-    base = _preset(preset, budget)
-    x = unit_rows(features)
-    squared = squared or utility == "cosine"
-    density = {"squared": squared, "include_self": include_self}
-    if distributed:
-        mean_distance = spread_density(x, limit_k(_or(k, base.k), share.count, include_self), share, **density)
-    else:
-        mean_distance = limited_density(x, _or(k, base.k), **density)
+                picks = best_of_each(u - weight * penalty, labels, clusters, share)
+                bar.update()
+    return picks if budget is None else fill_to_budget(picks, u, budget, share)
+
+
+def _utility(mean_distance: Tensor, utility: Utility) -> Tensor:
+    if utility == "inverse":
+        return 1 / mean_distance.clamp(min=SMALLEST)
+    if utility == "cosine":
+        return 1 - mean_distance / 2
+    raise UslError(f"utility {utility!r}: expected inverse or cosine")
 
 
 def _closeness(

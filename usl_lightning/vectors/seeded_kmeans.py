@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.compute.device import chunks
 from usl_lightning.data.keys import permutation
+from usl_lightning.vectors.assignment import nearest_centroid
 from usl_lightning.vectors.distances import check_features, exact_arithmetic
-from usl_lightning.vectors.kmeans import cluster_sums, nearest_centroid
 
 
 def seeded_kmeans(
@@ -49,7 +50,7 @@ def seeded_kmeans(
         if needed > len(others):  # so few points that a seed may also be where another cluster starts
             others = torch.cat([others, rows])
         starts = others[permutation(len(others), seed, "k-means")[:needed].to(x.device)]
-        centroids = torch.cat([cluster_sums(x[rows], own, len(classes)) / counts, x[starts].double()])
+        centroids = torch.cat([_sums(x[rows], own, len(classes)) / counts, x[starts].double()])
         clusters, centroids = _lloyd(x, centroids, rows, own, iterations)
         return clusters, (centroids + mean).to(x.dtype)
 
@@ -71,7 +72,7 @@ def _lloyd(x: Tensor, centroids: Tensor, rows: Tensor, own: Tensor, iterations: 
     """Clusters and centroids, from float64 centroids [k, d] on; `rows` stay in the clusters `own`."""
     k = len(centroids)
     clusters = _assigned(x, centroids, rows, own)
-    sums = cluster_sums(x, clusters, k)
+    sums = _sums(x, clusters, k)
     for _ in range(iterations):
         counts = torch.bincount(clusters, minlength=k)[:, None]
         centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
@@ -79,7 +80,7 @@ def _lloyd(x: Tensor, centroids: Tensor, rows: Tensor, own: Tensor, iterations: 
         moved = torch.nonzero(before != clusters)[:, 0]
         if not len(moved):
             break
-        sums += cluster_sums(x[moved], clusters[moved], k) - cluster_sums(x[moved], before[moved], k)
+        sums += _sums(x[moved], clusters[moved], k) - _sums(x[moved], before[moved], k)
     return clusters, centroids
 
 
@@ -87,3 +88,20 @@ def _assigned(x: Tensor, centroids: Tensor, rows: Tensor, own: Tensor) -> Tensor
     clusters = nearest_centroid(x, centroids)
     clusters[rows] = own
     return clusters
+
+
+def _sums(x: Tensor, labels: Tensor, k: int) -> Tensor:
+    """The sum of each cluster's points, float64 [k, d], of points [n, d] in clusters int64 [n]."""
+    sums = torch.zeros(k, x.shape[1], dtype=torch.float64, device=x.device)
+    for rows in chunks(len(x), 16 * (k + x.shape[1]), x.device):
+        _add_rows(sums, labels[rows], x[rows].double())
+    return sums
+
+
+def _add_rows(sums: Tensor, labels: Tensor, rows: Tensor) -> None:
+    """Add each row to its cluster's sum in a fixed order (atomic additions on a GPU have none)."""
+    if sums.device.type == "cpu":
+        sums.index_add_(0, labels, rows)
+    else:
+        one_hot = torch.nn.functional.one_hot(labels, len(sums)).to(rows.dtype)
+        sums.addmm_(one_hot.T, rows)

@@ -11,8 +11,8 @@ from torch.nn.functional import normalize
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.keys import derive_seed
 from usl_lightning.vectors.kmeans import kmeans
-from usl_lightning.vectors.priors import Prior, Recipe, Spread, nearest_prior
-from usl_lightning.vectors.propagation import ALPHA, propagation_graph
+from usl_lightning.vectors.priors import ALPHA, Prior, Recipe, Spread, nearest_prior
+from usl_lightning.vectors.propagation import propagation_graph
 from usl_lightning.vectors.seeded_kmeans import seeded_kmeans
 
 

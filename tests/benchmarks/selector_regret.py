@@ -1,4 +1,4 @@
-"""Which selector to trust on features nobody has seen: how far each is below the best one, on seven sets of features.
+"""Which selector to trust on features nobody has seen: how far each is below the best one, on several sets of features.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/selector_regret.py [--seeds 5] [--selectors NAME ...]
 

@@ -219,7 +219,7 @@ def test_every_selector_has_a_short_name() -> None:
             {"selectors": ["random", "coreste"]},
             "mine.yaml: selectors[1]: unknown selector 'coreste' (did you mean 'core",
         ),
-        ({"selectors": ["a.b.C"]}, "mine.yaml: selectors: C: a.b.C: there is no such class"),
+        ({"selectors": ["a.b.C"]}, "mine.yaml: selectors: C: class_path: there is no class a.b.C"),
         ({"selectors": ["usl_lightning.models.ema.EMA"]}, "EMA is not a selector"),
         ({"selectors": ["usl", "usl"]}, "mine.yaml: selectors[1]: the name 'usl' is taken"),
         ({"selectors": [{"class_path": "usl", "init_arg": {}}]}, "unknown key 'init_arg' (did you mean 'init_args'?)"),

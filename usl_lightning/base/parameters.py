@@ -228,8 +228,24 @@ def _no_class(class_path: str) -> str:
         missing, tree = find_class(class_path) is None, syntax_of(module)
     else:
         missing, tree = dot != "" and package.isidentifier() and find_spec(package) is None, None
+    if not missing:
+        return ""
     classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)] if tree else []
-    return f"there is no class {class_path}{did_you_mean(name, classes)}" if missing else ""
+    near = did_you_mean(name, classes) if tree else _near_module(class_path.split(".")[1:])
+    return f"there is no class {class_path}{near}"
+
+
+def _near_module(names: list[str]) -> str:
+    """What the first of some names below the package may be meant to be that is no module of it."""
+    folder = ROOT
+    for name in names:
+        modules = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+        if name not in modules:
+            return did_you_mean(name, sorted(modules))
+        folder = folder / name
+        if not folder.is_dir():
+            break
+    return ""
 
 
 @cache

@@ -38,6 +38,7 @@ class Range:
         of: another parameter of the class, a whole number, which is the low end in truth; `low` holds where that is not
             known. "" is none.
         more: the high end is then a part in so many above it.
+        unset: a number that says there is none, as a library writes it; in the range whatever the ends are.
     """
 
     low: float = -math.inf
@@ -51,6 +52,7 @@ class Range:
     only: tuple[float, ...] = ()
     of: str = ""
     more: int = 1
+    unset: float | None = None
 
     def beside(self, values: Mapping[str, Any]) -> "Range":
         """The range once the class's other parameters are known.
@@ -89,8 +91,8 @@ class Range:
     def _holds(self, number: float) -> bool:
         if isinstance(number, bool):
             return False
-        if self.only:
-            return number in self.only
+        if self.only or number == self.unset:
+            return number in (*self.only, self.unset)
         low = number >= self.low if self.includes_low else number > self.low
         high = number <= self.high if self.includes_high else number < self.high
         fits = low and high and (self.infinite or not self._is_too_large(number))
@@ -137,9 +139,9 @@ def within(low: float, high: float) -> Range:
     return Range(low, high)
 
 
-def whole(low: int, *, up_to: float = math.inf, odd: bool = False) -> Range:
-    """Whole numbers from `low` on, `up_to` being the last."""
-    return Range(low, up_to, whole=True, odd=odd)
+def whole(low: int, *, up_to: float = math.inf, odd: bool = False, unset: int | None = None) -> Range:
+    """Whole numbers from `low` on, `up_to` being the last; and the one that says there is none."""
+    return Range(low, up_to, whole=True, odd=odd, unset=unset)
 
 
 def whole_from(of: str, *, more: int) -> Range:

@@ -290,7 +290,7 @@ class Trainer(pytorch_lightning.Trainer):
     """Lightning's Trainer without its handlers of signals."""
 
     ranges: ClassVar[Ranges] = {
-        "max_steps": whole(1),
+        "max_steps": whole(1, unset=-1),  # as a method that takes no steps has it in its config.yaml
         "accumulate_grad_batches": whole(1),
         "gradient_clip_val": at_least(0),
         "log_every_n_steps": whole(0),

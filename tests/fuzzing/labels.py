@@ -58,7 +58,7 @@ def _read_answers(path: Path) -> None:
     index = LabelIndex(
         DatasetId(**DATASET), {}, (17, 4, 9), (None,) * 3, ("cat", "dog"), tuple(FILES)  # type: ignore[arg-type]
     )  # fmt: skip
-    answers, classes = by_number(read_answers(path, index).names, index)
+    answers, classes = by_number(read_answers(path, index), index)
     assert set(answers) <= set(index.indices)
     assert classes[:2] == ("cat", "dog")
 

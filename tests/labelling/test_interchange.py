@@ -331,13 +331,13 @@ def test_of_several_questions_ours_is_taken(store: LabelStore) -> None:
     given = [{"type": "choices", "from_name": field, "value": {"choices": [name]}}
              for field, name in (("quality", "blurred"), ("label", "cat"))]  # fmt: skip
     Path("a.json").write_text(json.dumps([{"data": {"index": image}, "annotations": [{"result": given}]}]))
-    assert read_answers(Path("a.json"), store.read()).names == {image: "cat"}
+    assert read_answers(Path("a.json"), store.read()) == {image: "cat"}
 
 
 def test_whole_numbers_that_pandas_wrote_become_classes_as_such(store: LabelStore) -> None:
     index = replace(store.read(), classes=())
     Path("a.csv").write_text("index,label\n" + "".join(f"{i},{n}.0\n" for n, i in enumerate(index.indices[:3])))
-    assert list(read_answers(Path("a.csv"), index).names.values()) == ["0", "1", "2"]
+    assert list(read_answers(Path("a.csv"), index).values()) == ["0", "1", "2"]
 
 
 NAMES = ("=1+1", "+x", "-dog", "@sum", "'=y", "'quoted", '["a"]', "None", "01")

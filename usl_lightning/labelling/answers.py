@@ -4,7 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import composed, unguarded
@@ -44,16 +44,16 @@ Row = tuple[str, About, list[Given]]
 """Where it stands, which image it is about (`index`, `file`), and the answers given to it."""
 
 
-class Answers(NamedTuple):
-    """What a file says, by position in the data set.
+class Answers(dict[int, str]):
+    """Position in the data set -> the class that a file says it is, or how `NOT_SURE` may be written.
 
     Attributes:
-        names: the class of each image, or how `NOT_SURE` may be written.
         disputed: what was said of each image for which no more than half of its annotators say the same.
     """
 
-    names: dict[int, str]
-    disputed: dict[int, list[str]]
+    def __init__(self) -> None:
+        super().__init__()
+        self.disputed: dict[int, list[str]] = {}
 
 
 def read_answers(path: Path, index: LabelIndex) -> Answers:
@@ -119,11 +119,11 @@ def _check_new(new: Mapping[str, str], classes: Sequence[str]) -> None:
 
 
 def _by_majority(said: Mapping[int, Mapping[str, str]]) -> Answers:
-    answers = Answers({}, {})
+    answers = Answers()
     for image, votes in said.items():
         (name, count), *_ = Counter(NOT_SURE if is_not_sure(name) else name for name in votes.values()).most_common()
         if 2 * count > len(votes):
-            answers.names[image] = name
+            answers[image] = name
         else:
             answers.disputed[image] = list(votes.values())
     return answers

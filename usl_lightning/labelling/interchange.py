@@ -83,7 +83,7 @@ def _export(store: LabelStore, out: Path, prefix: str, dir: str | None) -> None:
 def _import(store: LabelStore, path: Path) -> None:
     index = store.read()
     read = read_answers(path, index)
-    answers, classes = by_number(read.names, index)
+    answers, classes = by_number(read, index)
     known = answers_of(index)
     changed = sum(known[image] not in (None, answer) for image, answer in answers.items())
     added = classes[len(index.classes) :]

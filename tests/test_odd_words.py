@@ -70,7 +70,7 @@ def test_a_chain_is_checked_whole(
     """What is wrong with its fourth stage is said before its first."""
     for words in ([], ["--dry-run"]):
         with pytest.raises(SystemExit) as stop:
-            main(["run", "digits_quickstart.yaml", f"--train_usl.{key}={value}", *words])
+            main(["run", "digits_usl_fixmatch.yaml", f"--train_usl.{key}={value}", *words])
         err = capsys.readouterr().err
         assert stop.value.code == 2
         assert err.startswith("usl: stage train_usl: ")

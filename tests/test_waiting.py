@@ -16,7 +16,7 @@ from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.words import StageCommand
 
-STAGE = "model: {class_path: some.module.Method}\ndata: {class_path: some.Data, init_args: {dataset: digits}}\n"
+STAGE = "model: {class_path: timm.some.Method}\ndata: {class_path: timm.some.Data, init_args: {dataset: digits}}\n"
 INDEX = {
     "format": "usl-label-index",
     "version": 1,

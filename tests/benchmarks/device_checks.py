@@ -75,7 +75,10 @@ def vectors(device: str, size: Size) -> Found:
         "k-means": (1e-3, lambda x: kmeans(x, 40)[0]),
         "k-means, many": (1e-3, lambda x: kmeans(x, size.points // 8, iterations=10)[0]),
         "balanced labels": (1e-3, lambda x: sinkhorn_labels(20 * x[:, :16], power=5, tolerance=1e-3)),
-        "propagation": (1e-3, lambda x: propagate(propagation_graph(x, 10), torch.eye(len(x), 5, device=x.device))),
+        "propagation": (
+            1e-3,
+            lambda x: propagate(propagation_graph(x, 10), torch.eye(len(x), 5, device=x.device), 0.99),
+        ),
         "regression": (1e-3, lambda x: _regression(x[:50], few.to(x.device) % 5)),
     }
     found = {}

@@ -165,7 +165,7 @@ def test_monitor_is_silent_without_labels(monkeypatch: pytest.MonkeyPatch, unkno
         for number in range(2):
             model.validation_step(batch(4, [-1] * 4 if number == unknown else [0, 1, 2, 0]), 0, number)
         model.on_validation_epoch_end()
-    assert logged.keys() == {"feature_std"}
+    assert logged.keys() == {"feature_std", "rankme"}
 
 
 def test_autocast_does_not_blur_the_loss() -> None:

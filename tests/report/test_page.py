@@ -71,8 +71,8 @@ def page(run: Path) -> Tree:
 
 def test_results(page: Tree) -> None:
     rows = tables(part(page, "results"))["Classifiers"]
-    assert rows["USL"] == ["6", "3 of 3", "FlexMatch", "91.7%", "8.3%", "1 min 02 s"]
-    assert rows["Random"] == ["6", "2 of 3", "FlexMatch", "66.7%", "33.3%", "1 min 02 s"]
+    assert rows["USL"] == ["6", "3 of 3", "FlexMatch", "91.7%", "–", "8.3%", "1 min 02 s"]
+    assert rows["Random"] == ["6", "2 of 3", "FlexMatch", "66.7%", "–", "33.3%", "1 min 02 s"]
     lead = next(each for each in page.iter("p") if each.get("class") == "lead")
     assert words(lead).startswith("Test accuracy: 91.7% with 6 labels chosen by USL (FlexMatch); 66.7% with 6")
     assert not [each for each in page.iter() if each.get("id") == "unfinished"]

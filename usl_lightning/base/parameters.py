@@ -231,7 +231,7 @@ def _no_class(class_path: str) -> str:
     if not missing:
         return ""
     classes = [node.name for node in tree.body if isinstance(node, ast.ClassDef)] if tree else []
-    near = did_you_mean(name, classes) if tree else _near_module(class_path.split(".")[1:])
+    near = did_you_mean(name, classes) if tree or package != ROOT.name else _near_module(class_path.split(".")[1:])
     return f"there is no class {class_path}{near}"
 
 

@@ -303,7 +303,7 @@ def _labels_of_csv(
 
 
 def _classes_of(path: Path, labels: Iterable[str | None]) -> tuple[str, ...]:
-    names = {label for label in labels if label}
+    names = dict.fromkeys(label for label in labels if label)  # in their order, so that a refusal is always the same
     try:
         check_apart(names)
     except UslError as error:

@@ -35,8 +35,9 @@ from usl_lightning.compute.device import keep_freed_memory
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.views import FixMatchStrong, Weak
 from usl_lightning.models.encoder import compile_encoders
+from usl_lightning.models.guesses import fixmatch_loss
 from usl_lightning.models.heads import Classifier
-from usl_lightning.semisup.fixmatch import FixMatch, fixmatch_loss
+from usl_lightning.semisup.fixmatch import FixMatch
 
 
 def our_steps(pictures: list[Image.Image], *, compiled: bool = False, joint_pass: bool = True) -> Iterator[None]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from usl_lightning.models.guesses import fixmatch_loss
 from usl_lightning.semisup.boss import balanced_thresholds, boss_loss, boss_weights
-from usl_lightning.semisup.fixmatch import fixmatch_loss
 
 C = 4
 

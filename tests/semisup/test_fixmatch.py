@@ -18,7 +18,8 @@ from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import FixMatchStrong, Weak
 from usl_lightning.models.encoder import Encoder, encoder_entry, load_encoder
-from usl_lightning.semisup.fixmatch import FixMatch, fixmatch_loss
+from usl_lightning.models.guesses import fixmatch_loss
+from usl_lightning.semisup.fixmatch import FixMatch
 
 
 def softmax(row: list[float]) -> list[float]:

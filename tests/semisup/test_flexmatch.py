@@ -18,7 +18,7 @@ from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData, SemiSupervisedData
 from usl_lightning.data.views import FixMatchStrong, Weak
-from usl_lightning.semisup.fixmatch import fixmatch_loss
+from usl_lightning.models.guesses import fixmatch_loss
 from usl_lightning.semisup.flexmatch import (
     FlexMatch,
     adaptive_thresholds,

@@ -15,8 +15,7 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import FixMatchStrong, Weak
 from usl_lightning.models.ema import EMA
-from usl_lightning.semisup.eman import EMANFixMatch, eman_loss
-from usl_lightning.semisup.fixmatch import fixmatch_loss
+from usl_lightning.semisup.eman import EMANFixMatch
 from usl_lightning.semisup.s4l import S4L, s4l_losses
 from usl_lightning.semisup.self_training import SelfTraining, round_steps, self_training_loss
 
@@ -72,16 +71,6 @@ def test_the_moving_average_labels_all_images(tmp_path: Path) -> None:
     assert int(before["labelled_at"]) == 2
     assert float((after["labels"] == expected).float().mean()) > 0.99
     assert 0 < int((expected >= 0).sum()) < len(expected)
-
-
-@pytest.mark.parametrize("threshold", [0.0, 0.6, 0.95])
-def test_emans_loss_is_fixmatchs(threshold: float) -> None:
-    for seed in range(30):
-        teacher, strong = draw(seed, 7, 4), draw(seed + 100, 7, 4)
-        loss, mask = eman_loss(teacher, strong, threshold=threshold)
-        expected, passing = fixmatch_loss(teacher, strong, threshold=threshold)
-        assert torch.equal(loss, expected)
-        assert torch.equal(mask, passing)
 
 
 def test_the_teacher_averages_its_statistics(tmp_path: Path) -> None:

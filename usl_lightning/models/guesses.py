@@ -49,6 +49,23 @@ def posterior_logits(logits: Tensor, prior: Tensor) -> Tensor:
     return torch.where(total > 0, posterior.clamp_min(torch.finfo(logits.dtype).tiny).log(), logits)
 
 
+def fixmatch_loss(weak_logits: Tensor, strong_logits: Tensor, *, threshold: float) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the strong view against the confident hard pseudo-label of the weak one (FixMatch, Eq. 4).
+
+    Args:
+        weak_logits: [n, classes], of the network itself or of a teacher; no gradient flows into them.
+        strong_logits: [n, classes].
+        threshold: τ, in [0, 1]; a pseudo-label counts if its probability is at least that.
+
+    Returns:
+        The loss, averaged over all n (those below the threshold count as 0), and the mask, bool [n].
+    """
+    confidence, pseudo_labels = weak_logits.detach().softmax(1).max(1)
+    mask = confidence >= threshold
+    losses = F.cross_entropy(strong_logits, pseudo_labels, reduction="none")
+    return (losses * mask).mean(), mask
+
+
 def squared_difference(logits: Tensor, targets: Tensor) -> Tensor:
     """The squared difference of predictions and targets, a mean over images and classes: MixMatch's, Π's, …
 

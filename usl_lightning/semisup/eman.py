@@ -11,24 +11,8 @@ from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.models.ema import EMA
+from usl_lightning.models.guesses import fixmatch_loss
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
-
-
-def eman_loss(teacher_logits: Tensor, strong_logits: Tensor, *, threshold: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the student's strong view against the teacher's confident label of the weak one.
-
-    Args:
-        teacher_logits: [n, classes]; no gradient flows into them.
-        strong_logits: [n, classes].
-        threshold: τ, in [0, 1]; a pseudo-label counts if its probability is at least that.
-
-    Returns:
-        The loss, averaged over all n (those below the threshold count as 0), and the mask, bool [n].
-    """
-    confidence, pseudo_labels = teacher_logits.detach().softmax(1).max(1)
-    mask = confidence >= threshold
-    losses = F.cross_entropy(strong_logits, pseudo_labels, reduction="none")
-    return (losses * mask).mean(), mask
 
 
 class EMANFixMatch(SemiSupervisedModule):
@@ -83,7 +67,7 @@ class EMANFixMatch(SemiSupervisedModule):
             self.strong(unlabelled.images, unlabelled.key.fold("strong")),
         )
         supervised = F.cross_entropy(x, labelled.labels)
-        unsupervised, mask = eman_loss(teacher, strong, threshold=self.threshold)
+        unsupervised, mask = fixmatch_loss(teacher, strong, threshold=self.threshold)
         loss = supervised + self.unlabelled_weight * unsupervised
         self.log_training(loss=loss, supervised_loss=supervised, unsupervised_loss=unsupervised)
         self.log_guesses(teacher, mask)

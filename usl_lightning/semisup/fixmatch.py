@@ -8,24 +8,8 @@ from torch import Tensor, nn
 from usl_lightning.base.ranges import Ranges, at_least, within
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
+from usl_lightning.models.guesses import fixmatch_loss
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
-
-
-def fixmatch_loss(weak_logits: Tensor, strong_logits: Tensor, *, threshold: float) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the strong view against the confident hard pseudo-label of the weak one (Eq. 4).
-
-    Args:
-        weak_logits: [n, classes]; no gradient flows into them.
-        strong_logits: [n, classes].
-        threshold: τ, in [0, 1]; a pseudo-label counts if its probability is at least that.
-
-    Returns:
-        The loss, averaged over all n (those below the threshold count as 0), and the mask, bool [n].
-    """
-    confidence, pseudo_labels = weak_logits.detach().softmax(1).max(1)
-    mask = confidence >= threshold
-    losses = F.cross_entropy(strong_logits, pseudo_labels, reduction="none")
-    return (losses * mask).mean(), mask
 
 
 class FixMatch(SemiSupervisedModule):

@@ -77,3 +77,5 @@ def test_first_and_last_cells_run(data: Path, tmp_path: Path, monkeypatch: pytes
                     f"--columns=[{column!r}]",
                 ]
             )
+            written = Path("runs", name.removesuffix(".yaml"), "table.csv").read_text(encoding="utf-8")
+            assert row in written, (name, row, column)

@@ -137,6 +137,18 @@ def test_the_summary_is_over_seeds(capsys: pytest.CaptureFixture[str]) -> None:
         assert min(picture.size) > 300
 
 
+def test_the_overlap_is_the_share_that_two_choose_alike() -> None:
+    compare()
+    picks = {cell: set(about["indices"]) for cell, about in cells().items()}
+    with (OUT / "overlap.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 2 * 6
+    for row in rows:
+        budget, seeds = int(row["budget"]), [(0, 3)] if row["selector"] == row["other"] else [(0, 0), (3, 3)]
+        alike = [len(picks[row["selector"], budget, a] & picks[row["other"], budget, b]) for a, b in seeds]
+        assert float(row["in_common"]) == pytest.approx(np.mean(alike) / budget, abs=1e-4)
+
+
 def test_a_stopped_run_goes_on_and_a_changed_cell_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[str, int, int]] = []
     choose = comparison._choose

@@ -18,6 +18,7 @@ from usl_lightning.base.documents import guarded
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import read_json, sha256_of_file, write_json, write_text
 from usl_lightning.base.version import __version__
+from usl_lightning.compare.overlap import overlap_csv, overlaps
 from usl_lightning.compare.spec import Comparison, Entry
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.source import dataset_id
@@ -55,7 +56,7 @@ class _Ground:
 
 
 def compare(comparison: Comparison) -> list[Cell]:
-    """Run what is missing, write `table.csv`, `table.json` and `comparison.png`, and print the tables.
+    """Run what is missing, write `table.csv`, `table.json`, `overlap.csv` and `comparison.png`, and print the tables.
 
     Labels are read for the figures alone. What several choices ask of the same features (neighbours, k-means, mean
     similarities; the choice itself where no seed can change it) is computed once, and is in the seconds of the first
@@ -85,8 +86,9 @@ def compare(comparison: Comparison) -> list[Cell]:
     summary = summarise(cells)
     write_text(comparison.out / "table.csv", _csv(cells))
     write_json(comparison.out / "table.json", {"about": ground.about, "classes": image.classes, "summary": summary})
+    write_text(comparison.out / "overlap.csv", overlap_csv(overlaps(cells)))
     draw_comparison(summary, comparison.out / "comparison.png", len(image.classes))
-    print(f"\n{tables(summary)}\n\n{comparison.out}: table.csv, table.json, comparison.png")
+    print(f"\n{tables(summary)}\n\n{comparison.out}: table.csv, table.json, overlap.csv, comparison.png")
     return cells
 
 

@@ -136,7 +136,7 @@ def read_overview(path: Path) -> None:
     """What a report shows of features."""
     overview = Overview.read(path)
     assert overview is not None
-    least_representative(overview)
+    least_representative(overview, 12)
     group_shares(overview)
     if zlib.crc32(path.read_bytes()) % 20 == 0:  # it takes long
         assert len(plane(overview.features)[0]) == len(overview.images)

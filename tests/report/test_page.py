@@ -102,6 +102,18 @@ def test_chosen_images_are_there_by_class_with_density_and_cluster(page: Tree, r
     assert [words(span) for span in second.iter("span")] == [f"#{i}" for i in (1, 2, 3, 4, 5, 6)], "without features"
 
 
+def test_how_many_stand_for_least_is_a_parameter(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for typed, shown in (([], 12), (["--contrast", "3"], 3), (["--contrast=0"], 0)):
+        main(["report", str(run), f"--out={tmp_path / 'page.html'}", *typed])
+        text = "".join(parse(tmp_path / "page.html").itertext())
+        assert ("For contrast" in text) == (shown > 0)
+        if shown:
+            assert f"the {shown} least representative images" in text
+    with pytest.raises(SystemExit):
+        main(["report", str(run), "--contrast", "-1"])
+    assert "--contrast -1: expected a number of images" in capsys.readouterr().err
+
+
 def test_classes_of_the_chosen(page: Tree) -> None:
     rows = tables(part(page, "classes"))["Chosen images of each class"]
     assert rows["Class"] == ["USL", "Random"]

@@ -157,7 +157,10 @@ COMMANDS: dict[str, Command] = {
     "report": Command(
         "RUN_DIR",
         "one HTML page of a run, finished or not: what was chosen, how good, curves",
-        (Option("out", "FILE.html", "by default report.html in the folder"),),
+        (
+            Option("out", "FILE.html", "by default report.html in the folder"),
+            Option("contrast", "N", "least representative images to show beside the chosen; by default 12"),
+        ),
     ),
     "label": Command(
         "RUN_DIR|LABELS.json",

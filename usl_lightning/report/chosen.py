@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 SHOWN = 240
 """Chosen images on a page, at most; selections share them evenly."""
 
-CONTRAST = 12
-"""Least representative images of a selection."""
-
 CLASSES = 30
 """Rows of the table of classes, at most: those where the selections differ most."""
 
@@ -95,20 +92,20 @@ def _choice(
 # the images ----------------------------------------------------------------------------------------------
 
 
-def galleries(choices: Sequence[Choice]) -> Html | None:
-    """The chosen images of each selection, by class, and those that stand for least."""
-    parts = [part for choice in choices for part in _gallery(choice, max(10, SHOWN // len(choices)))]
+def galleries(choices: Sequence[Choice], contrast: int) -> Html | None:
+    """The chosen images of each selection, by class, and `contrast` of those that stand for least."""
+    parts = [part for choice in choices for part in _gallery(choice, max(10, SHOWN // len(choices)), contrast)]
     return section("chosen", "Chosen images", *parts) if parts else None
 
 
-def _gallery(choice: Choice, most: int) -> list[Child]:
+def _gallery(choice: Choice, most: int, least: int) -> list[Child]:
     index, overview = choice.index, choice.overview
     parts: list[Child] = [tag("h3", f"{len(index):,} chosen by {choice.name}")]
     if choice.source is None:
         return [*parts, tag("p", f"The images cannot be shown: {choice.problem}", class_="note")]
     try:
         pictures = thumbnails(choice.source, index.indices[:most])
-        contrast = [] if overview is None or choice.grown else least_representative(overview)
+        contrast = [] if overview is None or choice.grown else least_representative(overview, least)
         others = thumbnails(choice.source, [int(overview.images[row]) for row in contrast] if overview else [])
     except UslError as error:
         return [*parts, tag("p", f"The images cannot be shown: {error}", class_="note")]
@@ -181,8 +178,8 @@ def _by_class(label: int | None, row: int) -> tuple[bool, int, int]:
     return label is None, label or 0, row
 
 
-def least_representative(overview: "Overview", most: int = CONTRAST) -> list[int]:
-    """Rows of the overview that are not chosen and least dense, the least first."""
+def least_representative(overview: "Overview", most: int) -> list[int]:
+    """Rows of the overview that are not chosen and least dense, `most` at most, the least first."""
     rows = range(overview.chosen, len(overview.images))
     return sorted(rows, key=lambda row: (float(overview.density[row]), row))[:most]
 

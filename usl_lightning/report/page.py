@@ -20,12 +20,15 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 """What a browser may load for the page: nothing but what is in it."""
 
 
+CONTRAST = 12
+"""Least representative images that are shown beside the chosen ones of a selection."""
+
 TITLE = ": report of a run"
 """What the title of every report ends in."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """`usl report RUN_DIR [--out FILE.html]`: write the page and say where it is.
+    """`usl report RUN_DIR [--out FILE.html] [--contrast N]`: write the page and say where it is.
 
     Args:
         arguments: the words after `usl report`.
@@ -33,8 +36,8 @@ def main(arguments: Sequence[str]) -> None:
     Raises:
         UslError: no run folder, an option that means nothing, or a damaged file in the folder.
     """
-    folder, out = _parse(arguments)
-    path = write_report(folder, out)
+    folder, out, contrast = _parse(arguments)
+    path = write_report(folder, out, contrast)
     print(f"{path} ({path.stat().st_size / 1e6:.1f} MB): open it in a browser")
     print(f"next: {what_next(read_run(folder))}")
 
@@ -50,25 +53,29 @@ def what_next(run: RunReport) -> str:
     return "usl configs lists what can be done with its features"
 
 
-def _parse(arguments: Sequence[str]) -> tuple[Path, Path | None]:
+def _parse(arguments: Sequence[str]) -> tuple[Path, Path | None, int]:
     words = list(arguments)
     folder = words.pop(0) if words and not words[0].startswith("-") else None
-    if folder is None and len(words) > 1 and not words[-1].startswith("-") and words[-2] != "--out":
+    if folder is None and len(words) > 1 and not words[-1].startswith("-") and words[-2] not in ("--out", "--contrast"):
         folder = words.pop()
     given = known_options("report", words)
     if given.get("out") == "true":
         raise UslError("usl report: --out: its value is missing; expected FILE.html")
     if folder is None:
         raise UslError("usl report: expected the folder of a run, e.g. usl report runs/digits_quickstart")
-    return home(folder), home(given["out"]) if "out" in given else None
+    contrast = given.get("contrast", str(CONTRAST))
+    if not (contrast.isascii() and contrast.isdecimal() and len(contrast) < 5):
+        raise UslError(f"usl report: --contrast {contrast}: expected a number of images, from 0 to 9999")
+    return home(folder), home(given["out"]) if "out" in given else None, int(contrast)
 
 
-def write_report(folder: Path, out: Path | None = None) -> Path:
+def write_report(folder: Path, out: Path | None = None, contrast: int = CONTRAST) -> Path:
     """Write the page of a run, atomically.
 
     Args:
         folder: of a chain (`runs/NAME`) or of one of its stages; it may be unfinished.
         out: the file; None: `report.html` in the folder.
+        contrast: least representative images to show, at most.
 
     Returns:
         The file.
@@ -81,15 +88,16 @@ def write_report(folder: Path, out: Path | None = None) -> Path:
     if path.is_dir():
         raise UslError(f"usl report: --out {path}: a folder; expected the name of a file")
     check_replaceable(path, lambda start: f"{TITLE}</title>".encode() in start, "usl report: --out")
-    write_text(path, page(run))
+    write_text(path, page(run, contrast))
     return path
 
 
-def page(run: RunReport) -> Html:
+def page(run: RunReport, contrast: int = CONTRAST) -> Html:
     """The page of a run.
 
     Args:
         run: what was read of its folder.
+        contrast: least representative images to show, at most.
     """
     from usl_lightning.report import chosen, predictions, results, rounds, training
 
@@ -100,7 +108,7 @@ def page(run: RunReport) -> Html:
         "Results": results.results(run),
         "Rounds": rounds.rounds(run, names),
         "Predictions": predictions.predictions(run),
-        "Chosen images": chosen.galleries(choices) if choices else None,
+        "Chosen images": chosen.galleries(choices, contrast) if choices else None,
         "Classes": chosen.classes(choices),
         "Map": chosen.maps(choices, names),
         "Figures": results.stage_figures(run),

@@ -387,3 +387,42 @@ def test_a_selection_without_weights_is_a_line(tmp_path: Path, monkeypatch: pyte
     assert told.code == 2
     assert "the published weights of 'vit_small_patch14_dinov2' are not on this machine" in told.mistake
     assert not (tmp_path / "run").exists()
+
+
+CLIP = "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m"
+
+
+def test_clips_embedding_is_what_is_compared_with_texts(
+    digits: ArraySource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    monkeypatch.setenv("USL_CACHE", str(tmp_path / "kept"))
+    weights_folder().mkdir(parents=True)
+    torch.manual_seed(0)
+    whole = timm.create_model(CLIP.partition(".")[0], num_classes=timm.get_pretrained_cfg(CLIP).num_classes).eval()
+    torch.save(whole.state_dict(), weights_folder() / f"{CLIP}.pth")
+    encoder = published_encoder(CLIP, projection=True)
+    assert encoder.feature_dim == 512
+    images = seen_by(CLIP, digits).read(torch.arange(2))
+    with torch.inference_mode():
+        direct = whole((images / 255 - encoder.mean) / encoder.std)
+        torch.testing.assert_close(encoder(images), direct)
+    selector = Coreset(ImageSpec(1, 8, 8, (0.0,), (1.0,)), budget=2, backbone=CLIP, head="projection")
+    selector.setup("predict")
+    assert selector.encoder.feature_dim == 512
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"backbone": OTHER}, "has no projection"),
+        ({}, "a projection is of one network"),
+        ({"features": "f.npy"}, "a projection is of one network"),
+        ({"backbone": OTHER, "init_from": "a.ckpt"}, "a projection is of one network"),
+        ({"backbone": OTHER, "pretrained": False}, "a projection is of one network"),
+    ],
+)
+def test_a_projection_is_of_one_network_that_has_one(given: dict[str, Any], problem: str, other_weights: None) -> None:
+    with pytest.raises(UslError, match=problem):
+        Coreset(ImageSpec(3, 8, 8, (0.0,) * 3, (1.0,) * 3), budget=2, head="projection", **given).setup("predict")

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import Batch, ImageSpec
@@ -17,22 +17,28 @@ from usl_lightning.data.images.source import ArraySource, ImageSource
 from usl_lightning.data.passes import batch_that_fits, pass_over
 from usl_lightning.features.extraction import extract
 from usl_lightning.features.parts import Place
-from usl_lightning.models.backbones import backbone_names, native_size, own_name
+from usl_lightning.models.backbones import backbone_names, native_size, own_name, published_projection
 from usl_lightning.models.encoder import Encoder
 
 
-def published_encoder(backbone: str | Sequence[str]) -> Encoder:
+def published_encoder(backbone: str | Sequence[str], *, projection: bool = False) -> Encoder:
     """A network of timm with its published weights, in evaluation mode, for RGB images of its own size.
 
     Args:
         backbone: a model name of timm, with or without the tag of its weights; or several, see `SideBySide`.
+        projection: of one of CLIP's networks: its features are the image's embedding, as yet of any length.
 
     Raises:
-        UslError: an unknown name, or weights that cannot be loaded.
+        UslError: an unknown name, or weights that cannot be loaded; a projection of a network that has none.
     """
     name = ",".join(backbone_names(backbone))
     size, _ = native_size(name)
-    return Encoder(name, ImageSpec(3, size, size, (), ()), pretrained=True).eval()
+    layer = published_projection(name, 3) if projection else None
+    encoder = Encoder(name, ImageSpec(3, size, size, (), ()), pretrained=True).eval()
+    if layer is not None:
+        encoder.net = nn.Sequential(encoder.net, layer).eval()
+        encoder.feature_dim = layer.out_features
+    return encoder
 
 
 def beside_published(own: Encoder, backbone: str | Sequence[str]) -> Encoder:

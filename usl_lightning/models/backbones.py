@@ -182,8 +182,36 @@ def check_backbone(name: str) -> None:
             _config(plain)
 
 
+def published_projection(name: str, channels: int) -> nn.Linear:
+    """The layer that CLIP's networks have behind their features: it makes the embedding that is compared with texts.
+
+    Args:
+        name: a model name of timm; it must have published weights.
+        channels: of the images of the network.
+
+    Raises:
+        UslError: a network that was not trained with texts; or see `create_backbone`.
+    """
+    if "clip" not in name:
+        raise UslError(
+            f"model.head: '{name}' has no projection; expected a checkpoint, or one of CLIP's networks, such as "
+            "vit_base_patch32_clip_224.openai; or use model.head encoder"
+        )
+    layer = _with_classifier(name, channels).get_classifier()
+    if not isinstance(layer, nn.Linear):
+        raise UslError(f"model.head: timm has no projection of '{name}' that stands by itself; use model.head encoder")
+    return layer
+
+
 def _with_published_weights(name: str, channels: int) -> nn.Module:
-    """A network of timm, its published weights, no classifier. All weights of the file must be the network's."""
+    """A network of timm, its published weights, no classifier."""
+    net = _with_classifier(name, channels)
+    net.reset_classifier(0)
+    return net
+
+
+def _with_classifier(name: str, channels: int) -> Any:
+    """A network of timm with its published weights, all of which must be the network's."""
     import timm
 
     config = _published(name)
@@ -203,7 +231,6 @@ def _with_published_weights(name: str, channels: int) -> nn.Module:
             f"{f' from {path}' if path else ''} ({type(error).__name__}: {' '.join(lines)})"
         ) from error
     net.pretrained_cfg.pop("state_dict", None)  # not once more with every copy of the network
-    net.reset_classifier(0)
     return net
 
 

@@ -12,6 +12,7 @@ from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.modules import ImageData
+from usl_lightning.features.published import published_encoder
 from usl_lightning.features.source import FeatureMethod
 from usl_lightning.labels import LabelIndex
 from usl_lightning.models.heads import with_projection
@@ -27,8 +28,8 @@ class Selector(FeatureMethod):
         init_from: checkpoint of any earlier stage whose encoder gives the features.
         keep_from: label index (short: --keep) whose images come first, with their labels; the rest of the
             budget is picked beside them.
-        head: of the checkpoint, what gives the features: its `encoder`, or the `projection` head behind it, which the
-            published USL features are of.
+        head: what gives the features: the `encoder` of the checkpoint or published network, or the `projection` behind
+            it, which the published USL features are of: of a checkpoint of stage 1, or of one of CLIP's networks.
         source: where else the features come from: see `FeatureMethod`.
 
     Attributes:
@@ -53,8 +54,10 @@ class Selector(FeatureMethod):
         **source: Any,
     ) -> None:
         super().__init__(image=image, init_from=init_from, **source)
-        if head == "projection" and (init_from is None or self.backbone is not None):
-            raise UslError("model.head: a projection is of a checkpoint alone; give model.init_from, no model.backbone")
+        if head == "projection" and ((init_from is None) == (self.backbone is None) or not self.pretrained):
+            raise UslError(
+                "model.head: a projection is of one network; expected model.init_from, or a published model.backbone"
+            )
         self.budget, self.keep_from, self.head = budget, keep_from, head
 
     def setup(self, stage: str) -> None:
@@ -62,6 +65,8 @@ class Selector(FeatureMethod):
         self.load_network()
         if self.head == "projection" and self.init_from is not None:
             self.encoder = with_projection(self.encoder, self.init_from)
+        elif self.head == "projection" and self.backbone is not None:
+            self.encoder = published_encoder(self.backbone, projection=True)
 
     def predict_step(self, data: ImageData, batch_idx: int) -> Tensor:
         """`evidence` of the data set as a whole, which is the one "batch" of a selection."""

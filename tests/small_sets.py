@@ -36,7 +36,7 @@ def small_sets(folder: Path) -> Path:
         pixels = rng.integers(0, 256, (10, 3, 96, 96), dtype=np.uint8)
         (folder / "stl10_binary" / f"{split}_X.bin").write_bytes(pixels.tobytes())
         (folder / "stl10_binary" / f"{split}_y.bin").write_bytes(bytes(range(1, 11)))
-    for split in ("train", "test"):
+    for split in ("train", "test", "extra"):
         svhn = {"X": rng.integers(0, 256, (32, 32, 3, 10), dtype=np.uint8), "y": np.arange(1, 11)[:, None]}
         savemat(folder / f"{split}_32x32.mat", svhn)
     medmnist = {

@@ -12,7 +12,7 @@ from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.words import StageCommand
 
 TABLES = [name for name in shipped() if "columns" in load_yaml(shipped_folder() / name)]
-OURS = ("digits_table.yaml", "fashion_mnist_table.yaml")
+OURS = ("digits_table.yaml", "fashion_mnist_table.yaml", "folder_table.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(name: str, data: Path) -> list[str]:
-    found = [name, f"--data.dir={data}"] if name != "digits_table.yaml" else [name]
+    folder = data / "photos" if name == "folder_table.yaml" else data
+    found = [name, f"--data.dir={folder}"] if name != "digits_table.yaml" else [name]
     return [*found, *([f"--data.class_list={data / 'imagenet100.txt'}"] if name.startswith("imagenet100") else [])]
 
 
@@ -58,13 +59,19 @@ def test_first_and_last_cells_run(data: Path, tmp_path: Path, monkeypatch: pytes
         for stage in table.stages:
             if stage["command"] == "fit":
                 small.append(f"--{stage['name']}.model.backbone=small_w16")
+            elif stage["command"] == "propagate":
+                small.append(f"--{stage['name']}.model.clusters=[8,10]")
             else:
                 small.append(f"--{stage['name']}.model.budget={2 if stage['name'] == 'first' else 4}")
             if stage["name"] == "cluster":
                 small.append("--cluster.model.clusters=4")
+            if "cld" in stage["config"]:
+                small.append(f"--{stage['name']}.model.cld_clusters=4")
         for place in (0, -1):
             row, column = table.rows[place].name, table.columns[place].name
-            few = ["--pretrain.model.clusters=4"] if row.startswith("SeLa") else []  # of ten images
+            few = [f"--{each['name']}.model.clusters=4" for each in table.stages if "sela" in each["config"]]
+            few = [] if row == "Instance" else few  # of ten images
+            few += ["--pretrain.model.clusters=4"] if row == "CMSF-KM" else []
             few += ["--select.model.followers=0"] if (name, row) == ("imagenet_usl_table7.yaml", "USL-T") else []
             main(
                 [

@@ -59,7 +59,7 @@ def run_chain(run: RunOptions) -> None:
 
 
 _OF_THE_CHAIN = ("config", "c", "run_dir", "ckpt_path", "extend", "wandb")
-_OUTPUTS = ("checkpoint", "labels")
+_OUTPUTS = ("checkpoint", "labels", "priors", "self_labels")
 
 
 def _queue(run: RunOptions) -> None:

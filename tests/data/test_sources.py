@@ -169,6 +169,24 @@ def test_stl10_as_torchvision(tmp_path, monkeypatch, split):
     assert list(ours.classes) == theirs.classes
 
 
+@pytest.mark.parametrize("options", [{}, {"image_size": 32}, {"channels": 1}])
+def test_labels_of_the_first_split_are_labels_of_the_sum(tmp_path, options):
+    """As FixMatch's STL-10 needs: chosen from the images of known class, learned beside all others."""
+    make_stl10(tmp_path)
+    part = open_source("stl10", "train", dir=str(tmp_path))
+    index = LabelIndex(dataset_id(part), {}, (3, 0), (3, 0), part.classes)
+    index.write(tmp_path / "chosen.json")
+    whole = open_source("stl10", "train+unlabeled", dir=str(tmp_path), **options)
+    index = read_labels(str(tmp_path / "chosen.json"), whole)
+    assert (index.indices, index.labels, index.dataset) == ((3, 0), (3, 0), dataset_id(whole))
+    with pytest.raises(UslError, match="chosen from stl10/train"):
+        read_labels(str(tmp_path / "chosen.json"), open_source("stl10", "unlabeled+train", dir=str(tmp_path)))
+    make_other = (tmp_path / "stl10_binary" / "train_X.bin").read_bytes()
+    (tmp_path / "stl10_binary" / "train_X.bin").write_bytes(bytes([make_other[0] ^ 1]) + make_other[1:])
+    with pytest.raises(UslError, match="chosen from stl10/train"):
+        read_labels(str(tmp_path / "chosen.json"), open_source("stl10", "train+unlabeled", dir=str(tmp_path)))
+
+
 def test_cifar100_has_the_hundred_names_in_order():
     names = catalog.ARRAY_SETS["cifar100"].classes
     assert len(names) == 100

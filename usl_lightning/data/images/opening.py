@@ -146,12 +146,16 @@ def read_labels(path: str, source: ImageSource) -> LabelIndex:
     """Read a label index made for `source`.
 
     It is checked against the source first, and gets the positions that its images have there; a format without
-    labels then gets the source's labels of its indices, and of no other image.
+    labels then gets the source's labels of its indices, and of no other image. An index of the first of several splits
+    counts for all of them, as STL-10's `train` for `train+unlabeled`.
 
     Raises:
         UslError: it is damaged, of another data set, or has no labels and the source has none either.
     """
-    index = LabelIndex.read(path).placed(dataset_id(source), source.classes, source.files, source.content_hashes)
+    index = LabelIndex.read(path)
+    if index.dataset is not None and isinstance(source, ArraySource) and source.begins_with(index.dataset):
+        index = replace(index, dataset=dataset_id(source), soft={})  # which is of the images of then
+    index = index.placed(dataset_id(source), source.classes, source.files, source.content_hashes)
     if index.dataset is not None:
         return index
     if not index.plain:

@@ -163,6 +163,13 @@ class ArraySource(ImageSource):
             original.images, original._originals = self._originals(), None
         return ResizedSource(original, size, interpolation)
 
+    def begins_with(self, other: DatasetId) -> bool:
+        """Whether it is a sum of splits, the first of them this one: STL-10's `train+unlabeled` begins with `train`."""
+        if other.name != self.name or not self.split.startswith(f"{other.split}+") or other.size >= len(self):
+            return False
+        images = self.images if self._originals is None else self._originals()
+        return array_fingerprint(images[: other.size]) == other.fingerprint
+
     def _fingerprint(self) -> str:
         return self._original or array_fingerprint(self.images)
 

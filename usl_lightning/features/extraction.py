@@ -16,7 +16,7 @@ from usl_lightning.base.version import __version__
 from usl_lightning.compute.device import keep_freed_memory
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.data.images.source import ImageSource
-from usl_lightning.features.kept import PARTS, kept_or_made
+from usl_lightning.features.kept import PARTS, kept_or_made, kept_or_made_share
 from usl_lightning.features.parts import PartFile, Place
 from usl_lightning.models.encoder import Encoder
 from usl_lightning.vectors.distances import check_features
@@ -39,6 +39,7 @@ def extract(
     *,
     keep: bool = True,
     cache: str | Path | None = None,
+    sharded: bool = False,
 ) -> Tensor:
     """Features of all images, float32 [n, d] in their order, on every process and its device.
 
@@ -50,27 +51,35 @@ def extract(
         place: this process.
         keep: in a file, see `kept_or_made`; else they are computed here and now.
         cache: the folder of the file; None: $USL_CACHE, else ~/.cache/usl-lightning.
+        sharded: of this process's share alone, see `kept_or_made_share`.
 
     Raises:
-        UslError: features that are not finite (names the images), or a folder that cannot be written or is full.
+        UslError: features that are not finite (names the images; of a share they are not looked at), or a folder that
+            cannot be written or is full.
     """
     n, width, share = len(source), encoder.feature_dim, place.share(len(source))
 
-    def make(path: Path) -> Tensor:
-        parts = path.with_suffix(PARTS)
-        with PartFile(parts / f"{share.start}-{share.stop}.f32", width, batch_size, n) as part:
+    def make_share(folder: Path) -> Tensor:
+        with PartFile(folder / f"{share.start}-{share.stop}.f32", width, batch_size, n) as part:
             if part.done:
                 log.info("features: continued after %d of %d images", part.done, len(share))
             for rows in _computed(encoder, batches(part.done // batch_size), place, len(share), part.done):
                 part.append(rows)
-            own = part.read()
-        features = gather_uneven(own.to(place.device))
+            return part.read()
+
+    def make(path: Path) -> Tensor:
+        parts = path.with_suffix(PARTS)
+        features = gather_uneven(make_share(parts).to(place.device))
         try:
             return check_features(features)
         except UslError:
             shutil.rmtree(parts, ignore_errors=True)
             raise
 
+    if sharded:
+        check_memory(3 * 4 * width * len(share), f"features of {len(share)} images, {width} numbers each")
+        about = features_about(encoder, source, place)
+        return kept_or_made_share("features", about, (n, width), make_share, place, cache=cache)
     check_memory(3 * 4 * width * n, f"features of {n} images, {width} numbers each")  # gathered, and in unit rows
     if keep:
         return kept_or_made("features", features_about(encoder, source, place), make, place, cache=cache)

@@ -21,7 +21,9 @@ from usl_lightning.models.encoder import Encoder
 from usl_lightning.vectors.distances import check_directions, check_features
 
 
-def image_features(encoder: Encoder, datamodule: ImageData, *, cache: str | Path | None = None) -> Tensor:
+def image_features(
+    encoder: Encoder, datamodule: ImageData, *, cache: str | Path | None = None, sharded: bool = False
+) -> Tensor:
     """Features of the images to learn from, float32 [n, d] in the order of the data set, on every process.
 
     Computed in evaluation mode on unaugmented images, each process its share, and kept in a `.npz` file (which
@@ -33,6 +35,7 @@ def image_features(encoder: Encoder, datamodule: ImageData, *, cache: str | Path
         encoder: the network; moved to the device of the data's trainer (the CPU without one).
         datamodule: the images; its trainer, if any, says which share is this process's.
         cache: the folder to keep the file in; None: $USL_CACHE, else ~/.cache/usl-lightning.
+        sharded: of this process's share of the images alone.
 
     Raises:
         UslError: features that are not finite (names the images), or a folder that cannot be written or is full.
@@ -45,7 +48,7 @@ def image_features(encoder: Encoder, datamodule: ImageData, *, cache: str | Path
         return (batch.images for batch in datamodule.whole_set(first))
 
     place, size = Place(datamodule.trainer), datamodule.eval_batch_size
-    return extract(encoder, datamodule.train_source, batches, size, place, cache=cache)
+    return extract(encoder, datamodule.train_source, batches, size, place, cache=cache, sharded=sharded)
 
 
 def read_features(path: str | Path, source: ImageSource) -> Tensor:
@@ -73,6 +76,35 @@ def read_features(path: str | Path, source: ImageSource) -> Tensor:
     features = check_features(torch.from_numpy(rows.astype(np.promote_types(rows.dtype, np.float32))), where)
     check_directions(features, where)
     return features if ids is None else features[_rows_of_images(ids, source, where)]
+
+
+def read_share(path: str | Path, source: ImageSource, share: range) -> Tensor:
+    """The rows of some images from a file of features of all, as they are; no others are read.
+
+    Args:
+        path: `.npy` with a matrix [n, d] of floating-point numbers.
+        source: the images.
+        share: positions.
+
+    Raises:
+        UslError: the file cannot be read, is of another kind, or has not one row for each image.
+    """
+    where = f"model.features: {path}"
+    if Path(path).suffix != ".npy":
+        raise UslError(f"{where}: expected a .npy file, of which processes can read their shares (model.sharded)")
+    try:
+        whole = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise UslError(f"{where}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise UslError(f"{where}: cannot be read ({str(error).splitlines()[0]})") from error
+    if whole.ndim != 2 or whole.dtype.kind != "f" or len(whole) != len(source):
+        raise UslError(
+            f"{where}: holds {whole.dtype} {list(whole.shape)}; expected floating-point numbers "
+            f"[{len(source)}, dimensions], a row for each image"
+        )
+    rows = np.array(whole[share.start : share.stop])
+    return torch.from_numpy(rows.astype(np.promote_types(rows.dtype, np.float32)))
 
 
 # files of features ---------------------------------------------------------------------------------------

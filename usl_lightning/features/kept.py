@@ -20,7 +20,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import parse_json
 from usl_lightning.compute.distributed import gather
 from usl_lightning.data.images.folders import cache_folder
-from usl_lightning.features.parts import Place
+from usl_lightning.features.parts import Place, whole_blocks
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +70,43 @@ def kept_or_made(
     return made
 
 
+def kept_or_made_share(
+    name: str,
+    about: Mapping[str, Any],
+    size: tuple[int, int],
+    make: Callable[[Path], Tensor],
+    place: Place,
+    *,
+    cache: str | Path | None = None,
+) -> Tensor:
+    """This process's share of the rows of a matrix that is nowhere whole: of a folder of `PartFile`s, or made in it.
+
+    The parts may be of another number of processes. A part that is damaged is noticed, and made again.
+
+    Args:
+        name, about, cache: see `kept_or_made`.
+        size: rows and columns of the matrix.
+        make: called on every process at once with the folder, in which it makes `START-STOP.f32` of its share.
+        place: which process this is.
+
+    Raises:
+        UslError: a folder that cannot be written or is full.
+    """
+    text = json.dumps(about)
+    cache = cache_folder() if cache is None else Path(cache).expanduser()
+    folder = cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.shards"
+    with torch.inference_mode(False), torch.no_grad(), _one_run_at_a_time(folder, place):
+        share = place.share(size[0])
+        kept = _read_share(folder, share, size[1])
+        if bool(gather(torch.tensor([kept is not None], device=place.device)).all()) and kept is not None:
+            log.info("%s: taken from %s", name, folder)
+            return kept.to(place.device)
+        made = make(folder)
+        _forget_other_parts(folder, gather(torch.tensor([[share.start, share.stop]], device=place.device)), place)
+        log.info("%s: kept in %s", name, folder)
+    return made.to(place.device)
+
+
 def check_dataset(about: Any, fingerprint: str, what: str, where: str) -> None:
     """Refuse a file that says it was made from other images.
 
@@ -106,6 +143,28 @@ def _read(path: Path, name: str, about: str) -> Tensor | None:
         reason = f"damaged ({type(error.__cause__ or error).__name__})"
     log.warning("%s: %s; the %s are computed again", path, reason, name)
     return None
+
+
+def _read_share(folder: Path, share: range, width: int) -> Tensor | None:
+    """Rows of the parts in a folder, or None unless all are there and whole."""
+    rows, missing = torch.empty(len(share), width), torch.ones(len(share), dtype=torch.bool)
+    for path in sorted(folder.glob("*-*.f32")):
+        start, stop = (int(number) if number.isdecimal() else 0 for number in path.stem.split("-", 1))
+        wanted = range(max(share.start, start) - start, min(share.stop, stop) - start)
+        for first, block in whole_blocks(path, width, wanted) if wanted else ():
+            here = range(max(first, wanted.start), min(first + len(block), wanted.stop))
+            to = slice(here.start + start - share.start, here.stop + start - share.start)
+            rows[to] = torch.from_numpy(block[here.start - first : here.stop - first].copy())
+            missing[to] = False
+    return None if bool(missing.any()) else rows
+
+
+def _forget_other_parts(folder: Path, shares: Tensor, place: Place) -> None:
+    """Remove the parts of another number of processes, once those of this one are whole."""
+    names = {f"{start}-{stop}" for start, stop in shares.tolist()}
+    for path in folder.iterdir() if place.rank == 0 else ():
+        if path.stem not in names:
+            path.unlink()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning import Trainer
 from torch import Tensor
 
@@ -105,26 +106,43 @@ class PartFile:
 
     def _cut_to_whole(self, block: int) -> int:
         """Cut both files to the blocks that are whole and add up to a multiple of `block`; returns their rows."""
-        lines, rows, kept = 0, 0, 0
+        lines, kept = 0, 0
         self.path.touch()
         self._sums.touch()
+        for number, (first, content) in enumerate(whole_blocks(self.path, self.width), 1):
+            rows = first + len(content)
+            if rows % block == 0:
+                lines, kept = number, rows
         told = self._sums.read_bytes().splitlines(keepends=True)
-        with open(self.path, "rb") as file:
-            for number, line in enumerate(told, 1):
-                count, _, checksum = line.rstrip(b"\n").partition(b" ")
-                if not (line.endswith(b"\n") and count.isdigit() and len(count) < 10):
-                    break
-                content = file.read(4 * self.width * int(count))
-                if len(content) < 4 * self.width * int(count) or b"%08x" % zlib.crc32(content) != checksum:
-                    break
-                rows += int(count)
-                if rows % block == 0:
-                    lines, kept = number, rows
         with open(self.path, "r+b") as file:
             file.truncate(4 * self.width * kept)
         with open(self._sums, "r+b") as file:
             file.truncate(sum(map(len, told[:lines])))
         return kept
+
+
+def whole_blocks(path: Path, width: int, wanted: range | None = None) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """(First row, rows [b, width]) of each block of a `PartFile`, up to the first that is not as it was written.
+
+    Args:
+        path, width: see `PartFile`.
+        wanted: rows of the file; blocks that hold none of them are neither read nor given. None: all.
+    """
+    first = 0
+    with open(path, "rb") as file:
+        sums = path.with_suffix(".sums")
+        for line in sums.read_bytes().splitlines(keepends=True) if sums.exists() else ():
+            count, _, checksum = line.rstrip(b"\n").partition(b" ")
+            if not (line.endswith(b"\n") and count.isdigit() and len(count) < 10):
+                return
+            rows = int(count)
+            if wanted is None or (first < wanted.stop and first + rows > wanted.start):
+                file.seek(4 * width * first)
+                content = file.read(4 * width * rows)
+                if len(content) < 4 * width * rows or b"%08x" % zlib.crc32(content) != checksum:
+                    return
+                yield first, np.frombuffer(content, np.float32).reshape(rows, width)
+            first += rows
 
 
 @contextmanager

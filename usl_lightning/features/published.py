@@ -93,6 +93,7 @@ def source_features(
     keep: bool = True,
     cache: str | Path | None = None,
     view: Callable[[Batch], Tensor] | None = None,
+    sharded: bool = False,
 ) -> Tensor:
     """Features of all images of a source, float32 [n, d] in their order, on every process and its device.
 
@@ -106,6 +107,7 @@ def source_features(
         keep: on disk; a run that is killed goes on from where it was. Those of a view are not kept.
         cache: the folder to keep them in; None: $USL_CACHE, else ~/.cache/usl-lightning.
         view: what the network looks at instead of a batch's images.
+        sharded: of this process's share of the images alone.
 
     Raises:
         UslError: an image that cannot be read, features that are not finite, or a folder that cannot be written.
@@ -119,7 +121,7 @@ def source_features(
         return (batch.images if view is None else view(batch) for batch in loader)
 
     nets, kept = encoder.apart(), keep and view is None
-    found = [extract(each, source, batches, size, place, keep=kept, cache=cache) for each in nets]
+    found = [extract(each, source, batches, size, place, keep=kept, cache=cache, sharded=sharded) for each in nets]
     return found[0] if len(nets) == 1 else torch.cat([F.normalize(each, dim=1) for each in found], 1)
 
 

@@ -2,14 +2,16 @@
 
 from typing import Literal
 
+import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.compute.distributed import Share
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.modules import ImageData
-from usl_lightning.features.images import image_features, read_features
+from usl_lightning.features.images import image_features, read_features, read_share
 from usl_lightning.features.parts import Place
 from usl_lightning.features.published import (
     beside_published,
@@ -42,9 +44,11 @@ class FeatureMethod(Method):
 
     Attributes:
         needs_network: whether features have to be computed, on all devices.
+        sharded: whether each process works on its share of the images alone.
     """
 
     encoder: Encoder
+    sharded: bool = False
 
     def __init__(
         self,
@@ -108,13 +112,21 @@ class FeatureMethod(Method):
         return source if self.backbone is None or not self.pretrained else seen_by(self.backbone, source)
 
     def evidence(self, data: ImageData) -> Tensor:
-        """What is worked on, one row for each image: features, float [n, d]."""
+        """What is worked on, one row for each image, or each of this process's share: features, float [n, d]."""
+        if self.sharded:
+            return check_share(self._evidence(data), Place(data.trainer))
+        return self._evidence(data)
+
+    def _evidence(self, data: ImageData) -> Tensor:
+        place = Place(data.trainer)
+        if self.features is not None and self.sharded:
+            return read_share(self.features, data.train_source, place.share(len(data.train_source)))
         if self.features is not None:
             return read_features(self.features, data.train_source)
         seen = self.sees(data.train_source)
         if seen is data.train_source:
-            return image_features(self.encoder, data, cache=self.cache)
-        return source_features(self.encoder, seen, Place(data.trainer), workers=data.workers, cache=self.cache)
+            return image_features(self.encoder, data, cache=self.cache, sharded=self.sharded)
+        return source_features(self.encoder, seen, place, workers=data.workers, cache=self.cache, sharded=self.sharded)
 
 
 class _Pass(LightningModule):
@@ -139,6 +151,21 @@ class _Pass(LightningModule):
     def predict_step(self, data: ImageData, batch_idx: int) -> Tensor:
         """The evidence, float [n, d]."""
         return self.method.evidence(data)
+
+
+def check_share(features: Tensor, place: Place) -> Tensor:
+    """Features [m, d] of this process's share, if those of all processes have a direction to compare.
+
+    Raises:
+        UslError: on every process, so that none waits for another: NaN, infinite values or a row of zeros somewhere.
+    """
+    share = Share(len(features), place.device, True)
+    wrong = torch.nonzero(~(features.isfinite().all(1) & features.any(1)))[:1, 0]
+    first = torch.full((), share.count) if not len(wrong) else share.first + wrong[0]
+    position = -int(share.largest(-first.to(place.device)))
+    if position < share.count:
+        raise UslError(f"features: NaN, infinite values or nothing but zeros in row {position}; extract them again")
+    return features
 
 
 def _check_size(trained: ImageSpec, given: ImageSpec, path: str) -> None:

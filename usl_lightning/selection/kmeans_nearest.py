@@ -67,6 +67,8 @@ class KMeansNearest(Selector):
         init_from: checkpoint whose encoder gives the features.
         iterations: of k-means, at most.
         restarts: starts of k-means, of which the one of the least inertia counts.
+        sharded: each process has its share of the features and no more; what is chosen is what one process chooses
+            that has all.
         source: where else the features come from, and what to keep: see `Selector`.
     """
 
@@ -82,11 +84,13 @@ class KMeansNearest(Selector):
         init_from: str | None = None,
         iterations: int = 200,
         restarts: int = 1,
+        sharded: bool = False,
         **source: Any,
     ) -> None:
         super().__init__(image=image, budget=budget, init_from=init_from, **source)
-        self._select = partial(select_kmeans_nearest, iterations=iterations, restarts=restarts)
+        self.shard(sharded)
+        self._select = partial(select_kmeans_nearest, iterations=iterations, restarts=restarts, distributed=sharded)
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_kmeans_nearest`."""
-        return self._select(features, self.budget, seed=seed, on_clusters=self.note_clusters)
+        return self._select(features, self.budget, seed=seed, on_clusters=None if self.sharded else self.note_clusters)

@@ -91,6 +91,16 @@ class Selector(FeatureMethod):
         chosen = self.choose(features, seed)
         return keep_first(torch.tensor(kept.indices, device=chosen.device), chosen, self.points(features))
 
+    def shard(self, sharded: bool) -> None:
+        """Have each process work on its share of the images; called by methods that can, when they are built.
+
+        Raises:
+            UslError: with images to keep, of which each process would have to know the nearest picks.
+        """
+        if sharded and self.keep_from is not None:
+            raise UslError("model.sharded: true cannot be with images to keep (--keep); leave one of them out")
+        self.sharded = sharded
+
     def note_clusters(self, clusters: Tensor) -> None:
         """Keep the clusters of a choice, for the report."""
         self.clusters = clusters

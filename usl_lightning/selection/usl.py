@@ -341,6 +341,8 @@ class USL(Selector):
         kmeans_restarts: starts of k-means, of which the one of the least inertia counts; published: one.
         squared, include_self: the density as in the published code (true) or the paper's text (false).
         utility: the inverse of the mean distance, or the mean cosine.
+        sharded: each process has its share of the features and no more; what is chosen is what one process chooses
+            that has all (and looks for neighbours exactly, as it does up to 70,000 images).
         source: where else the features come from, and what to keep: see `Selector`.
     """
 
@@ -380,9 +382,11 @@ class USL(Selector):
         squared: bool = True,
         include_self: bool = True,
         utility: Utility = "inverse",
+        sharded: bool = False,
         **source: Any,
     ) -> None:
         super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        self.shard(sharded)
         self._k, self._include_self = _or(k, _preset(preset, budget).k), include_self
         self._select = partial(
             select_usl,
@@ -401,6 +405,7 @@ class USL(Selector):
             squared=squared,
             include_self=include_self,
             utility=utility,
+            distributed=sharded,
         )
 
     def settled(self, n: int) -> dict[str, Any]:
@@ -409,4 +414,4 @@ class USL(Selector):
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_usl`."""
-        return self._select(features, self.budget, seed=seed, on_clusters=self.note_clusters)
+        return self._select(features, self.budget, seed=seed, on_clusters=None if self.sharded else self.note_clusters)

@@ -26,7 +26,8 @@ class Selection(NamedTuple):
 
     Attributes:
         indices: int64 [budget] on the CPU, distinct positions in the data set: the kept ones, then in order of choice.
-        evidence: features [n, d] that the choice was made from; for random and stratified those for the report.
+        evidence: features [n, d] that the choice was made from; for random and stratified those for the report; [n, 0]
+            where no process has all of them.
         kept: the images that were to be kept, if any; the first of `indices`.
     """
 
@@ -45,7 +46,7 @@ def choose(trainer: Trainer, model: Selector, data: ImageData) -> Selection:
     """
     data.trainer = trainer
     kept = model.kept(data)
-    if model.needs_network:
+    if model.needs_network or model.sharded:
         # Lightning sets up processes and devices; the one "batch" is the data set as a whole.
         whole = StepLoader(lambda _: data, stop=1)
         evidence: torch.Tensor = trainer.predict(model, whole)[0]  # type: ignore[index,assignment]
@@ -57,6 +58,8 @@ def choose(trainer: Trainer, model: Selector, data: ImageData) -> Selection:
         chosen = model.choose(evidence, data.seed)
     else:
         chosen = model.choose_beside(evidence, kept, data.seed)
+    if model.sharded:
+        evidence = torch.empty(len(data.train_source), 0)
     return Selection(trainer.strategy.broadcast(chosen.cpu()), evidence, kept)
 
 
@@ -85,13 +88,15 @@ def select(
     draw_chosen(index, source, folder.picture)
     if cli.wandb is not None:
         log_selection(cli.wandb, index, source, folder.picture)
-    overview = make_overview(
-        selection.evidence,
-        selection.indices,
-        k=parameters.get("k") or NEIGHBORS,
-        seed=data.seed,
-        clusters=model.clusters,
-    )
+    overview = None
+    if not model.sharded:
+        overview = make_overview(
+            selection.evidence,
+            selection.indices,
+            k=parameters.get("k") or NEIGHBORS,
+            seed=data.seed,
+            clusters=model.clusters,
+        )
     if overview is not None:
         overview.write(folder.overview)
     print_quality(metrics)

@@ -59,25 +59,27 @@ def test_a_label_file_that_is_gone_or_of_other_images_is_told(ask: Asked) -> Non
     assert ask("state")[0] == 200
 
 
-def test_an_answer_for_another_selection_is_refused(ask: Asked) -> None:
+def test_a_change_of_another_selection_is_refused(ask: Asked) -> None:
     path, before = ask.store.path, ask.store.path.read_bytes()
     index = json.loads(before)
     turned = {key: index[key][::-1] for key in ("indices", "files", "hashes")}
     _, shown, _ = ask("state")
     body = {"image": ask.others[4], "answer": 1, "seen": None}
     seen = {"selection": shown["selection"], "class": "dog"}
+    of_classes = {"selection": shown["selection"], "class": 1, "named": "dog", "name": "wolf", "merge": False}
     try:
         path.write_text(json.dumps({**index, **turned, "labels": [None] * 40, "unsure": []}))
         chosen_anew = path.read_bytes()
         blind = ask("answers", body)  # of nothing that was shown since
         stale = ask("answers", {**body, **seen})
+        others = [ask(address, of_classes) for address in ("classes", "classes/change")]
         assert path.read_bytes() == chosen_anew
         _, state, _ = ask("state")
         assert ask("answers", {**body, **seen})[0] == 409
         assert ask("answers", {**body, **seen, "selection": state["selection"]})[0] == 200
     finally:
         path.write_bytes(before)
-    for status, told, _ in (blind, stale):
+    for status, told, _ in (blind, stale, *others):
         assert status == 409
         assert "labels.json holds another selection by now" in told["problem"]
         assert [each["image"] for each in told["images"]] == turned["indices"]

@@ -138,7 +138,7 @@ class LabellingApp:
         return selection
 
     def _check(self, images: Sequence[int], answer: Answer, body: dict[str, Any], index: LabelIndex) -> None:
-        """Make sure that an answer is for what the page showed: this selection, these images, a class of this name."""
+        """Make sure that a change is of what the page showed: this selection, these images, a class of this name."""
         known, matched = self._matched
         now = matched if known is not None and _asks_the_same(known, index) else selection_of(index)
         shown = body.get("selection", matched)
@@ -155,7 +155,7 @@ class LabellingApp:
         body = await body_of(request)
         if not isinstance(body.get("name"), str):
             return problem(400, "expected name")
-        return await self._changed(body, self.store.add_class, body["name"])
+        return await self._changed(body, self.store.add_class, body["name"], partial(self._check, (), None, body))
 
     async def _change_class(self, request: Request) -> Response:
         body = await body_of(request)
@@ -165,6 +165,7 @@ class LabellingApp:
             return problem(400, "expected class, named, name and merge")
 
         def check(index: LabelIndex) -> None:
+            self._check((), None, body, index)
             if index.classes[number : number + 1] != (named,):
                 raise ChangedMeanwhileError(f"{self.store.path} has other classes by now")
             if named in self.pictures.classes:

@@ -145,13 +145,22 @@ class LabelStore:
                 check(index)
             return self._write(with_changed_class(index, number, name, merge=merge))
 
-    def add_class(self, name: str) -> LabelIndex:
+    def add_class(self, name: str, check: Callable[[LabelIndex], None] | None = None) -> LabelIndex:
         """Add a class after those there are; one of that name stays what it is.
+
+        Args:
+            name: of the class.
+            check: see `answer`.
+
+        Returns:
+            The file's new content.
 
         Raises:
             UslError: the name is empty, too long, looks like another class's, or means something else.
         """
         with self._changing() as index:
+            if check is not None:
+                check(index)
             return self._write(with_class(index, name))
 
     def merge(self, answers: Mapping[int, Answer], classes: tuple[str, ...]) -> LabelIndex:

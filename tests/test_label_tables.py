@@ -1,5 +1,6 @@
 """Tables of labels and names of classes: what is written in several ways is one class, what is none is no class."""
 
+import json
 import logging
 import re
 import unicodedata
@@ -138,6 +139,8 @@ def test_class_folders_in_decomposed_form_are_the_classes_of_a_composed_list(tmp
 @pytest.mark.parametrize(("names", "part"), [
     ((f"caf{E_ACUTE}", f"caf{DECOMPOSED}"), "names a class twice"), (("a\x07b",), "control character"),
     (("not sure",), "class 0: 'not sure' cannot be the name of a class"),
+    (("dog", "cat", "c\u0430t"), r"'cat' and 'c\u0430t' look the same; rename one"),
+    (("ab", "a\u200db"), r"'ab' and 'a\u200db' look the same; rename one"),
 ])  # fmt: skip
 def test_folders_that_no_class_can_be_called_by(tmp_path: Path, names: tuple[str, ...], part: str) -> None:
     pictures(tmp_path / "d", *[f"{name}/{i}.png" for i, name in enumerate(names)])
@@ -146,6 +149,21 @@ def test_folders_that_no_class_can_be_called_by(tmp_path: Path, names: tuple[str
     pictures(tmp_path / "e", "1.png")
     with pytest.raises(UslError, match=re.escape(part)):
         open_source("folder", "train", dir=str(tmp_path / "e"), classes=list(names))
+
+
+def test_classes_of_an_index_are_told_apart_by_eye(tmp_path: Path) -> None:
+    source = {"name": "x", "split": "train", "size": 1, "fingerprint": "sha256:" + "0" * 64}
+    index = {"format": "usl-label-index", "version": 1, "dataset": source, "method": {"name": "x"}, "indices": [0]}
+    index |= {"labels": [0], "classes": ["p", "\u0440"]}
+    (tmp_path / "l.json").write_text(json.dumps(index))
+    with pytest.raises(UslError, match=r"'p' and '\\u0440' look the same; rename one"):
+        LabelIndex.read(tmp_path / "l.json")
+
+
+def test_letters_of_both_cases_are_classes(tmp_path: Path) -> None:
+    pictures(tmp_path / "d", "upper/1.png", "lower/1.png")
+    names = ["p", "P", "\u03c6", "\u03a6"]
+    assert open_source("folder", "train", dir=str(tmp_path / "d"), classes=names).classes == tuple(names)
 
 
 # names -----------------------------------------------------------------------------------------------------

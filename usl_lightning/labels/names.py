@@ -44,9 +44,15 @@ def clean(name: str) -> str:
     return " ".join(composed(name).split())
 
 
-def look(name: str) -> str:
-    """The same text for all names that look alike: but for case, width, script, spaces and what is not seen at all."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).translate(_TWINS).casefold())
+def look(name: str, *, case: bool = False) -> str:
+    """The same text for all names that look alike: but for case, width, script, spaces and what is not seen at all.
+
+    Args:
+        name: any text.
+        case: whether letters that differ by case alone look different.
+    """
+    plain = unicodedata.normalize("NFKC", name).translate(_TWINS)
+    folded = unicodedata.normalize("NFKC", plain if case else plain.casefold())
     return " ".join("".join(c for c in _UNSEEN.sub("", folded) if unicodedata.category(c) != "Cf").split())
 
 
@@ -105,7 +111,7 @@ def checked(names: Sequence[str], where: str) -> tuple[str, ...]:
         where: the beginning of the message.
 
     Raises:
-        UslError: no class can be called so, or two are the same.
+        UslError: no class can be called so, or two are the same, to the eye too.
     """
     kept = tuple(map(composed, names))
     for number, name in enumerate(kept):
@@ -116,6 +122,11 @@ def checked(names: Sequence[str], where: str) -> tuple[str, ...]:
     if len(set(kept)) < len(kept):
         twice = next(name for name in kept if kept.count(name) > 1)
         raise UslError(f"{where} names a class twice: '{printable(twice, LONGEST_NAME)}'")
+    seen: dict[str, str] = {}
+    for name in kept:
+        other = seen.setdefault(look(name, case=True), name)
+        if other != name:
+            raise UslError(f"{where}: the classes {_told(other)} and {_told(name)} look the same; rename one")
     return kept
 
 

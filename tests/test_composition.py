@@ -1,6 +1,7 @@
 """What is typed, and what stands in files, means the same to the front, to identity and to LightningCLI."""
 
 import inspect
+import os
 import types
 import typing
 from pathlib import Path
@@ -193,9 +194,20 @@ def test_parameters_of_a_class_may_stand_beside_it(own: str, first: bool, tmp_pa
 
 def test_an_optional_text_can_be_unset_and_home_is_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
-    assert stage("--data.dir=null").flat()["data.dir"] is None
+    for text in ("null", "Null", ""):
+        assert stage(f"--data.dir={text}").flat()["data.dir"] is None
     assert stage("--data.dir=./null").flat()["data.dir"] == "./null"
     assert stage("--data.dir=~/photos").flat()["data.dir"] == "/home/me/photos"
+
+
+@pytest.mark.parametrize("text", ["null", "Null", "~x", "# 1", "#1", " ", "---", "!!null x", "&a", "null # 1"])
+def test_a_quoted_text_is_no_null(text: str, tmp_path: Path) -> None:
+    """Though the parser takes each for null; as a path it means the same with `./` before it."""
+    (tmp_path / "own.yaml").write_text(f"data: {{dir: '{text}'}}\n")
+    words = StageCommand.parse("select", ["--config=folder_random.yaml", f"--config={tmp_path / 'own.yaml'}"])
+    told = StageCLI(words, build=False).resolved()["data"]["init_args"]["dir"]
+    assert words.flat()["data.dir"] == text
+    assert os.path.normpath(told) == os.path.normpath(text)
 
 
 def test_numbers_are_compared_as_numbers() -> None:

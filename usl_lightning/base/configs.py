@@ -161,7 +161,7 @@ def _typed_item(item: Any) -> Any:
 
 def _scalar(value: Any, kind: Kind) -> Any:
     if kind.text and isinstance(value, str):
-        if isinstance(value, Plain) and kind.optional and value in ("null", "Null", "NULL", ""):
+        if kind.optional and (not value or (isinstance(value, Plain) and value in ("null", "Null", "NULL"))):
             return None
         return os.path.expanduser(str(value))
     meant = settled(value)

@@ -81,6 +81,14 @@ def plain_value(text: str) -> Any:
     return float(text) if _FLOAT.fullmatch(text) else str(text)
 
 
+def is_nothing(text: str) -> bool:
+    """Whether a YAML parser that is given a text, which perhaps was quoted, takes it for null: `null`, `# 1`."""
+    try:
+        return yaml.load(text, Loader=_LOADER) is None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return False
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes each text that `plain_value` takes for something else: PyYAML goes by YAML 1.1."""
 

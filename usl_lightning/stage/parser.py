@@ -9,8 +9,10 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 
+from usl_lightning.base.documents import is_nothing
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.interrupt import Interruption
+from usl_lightning.base.parameters import kind_at
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.engine.checkpoint_files import AtomicCheckpointIO
@@ -58,7 +60,7 @@ class StageCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
-            args=stage.tree(),
+            args=_shielded(stage.tree()),
             run=False,
         )
 
@@ -152,6 +154,18 @@ class StageCLI(LightningCLI):
         set_timeout(trainer.strategy, self.config.processes.timeout_minutes)
         watch_children(trainer.strategy)
         return trainer
+
+
+def _shielded(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with a `./` before each text that the parser would take for null, where one may be: all are paths."""
+
+    def shielded(value: Any, path: list[str]) -> Any:
+        if isinstance(value, dict):
+            return {key: shielded(item, path if key == "init_args" else [*path, key]) for key, item in value.items()}
+        kind = kind_at(tree, path)
+        return f"./{value}" if kind.text and kind.optional and isinstance(value, str) and is_nothing(value) else value
+
+    return {key: shielded(value, [key]) for key, value in tree.items()}
 
 
 def _with_texts(written: Any, meant: Any) -> Any:

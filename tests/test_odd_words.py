@@ -61,6 +61,10 @@ def test_odd_words(words: list[str], said: str, here: Path, capsys: pytest.Captu
     ("trainer.overfit_batches", "2", "trainer.overfit_batches: 2 is a trial"),
     ("seed_everything", "-1", "seed_everything: -1 is no seed"),
     ("run_dir", "x", "run_dir: the chain sees to that"),
+    ("model.backbone", "smal", "model.backbone: unknown 'smal' (did you mean 'small'?); expected one of"),
+    ("model.backbone", "resnet50.a1_in2k", "model.backbone: unknown 'resnet50.a1_in2k'"),
+    ("trainer.precision", "bf17", "trainer.precision: expected one of 16-mixed"),
+    ("trainer.num_nodes", "2", "trainer.num_nodes: 2, but nothing says where the others are; start it by srun"),
     ("foo", "1", "unknown key 'foo'"),
     ("mdel.threshold", "1", "unknown key 'mdel.threshold'"),
 ])  # fmt: skip
@@ -76,6 +80,30 @@ def test_a_chain_is_checked_whole(
         assert err.startswith("usl: stage train_usl: ")
         assert said in err
         assert err.count("\n") == 1
+        assert os.listdir(here) == ["l.json"]
+
+
+def test_a_budget_beyond_the_images_stops_a_chain_before_its_first_stage(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "digits_usl_fixmatch.yaml", "--select_usl.model.budget=1438", "--dry-run"])
+    assert capsys.readouterr().err == "usl: stage select_usl: model.budget: 1438 images cannot be picked from 1437\n"
+
+
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia*")), reason="there is a GPU")
+@pytest.mark.parametrize(("key", "value", "said"), [
+    ("trainer.devices", "999", "trainer.devices: 999 processes on the "),
+    ("trainer.precision", "16-mixed", "trainer.precision: 16-mixed is not for a CPU; use bf16-mixed or 32-true"),
+])  # fmt: skip
+def test_what_a_cpu_cannot_do_is_told_at_once(
+    key: str, value: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["run", "digits_usl_fixmatch.yaml", "--dry-run"], FIT.split()):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, f"--{key}={value}"])
+        err = capsys.readouterr().err
+        assert (stop.value.code, err.count("\n"), said in err) == (2, 1, True)
         assert os.listdir(here) == ["l.json"]
 
 

@@ -62,6 +62,12 @@ FROM_ELSEWHERE = {"image", "seed"}
 TRAINER = {"accelerator": "str", "default_root_dir": "str", "max_steps": "int", "gradient_clip_val": "float"}
 """Parameters of Lightning's Trainer whose type counts here; all others mean what YAML says."""
 
+PRECISIONS = (
+    "16-mixed", "16-true", "32-true", "64-true", "bf16-mixed", "bf16-true", "transformer-engine",
+    "transformer-engine-float16", "16", "32", "64", "bf16",
+)  # fmt: skip
+"""What Lightning's Trainer takes for its precision."""
+
 TRIALS = {
     "fast_dev_run": False, "overfit_batches": 0, "limit_train_batches": None, "limit_predict_batches": None,
     "barebones": False,
@@ -176,6 +182,8 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
     for key, value in tree.get("trainer", {}).items():
         if names and key not in names:
             yield f"trainer.{key}", f"unknown key '{key}'", list(names)
+        if key == "precision" and value is not None and str(value) not in PRECISIONS:
+            yield "trainer.precision", f"expected one of {', '.join(PRECISIONS)}, found {value}", []
         if key in TRIALS and value != TRIALS[key]:
             trial = f"{value} is a trial with some of the images; leave it out and try with a small trainer.max_steps"
             yield f"trainer.{key}", trial, []

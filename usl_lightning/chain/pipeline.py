@@ -22,7 +22,7 @@ from usl_lightning.stage.answers import KEY
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.identity import names_a_file
-from usl_lightning.stage.typos import refuse_typos
+from usl_lightning.stage.possible import check_possible
 from usl_lightning.stage.words import StageCommand
 
 
@@ -160,6 +160,7 @@ def _check_stages(run: RunOptions) -> None:
         try:
             _check_sources(run, stage, earlier)
             check_parameters(command)
+            check_possible(command, here=run.slurm is None and not run.launcher)
         except UslError as error:
             raise UslError(f"stage {stage.name}: {str(error).removeprefix('--')}") from error
         earlier.append(stage.name)
@@ -217,7 +218,6 @@ def _refuse_changes(run: RunOptions, redo: set[str]) -> None:
 def _refuse_changed(stage: Stage, folder: StageFolder, command: StageCommand) -> None:
     changes = folder.changes(command.identity(), command.flat().get(KEY))
     if changes:
-        refuse_typos(command, changes)
         raise UslError(
             f"{folder.path}: {stage.name} was run with other settings: {'; '.join(changes)}; repeat it and what "
             f"depends on it with --redo {stage.name}, or give this run another --name"

@@ -23,6 +23,7 @@ from usl_lightning.chain.table_spec import Cell, Table
 from usl_lightning.chain.waiting import WAITING
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.possible import check_possible
 from usl_lightning.stage.words import StageCommand
 
 FAILED = 1
@@ -149,7 +150,9 @@ def _check(run: TableRun, work: Mapping[str, tuple[Cell, Stage]]) -> None:
     """Refuse what can be seen to be wrong with any stage, before the first of them starts."""
     for cell, stage in work.values():
         try:
-            check_parameters(StageCommand(stage.command, [stage.config], dict(stage.set)))
+            command = StageCommand(stage.command, [stage.config], dict(stage.set))
+            check_parameters(command)
+            check_possible(command, here=run.slurm is None and not any("--launcher=" in word for word in run.passed))
         except UslError as error:
             where = f"stage {stage.name} (row '{cell.row}', column '{cell.column}')"
             raise UslError(f"{run.table.path}: {where}: {str(error).removeprefix('--')}") from error

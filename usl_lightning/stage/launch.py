@@ -12,7 +12,7 @@ from usl_lightning.base.machine import is_main_process
 from usl_lightning.stage.answers import KEY
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
-from usl_lightning.stage.typos import refuse_typos
+from usl_lightning.stage.possible import check_machine, check_networks
 from usl_lightning.stage.words import RESULTS, StageCommand
 
 
@@ -28,6 +28,8 @@ def run_stage(stage: StageCommand) -> None:
     with noting():
         stage.check()
         check_parameters(stage)
+        check_networks(stage.flat())
+        check_machine(stage.flat())
         interruption = Interruption()
         try:
             with interruption:  # a signal may be waiting already
@@ -78,7 +80,6 @@ def _check_folder(stage: StageCommand, folder: StageFolder, identity: Mapping[st
     if stage.extend:
         changes = [line for line in changes if not line.startswith("trainer.max_steps ")]
     if changes:
-        refuse_typos(stage, changes)
         raise UslError(
             f"{folder.path}: holds another run, continue that or choose another --run_dir: {'; '.join(changes)}"
         )

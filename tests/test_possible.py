@@ -1,0 +1,77 @@
+"""What is told of networks, images and devices without torch is what torch, timm and the readers tell."""
+
+import typing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+from lightning_fabric.connector import _PRECISION_INPUT_INT, _PRECISION_INPUT_STR, _PRECISION_INPUT_STR_ALIAS
+from PIL import Image
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import PRECISIONS
+from usl_lightning.data.images.counts import most_images
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.models.backbones import OURS, check_backbone
+from usl_lightning.models.names import own_networks, unknown_network
+from usl_lightning.stage.possible import check_machine, check_networks
+
+
+def test_every_network_is_known() -> None:
+    assert own_networks() == tuple(OURS)
+    names = [*OURS, *timm.list_models(), *timm.list_pretrained()[::7]]
+    assert [name for name in names if unknown_network(name)] == []
+
+
+@pytest.mark.parametrize("name", ["", "smal", "resnet5", "resnet50.", "resnet50.a1_in2k", "a(", "x" * 300])
+def test_no_other_is(name: str) -> None:
+    assert unknown_network(name).startswith("unknown '")
+    with pytest.raises(UslError):
+        check_backbone(name or ",")
+
+
+def test_several_networks() -> None:
+    check_networks({"model.backbone": "small, resnet50.a1_in1k,small_s2@1x28x28", "model.teacher": None})
+    for given in ("small,smal", ["small", "smal"]):
+        with pytest.raises(UslError, match=r"model\.backbone: unknown 'smal' \(did you mean 'small'\?\)"):
+            check_networks({"model.backbone": given})
+
+
+def test_the_precisions_are_lightnings() -> None:
+    known = (_PRECISION_INPUT_INT, _PRECISION_INPUT_STR, _PRECISION_INPUT_STR_ALIAS)
+    assert {str(value) for kind in known for value in typing.get_args(kind)} == set(PRECISIONS)
+
+
+def test_images_are_counted_unread(tmp_path: Path) -> None:
+    images = np.zeros((7, 8, 8), np.uint8)
+    np.save(tmp_path / "a.npy", images)
+    np.savez(tmp_path / "b.npz", train_images=images, test_images=images[:3])
+    np.savez_compressed(tmp_path / "c.npz", images=np.asfortranarray(images))
+    sets = [("arrays", "a.npy", "train"), ("arrays", "b.npz", "test"), ("arrays", "c.npz", "train")]
+    for name in ("train/x/1.png", "train/y/2.png", "train/3.png", "test/x/1.png"):
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(tmp_path / "d" / name)
+    sets += [("folder", "d", "train"), ("folder", "d", "test"), ("digits", ".", "train"), ("digits", ".", "train+test")]
+    for name, place, split in sets:
+        source = open_source(name, split, dir=str(tmp_path / place))
+        assert most_images(name, str(tmp_path / place), split) == len(source)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x93NUMPY\1\0\xff\xff", b"\x93NUMPY\1\0\x08\0{'a':1}"])
+def test_what_cannot_be_counted_is_told_by_its_reader(content: bytes, tmp_path: Path) -> None:
+    for name in ("a.npy", "b.npz"):
+        (tmp_path / name).write_bytes(content)
+        assert most_images("arrays", str(tmp_path / name), "train") is None
+    for name, split in (("folder", "train"), ("nope", "train"), ("digits", "nope"), ("bloodmnist", "train")):
+        assert most_images(name, str(tmp_path / "nowhere"), split) is None
+
+
+def test_nodes_that_something_names_are_possible(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "NODE_RANK", "GROUP_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UslError, match=r"trainer\.num_nodes: 2, but nothing says where the others are"):
+        check_machine({"trainer.num_nodes": 2})
+    monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
+    check_machine({"trainer.num_nodes": 2})
+    check_machine({"trainer.devices": 999, "trainer.accelerator": "gpu"})  # Lightning tells how many there are

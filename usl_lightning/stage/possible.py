@@ -1,0 +1,118 @@
+"""What a stage asks for that is not there: networks, images, a device. Told before it starts; imports nothing heavy."""
+
+import glob
+import os
+import sys
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from usl_lightning.base.errors import UslError
+from usl_lightning.data.images.counts import most_images
+from usl_lightning.models.names import unknown_network
+from usl_lightning.stage.words import StageCommand
+
+NETWORKS = ("model.backbone", "model.teacher")
+"""Parameters that name networks."""
+
+_OWN = "@"  # after the name of a network that was trained here, see `backbones.own_name`
+_CLUSTER = ("MASTER_ADDR", "NODE_RANK", "GROUP_RANK", "SLURM_STEP_", "KUBERNETES_PORT", "LSB_JOBID")
+
+_GPUS = ("/dev/nvidia*", "/dev/kfd", "/dev/dxg", "/dev/accel*")
+
+_most_images = cache(most_images)  # the stages of a table are many
+
+
+def check_possible(stage: StageCommand, *, here: bool) -> None:
+    """Refuse what cannot come to anything.
+
+    Args:
+        stage: of a chain or a table.
+        here: whether it will run on this machine.
+
+    Raises:
+        UslError: names the key.
+    """
+    flat = stage.flat()
+    check_networks(flat)
+    if here:
+        check_machine(flat)
+    if stage.command == "select":
+        check_budget(flat)
+
+
+def check_networks(flat: Mapping[str, Any]) -> None:
+    """Refuse names that no network has.
+
+    Args:
+        flat: the configuration as dotted keys.
+
+    Raises:
+        UslError: names the key and the nearest name.
+    """
+    for key in NETWORKS:
+        given = flat.get(key)
+        names = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else []
+        for name in names:
+            problem = unknown_network(str(name).strip().partition(_OWN)[0])
+            if problem:
+                raise UslError(f"{key}: {problem}")
+
+
+def check_budget(flat: Mapping[str, Any]) -> None:
+    """Refuse a choice of more images than there are.
+
+    Args:
+        flat: the configuration of a selection.
+
+    Raises:
+        UslError: tells how many there are.
+    """
+    budget = flat.get("model.budget")
+    if not isinstance(budget, int) or flat.get("data.dataset") is None:
+        return
+    directory, split = flat.get("data.dir"), str(flat.get("data.split", "train"))
+    listed = {name: flat.get(f"data.{name}") for name in ("class_list", "labels_file")}
+    count = _most_images(str(flat["data.dataset"]), None if directory is None else str(directory), split, **listed)
+    if count is not None and budget > count:
+        raise UslError(f"model.budget: {budget} images cannot be picked from {count}")
+
+
+def check_machine(flat: Mapping[str, Any]) -> None:
+    """Refuse what this machine cannot do: what its CPU does not compute, and processes that would never meet.
+
+    Args:
+        flat: the configuration as dotted keys.
+
+    Raises:
+        UslError: names the key and what is possible.
+    """
+    devices, nodes = flat.get("trainer.devices"), flat.get("trainer.num_nodes")
+    if isinstance(nodes, int) and nodes > 1 and not any(name.startswith(_CLUSTER) for name in os.environ):
+        raise UslError(
+            f"trainer.num_nodes: {nodes}, but nothing says where the others are; start it by srun or torchrun, or set "
+            "MASTER_ADDR, MASTER_PORT and NODE_RANK"
+        )
+    if not _computes_on_cpu(flat.get("trainer.accelerator")):
+        return
+    if str(flat.get("trainer.precision")) in ("16", "16-mixed", "16-true"):
+        raise UslError(f"trainer.precision: {flat['trainer.precision']} is not for a CPU; use bf16-mixed or 32-true")
+    text, cores = str(devices), _cores()
+    most = 4 * cores
+    if text.isascii() and text.isdecimal() and int(text[:9]) > most:
+        raise UslError(
+            f"trainer.devices: {text[:9]} processes on the {cores} cores of this machine's CPU; expected at most {most}"
+        )
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _computes_on_cpu(accelerator: Any) -> bool:
+    """Whether a Trainer with this accelerator computes on the CPU for certain: Linux shows a GPU as a device."""
+    if accelerator in (None, "auto"):
+        return sys.platform == "linux" and not any(
+            map(glob.glob, ("/dev/nvidia*", "/dev/kfd", "/dev/dxg", "/dev/accel*"))
+        )
+    return bool(accelerator == "cpu")

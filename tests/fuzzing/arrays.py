@@ -2,9 +2,12 @@
 
 import io
 import json
+import tempfile
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,17 +15,21 @@ import torch
 
 from fuzzing import Reader
 from fuzzing.containers import ARCHIVE, ARRAY
-from fuzzing.mutations import BYTES
+from fuzzing.mutations import BYTES, JSON, TABLE
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.images.array_files import locate
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import ArraySource
+from usl_lightning.data.images.subset import subset_of
 from usl_lightning.features.images import read_features
 from usl_lightning.features.kept import kept_or_made
 from usl_lightning.features.neighbors import read_neighbors
 from usl_lightning.features.parts import PartFile, Place
+from usl_lightning.features.prior_files import read_prior, write_prior
 from usl_lightning.report.chosen import group_shares, least_representative
 from usl_lightning.report.embedding import plane
 from usl_lightning.stage.overview import Overview, make_overview
+from usl_lightning.vectors.priors import Recipe
 
 N = 12
 """Images."""
@@ -142,6 +149,44 @@ def read_overview(path: Path) -> None:
         assert len(plane(overview.features)[0]) == len(overview.images)
 
 
+DATA: Any = SimpleNamespace(train_source=_source(), classes=("a", "b", "c"))
+"""What a prior is of."""
+
+
+def read_guidance(path: Path) -> None:
+    """Prior pseudo-labels: shares of each image, that add up to 1 at most, and how they are made anew."""
+    prior, recipe = read_prior(str(path), DATA)
+    shares = prior.rows(torch.arange(N))
+    assert shares.shape == (N, 3)
+    assert 0 <= float(shares.min()) <= float(shares.sum(1).max()) <= 1.001
+    with suppress(UslError):
+        recipe.check(3, 3, N)
+
+
+def _priors() -> Sequence[bytes]:
+    rows, features = torch.arange(6), torch.from_numpy(FEATURES)
+    contents = []
+    for recipe in (Recipe(clusters=(3, 6)), Recipe("graph", k=4), Recipe("nearest")):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "prior.npz"
+            write_prior(path, recipe.prior(features, rows, rows % 3, 3, seed=0), recipe, DATA)
+            contents.append(path.read_bytes())
+    return [*contents, npz(probabilities=np.full((N, 3), 0.3, np.float32))]
+
+
+def read_subset(path: Path) -> None:
+    """Some images as a set of their own, by a label index."""
+    subset = subset_of(DATA.train_source, str(path))
+    assert 0 < len(subset) == len(set(subset.positions.tolist())) <= N
+    assert subset.read(torch.arange(len(subset))).shape == (len(subset), 1, 4, 4)
+
+
+def _index(**other: Any) -> bytes:
+    source = {"name": "x", "split": "train", "size": N, "fingerprint": DATA.train_source.fingerprint}
+    whole = {"format": "usl-label-index", "version": 1, "dataset": source, "method": {}, "indices": [7, 1, 4]}
+    return json.dumps({**whole, "labels": [1, None, 0], "classes": ["a", "b", "c"], **other}).encode()
+
+
 def _overview() -> Sequence[bytes]:
     rows = torch.from_numpy(DRAWN.normal(size=(40, 6)).astype(np.float32))
     contents = []
@@ -163,5 +208,13 @@ READERS = (
     Reader("images_npz", ".npz", _images, read_arrays, ARCHIVE),
     Reader("kept_npz", ".npz", None, read_kept, ARCHIVE, _kept_file),
     Reader("kept_parts", ".sums", None, read_parts, BYTES, _parts),
+    Reader("prior_npz", ".npz", _priors, read_guidance, ARCHIVE),
+    Reader("prior_npy", ".npy", lambda: [npy(np.full((N, 3), 0.3)), npy(np.eye(3, dtype=np.float32)[LABELS])],
+           read_guidance, ARRAY),
+    Reader("subset_json", ".json", lambda: [_index(), _index(unsure=[1]), b"[3, 1, 2]"], read_subset, JSON),
+    Reader("subset_csv", ".csv", lambda: [
+        b"Index,ImageID\n7,7\n1,1\n", b"Index,ImageID,Pseudolabel\r\n3,3,1\r\n5,5,0\r\n",
+    ], read_subset, TABLE),
+    Reader("subset_npy", ".npy", lambda: [npy(np.arange(5)), npy(np.array([11, 0], np.uint8))], read_subset, ARRAY),
     Reader("overview_npz", ".npz", _overview, read_overview, ARCHIVE),
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """Readers of checkpoints and of files of weights."""
 
+import argparse
 import io
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from usl_lightning.engine.checkpoint_files import IDENTITY
 from usl_lightning.models.cluster_heads import ENTRY as HEADS
 from usl_lightning.models.cluster_heads import ClusterHeads, heads_entry, load_heads
 from usl_lightning.models.encoder import ENTRY, Encoder, init_encoder, load_encoder, stored_image
+from usl_lightning.models.foreign import import_checkpoint
 from usl_lightning.models.heads import load_classifier
 from usl_lightning.models.published import read_weights
 from usl_lightning.stage.resume import check_resume, newest_whole
@@ -94,10 +96,63 @@ def _safetensors() -> Sequence[bytes]:
     return [save({"conv.weight": torch.randn(3, 2), "bn.running_mean": torch.zeros(3)})]
 
 
+NETWORK = "small_nf"
+"""Of the published checkpoints: a small one."""
+
+
+@cache
+def _network() -> dict[str, torch.Tensor]:
+    """Weights of a network, named as timm's."""
+    state = Encoder(NETWORK, ImageSpec(3, 32, 32, (0.0,) * 3, (1.0,) * 3)).net.state_dict()
+    return {name: value.contiguous() for name, value in state.items()}
+
+
+def importing(kind: str) -> Callable[[Path], None]:
+    """What `usl import --as KIND` makes of a file: a checkpoint that `init_from` takes."""
+
+    def read(path: Path) -> None:
+        imported = import_checkpoint(path, kind, NETWORK)
+        assert {f"encoder.net.{name}" for name in _network()} <= imported["state_dict"].keys()
+        assert imported[ENTRY]["spec"]["backbone"] == NETWORK
+
+    return read
+
+
+def _published(kind: str) -> Sequence[bytes]:
+    """Files as the authors' programs write them."""
+    own, head = _network(), {"weight": torch.randn(2, 3), "bias": torch.zeros(2)}
+    if kind == "timm":
+        return [_saved(own), _saved({"state_dict": {**own, "fc.weight": torch.randn(2, 3)}, "epoch": 3})]
+    if kind == "dino":
+        teacher = {f"module.backbone.{name}": value for name, value in own.items()}
+        return [_saved({"teacher": teacher, "args": argparse.Namespace(lr=0.1), "epoch": 3})]
+    names = {"moco": "module.encoder_q.", "byol": "backbone.", "swav": "module."}
+    state = {names[kind] + name: value for name, value in own.items()}
+    top = {"moco": "module.encoder_q.fc.", "byol": "classifier.", "swav": "module.prototypes."}
+    state |= {top[kind] + name: value for name, value in head.items()}
+    return [_saved({"state_dict": state, "epoch": 3, "arch": "x"})]
+
+
+def _imports() -> tuple[Reader, ...]:
+    kinds = ("moco", "swav", "byol", "dino", "timm")
+    return tuple(
+        Reader(f"import_{kind}", ".pth", lambda kind=kind: _published(kind), importing(kind), CHECKPOINT)
+        for kind in kinds
+    )
+
+
+def _network_safetensors() -> Sequence[bytes]:
+    from safetensors.torch import save
+
+    return [save(_network())]
+
+
 READERS = (
     Reader("checkpoint", ".ckpt", _checkpoints, read_checkpoint,
            CHECKPOINT, lambda folder: folder / "last.ckpt"),
     Reader("heads_checkpoint", ".ckpt", lambda: [_heads()], read_heads, CHECKPOINT),
     Reader("weights_pth", ".pth", _weights, weights, CHECKPOINT),
     Reader("weights_safetensors", ".safetensors", _safetensors, weights),
+    *_imports(),
+    Reader("import_safetensors", ".safetensors", _network_safetensors, importing("timm")),
 )  # fmt: skip

@@ -9,6 +9,7 @@ from fuzzing.mutations import YAML
 from usl_lightning.base.configs import shipped_folder
 from usl_lightning.chain.pipeline import main
 from usl_lightning.chain.slurm import read_header
+from usl_lightning.chain.table_spec import Table
 from usl_lightning.compare.spec import Comparison
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.words import StageCommand
@@ -49,6 +50,21 @@ selectors:
 budgets: [10, 20]
 seeds: [0, 1]
 """
+OWN_TABLE = b"""\
+stages:
+  - {name: choose, command: select, config: digits_random.yaml}
+  - {name: train, command: fit, config: digits_supervised.yaml, set: {data.labels: "${choose.labels}"}}
+set: {trainer.max_steps: 4}
+rows:
+  A:
+  "B 2": {choose: {config: digits_usl.yaml, set: {model.backbone: small_w16}}}
+columns:
+  "10": {choose: {set: {model.budget: 10}}}
+  "20": {metric: choose.class_coverage, choose: {set: {model.budget: 20}}}
+seeds: [0, 1]
+published: {A: [50.5, null], "B 2": ["61.2 \xc2\xb1 0.3", 70]}
+source: nobody
+"""
 
 
 def _shipped(names: Sequence[str]) -> list[bytes]:
@@ -74,6 +90,13 @@ def read_comparison(path: Path) -> None:
     Comparison.read(path, {})
 
 
+def read_table(path: Path) -> None:
+    """What `usl table TABLE --dry-run` does before it tells what is to be done, of one seed."""
+    table = Table.read(path, {"seeds": "[0]"})
+    for cell in table.cells():
+        assert cell.pool.keys() == {stage.name for stage in cell.stages}
+
+
 def read_slurm(path: Path) -> None:
     """What jobs ask SLURM for."""
     assert "#SBATCH" in read_header(path)
@@ -83,5 +106,6 @@ READERS = (
     Reader("config_yaml", ".yaml", lambda: [*_shipped(STAGES), OWN_STAGE], read_stage, YAML),
     Reader("chain_yaml", ".yaml", lambda: [*_shipped(CHAINS), OWN_CHAIN], read_chain, YAML),
     Reader("comparison_yaml", ".yaml", lambda: [COMPARISON], read_comparison, YAML),
+    Reader("table_yaml", ".yaml", lambda: [OWN_TABLE], read_table, YAML),
     Reader("slurm_header", ".sh", lambda: [(shipped_folder() / "cluster" / "header.sh").read_bytes()], read_slurm),
 )

@@ -17,6 +17,7 @@ from usl_lightning.models.backbones import create_backbone
 from usl_lightning.models.encoder import load_encoder
 from usl_lightning.models.foreign import KINDS, import_checkpoint
 from usl_lightning.models.heads import projection_mlp, with_projection
+from usl_lightning.models.published import read_weights
 
 State = dict[str, Tensor]
 
@@ -215,3 +216,32 @@ def test_what_cannot_be_meant_is_one_line(tmp_path: Path, files: dict[str, Path]
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(UslError, match="cannot be read as weights"):
         import_checkpoint(tmp_path / "text.pth", "moco")
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda weight: weight.to_sparse(), "is a tensor of another kind (torch.float32, torch.sparse_coo)"),
+    (lambda weight: weight + 0j, "is a tensor of another kind (torch.complex64"),
+    (lambda weight: torch.full_like(weight, float("nan")), "is not finite"),
+    (lambda weight: torch.zeros_like(weight, dtype=torch.int8), "of torch.int8 where torch.float32 is expected"),
+    (lambda weight: weight.half(), ""),
+])  # fmt: skip
+def test_tensors_that_are_no_weights_are_refused(change: Callable[[Tensor], Tensor], said: str, tmp_path: Path) -> None:
+    state = network("small_nf").state_dict()
+    name, weight = next(iter(state.items()))
+    torch.save({**state, name: change(weight)}, tmp_path / "a.pth")
+    if not said:
+        assert import_checkpoint(tmp_path / "a.pth", "timm", "small_nf")["state_dict"]
+        return
+    with pytest.raises(UslError, match=re.escape(said)):
+        import_checkpoint(tmp_path / "a.pth", "timm", "small_nf")
+
+
+def test_a_flipped_bit_is_no_weight(tmp_path: Path) -> None:
+    torch.save(network("small_nf").state_dict(), tmp_path / "a.pth")
+    content = bytearray((tmp_path / "a.pth").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "a.pth").write_bytes(content)
+    with pytest.raises(UslError, match=r"cannot be read as weights \(BadZipFile\)"):
+        import_checkpoint(tmp_path / "a.pth", "timm", "small_nf")
+    with pytest.raises(UslError, match=r"damaged or no file of weights \(BadZipFile"):
+        read_weights(tmp_path / "a.pth", "small_nf")

@@ -1,4 +1,4 @@
-"""NumPy files, read so that nothing in them is unpickled and a damaged one is told in a line."""
+"""Files of numbers, read so that nothing in them is unpickled and a damaged one is told in a line."""
 
 import io
 import struct
@@ -79,3 +79,15 @@ def load_array(path: Path, *, where: str | None = None, content: bytes | None = 
     if "" not in arrays:
         raise UslError(f"{where or path}: an archive of arrays, expected one array (.npy)")
     return arrays[""]
+
+
+def check_records(path: str | Path) -> None:
+    """Compare every record of a zip file, as `torch.save` writes it, with its checksum: `torch.load` does not.
+
+    Raises:
+        BadZipFile: a record is not what was written; other errors where the file is no zip.
+    """
+    with zipfile.ZipFile(path) as records:
+        bad = records.testzip()
+    if bad is not None:
+        raise zipfile.BadZipFile(f"checksum of {bad}")

@@ -1,7 +1,6 @@
 """An encoder: normalisation and backbone together, so that whoever loads it inherits both."""
 
 import math
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from usl_lightning.base.arrays import check_records
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import as_noted
 from usl_lightning.data.batch import ImageSpec
@@ -152,18 +152,6 @@ def as_written(path: str | Path) -> Iterator[None]:
             f"{path}: what it holds does not fit together ({type(error).__name__}: {reason}); it is damaged, or was "
             "edited: expected a checkpoint as `usl fit` wrote it"
         ) from error
-
-
-def check_records(path: str | Path) -> None:
-    """Compare every record of a zip file, as `torch.save` writes it, with its checksum: `torch.load` does not.
-
-    Raises:
-        BadZipFile: a record is not what was written; other errors where the file is no zip.
-    """
-    with zipfile.ZipFile(path) as records:
-        bad = records.testzip()
-    if bad is not None:
-        raise zipfile.BadZipFile(f"checksum of {bad}")
 
 
 def encoder_entry(encoder: Encoder, **prefixes: str) -> dict[str, Any]:

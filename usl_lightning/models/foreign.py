@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from usl_lightning.base.arrays import check_records
 from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.models.backbones import OURS, create_backbone
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry
+from usl_lightning.models.published import not_weights
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -164,6 +167,8 @@ def _read(path: Path) -> Mapping[str, Any]:
             from timm.models import load_state_dict
 
             return load_state_dict(str(path), device="cpu")  # type: ignore[no-any-return]
+        if zipfile.is_zipfile(path):
+            check_records(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # in what DINO's training writes
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -190,6 +195,9 @@ def _weights(content: Mapping[str, Any], layout: Kind, path: Path, kind: str) ->
     if not tensors or len(tensors) < len(found):
         expected = " and ".join(name or "weights alone" for name in layout.where)
         raise UslError(f"{path}: not a checkpoint --as {kind}, which has {expected}; it has {_some(map(str, content))}")
+    for name, value in tensors.items():
+        if wrong := not_weights(value):
+            raise UslError(f"{path}: {printable(name, 200)} is {wrong}; expected the weights of a network")
     return tensors
 
 
@@ -233,6 +241,11 @@ def _fill(net: nn.Module, weights: dict[str, Tensor], kind: str, wrong: str) -> 
         f"{name} of {list(given[name].shape)} where {list(own[name].shape)} is expected"
         for name in own.keys() & given.keys()
         if given[name].shape != own[name].shape
+    ]
+    shapes += [
+        f"{name} of {given[name].dtype} where {own[name].dtype} is expected"
+        for name in own.keys() & given.keys()
+        if given[name].is_floating_point() != own[name].is_floating_point()
     ]
     faults = [
         f"it lacks {_some(missing)}" if missing else "",

@@ -8,12 +8,14 @@ import math
 import os
 import re
 import socket
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.arrays import check_records
+from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import sha256_of_file
 from usl_lightning.data.images.folders import cache_folder
 
@@ -176,17 +178,30 @@ def read_weights(path: Path, name: str) -> "dict[str, Tensor]":
         told = re.fullmatch(r"efficientnet-lite\d-([0-9a-f]{8})", path.stem)
         if told and not sha256_of_file(path).startswith(f"sha256:{told[1]}"):
             raise ValueError("its content is not what its name says")
+        if zipfile.is_zipfile(path):
+            check_records(path)
         state = load_state_dict(str(path), device="cpu", weights_only=True)
-        other = next((key for key, value in state.items() if not isinstance(value, torch.Tensor)), None)
+        other = next((key for key, value in state.items() if not_weights(value)), None)
         if other is not None:
-            raise ValueError(f"{other} is no tensor")
+            raise ValueError(f"{other} is {not_weights(state[other])}")
     except Exception as error:  # of as many kinds as there are formats
         raise UslError(
             f"model.backbone: the weights of '{name}': {path} is damaged or no file of weights "
-            f"({type(error).__name__}); fetch it again"
+            f"({type(error).__name__}: {printable(' '.join(str(error).split()), 150)}); fetch it again"
         ) from error
     lite = re.match(r"tf_efficientnet_lite(\d)", name)
     return timm_names(state, int(lite[1])) if lite else state
+
+
+def not_weights(value: Any) -> str:
+    """What a value of a file is that can be no weights of a network; nothing of one that can."""
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        return "no tensor"
+    if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+        return f"a tensor of another kind ({value.dtype}, {value.layout})"
+    return "" if bool(value.isfinite().all()) else "not finite"
 
 
 def timm_names(state: Mapping[str, V], variant: int) -> dict[str, V]:

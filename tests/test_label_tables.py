@@ -160,6 +160,11 @@ def test_classes_of_an_index_are_told_apart_by_eye(tmp_path: Path) -> None:
         LabelIndex.read(tmp_path / "l.json")
 
 
+def test_blanks_around_a_class_folder_are_not_of_its_name(tmp_path: Path) -> None:
+    pictures(tmp_path / "d", "cat /1.png", "golden  retriever/1.png")
+    assert open_source("folder", "train", dir=str(tmp_path / "d")).classes == ("cat", "golden retriever")
+
+
 def test_letters_of_both_cases_are_classes(tmp_path: Path) -> None:
     pictures(tmp_path / "d", "upper/1.png", "lower/1.png")
     names = ["p", "P", "\u03c6", "\u03a6"]

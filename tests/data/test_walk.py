@@ -457,6 +457,17 @@ def test_splits_below_a_class_are_refused(tmp_path: Path) -> None:
     assert open_source("folder", "train", dir=str(root), classes=["a"]).files[0] == "images/train/1.png"
 
 
+@pytest.mark.parametrize("names", [("train", "dev"), ("Train_set", "test_set"), ("training-data", "holdout")])
+def test_splits_of_other_names_are_refused(names: tuple[str, str], tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", *(f"{name}/{kind}/1.png" for name in names for kind in ("cat", "dog")))
+    assert f"{names[0]} and {names[1]} hold folders of the same names and are no classes" in refusal(root)
+
+
+def test_a_class_may_be_called_train_and_hold_folders(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "bus/a/1.png", "bus/b/1.png", "train/a/1.png", "train/c/1.png", "van/images/1.png")
+    assert open_source("folder", "train", dir=str(root)).classes == ("bus", "train", "van")
+
+
 def test_images_beside_a_single_folder_keep_it_a_class(tmp_path: Path) -> None:
     root = tree(tmp_path / "d", "cat/1.png", "2.png")
     assert open_source("folder", "train", dir=str(root)).classes == ("cat",)

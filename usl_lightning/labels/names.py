@@ -104,7 +104,7 @@ def check_new(name: str, classes: Iterable[str]) -> None:
 
 
 def checked(names: Sequence[str], where: str) -> tuple[str, ...]:
-    """The class names of a data set or a label file, in composed form.
+    """The class names of a data set or a label file, as they are kept, see `clean`.
 
     Args:
         names: as they were found. Some may differ by case alone: letters are a data set too.
@@ -113,7 +113,7 @@ def checked(names: Sequence[str], where: str) -> tuple[str, ...]:
     Raises:
         UslError: no class can be called so, or two are the same, to the eye too.
     """
-    kept = tuple(map(composed, names))
+    kept = tuple(map(clean, names))
     for number, name in enumerate(kept):
         try:
             check_name(name)

@@ -169,7 +169,6 @@ def read_weights(path: Path, name: str) -> "dict[str, Tensor]":
     Raises:
         UslError: it cannot be read, is damaged, or holds anything but tensors.
     """
-    import torch
     from timm.models import load_state_dict
 
     if not path.is_file():

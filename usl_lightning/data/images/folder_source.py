@@ -242,6 +242,11 @@ def _class_folders(train: Path, listing: FileList, split: str) -> tuple[str, ...
         other = folder_of.setdefault(composed(folder), folder)
         if other != folder:
             raise UslError(f"{train}: {other!a} and {folder!a} are one name, written in two ways; rename one")
+    if alike := folders.like_splits({folder: listing.folders_in(folder) for folder in folder_of.values()}):
+        raise UslError(
+            f"{train}: {' and '.join(alike)} hold folders of the same names and are no classes; call them train and"
+            " test, give one of them with --data.dir, or tell the classes with --data.labels_file"
+        )
     filled = {file.partition("/")[0] for file in listing.files if "/" in file}
     for folder in folder_of.values():
         inside = listing.folders_in(folder)

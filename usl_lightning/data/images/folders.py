@@ -295,6 +295,19 @@ def are_splits(names: Collection[str]) -> bool:
     return "train" in found and bool(found & {"test", "val"})
 
 
+def like_splits(inside: Mapping[str, Collection[str]]) -> list[str]:
+    """Those of some folders that look like splits under names that are not known, such as `train_set` and `dev`.
+
+    Args:
+        inside: folder -> the names of the folders in it.
+    """
+    for first, names in inside.items():
+        others = [other for other, held in inside.items() if other != first and set(held) == set(names)]
+        if first.lower().startswith("train") and len(names) > 1 and others:
+            return [first, *others]
+    return []
+
+
 def only_folder(folder: Path) -> Path:
     """The folder, or the only one in it as long as there is nothing else that counts."""
     passed = set[str]()

@@ -132,3 +132,28 @@ def test_a_folder_that_is_held_says_so_through_links(here: Path) -> None:
     error = pytest.raises(UslError, match="another run is using this folder")
     with StageFolder(here / "real").locked(), error, StageFolder(here / "link").locked():
         pass
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_refusal_leaves_the_lock_as_it_was(locked: bool, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Though somebody's `stage.json` is there, or none."""
+    for name, content in (("stage.json", '{"mine": 1}'), ("config.yaml", "mine: 1\n")):
+        folder = here / f"of_{name}"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        if locked:
+            (folder / ".lock").touch()
+        with pytest.raises(SystemExit):
+            main(["select", "--config", "digits_random.yaml", "--run_dir", str(folder)])
+        assert sorted(os.listdir(folder)) == [".lock"] * locked + [name]
+
+
+def test_a_run_is_no_file_and_no_folder_of_a_stage(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "mine").write_text("mine")
+    main(["select", "--config", "digits_random.yaml", "--run_dir", "s"])
+    capsys.readouterr()
+    for command in (["run", "digits_quickstart.yaml"], ["table", "digits_table.yaml"]):
+        for name, said in (("mine", "is there already, and no folder; choose another"), ("s", "is the folder of a")):
+            with pytest.raises(SystemExit):
+                main([*command, "--out", ".", "--name", name, "--dry-run"])
+            assert f"{name}: {said}" in capsys.readouterr().err

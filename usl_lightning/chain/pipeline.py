@@ -189,13 +189,16 @@ def _check_sources(run: RunOptions, stage: Stage, earlier: Sequence[str]) -> Non
 
 
 def _check_folder(run: RunOptions) -> None:
-    """Refuse a folder with files that would be written over and are of no chain.
+    """Refuse the folder of a stage, and one with files that would be written over and are of no chain.
 
     Raises:
         UslError: names one.
     """
     folder = run.out / run.name
-    if Plan.read(folder) is not None or any(run.folder(stage.name).record() for stage in run.chain.stages):
+    plan = Plan.read(folder)
+    if plan is None and StageFolder(folder).record() is not None:
+        raise UslError(f"{folder}: is the folder of a stage that was run alone; give this run another --name")
+    if plan is not None or any(run.folder(stage.name).record() for stage in run.chain.stages):
         return
     for name in ("summary.json", "summary.png"):
         if os.path.lexists(folder / name):

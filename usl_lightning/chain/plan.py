@@ -1,5 +1,6 @@
 """`run.json` of a chain's folder: the stages it is to have, and the command that makes or continues it."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -85,9 +86,11 @@ class Plan:
         """The plan of a chain's folder; None where there is none.
 
         Raises:
-            UslError: the file is damaged.
+            UslError: the file is damaged, or the folder is none.
         """
         path = folder / "run.json"
+        if os.path.lexists(folder) and not os.path.isdir(folder):
+            raise UslError(f"{folder}: is there already, and no folder; choose another --name or --out")
         try:
             content: Mapping[str, Any] = read_json(path, "delete it, `usl run` writes it again")
             stages = tuple(map(_stage, _list(content["stages"])))

@@ -180,6 +180,8 @@ def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: 
             kinds = ", ".join(SUFFIXES)
             raise UslError(f"usl init: {root}: no image in it{there}; expected files that end in {kinds}") from error
         raise
+    if name == "train":
+        folders.check_no_splits(root, listing)
     count = len(listing.files)
     picked = listing.files if count <= most else [listing.files[i * count // most] for i in range(most)]
     looked = map_in_order(lambda file: _look(root, file, os.path.relpath(root / file, folder)), picked)

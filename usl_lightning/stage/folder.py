@@ -121,6 +121,7 @@ class StageFolder:
         try:
             made += takewhile(lambda folder: not folder.exists(), (self.path, *self.path.parents))
             before = None if made else _look(self.path)
+            was_lockable = os.path.lexists(self.path / ".lock")
             self.path.mkdir(parents=True, exist_ok=True)
             lock = open_lock(self.path / ".lock")
         except OSError as error:
@@ -143,15 +144,16 @@ class StageFolder:
             try:
                 yield
             finally:
-                self._leave_as_found(made, before)
+                self._leave_as_found(made, before, keep_lock=was_lockable)
 
-    def _leave_as_found(self, made: Sequence[Path], before: "_Look | None") -> None:
+    def _leave_as_found(self, made: Sequence[Path], before: "_Look | None", *, keep_lock: bool) -> None:
         """A refused command leaves no folder behind, and one that was there as it was."""
         with suppress(OSError):
-            if not self.record_path.exists():
+            unchanged = before is not None and _look(self.path).files == before.files
+            if not keep_lock and (unchanged or not self.record_path.exists()):
                 (self.path / ".lock").unlink(missing_ok=True)
             _remove(made)
-            if before is not None and _look(self.path).files == before.files:
+            if before is not None and unchanged:
                 os.utime(self.path, ns=before.times)
 
     def check_foreign(self, advice: str) -> None:

@@ -242,19 +242,9 @@ def _class_folders(train: Path, listing: FileList, split: str) -> tuple[str, ...
         other = folder_of.setdefault(composed(folder), folder)
         if other != folder:
             raise UslError(f"{train}: {other!a} and {folder!a} are one name, written in two ways; rename one")
-    if alike := folders.like_splits({folder: listing.folders_in(folder) for folder in folder_of.values()}):
-        raise UslError(
-            f"{train}: {' and '.join(alike)} hold folders of the same names and are no classes; call them train and"
-            " test, give one of them with --data.dir, or tell the classes with --data.labels_file"
-        )
+    folders.check_no_splits(train, listing)
     filled = {file.partition("/")[0] for file in listing.files if "/" in file}
     for folder in folder_of.values():
-        inside = listing.folders_in(folder)
-        if folders.are_splits(inside):
-            raise UslError(
-                f"{train}: {folder} is no class: it has the splits {', '.join(sorted(inside))}; give the folder that"
-                f" holds the splits with --data.dir ({train / folder})"
-            )
         if folder not in filled and split == "train":
             raise UslError(f"{train / folder}: class folder without an image; add images to it or remove it")
     return tuple(folder_of)

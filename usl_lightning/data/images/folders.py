@@ -295,17 +295,29 @@ def are_splits(names: Collection[str]) -> bool:
     return "train" in found and bool(found & {"test", "val"})
 
 
-def like_splits(inside: Mapping[str, Collection[str]]) -> list[str]:
-    """Those of some folders that look like splits under names that are not known, such as `train_set` and `dev`.
+def check_no_splits(train: Path, listing: FileList) -> None:
+    """Refuse class folders that are splits, or hold them.
 
     Args:
-        inside: folder -> the names of the folders in it.
+        train: the folder that is trained on.
+        listing: what is in it.
+
+    Raises:
+        UslError: names them, and what to do.
     """
-    for first, names in inside.items():
-        others = [other for other, held in inside.items() if other != first and set(held) == set(names)]
-        if first.lower().startswith("train") and len(names) > 1 and others:
-            return [first, *others]
-    return []
+    inside = {folder: listing.folders_in(folder) for folder in listing.class_folders()}
+    for folder, names in inside.items():
+        if are_splits(names):
+            raise UslError(
+                f"{train}: {folder} is no class: it has the splits {', '.join(sorted(names))}; give the folder that"
+                f" holds the splits with --data.dir ({train / folder})"
+            )
+        others = [other for other in inside if other != folder and inside[other] == names]
+        if folder.lower().startswith("train") and len(names) > 1 and others:  # train_set and test_set, train and dev
+            raise UslError(
+                f"{train}: {' and '.join((folder, *others))} hold folders of the same names and are no classes; call"
+                " them train and test, or give one of them as the folder of the images"
+            )
 
 
 def only_folder(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.compare.spec import selector_names
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.selection.activeft import select_activeft
 from usl_lightning.selection.as3l import select_as3l
@@ -28,7 +29,7 @@ from usl_lightning.selection.kmedoids import select_kmedoids
 from usl_lightning.selection.maxherding import select_maxherding
 from usl_lightning.selection.probcover import pure_radius, select_probcover
 from usl_lightning.selection.rdss import select_rdss
-from usl_lightning.selection.typiclust import select_typiclust
+from usl_lightning.selection.typiclust import TypiClust, select_typiclust
 from usl_lightning.vectors.density import density_distance
 from usl_lightning.vectors.kmeans import kmeans
 
@@ -174,6 +175,17 @@ def test_typiclust_equals_a_loop(name: str, squared: bool) -> None:
                 typical = [np.sort(d[i, [j for j in left[c] if j != i]])[:k].mean() for i in left[c]]
                 chosen.append(left[c].pop(int(np.argmin(typical))))
     assert select_typiclust(x, 30, seed=4, squared=squared).tolist() == chosen
+
+
+def test_typiclust_tells_the_k_it_used(caplog: pytest.LogCaptureFixture) -> None:
+    x = real_features(NAMES[0], 100)
+    method = TypiClust(ImageSpec(1, 8, 8, (0.5,), (0.5,)), 5, features="x.npy", k=3000)
+    with caplog.at_level("INFO"):
+        method.choose(x, seed=0)
+    largest = int(torch.bincount(kmeans(x, 5, seed=0, iterations=200)[0]).max())
+    assert f"TypiClust: k = {largest // 2} instead of 3000, half of the largest cluster" in caplog.text
+    assert method.settled(100) == {"k": largest // 2}
+    assert TypiClust(ImageSpec(1, 8, 8, (0.5,), (0.5,)), 5, features="x.npy").settled(100) == {"k": 20}
 
 
 @pytest.mark.parametrize("delta", [0.2, 0.6])

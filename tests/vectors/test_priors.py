@@ -153,3 +153,8 @@ def test_what_is_no_prior_is_refused(change: dict[str, Tensor], message: str) ->
     Prior(**whole).check("it")
     with pytest.raises(UslError, match=message):
         Prior(**{**whole, **change}).check("it")
+
+
+def test_the_neighbours_of_a_graph_as_used() -> None:
+    found = [Recipe("graph").neighbours(points) for points in (5, 100, 1437, 50_000)]
+    assert found == [4, 10, 14, 50]

@@ -172,7 +172,9 @@ class PretrainModule(Method):
         self.log("rankme", rankme(features[:RANKED]), rank_zero_only=True)
         known = all(bool((part.labels >= 0).any()) for part in passes)
         if len(passes) == 2 and not self.trainer.sanity_checking and known:
-            self.knn_used = min(self.knn_k, int((labels >= 0).sum()))
+            before, self.knn_used = self.knn_used, min(self.knn_k, int((labels >= 0).sum()))
+            if self.knn_used != before:
+                log.info("kNN monitor: k = %d instead of %d, of as many labels", self.knn_used, self.knn_k)
             accuracy = knn_accuracy(
                 *bank,
                 *passes[1],

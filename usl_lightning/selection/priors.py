@@ -1,5 +1,6 @@
 """Prior pseudo-labels of all images, from features that are learned already and a few labels (AS3L, section 3.3)."""
 
+import logging
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +17,8 @@ from usl_lightning.features.source import FeatureMethod
 from usl_lightning.vectors.distances import unit_rows
 from usl_lightning.vectors.priors import Prior, Recipe, Spread
 from usl_lightning.vectors.tightened import tightened
+
+log = logging.getLogger(__name__)
 
 CLUSTERINGS, ITERATIONS = 6, 200
 """Of the linear layer's k-means, as AS3L's selection has them."""
@@ -84,7 +87,12 @@ class Priors(FeatureMethod):
                 x, k, seed=data.seed, clusterings=CLUSTERINGS, epochs=self.epochs, iterations=ITERATIONS
             )
         prior = self.recipe.prior(features, rows, labels, self.image.num_classes, seed=data.seed)
-        return prior, prior_figures(prior, rows, data.train_source.labels)
+        figures = prior_figures(prior, rows, data.train_source.labels)
+        if self.recipe.spread == "graph":
+            figures["k"] = k = self.recipe.neighbours(len(features))
+            if k != self.recipe.k:
+                log.info("graph: k = %d instead of %d, for %d images", k, self.recipe.k, len(features))
+        return prior, figures
 
     def write(self, path: Path, prior: Prior, data: LabelledData) -> None:
         """Write a prior for `model.prior_file` of a method of stage 3."""

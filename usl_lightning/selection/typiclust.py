@@ -1,5 +1,6 @@
 """TypiClust: the most typical point of each cluster (Hacohen, Dekel, Weinshall, ICML 2022)."""
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -13,6 +14,8 @@ from usl_lightning.selection.selector import Selector
 from usl_lightning.vectors.distances import check_budget, unit_rows
 from usl_lightning.vectors.kmeans import shared_kmeans
 from usl_lightning.vectors.neighbors import knn
+
+log = logging.getLogger(__name__)
 
 SMALL_CLUSTER = 5
 """Clusters of this size or less are used last; the published code never uses them, and may run out of others."""
@@ -59,6 +62,9 @@ def select_typiclust(
         on_clusters(labels)
     sizes = torch.bincount(labels).tolist()
     order = sorted((c for c, size in enumerate(sizes) if size > 0), key=lambda c: (-sizes[c], c))
+    largest = max(1, max(sizes) // 2)
+    if k > largest:
+        log.info("TypiClust: k = %d instead of %d, half of the largest cluster", largest, k)
     members = {c: torch.nonzero(labels == c)[:, 0] for c in order}
     chosen: list[int] = []
     for group in ([c for c in order if sizes[c] > SMALL_CLUSTER], [c for c in order if sizes[c] <= SMALL_CLUSTER]):
@@ -110,7 +116,13 @@ class TypiClust(Selector):
         **source: Any,
     ) -> None:
         super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        self._k = k
         self._select = partial(select_typiclust, k=k, max_clusters=max_clusters, squared=squared, iterations=iterations)
+
+    def settled(self, n: int) -> dict[str, Any]:
+        """The neighbours, at most: half of the largest cluster."""
+        sizes = [n] if self.clusters is None else torch.bincount(self.clusters).tolist()
+        return {"k": min(self._k, max(1, max(sizes) // 2))}
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_typiclust`."""

@@ -102,6 +102,10 @@ class Recipe:
         """K of each run."""
         return tuple(classes * times for times in MULTIPLES) if self.clusters is None else self.clusters
 
+    def neighbours(self, points: int) -> int:
+        """The k of `graph` as it is used."""
+        return min(self.k, max(SMALL, points // 100), max(1, points - 1))
+
     def check(self, labelled: int, classes: int, points: int) -> None:
         """Refuse a number of clusters that is not possible.
 
@@ -132,7 +136,7 @@ class Recipe:
         x = unit_rows(features)
         rows, labels = rows.to(x.device), labels.to(x.device)
         if self.spread == "graph":
-            return propagated_prior(x, rows, labels, classes, k=min(self.k, max(SMALL, len(x) // 100)))
+            return propagated_prior(x, rows, labels, classes, k=self.neighbours(len(x)))
         if self.spread == "nearest":
             return nearest_prior(x, rows, labels, classes)
         runs = self.runs(classes)

@@ -1,6 +1,9 @@
 """Odd things that people type: each is one line and exit code 2, and nothing is written."""
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,6 +21,22 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "l.json").write_text("[3]")
     return tmp_path
+
+
+@contextmanager
+def ended_within(seconds: int) -> Iterator[None]:
+    """What waits for ever is an error."""
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError(f"longer than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(("words", "said"), [
@@ -118,6 +137,30 @@ def test_what_never_ends_is_no_file(name: str, here: Path, capsys: pytest.Captur
             main(words.get(name, ["labels", "convert", each, "--out", "o.json"]))
         assert stop.value.code == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "speed.csv", "overview.npz", "stage.json", ".lock", "result.json"])
+def test_a_pipe_in_the_folder_of_a_run_is_not_waited_for(name: str, here: Path) -> None:
+    main(["select", "--config", "digits_random.yaml", "--run_dir", "s"])
+    (here / "s" / name).unlink(missing_ok=True)
+    os.mkfifo(here / "s" / name)
+    with ended_within(20), suppress(SystemExit):
+        main(["report", "s"])
+
+
+@pytest.mark.parametrize("words", [
+    ["import", "p.pth", "--as", "timm", "--backbone", "small_nf", "--out", "o.ckpt"],
+    ["views", "--config", "digits_simclr.yaml", "--out", "p.png"], ["report", ".", "--out", "p.html"],
+    ["fit", "--config", "digits_simclr.yaml", "--run_dir", "r", "--ckpt_path", "last"],
+    ["fit", "--config", "digits_simclr.yaml", "--model.init_from", "p.ckpt"],
+])  # fmt: skip
+def test_a_pipe_is_no_file(words: list[str], here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "r" / "checkpoints").mkdir(parents=True)
+    for name in ("p.pth", "p.png", "p.html", "p.ckpt", "r/checkpoints/last.ckpt"):
+        os.mkfifo(here / name)
+    with ended_within(20), pytest.raises(SystemExit) as stop:
+        main(words)
+    assert (stop.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
 
 
 def test_paths_are_as_typed() -> None:

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+from usl_lightning.base.atomic import check_file
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import as_noted
 
@@ -33,6 +34,8 @@ def load_arrays(path: Path, *, where: str | None = None, content: bytes | None =
     import numpy as np  # the front tells of other mistakes without it
 
     try:
+        if content is None:
+            check_file(path)
         loaded = np.load(path if content is None else io.BytesIO(content), allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             arrays = {"": loaded}
@@ -85,8 +88,9 @@ def check_records(path: str | Path) -> None:
     """Compare every record of a zip file, as `torch.save` writes it, with its checksum: `torch.load` does not.
 
     Raises:
-        BadZipFile: a record is not what was written; other errors where the file is no zip.
+        BadZipFile: a record is not what was written; other errors where the file is no zip, or none at all.
     """
+    check_file(path)
     with zipfile.ZipFile(path) as records:
         bad = records.testzip()
     if bad is not None:

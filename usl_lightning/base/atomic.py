@@ -69,8 +69,9 @@ def check_replaceable(path: Path, is_own: Callable[[bytes], bool], option: str) 
     if not path.exists():
         return
     try:
+        check_file(path)
         with open(path, "rb") as file:
-            own = stat.S_ISREG(os.fstat(file.fileno()).st_mode) and is_own(file.read(HEAD))
+            own = is_own(file.read(HEAD))
     except OSError:
         own = False
     if not own:
@@ -83,9 +84,18 @@ def read_file(path: str | Path) -> bytes:
     Raises:
         OSError: it cannot be read, or is none: a device or a pipe, of which some never end.
     """
-    _check_file(os.stat(path))
+    check_file(path)
     with open(path, "rb") as file:
         return file.read()
+
+
+def check_file(path: str | Path) -> None:
+    """Make sure that what is opened next ends.
+
+    Raises:
+        OSError: there is no such file, or it is none: a device or a pipe, which may be waited for without end.
+    """
+    _check_file(os.stat(path))
 
 
 def real_path(path: Path) -> Path:
@@ -159,9 +169,11 @@ def sweep(target: Path) -> None:
         for name in os.listdir(target.parent):
             if name.startswith(prefix) and name.removeprefix(prefix).removesuffix(".tmp").isdecimal():
                 left = target.with_name(name)
-                with suppress(OSError), open(left, "rb") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    left.unlink()
+                with suppress(OSError):
+                    check_file(left)
+                    with open(left, "rb") as file:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        left.unlink()
 
 
 def flush_folder(folder: Path) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from usl_lightning.base.atomic import atomic_path, read_file
+from usl_lightning.base.atomic import atomic_path, check_file, read_file
 from usl_lightning.base.errors import UslError
 
 DEEPEST = 100
@@ -185,6 +185,7 @@ def sha256_of(content: bytes) -> str:
 
 def sha256_of_file(path: str | Path) -> str:
     """`sha256:<hex>` of a file's bytes."""
+    check_file(path)
     with open(path, "rb") as file:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 

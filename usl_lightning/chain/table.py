@@ -7,6 +7,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from usl_lightning.base.atomic import read_file
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.documents import document_text
 from usl_lightning.base.errors import UslError, printable
@@ -231,7 +232,7 @@ def _failing(run: TableRun, cell: Cell, stage: Stage) -> Iterator[None]:
 def _options(run: TableRun, cell: Cell) -> RunOptions:
     """What the cell's own `usl run` comes to; its chain is written where that finds it."""
     path, text = run.folder / cell.name / "chain.yaml", document_text(cell.content)
-    if not path.exists() or path.read_text(encoding="utf-8") != text:
+    if not path.exists() or read_file(path) != text.encode():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
     options = RunOptions.parse([str(path), f"--name={cell.name}", f"--out={run.folder}", *run.passed])

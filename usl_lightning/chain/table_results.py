@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import guarded
 from usl_lightning.base.files import write_json, write_text
 from usl_lightning.chain.table_spec import Cell, Published, Table
@@ -239,7 +240,7 @@ def write_results(figures: Figures, folder: Path, *, again: bool) -> Sequence[st
     """
     known = folder / "table.csv"
     text = figures.csv()
-    if again or not known.exists() or known.read_text(encoding="utf-8") != text or not (folder / "table.md").exists():
+    if again or not known.exists() or read_file(known) != text.encode() or not (folder / "table.md").exists():
         write_json(
             folder / "table.json", {"table": figures.name, "seeds": list(figures.seeds), "cells": figures.told()}
         )

@@ -10,7 +10,7 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning import LightningModule, Trainer
 
-from usl_lightning.base.atomic import atomic_path, flush_folder
+from usl_lightning.base.atomic import atomic_path, check_file, flush_folder
 from usl_lightning.base.classes import moved
 from usl_lightning.base.errors import UslError
 
@@ -43,6 +43,7 @@ _NAME = re.compile(r"step=\d{8,}\.ckpt")
 def _identity_in(path: Path) -> Mapping[str, Any] | None:
     """The identity in a checkpoint, of which no tensor is read; None if it is none of ours, or cannot be read."""
     try:
+        check_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)[IDENTITY]
     except Exception:
         return None

@@ -13,6 +13,7 @@ from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 from tqdm import tqdm
 
+from usl_lightning.base.atomic import check_file, read_file
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.machine import is_main_process
@@ -117,7 +118,7 @@ class MetricsCSV(Logger):
     def _rows(self) -> tuple[list[tuple[int, str, str]], int, bool]:
         """Step, name and text of each row, the damaged lines that are none, and whether the last was cut short."""
         try:
-            text = self.path.read_text(encoding="utf-8", errors="replace")
+            text = read_file(self.path).decode("utf-8", "replace")
         except FileNotFoundError:
             return [], 0, False
         except OSError as error:
@@ -137,6 +138,8 @@ class MetricsCSV(Logger):
         if not rows:
             return  # the file would be there without its header
         try:
+            if self.path.exists():
+                check_file(self.path)
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write("".join(rows))
         except OSError as error:

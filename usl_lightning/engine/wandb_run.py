@@ -16,6 +16,7 @@ from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import WandbLogger
 
+from usl_lightning.base.atomic import read_file
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.machine import is_main_process
@@ -147,7 +148,7 @@ def finish_wandb(logger: WandbLogger, metrics: Mapping[str, Any], labels: Path |
 def _run_id(run_dir: Path) -> str:
     """The run's, as it is kept in the stage's folder; a new one if there is none."""
     with suppress(OSError, UnicodeDecodeError):
-        kept = (run_dir / ".wandb_id").read_text(encoding="utf-8").strip()
+        kept = read_file(run_dir / ".wandb_id").decode().strip()
         if re.fullmatch(r"[\w-]{1,64}", kept):
             return kept
     return uuid.uuid4().hex[:12]

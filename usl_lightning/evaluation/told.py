@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from usl_lightning.base.atomic import atomic_path
+from usl_lightning.base.atomic import atomic_path, check_file
 
 PREDICTIONS = "predictions"
 """Name of the file, without its suffix, among the outputs of a stage."""
@@ -120,6 +120,7 @@ class Told:
     def read(cls, path: Path) -> "Told | None":
         """What `write` wrote; None if there is none, or it is damaged."""
         try:
+            check_file(path)
             with np.load(path, allow_pickle=False) as kept:
                 held = HeldOut(*(torch.from_numpy(kept[name]) for name in ("labelled", "given", "held_out")))
                 labels, *rest = (torch.from_numpy(kept[name]) for name in ("labels", "probabilities", "margins"))

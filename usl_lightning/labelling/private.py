@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 
+from usl_lightning.base.atomic import check_file
+
 _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -30,9 +32,11 @@ def leading_to(address: str, folder: Path) -> Iterator[str]:
         folder: where to put the page: browsers in a sandbox see a user's own folders, not the temporary one.
     """
     for left in folder.glob(".usl-label-*.html"):  # by servers that were killed
-        with suppress(OSError), open(left, "rb") as page:
-            fcntl.flock(page, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
+        with suppress(OSError):
+            check_file(left)
+            with open(left, "rb") as page:
+                fcntl.flock(page, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
     try:
         handle, name = tempfile.mkstemp(".html", ".usl-label-", folder.absolute())
     except OSError:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from usl_lightning.base.arrays import check_records
+from usl_lightning.base.atomic import check_file
 from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.models.backbones import OURS, create_backbone
@@ -163,6 +164,7 @@ def import_checkpoint(path: Path, kind: str, backbone: str | None = None, size: 
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
+        check_file(path)
         if path.suffix == ".safetensors":
             from timm.models import load_state_dict
 

@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from usl_lightning.base.atomic import check_file, read_file
 from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import read_json
@@ -238,6 +239,7 @@ def _first_written(stage: StageReport) -> tuple[float, str]:
 def held(folder: Path) -> bool:
     """Whether a process is at work in the folder of a stage."""
     try:
+        check_file(folder / ".lock")
         with open(folder / ".lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -257,7 +259,7 @@ def read_curves(path: Path) -> Curves:
     """
     curves: Curves = {}
     try:
-        content = path.read_bytes()
+        content = read_file(path)
     except OSError:
         return {}
     for line in content.decode("utf-8", "replace").splitlines()[1:]:

@@ -188,6 +188,7 @@ def test_wrong_keys_in_a_file(old: str, new: str, parts: list[str], refusal: Ref
     ("--data=torch.nn.Linear", "--data: expected the name of a LightningDataModule, found torch.nn.Linear"),
     ("--model.view={class_path: os.system}", "--model.view: expected the name of a Module, found os.system"),
     ("--model.optimizer=os.system", "--model.optimizer: expected parameters of Optimization, as in --model.opt"),
+    ("--model.optimizer.class_path=os.system", "--model.optimizer.class_path: expected parameters of Optimization, as"),
     ("--trainer.logger=CSVLogger", "--trainer.logger.save_dir must be given"),
     ("--trainer.callbacks=[{class_path: os.system}]", "--trainer.callbacks: expected the name of a Callback, found os"),
     ("--trainer.callbacks=os.system", "--trainer.callbacks: expected list[Callback] or Callback, found os.system"),

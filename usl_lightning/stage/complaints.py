@@ -103,8 +103,10 @@ def _about_a_class(found: Mapping[str, str | None], key: str, stage: StageComman
         missing = [f"--{key}.{name.strip()}" for name in found["required"].split(",")]
         return f"{stage.configs[-1]}: {', '.join(missing)} must be given"
     if found["only"]:
+        named = (name for name, value in stage.flat().items() if str(value) == found["other"])
+        key = next((name.removesuffix(".class_path") for name in named if name.endswith(".class_path")), key)
         expected = f"parameters of {found['only']}, as in --{key}.NAME"
-        return f"{_where(stage, key)}: expected {expected}, found {found['other']}"
+        return f"{_where_class(stage, key)}: expected {expected}, found {found['other']}"
     base = f"a {found['base']}" if found["base"] else "a class, package.module.Class"
     return f"{_where_class(stage, key)}: expected the name of {base}, found {found['path'] or 'nothing'}"
 

@@ -27,6 +27,7 @@ from usl_lightning.models.method import Method
 from usl_lightning.stage.words import StageCommand
 
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
+    "Adapter": {"": {"unlabelled_weight": 1.0}, "bottleneck": {"tuned": "bottleneck", "unlabelled_weight": 1.0}},
     "MoCo": {
         "": {"queue_size": 96},  # a ring of three batches
         "cld": {"queue_size": 96, "projection_layers": 1, "cld_weight": 0.8, "cld_clusters": 6},

@@ -22,11 +22,12 @@ from usl_lightning.labels import LabelIndex
 from usl_lightning.models.encoder import load_encoder, read_checkpoint
 from usl_lightning.models.heads import load_classifier
 from usl_lightning.semisup.blend import Blend
+from usl_lightning.semisup.ensemble import Ensemble
 from usl_lightning.semisup.few_labels import FewLabels
 from usl_lightning.semisup.probe import Probe
 from usl_lightning.semisup.propagate import Propagate
 
-METHODS = ("probe", "propagate", "blend")
+METHODS = ("probe", "propagate", "blend", "ensemble")
 IMAGES = 400
 
 ORDER = np.random.default_rng(0).permutation(1797)
@@ -142,7 +143,7 @@ def test_a_selector_hears_the_same_of_it(method: str, fitted: dict[str, Path], b
     stored = read_checkpoint(path)
     more = {"k": 3} if method == "propagate" else {}
     spec = ImageSpec(1, 8, 8, (0.5,), (0.5,), tuple(map(str, range(10))))
-    model = {"probe": Probe, "propagate": Propagate, "blend": Blend}[method](image=spec, features="at hand", **more)
+    model = {"probe": Probe, "propagate": Propagate, "blend": Blend, "ensemble": Ensemble}[method](image=spec, features="at hand", **more)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
     votes = load_votes(path)
@@ -292,7 +293,7 @@ def test_images_without_an_answer_are_left_out_if_so_asked(
 
 
 def make(method: str, classes: int = 3) -> FewLabels:
-    found = {"probe": Probe, "propagate": Propagate, "blend": Blend}[method]
+    found = {"probe": Probe, "propagate": Propagate, "blend": Blend, "ensemble": Ensemble}[method]
     names = tuple(map(str, range(classes)))
     return found(image=ImageSpec(1, 8, 8, (0.5,), (0.5,), names), features="unused")  # type: ignore[no-any-return]
 

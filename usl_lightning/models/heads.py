@@ -4,6 +4,7 @@ import itertools
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -107,6 +108,28 @@ class Classifier(Ranged, nn.Module):
         return self.head(self.encoder(images))
 
 
+class Bottleneck(nn.Module):
+    """Features [b, d] -> the same with what two layers make of them, at first nothing (Houlsby et al., ICML 2019).
+
+    Args:
+        inputs: d.
+        width: r, of the layer between.
+        alpha: α; what the layers make is scaled by α / r.
+    """
+
+    def __init__(self, inputs: int, width: int, alpha: float) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(inputs, width), nn.Linear(width, inputs)
+        self.register_buffer("scale", torch.tensor(alpha / width))
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features [b, d]."""
+        made: Tensor = self.up(F.relu(self.down(features)))
+        return features + self.get_buffer("scale") * made
+
+
 class UnitLength(nn.Module):
     """Features [b, d] -> the same at length 1; zeros stay zeros."""
 
@@ -133,15 +156,18 @@ def load_classifier(path: str | Path) -> Classifier:
         raise UslError(f"{path}: holds no classifier; expected a checkpoint of a stage that trains with labels")
     classifier = Classifier(load_encoder(path, "ema"), len(matrices[-1]))
     with as_written(path):
-        classifier.head = classifier_head(
-            matrices[0].shape[1],
-            len(matrices[0]),
-            len(matrices[-1]),
-            layers=len(matrices) - 1,
-            norm=any(name.endswith("running_mean") for name in state),
-        )
+        classifier.head = _head_like(state, matrices)
         classifier.head.load_state_dict(state)
     return classifier.eval()
+
+
+def _head_like(state: dict[str, Tensor], matrices: list[Tensor]) -> nn.Module:
+    """A head of the sizes of a state dict, which is yet to be loaded."""
+    outputs, inputs = len(matrices[-1]), matrices[0].shape[1]
+    if "0.down.weight" in state:
+        return nn.Sequential(Bottleneck(inputs, len(matrices[0]), 1.0), nn.Linear(inputs, outputs))
+    norm = any(name.endswith("running_mean") for name in state)
+    return classifier_head(inputs, len(matrices[0]), outputs, layers=len(matrices) - 1, norm=norm)
 
 
 def with_projection(encoder: Encoder, path: str | Path) -> Encoder:

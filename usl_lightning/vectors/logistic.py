@@ -4,7 +4,7 @@ Folds, repeats and strengths of a cross-validation are problems that share their
 products of matrices a step instead of as many runs of a solver.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -179,13 +179,29 @@ class LogisticLearner:
             [S, B, m, c].
         """
         chosen = range(len(self.strengths)) if settings is None else settings
-        weights = train.to(self.x)
-        penalties = torch.cat([1 / (self.strengths[each] * weights.sum(1)) for each in chosen])
-        found, biases = fit_logistic(
-            self.x, self.labels, weights.repeat(len(chosen), 1), penalties, num_classes=self.num_classes, tolerance=1e-2
-        )
+        found, biases = self._fitted(train, chosen)
         logits = self.x @ found.mT + biases[:, None]
         return logits.view(len(chosen), len(train), *logits.shape[1:])
+
+    def everywhere(self, train: Tensor, setting: int) -> Iterator[Tensor]:
+        """Logits [n, c] of all rows by what is learned from some of the labelled ones, for each of B.
+
+        Args:
+            train: bool [B, m], which of them each of B learns from, at least one.
+            setting: place in `strengths`.
+        """
+        weights, biases = self._fitted(train, [setting])
+        weights = weights / self.scale
+        for weight, bias in zip(weights, biases - weights @ self.mean, strict=True):
+            yield F.linear(self.features, weight, bias)
+
+    def _fitted(self, train: Tensor, chosen: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Weights [S·B, c, d] and biases [S·B, c], of the scaled rows."""
+        weights = train.to(self.x)
+        penalties = torch.cat([1 / (self.strengths[each] * weights.sum(1)) for each in chosen])
+        return fit_logistic(
+            self.x, self.labels, weights.repeat(len(chosen), 1), penalties, num_classes=self.num_classes, tolerance=1e-2
+        )
 
     def head(self, setting: int) -> LinearHead:
         """What is learned from all labels."""

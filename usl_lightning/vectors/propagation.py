@@ -1,7 +1,7 @@
 """Label propagation: the labels of a few points spread along the neighbourhoods of all (Zhou et al., NIPS 2003)."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -244,17 +244,35 @@ class PropagationLearner:
     def head(self, setting: int) -> NeighborHead:
         """What spreads from all labels."""
         everything = torch.ones(1, len(self.rows), dtype=torch.bool, device=self.rows.device)
-        columns = balanced(self.labels, everything, self.num_classes)[0]
-        sources = torch.zeros(len(self.x), self.num_classes, device=self.x.device)
-        values = propagate(self.graph, sources.index_copy_(0, self.rows, columns), self.alphas[setting])
-        near = torch.cat(
-            [nearness(self.x[part] @ self.x[self.rows].T) @ columns for part in chunks(len(self.x), 4 * len(self.rows))]
-        )
+        (values,) = self._values(everything, setting)
         head = NeighborHead(len(self.x), self.x.shape[1], self.num_classes, self.k).to(self.x.device)
         head.bank.copy_(self.x)
         head.mean.copy_(self.mean)
-        head.values.copy_(_or(values.clamp_min(0), near) * self.graph.degrees.rsqrt()[:, None])
+        head.values.copy_(values * self.graph.degrees.rsqrt()[:, None])
         return head
+
+    def everywhere(self, train: Tensor, setting: int) -> Iterator[Tensor]:
+        """Logarithms of shares [n, c] of all points by what spreads from some labels, for each of B.
+
+        Args:
+            train: bool [B, m], which labels are known to each of B.
+            setting: place in `alphas`.
+        """
+        return (log_shares(values) for values in self._values(train, setting))
+
+    def _values(self, train: Tensor, setting: int) -> Iterator[Tensor]:
+        """For each of B the value of each point, [n, c]; of several, by way of a column for each label."""
+        columns, alone = balanced(self.labels, train, self.num_classes), len(train) == 1
+        values, near = self._spread(columns[0] if alone else torch.eye(len(self.rows), device=self.x.device), setting)
+        for each in columns:
+            yield _or((values if alone else values @ each).clamp_min(0), near if alone else near @ each)
+
+    def _spread(self, columns: Tensor, setting: int) -> tuple[Tensor, Tensor]:
+        """What arrives at each point from columns [m, …] at the labelled ones, and what is near it, [n, …]."""
+        sources = torch.zeros(len(self.x), columns.shape[1], device=self.x.device)
+        values = propagate(self.graph, sources.index_copy_(0, self.rows, columns), self.alphas[setting])
+        parts = chunks(len(self.x), 4 * len(self.rows))
+        return values, torch.cat([nearness(self.x[part] @ self.x[self.rows].T) @ columns for part in parts])
 
     def scores(self, head: nn.Module) -> Tensor:
         """Logarithms of shares [n, c] of all points, as they were solved."""

@@ -1,6 +1,6 @@
 """Learners of few labels, and the mean of what several of them say."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -15,6 +15,9 @@ class Learner(Protocol):
 
     def held_out(self, train: Tensor, settings: Sequence[int] | None = None) -> Tensor:
         """Logits [S, B, m, c] of all labelled rows by what is learned from some of them, `train`, bool [B, m]."""
+
+    def everywhere(self, train: Tensor, setting: int) -> Iterator[Tensor]:
+        """Logits [n, c] of all rows by what is learned in one setting from some labelled ones, for each of B."""
 
     def head(self, setting: int) -> nn.Module:
         """What is learned from all labels: unit features [b, d] -> logits [b, c]."""

@@ -30,7 +30,6 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.features.published import extract_features
-from usl_lightning.init.choice import BACKBONE
 from usl_lightning.labels import LabelIndex
 from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
 from usl_lightning.semisup.blend import Blend
@@ -83,7 +82,8 @@ def adapter(data: Features, root: Path, rows: Tensor, budget: int, seed: int, tu
     run_dir, source = data.work / f"adapter-{tuned}-{budget}-{seed}-{steps}", data.sources[0]
     index = data.work / f"labels-{budget}-{seed}.json"
     labels = tuple(source.labels[rows].tolist())
-    LabelIndex(dataset_id(source), {"name": "kmeans_nearest"}, tuple(rows.tolist()), labels, source.classes).write(index)
+    picked = LabelIndex(dataset_id(source), {"name": "kmeans_nearest"}, tuple(rows.tolist()), labels, source.classes)
+    picked.write(index)
     words = ["--config", "folder_adapter.yaml", "--data.dir", root, "--data.labels", index, "--run_dir", run_dir]
     words += [f"--model.tuned={tuned}", f"--trainer.max_steps={steps}", "--seed_everything", seed]
     words += ["--data.eval_batch_size", 32]
@@ -95,9 +95,10 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Of one classifier at one budget."""
     told = [run["estimate"] for run in runs if run.get("estimate")]
     inside = [run["estimate"][1] <= run["accuracy"] <= run["estimate"][2] for run in runs if run.get("estimate")]
+    estimates = {"estimates": [[round(x, 4) for x in each] for each in told], "interval_holds": sum(inside)}
     return {
         **summed([run["accuracy"] for run in runs]),
-        **({"estimates": [[round(x, 4) for x in each] for each in told], "interval_holds": sum(inside)} if told else {}),
+        **(estimates if told else {}),
         "processor_seconds": summed([run["processor_seconds"] for run in runs])["mean"],
     }
 
@@ -124,7 +125,7 @@ def main() -> None:
     spec = ImageSpec(3, 8, 8, (0.0,) * 3, (1.0,) * 3, classes)
     result = HERE / "results" / f"few_label_{options.set}.json"
     report: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {"budgets": {}}
-    report |= {"machine": machine(), "set": options.set, "new_images": len(data.truth), "labels_by": BACKBONE + f", {kind}"}
+    report |= {"machine": machine(), "set": options.set, "features": kind, "new_images": len(data.truth)}
 
     def keep(budget: int, name: str, runs: list[dict[str, Any]]) -> None:
         report["budgets"].setdefault(str(budget), {})[name] = found = summary(runs)

@@ -56,9 +56,12 @@ def moved(model: Adapter) -> Adapter:
 
 
 def batch(n: int = 6) -> SemiBatch:
-    slots = torch.arange(n)
-    labelled = Batch(images(n), slots % 10, slots, Key.of(0, slots=slots))
-    return SemiBatch(labelled, Batch(images(n + 1), torch.full((n + 1,), -1), torch.arange(n + 1), Key.of(1, slots=torch.arange(n + 1))))
+    def part(count: int, seed: int) -> Batch:
+        slots = torch.arange(count)
+        labels = torch.full_like(slots, -1) if seed else slots % 10
+        return Batch(images(count), labels, slots, Key.of(seed, slots=slots))
+
+    return SemiBatch(part(n, 0), part(n + 1, 1))
 
 
 # The update ----------------------------------------------------------------------------------------------

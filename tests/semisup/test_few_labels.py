@@ -27,7 +27,8 @@ from usl_lightning.semisup.few_labels import FewLabels
 from usl_lightning.semisup.probe import Probe
 from usl_lightning.semisup.propagate import Propagate
 
-METHODS = ("probe", "propagate", "blend", "ensemble")
+CLASSES: dict[str, Any] = {"probe": Probe, "propagate": Propagate, "blend": Blend, "ensemble": Ensemble}
+METHODS = tuple(CLASSES)
 IMAGES = 400
 
 ORDER = np.random.default_rng(0).permutation(1797)
@@ -143,7 +144,7 @@ def test_a_selector_hears_the_same_of_it(method: str, fitted: dict[str, Path], b
     stored = read_checkpoint(path)
     more = {"k": 3} if method == "propagate" else {}
     spec = ImageSpec(1, 8, 8, (0.5,), (0.5,), tuple(map(str, range(10))))
-    model = {"probe": Probe, "propagate": Propagate, "blend": Blend, "ensemble": Ensemble}[method](image=spec, features="at hand", **more)
+    model = CLASSES[method](image=spec, features="at hand", **more)
     model.on_load_checkpoint(stored)
     model.load_state_dict(stored["state_dict"])
     votes = load_votes(path)
@@ -293,7 +294,7 @@ def test_images_without_an_answer_are_left_out_if_so_asked(
 
 
 def make(method: str, classes: int = 3) -> FewLabels:
-    found = {"probe": Probe, "propagate": Propagate, "blend": Blend, "ensemble": Ensemble}[method]
+    found = CLASSES[method]
     names = tuple(map(str, range(classes)))
     return found(image=ImageSpec(1, 8, 8, (0.5,), (0.5,), names), features="unused")  # type: ignore[no-any-return]
 

@@ -106,9 +106,9 @@ class Adapter(SemiSupervisedModule):
     """A published network, or an earlier stage's, whose weights get low-rank updates; or a bottleneck on its features.
 
     The head begins as logistic regression on the features of the labelled images, so that the updates begin from its
-    accuracy (linear probing, then fine-tuning: Kumar et al., ICLR 2022). Batch norm keeps the statistics it has. Between
-    steps the network has its updated weights, and so has its moving average: whatever takes the checkpoint finds a
-    network like any other.
+    accuracy (linear probing, then fine-tuning: Kumar et al., ICLR 2022). Batch norm keeps the statistics it has.
+    Between steps the network has its updated weights, and so has its moving average: whatever takes the checkpoint
+    finds a network like any other.
 
     Args:
         image: channels, size, statistics and classes of the images; the command line takes it from the data.
@@ -177,7 +177,7 @@ class Adapter(SemiSupervisedModule):
         return self
 
     def setup(self, stage: str) -> None:
-        """Start from an earlier encoder and from logistic regression; a checkpoint being resumed is loaded later and wins.
+        """Start from an earlier encoder and logistic regression; a checkpoint being resumed is loaded later and wins.
 
         Raises:
             UslError: the network has learned nothing yet.
@@ -211,7 +211,7 @@ class Adapter(SemiSupervisedModule):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
-        """A step of the optimizer, then the network and its moving average take the updates: all are in a checkpoint."""
+        """A step of the optimizer, which the network and its moving average take over: all of it is in a checkpoint."""
         optimizer.step(closure=optimizer_closure)
         if self.low_rank is not None:
             self.low_rank.merge(self.model.encoder.net)

@@ -1,4 +1,4 @@
-"""Few-label ensembles over networks (V-PET: Zhang et al., NeurIPS 2025): they vote, and a new one learns what they say."""
+"""Ensembles over networks (V-PET: Zhang et al., NeurIPS 2025): they vote, and a new classifier learns what they say."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -98,7 +98,7 @@ class Student:
             yield soft_targets(torch.stack(votes), self.rows[known], self.labels[known], self.num_classes)
 
     def held_out(self, train: Tensor, settings: Sequence[int] | None = None) -> Tensor:
-        """Scores [1, B, m, c] of the labelled rows; the voters, too, learn from the labels of each of bool [B, m] alone."""
+        """Scores [1, B, m, c] of the labelled rows; the voters, too, know the labels of each of bool [B, m] alone."""
         return torch.stack([scores[self.rows] for scores in self.everywhere(train, 0)])[None]
 
     def everywhere(self, train: Tensor, setting: int) -> Iterator[Tensor]:

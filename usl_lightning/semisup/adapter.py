@@ -200,7 +200,7 @@ class Adapter(SemiSupervisedModule):
         rows, labels = (torch.tensor(column)[:PROBED] for column in data.index.for_training())
         encoder, device = self.model.encoder, self.trainer.strategy.root_device
         encoder.to(device)
-        parts = rows.split(batch_that_fits(data.train_source, device))
+        parts = torch.split(rows, batch_that_fits(data.train_source, device))
         features = torch.cat([encoder(data.train_source.read(part).to(device)) for part in parts]).float()
         places = torch.arange(len(rows), device=device)
         found = LogisticLearner(features, places, labels.to(device), self.image.num_classes, [STRENGTH]).head(0)
@@ -233,7 +233,7 @@ class Adapter(SemiSupervisedModule):
             self.log_training(loss=loss)
             return loss
         strong = self.strong(unlabelled.images, unlabelled.key.fold("strong"))
-        x, strong = self.updated(torch.cat([views, strong])).split([len(views), len(strong)])
+        x, strong = torch.split(self.updated(torch.cat([views, strong])), [len(views), len(strong)])
         with torch.no_grad():  # no batch norm minds which images share a pass
             weak = full_precision(self.model(self.weak(unlabelled.images, unlabelled.key.fold("weak"))))
         weak = self.guided(weak, unlabelled.indices)

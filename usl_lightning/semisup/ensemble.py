@@ -167,7 +167,7 @@ class Ensemble(FewLabels):
         classes = self.image.num_classes
         voters = [
             Voter(unit_rows(part), rows, labels, classes, self.strength, self.k, self.alpha)
-            for part in features.split(self.widths(features.shape[1]), 1)
+            for part in torch.split(features, self.widths(features.shape[1]), 1)
         ]
         return (Student(features, rows, labels, classes, voters, self.penalty),)
 

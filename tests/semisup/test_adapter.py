@@ -3,16 +3,23 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from training import few_labels, train
 
+from usl_lightning import Classifier
 from usl_lightning.base.errors import UslError
+from usl_lightning.cli import main
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import FixMatchStrong, Weak
+from usl_lightning.labels import LabelIndex
 from usl_lightning.models.encoder import Encoder, encoder_entry, load_encoder
 from usl_lightning.models.heads import load_classifier
 from usl_lightning.semisup.adapter import Adapter, LowRank, low_rank_weight, updatable
@@ -161,7 +168,7 @@ def test_the_loss_is_that_of_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
                 passed += 1
                 slow = slow - 0.5 * model.model(other[None]).log_softmax(1)[0, p.argmax()] / len(weak)
     assert 0 < passed < len(weak)
-    assert float(loss) == pytest.approx(float(slow), rel=1e-5)
+    assert loss.item() == pytest.approx(float(slow), rel=1e-5)
 
 
 # A run ---------------------------------------------------------------------------------------------------
@@ -207,6 +214,31 @@ def test_the_head_begins_with_what_the_labels_say(earlier: Path, tmp_path: Path)
     with torch.no_grad():
         told = made[0].eval().model(data.train_source.read(rows)).argmax(1)
     assert float((told == labels).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("config", ["folder_adapter.yaml", "folder_fixmatch.yaml"])
+def test_a_published_network_is_trained_and_looks_at_images(config: str, tmp_path: Path) -> None:
+    """By the real command; another method trains all of the same network."""
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        folder = tmp_path / "photos" / "train" / "ab"[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = generator.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    source = open_source("folder", "train", dir=str(tmp_path / "photos"))
+    few, classes = tuple(source.labels[:8].tolist()), source.classes
+    LabelIndex(dataset_id(source), {}, tuple(range(8)), few, classes).write(tmp_path / "labels.json")
+    given = {
+        "data.dir": tmp_path / "photos", "data.labels": tmp_path / "labels.json", "data.image_size": 64,
+        "data.batch_size": 2, "data.unlabelled_ratio": 1, "data.channels": 3, "trainer.max_steps": 1,
+        "model.backbone": "tf_efficientnet_lite0", "model.pretrained": "true", "run_dir": tmp_path / "run",
+    }  # fmt: skip
+    main(["fit", "--config", config, *(f"--{key}={value}" for key, value in given.items())])
+    found = Classifier.load(tmp_path / "run").predict(tmp_path / "photos" / "train" / "a")
+    network = load_classifier(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    seen = open_source("folder", "train", dir=str(tmp_path / "photos"), image_size=64).read(torch.arange(6))
+    with torch.no_grad():
+        torch.testing.assert_close(found.probabilities, network(seen).softmax(1), atol=1e-4, rtol=1e-3)
 
 
 def test_a_network_that_has_learned_nothing_is_refused() -> None:

@@ -10,12 +10,15 @@ beside them. On emoji the ensemble's networks are EfficientNet-Lite0 to 2, whose
 on Fashion-MNIST those two. An adapter is `usl fit --config folder_adapter.yaml` with the same labels, for so few
 steps that it ends on a CPU. Accuracy is that on new images, time that of all processors, without features.
 
-Each figure is kept in results/few_label_SET.json as soon as it is there.
+Each run is kept in runs/benchmark_own_images/, and results/few_label_SET.json has each figure as soon as it is there,
+so that a broken benchmark goes on, and one with more seeds repeats nothing.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +94,14 @@ def adapter(data: Features, root: Path, rows: Tensor, budget: int, seed: int, tu
     return {"accuracy": json.loads((run_dir / "result.json").read_text())["test_accuracy"], **times}
 
 
+def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What is in a file, made and written if it is not there."""
+    if not path.exists():
+        path.write_text(json.dumps(make()))
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
 def summary(runs: list[dict[str, Any]]) -> dict[str, Any]:
     """Of one classifier at one budget."""
     told = [run["estimate"] for run in runs if run.get("estimate")]
@@ -145,11 +156,13 @@ def main() -> None:
                 if options.set == "emoji":
                     given["blend, all networks"] = parts, Blend(image=spec, features="at hand")
                 for name, (features, model) in given.items():
-                    runs.setdefault(name, []).append(learned(model, features, rows, labels, data.truth, seed))
+                    make = partial(learned, model, features, rows, labels, data.truth, seed)
+                    runs.setdefault(name, []).append(kept(work / f"few-{name}-{budget}-{seed}.json", make))
                     keep(budget, name, runs[name])
             for tuned in options.tuned if seed < options.adapters else ():
                 name = f"adapter, {tuned}, {options.steps} steps"
-                runs.setdefault(name, []).append(adapter(data, root, rows, budget, seed, tuned, options.steps))
+                make = partial(adapter, data, root, rows, budget, seed, tuned, options.steps)
+                runs.setdefault(name, []).append(kept(work / f"few-{name}-{budget}-{seed}.json", make))
                 keep(budget, name, runs[name])
 
 

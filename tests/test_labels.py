@@ -73,8 +73,9 @@ def indexes(draw):
     labels = [draw(st.none() | st.integers(0, 2)) for _ in indices]
     files = draw(st.none() | st.just(tuple(f"{i}/ü.png" for i in indices)))
     unsure = tuple(i for i, label in zip(indices, labels, strict=True) if label is None and draw(st.booleans()))
-    bulk = tuple(i for i, label in zip(indices, labels, strict=True) if label is not None and draw(st.booleans()))
-    return index(indices, labels, files=files, unsure=unsure, bulk=bulk)
+    labelled = [i for i, label in zip(indices, labels, strict=True) if label is not None]
+    bulk, added = (tuple(i for i in labelled if draw(st.booleans())) for _ in range(2))
+    return index(indices, labels, files=files, unsure=unsure, bulk=bulk, added=added)
 
 
 @given(indexes())
@@ -172,10 +173,36 @@ def test_answers_of_a_row_are_told_apart(tmp_path):
     assert read.difference(index([17])).bulk == ()
 
 
-@pytest.mark.parametrize("bulk", [[99], [17, 17], ["17"], [None]])
-def test_only_images_with_a_label_can_be_bulk(tmp_path, bulk):
-    wrong = written(tmp_path, json.dumps({**GOOD, "bulk": bulk}))
-    refused(lambda: LabelIndex.read(wrong), f"{wrong}: 'bulk' names")
+def test_images_that_were_added_are_told_apart(tmp_path):
+    read = LabelIndex.read(written(tmp_path, json.dumps({**GOOD, "added": [17]})))
+    assert (read.added, read.chosen, read.picks.indices) == ((17,), len(read) - 1, read.indices[1:])
+    assert read.answered.for_training() == ([17, 9], [2, 0])
+    assert read.union(index([19], [1], added=(19,))).added == (17, 19)
+    assert read.union(index([17])).added == ()  # another has chosen it
+    assert index([17]).union(read).added == ()
+    assert read.difference(index([17])).added == ()
+
+
+def test_more_images_are_added_and_those_without_a_label_go_again(tmp_path):
+    with_files = {**GOOD, "files": ["a.png", "b.png", "c.png"], "hashes": [f"sha256:{i:064}" for i in range(3)]}
+    with_files["followers"] = [[1], [19], []]
+    before = LabelIndex.read(written(tmp_path, json.dumps(with_files)))
+    more = before.with_added([19, 7], ["19.png", "7.png"], [f"sha256:{i:064}" for i in (19, 7)])
+    assert (more.indices[3:], more.labels[3:], more.added) == ((19, 7), (None, None), (19, 7))
+    assert more.followers == ((1,), (), (), (), ())
+    assert more.settled.indices == before.indices
+    labelled = replace(more, labels=(*before.labels, None, 1)).settled
+    labelled.write(tmp_path / "more.json")
+    assert LabelIndex.read(tmp_path / "more.json") == labelled
+    assert (labelled.indices[3:], labelled.files[3:], labelled.hashes[3:]) == ((7,), ("7.png",), (f"sha256:{7:064}",))
+    assert index([4]).with_added([19]).followers == ()
+
+
+@pytest.mark.parametrize("images", [[99], [17, 17], ["17"], [None]])
+@pytest.mark.parametrize("key", ["bulk", "added"])
+def test_only_images_with_a_label_can_be_bulk_or_added(tmp_path, key, images):
+    wrong = written(tmp_path, json.dumps({**GOOD, key: images}))
+    refused(lambda: LabelIndex.read(wrong), f"{wrong}: '{key}' names")
 
 
 @pytest.mark.parametrize("unsure", [[17], [5], [4, 4], ["4"], [None], [4.0]])

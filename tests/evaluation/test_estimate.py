@@ -174,6 +174,16 @@ def test_nearest_share() -> None:
     assert nearest_share(x, torch.tensor([0, 3])).tolist() == [0.75, 0.25]
 
 
+def test_what_was_added_has_no_share() -> None:
+    angles = torch.tensor([0.0, 0.3, 0.4, 1.5])
+    x = torch.stack([angles.cos(), angles.sin()], 1)
+    rows, chosen = torch.tensor([0, 2, 3]), torch.tensor([True, False, True])
+    assert nearest_share(x, rows).tolist() == [0.25, 0.5, 0.25]
+    assert nearest_share(x, rows, chosen).tolist() == [0.75, 0.0, 0.25]
+    assert nearest_share(x, rows, torch.zeros(3, dtype=torch.bool)).tolist() == [0.0] * 3
+    assert torch.equal(nearest_share(x, rows, torch.ones(3, dtype=torch.bool)), nearest_share(x, rows))
+
+
 # Learning curve ------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """The labelling page in a real browser, for tests."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def opened(browser: Browser, address: str, **options: object) -> Page:
 
 def answered(page: Page, count: int) -> None:
     """Wait until so many images have an answer."""
-    expect(page.locator("#progress")).to_have_text(f"{count} of 40 answered")
+    expect(page.locator("#progress")).to_have_text(re.compile(f"^{count} of 40 answered"))
 
 
 def name_shown(page: Page, number: int) -> str:

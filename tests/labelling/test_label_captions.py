@@ -42,6 +42,14 @@ def expected(folder: Path, labels: Path) -> bytes:
     return (folder / "expected.png").read_bytes()
 
 
+def test_what_was_added_is_in_no_picture(labels: Path, tmp_path: Path) -> None:
+    store = LabelStore(labels)
+    others = [image for image in range(60) if image not in store.read().indices]
+    store.answer_row(others, 0, None, lambda image: (f"{image}.png", f"sha256:{image:064}"))
+    redraw_captions(labels, store.read())
+    assert labels.with_name("chosen.png").read_bytes() == expected(tmp_path, labels)
+
+
 @pytest.mark.parametrize(("before", "after"), [(["?"] * 12, WORDS), (WORDS, ["?"] * 12), (WORDS, WORDS)])
 def test_other_captions_are_as_if_drawn_anew(tmp_path: Path, before: list[str], after: list[str]) -> None:
     for columns in (5, 10, 20):

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from asked import Asked
-from own_images import make_selection, quarter
+from own_images import IMAGES, make_selection, quarter
 
+from usl_lightning.base.files import sha256_of_file
 from usl_lightning.labelling import guessing
+from usl_lightning.labels import LabelIndex
 
 
 @pytest.fixture
@@ -131,6 +133,75 @@ def test_a_row_is_answered_told_apart_and_undone(ask: Asked) -> None:
     assert ask("rows", {**body, "selection": "another"})[0] == 409
     _, told, _ = ask("rows", {**body, "images": row["images"], "answer": None, "class": None})
     assert told["bulk"] == []
+
+
+def images_beside(ask: Asked) -> list[int]:
+    return [image for image in range(IMAGES) if image not in ask.store.read().indices]
+
+
+def test_a_row_holds_images_that_were_not_chosen_if_that_is_wanted(ask: Asked) -> None:
+    others = images_beside(ask)
+    answer(ask, *of_each(ask, 7))
+    image = of_each(ask, 9, (2,))[8]
+    row = ask(f"row?image={image}&beside=true")[1]
+    assert not set(row["images"]) & set(others)  # too few of the chosen ones have an answer
+    answer(ask, *of_each(ask, 8, (0, 1)))
+    for address in (f"row?image={image}", f"row?image={image}&beside=false"):
+        assert not set(ask(address)[1]["images"]) & set(others)
+    row = ask(f"row?image={image}&beside=true")[1]
+    beside = [one for one in row["images"] if one in others]
+    assert beside
+    assert {quarter(name) for name in row["names"]} == {2}
+
+    _, shown, _ = ask("state")
+    body = {"images": row["images"], "answer": 2, "class": row["named"], "selection": shown["selection"]}
+    status, told, _ = ask("rows", body)
+    assert (status, told["selection"], len(told["answers"])) == (200, shown["selection"], 40)
+    assert [each["image"] for each in told["added"]] == beside
+    assert [each["answer"] for each in told["added"]] == [2] * len(beside)
+    index = LabelIndex.read(ask.store.path)
+    folder = ask.store.path.parents[3] / "images"
+    assert index.hashes == tuple(sha256_of_file(folder / file) for file in index.files or ())
+    assert [each["image"] for each in ask("state")[1]["images"]] == [each["image"] for each in shown["images"]]
+    assert len(ask("guesses")[1]["guess"]) == 40
+    assert not set(ask("row?beside=true")[1]["images"]) & set(row["images"])
+
+    again = Asked(ask.store.path)  # a server that begins with them, as another machine's would
+    try:
+        assert again("state")[1]["added"] == told["added"]
+        assert again("answers", {"image": beside[0], "answer": 1, "seen": 2})[0] == 200
+    finally:
+        again.stop()
+    assert ask("state")[1]["added"][0]["answer"] == 1
+    _, told, _ = ask("rows", {**body, "answer": None, "class": None})
+    assert [each["image"] for each in told["added"]] == beside[:1]
+
+
+@pytest.mark.parametrize("image", [-1, IMAGES, 10**30])
+def test_what_is_not_in_the_folder_is_not_answered(ask: Asked, image: int) -> None:
+    before = ask.store.path.read_bytes()
+    status, told, _ = ask("answers", {"image": image, "answer": 1, "seen": None})
+    assert (status, told["problem"].partition(" is none of ")[0]) == (400, f"image {image}")
+    assert ask("rows", {"images": [*images_beside(ask)[:2], image], "answer": 1})[0] == 400
+    assert ask.store.path.read_bytes() == before
+
+
+def test_an_image_that_was_not_chosen_is_answered_as_it_was_shown(ask: Asked) -> None:
+    image, other = images_beside(ask)[:2]
+    folder, files = ask.store.path.parents[3] / "images", [name["name"] for name in ask("state")[1]["images"]]
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.png"))
+    file, another = folder / names[image], folder / names[other]
+    assert names[image] not in files
+    before = file.read_bytes()
+    assert ask(f"images/{image}")[0] == 200
+    file.write_bytes(another.read_bytes())
+    status, told, _ = ask("answers", {"image": image, "answer": 1, "seen": None})
+    assert (status, told["problem"].partition(": ")[2]) == (400, "was replaced since it was shown; look at it again")
+    file.write_bytes(before)
+    assert ask("answers", {"image": image, "answer": 1, "seen": None})[0] == 200
+    assert ask.store.read().added == (image,)
+    file.write_bytes(another.read_bytes())
+    assert "was replaced since it was chosen" in ask(f"images/{image}")[1]["problem"]
 
 
 @pytest.mark.parametrize("images", [[], list(range(13)), [1, 1], ["1"], [True], [1.0], "12", None, [-1], [1000]])

@@ -119,6 +119,72 @@ def test_rows_are_taken_at_once(browser: Browser, server: Labelling, labels: Pat
     assert LabelIndex.read(labels).unlabelled == 1
 
 
+def test_a_similar_image_that_was_not_chosen_is_answered(browser: Browser, server: Labelling, labels: Path) -> None:
+    page = opened(browser, server.address)
+    answer(page, 4)
+    name_shown(page, 5)
+    chosen = LabelIndex.read(labels).files or ()
+    similar = page.locator("#similar li button")
+    expect(similar).to_have_count(8)
+    names = [similar.nth(i).get_attribute("title") or "" for i in range(8)]
+    place = next(i for i, name in enumerate(names) if name not in chosen)
+    similar.nth(place).click()
+    expect(page.locator("#which")).to_have_text("Image that was not chosen")
+    expect(page.locator("#name")).to_have_text(names[place])
+    page.keyboard.press("?")
+    expect(page.locator("#status")).to_contain_text("This image was not chosen")
+    page.keyboard.press(str(quarter(names[place]) + 1))
+    expect(page.locator("#progress")).to_have_text("5 of 40 answered: 4 of those chosen, 1 beside them")
+    name_shown(page, 5)
+    index = LabelIndex.read(labels)
+    assert ((index.files or ())[40:], index.labels[40:]) == ((names[place],), (quarter(names[place]),))
+    assert (index.added, index.bulk) == (index.indices[40:], ())
+    page.locator("#all summary").click()
+    page.locator("#of").select_option(label="given to images that were not chosen")
+    expect(page.locator("#found")).to_have_text("1 of 41 images")
+    page.locator("#all ol button").click()
+    expect(page.locator("#given")).to_have_text(f"Answer: {CLASSES[quarter(names[place])]}")
+    page.keyboard.press("ArrowLeft")
+    name_shown(page, 5)
+    page.keyboard.press("Backspace")
+    expect(page.locator("#progress")).to_have_text("4 of 40 answered")
+    expect(page.locator("#which")).to_have_text("Image that was not chosen")
+    expect(page.locator("#found")).to_have_text("0 of 40 images")
+    page.keyboard.press("Space")
+    name_shown(page, 5)
+    assert LabelIndex.read(labels).added == ()
+
+
+def test_rows_hold_other_images_unless_nobody_wants_them(browser: Browser, server: Labelling, labels: Path) -> None:
+    page = opened(browser, server.address)
+    answer(page, 32)
+    guessed(page, 33)
+    page.keyboard.press("r")
+    chosen = LabelIndex.read(labels).files or ()
+    tiles = page.locator("#row li button")
+
+    def others() -> int:
+        names = [
+            (tiles.nth(i).get_attribute("aria-label") or "").removeprefix("Leave out ") for i in range(tiles.count())
+        ]
+        return sum(name not in chosen for name in names)
+
+    expect(page.locator("#row-take")).to_contain_text("Take ")
+    assert others()
+    for wanted in (False, True):
+        with page.expect_response(re.compile("/row")):
+            page.locator("#beside").set_checked(wanted)
+        page.wait_for_timeout(300)
+        assert bool(others()) == wanted
+    for _ in range(8):  # rows; one that is not all shown yet is not taken
+        page.wait_for_timeout(500)
+        if page.locator("#done").is_visible():
+            break
+        page.keyboard.press("Enter")
+    expect(page.locator("#done-title")).to_have_text("As many answers as images were chosen")
+    expect(page.locator("#done-open")).to_contain_text(" of those that were chosen have none.")
+
+
 def test_a_row_counts_when_all_of_it_is_shown(browser: Browser, server: Labelling, labels: Path) -> None:
     page = opened(browser, server.address)
     answer(page, 8)

@@ -132,7 +132,8 @@ def test_similar_images_are_of_the_same_kind(ask: Asked) -> None:
     assert status == 200
     assert len(near) == 8
     names = open_pictures(ask.store.read())
-    assert {int(Path(names.name(i)).stem) % 4 for i in near} == {int(Path(names.name(ask.others[0])).stem) % 4}
+    assert [each["name"] for each in near] == [names.name(each["image"]) for each in near]
+    assert {int(Path(each["name"]).stem) % 4 for each in near} == {int(Path(names.name(ask.others[0])).stem) % 4}
     assert ask("similar/100000")[:2] == (200, [])
 
 

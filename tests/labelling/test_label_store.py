@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from own_images import make_selection
+from own_images import IMAGES, make_selection
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.labelling.store import AnsweredMeanwhileError, LabelStore, answers_of, with_answers, with_class
@@ -67,6 +67,38 @@ def test_wrong_classes(store: LabelStore, name: str, part: str) -> None:
         store.add_class(name)
     assert store.add_class(" dog ").classes == ("cat", "dog")
     assert store.add_class("a  <b>").classes == ("cat", "dog", "a <b>")
+
+
+def known(image: int) -> tuple[str, str]:
+    """What there is of an image that was not chosen."""
+    if image >= IMAGES:
+        raise UslError(f"image {image} is none of them")
+    return f"{image}.png", f"sha256:{image:064}"
+
+
+def test_images_that_were_not_chosen_are_added_and_go_again(store: LabelStore) -> None:
+    before = store.path.read_text()
+    others = [image for image in range(IMAGES) if image not in store.read().indices]
+    one, *some = others[:4]
+    with pytest.raises(UslError, match=f"image {one} is not one of the 40 to label"):
+        store.answer(one, 1, None)
+    with pytest.raises(UslError, match="image 60 is none of them"):
+        store.answer_row([*some, IMAGES], 0, None, known)
+    assert store.path.read_text() == before
+
+    store.answer(one, 1, None, None, known)
+    chosen = store.read().indices[0]
+    index = store.answer_row([chosen, *some], 0, None, known)
+    assert (index.indices[40:], index.labels[40:]) == (tuple(others[:4]), (1, 0, 0, 0))
+    assert (index.added, index.bulk, index.chosen) == (tuple(others[:4]), (chosen, *some), 40)
+    assert ((index.files or ())[40], index.hashes[40]) == known(one)
+    with pytest.raises(AnsweredMeanwhileError, match="dog was answered in another window"):
+        store.answer_row(others[:2], 0, None, known)
+    assert store.answer(some[0], 1, 0).bulk == (chosen, *some[1:])  # it was looked at alone by now
+    assert store.answer_row(some, None).indices[40:] == (one, some[0])
+    assert store.answer(some[0], "unsure", 1).added == (one,)
+    assert store.change_class(1, None).added == ()
+    assert store.read().indices == tuple(json.loads(before)["indices"])
 
 
 def test_files_without_room_for_labels_are_refused(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import logging
 import pkgutil
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,19 @@ def test_features_are_for_the_report_alone(name: str) -> None:
     selection = select(model, data)
     assert torch.equal(selection.indices, without.indices)
     assert selection.evidence.shape[1] > 0
+
+
+def test_what_was_added_while_labelling_is_kept_beyond_the_budget() -> None:
+    data = digits()
+    kept = chosen_index(data.train_source, torch.tensor([9, 7, 5]), {}, None)
+    replace(kept.with_added([3, 2]), labels=(*kept.labels, 1, 4), bulk=(3,)).write("kept.json")
+    model = made("coreset", 6, data, keep_from="kept.json")
+    selection = select(model, data)
+    assert (selection.indices[:5].tolist(), len(selection.indices.unique())) == ([9, 7, 5, 3, 2], 8)
+    index = chosen_index(data.train_source, selection.indices, {}, selection.kept)
+    assert (index.added, index.bulk, index.labels[3:5], index.chosen) == ((3, 2), (3,), (1, 4), 6)
+    with pytest.raises(UslError, match="holds 3 images, the budget is 2; the budget counts them too: give"):
+        select(made("coreset", 2, data, keep_from="kept.json"), data)
 
 
 def write_checkpoint(path: str, **prefixes: str) -> dict[str, Encoder]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from usl_lightning.chain.file import Stage
 from usl_lightning.labels import LabelIndex
-from usl_lightning.labels.index import images_to_label
+from usl_lightning.labels.index import answers_so_far, images_to_label
 
 WAITING = 3
 """Exit code of `usl run` when the chain goes on only after images were labelled."""
@@ -75,7 +75,7 @@ class Waiting:
         """
         lines = []
         for path, index in self.files.items():
-            done = len(index) - index.unlabelled
-            progress = f"  # {done} of {len(index)} are done" if done else ""
+            done = answers_so_far(index)
+            progress = f"  # {done}" if done else ""
             lines.append(f"{images_to_label(index)}: usl label {shlex.quote(str(path))}{progress}")
         return [*lines, f"then {then}: it goes on from here"]

@@ -95,12 +95,21 @@ def accuracy_interval(accuracy: float, images: float, confidence: float = CONFID
     return min(low, accuracy), max(high, accuracy)
 
 
-def nearest_share(features: Tensor, rows: Tensor) -> Tensor:
+def nearest_share(features: Tensor, rows: Tensor, chosen: Tensor | None = None) -> Tensor:
     """[m]: the share of all points whose nearest labelled one each is.
+
+    Of labels that were added because a guess was right, none says how often guesses are: those have no share, and what
+    is near to them is that of the nearest one that was chosen.
 
     Args:
         features: unit rows [n, d].
         rows: int64 [m], the labelled ones.
+        chosen: bool [m], those that have a share; None: all.
     """
+    if chosen is not None and not bool(chosen.all()):
+        share = torch.zeros(len(rows), dtype=torch.float64, device=features.device)
+        if bool(chosen.any()):
+            share[chosen] = nearest_share(features, rows[chosen])
+        return share
     nearest = torch.cat([(part @ features[rows].T).argmax(1) for part in torch.split(features, 65_536)])
     return torch.bincount(nearest, minlength=len(rows)).double() / len(features)

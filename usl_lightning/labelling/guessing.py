@@ -30,16 +30,18 @@ ENDING = 10.0
 
 @dataclass(frozen=True)
 class Guesses:
-    """What the answers in one state of the label file say of its images.
+    """What the answers in one state of the label file say of its images, and of others with features.
 
     Attributes:
         version: of the file.
         index: its content.
-        p: [images, classes], probabilities; NaN of images without features, and of all before two classes have answers.
+        images: int64 [n], those of the file in its order, then the others.
+        p: [n, classes], probabilities; NaN of images without features, and of all before two classes have answers.
     """
 
     version: str
     index: LabelIndex
+    images: NDArray[np.int64]
     p: NDArray[np.float32]
 
     @property
@@ -93,9 +95,9 @@ class Guessing:
         from usl_lightning.stage.guesses import Guesser
 
         self._guesser, version, index = Guesser(self.similar.features, self.similar.others), "", self.store.read()
-        _, rows, labels = self._known(index)
+        _, rows, labels, chosen = self._known(index)
         if len(set(labels)) > 1:
-            self._guesser.judge(rows, labels, len(index.classes))
+            self._guesser.judge(rows, labels, len(index.classes), chosen)
         return self._learned(version, index)
 
     def stop(self) -> None:
@@ -149,9 +151,9 @@ class Guessing:
                 self._judge(self._guesser, self.guesses.index)
 
     def _judge(self, guesser: "Guesser", index: LabelIndex) -> None:
-        images, rows, labels = self._known(index)
+        images, rows, labels, chosen = self._known(index)
         self._judged = len(rows), index.classes
-        enough, likely = guesser.judge(rows, labels, len(index.classes))
+        enough, likely = guesser.judge(rows, labels, len(index.classes), chosen)
         names = {image: index.classes[label] for image, label in zip(images, labels, strict=True)}
         with self._news:
             number = 1 + (0 if self.quality is None else self.quality.number)
@@ -172,25 +174,27 @@ class Guessing:
                 self._news.wait()
             return not self._stopped
 
-    def _known(self, index: LabelIndex) -> tuple[list[int], list[int], list[int]]:
-        """Images, rows and labels of what is answered and has features."""
-        row_of = self.similar.row_of
+    def _known(self, index: LabelIndex) -> tuple[list[int], list[int], list[int], list[bool]]:
+        """Images, rows and labels of what is answered and has features, and whether it was chosen."""
+        row_of, added = self.similar.row_of, set(index.added)
         known = [
-            (image, row_of[image], label)
+            (image, row_of[image], label, image not in added)
             for image, label in zip(index.indices, index.labels, strict=True)
             if label is not None and image in row_of
         ]
-        return tuple(map(list, zip(*known, strict=True))) if known else ([], [], [])  # type: ignore[return-value]
+        return tuple(map(list, zip(*known, strict=True))) if known else ([], [], [], [])  # type: ignore[return-value]
 
     def _learned(self, version: str, index: LabelIndex) -> Guesses:
-        _, rows, labels = self._known(index)
-        p = np.full((len(index), len(index.classes)), np.nan, dtype=np.float32)
+        _, rows, labels, _ = self._known(index)
+        here = set(index.indices)
+        others = (image for image in self.similar.row_of if image not in here)
+        images = np.array([*index.indices, *others], dtype=np.int64)
+        p = np.full((len(images), len(index.classes)), np.nan, dtype=np.float32)
         if len(set(labels)) > 1 and self._guesser is not None:
             probabilities = self._guesser.guess(rows, labels, len(index.classes))
-            places = [(place, self.similar.row_of.get(image, -1)) for place, image in enumerate(index.indices)]
-            here, there = np.array([both for both in places if both[1] >= 0], dtype=np.int64).T
-            p[here] = probabilities[there]
-        return Guesses(version, index, p)
+            there = np.array([self.similar.row_of.get(image, -1) for image in images.tolist()])
+            p[there >= 0] = probabilities[there[there >= 0]]
+        return Guesses(version, index, images, p)
 
     def _tell(self, guesses: Guesses) -> None:
         with self._news:

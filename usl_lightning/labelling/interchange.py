@@ -147,7 +147,7 @@ def _guesses(store: LabelStore) -> dict[int, tuple[str, float]]:
     if similar is None or len({label for label in index.labels if label is not None}) < 2:
         return {}
     guesses = Guessing(store, similar).once()
-    sure = {index.indices[place]: guesses.p[place] for place in guesses.known.nonzero()[0]}
+    sure = {int(guesses.images[place]): guesses.p[place] for place in guesses.known.nonzero()[0]}
     return {image: (index.classes[int(p.argmax())], float(p.max())) for image, p in sure.items()}
 
 

@@ -20,7 +20,7 @@ from usl_lightning.chain.plan import Plan
 from usl_lightning.labelling.private import leading_to
 from usl_lightning.labelling.store import LabelStore, with_class
 from usl_lightning.labels import LabelIndex
-from usl_lightning.labels.index import images_to_label
+from usl_lightning.labels.index import answers_so_far, images_to_label
 from usl_lightning.stage.captions import redraw_captions
 
 if TYPE_CHECKING:
@@ -171,9 +171,9 @@ def next_command(labels: Path) -> str:
 
 def _progress(index: LabelIndex) -> str:
     if not index.unlabelled:
-        return f"all {len(index)} images have an answer"
-    done = len(index) - index.unlabelled
-    return images_to_label(index) + (f", {done} of {len(index)} are done" if done else "")
+        return f"all {index.chosen} images have an answer"
+    done = answers_so_far(index)
+    return images_to_label(index) + (f", {done}" if done else "")
 
 
 def _listening(port: int | None) -> socket.socket:

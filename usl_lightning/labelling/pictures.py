@@ -1,9 +1,7 @@
 """The images of a label file, for a browser: from their folder, or from the data set that holds them in memory."""
 
-import io
 import os
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.documents import composed
@@ -23,74 +20,13 @@ from usl_lightning.data.images.folders import FileList, is_true
 from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.unreadable import unreadable
 from usl_lightning.data.images.walk import is_class_folder, read_file
+from usl_lightning.labelling.shown import Pictures
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import DatasetId
 from usl_lightning.labels.names import clean
 
 if TYPE_CHECKING:  # a folder's images are shown without importing torch
     from usl_lightning.data.images.source import ImageSource
-
-_PNG_PIXELS = 256 * 256  # larger pictures are sent as JPEG
-
-
-class Pictures(ABC):
-    """Images by their position in the data set.
-
-    Attributes:
-        classes: those that the data set itself names, so that nobody can rename them here.
-    """
-
-    classes: frozenset[str] = frozenset()
-
-    @abstractmethod
-    def match(self, index: LabelIndex) -> None:
-        """Take the images of this label file for those to label.
-
-        Raises:
-            UslError: these are not the images that it means.
-        """
-
-    @abstractmethod
-    def check(self, image: int) -> None:
-        """Make sure that an image to label is still what it was.
-
-        Raises:
-            UslError: it is another one, or gone.
-        """
-
-    @abstractmethod
-    def name(self, image: int) -> str:
-        """What to call it.
-
-        Raises:
-            UslError: it is not known.
-        """
-
-    @abstractmethod
-    def has(self, image: int) -> bool:
-        """Whether it can be shown."""
-
-    @abstractmethod
-    def pixels(self, image: int) -> NDArray[np.uint8]:
-        """uint8 [h, w, c], c = 1 or 3.
-
-        Raises:
-            UslError: it cannot be read.
-        """
-
-    def encoded(self, image: int, side: int) -> tuple[bytes, str]:
-        """A file for the browser and its media type, at most `side` pixels wide and high.
-
-        Raises:
-            UslError: the image cannot be read.
-        """
-        array = self.pixels(image)
-        picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-        kind = "PNG" if picture.width * picture.height <= _PNG_PIXELS else "JPEG"
-        content = io.BytesIO()
-        picture.save(content, kind, quality=92)
-        return content.getvalue(), f"image/{kind.lower()}"
 
 
 class FolderPictures(Pictures):
@@ -125,6 +61,7 @@ class FolderPictures(Pictures):
         self._scan: _Scan | None = None
         self._files: dict[int, str] = {}
         self._hashes: dict[int, str] = {}
+        self._shown: dict[int, str] = {}  # of images that were not chosen: the hash of what was shown last
         self.match(index)
 
     def match(self, index: LabelIndex) -> None:
@@ -132,19 +69,37 @@ class FolderPictures(Pictures):
             unknown = [image for image in index.indices if image not in self._files]
             what = f"image {unknown[0]} is not one that this server knows" if unknown else f"{index.path} was replaced"
             raise UslError(f"{what}; start usl label again")
-        files = dict(zip(index.indices, map(self._spelled, index.files or ()), strict=True))
-        for file in files.values():
-            self._check_inside(file, str(index.path))
         if not index.hashes:
             index.check(self._scanned().dataset, files=self._scanned().listing.files)
-        found = {image: sha256_of(read_file(self.root / file)) for image, file in files.items()}
+        self._files, self._hashes = self._found(index, {})
+        self._index = index
+
+    def note(self, index: LabelIndex) -> None:
+        self._files, self._hashes = self._found(index, self._hashes)
+        self._index = index
+
+    def _found(self, index: LabelIndex, known: Mapping[int, str]) -> tuple[dict[int, str], dict[int, str]]:
+        """Files and hashes of a label file's images; those that are known are not read again."""
+        files = dict(zip(index.indices, map(self._spelled, index.files or ()), strict=True))
+        for image, file in files.items():
+            if image not in known:
+                self._check_inside(file, str(index.path))
+        found = {image: known.get(image) or sha256_of(read_file(self.root / file)) for image, file in files.items()}
         for image, expected in zip(index.indices, index.hashes, strict=False):
             if found[image] != expected:
                 raise UslError(
                     f"{index.path}: {files[image]} in {self.root} has another content than when it was chosen; give the"
                     " folder the images were chosen from with --dir, or select again"
                 )
-        self._index, self._files, self._hashes = index, files, found
+        return files, found
+
+    def entry(self, image: int) -> tuple[str, str]:
+        if not self.has(image):
+            raise UslError(f"image {image} is none of {self.root} that can be shown")
+        found = sha256_of(self._content(image))
+        if self._shown.get(image, found) != found:
+            raise UslError(f"{self.root / self.name(image)}: was replaced since it was shown; look at it again")
+        return self.name(image), found
 
     def check(self, image: int) -> None:
         if not self._index.hashes:
@@ -163,7 +118,10 @@ class FolderPictures(Pictures):
         return image in self._others and self._inside(self.root / self._others[image])
 
     def pixels(self, image: int) -> NDArray[np.uint8]:
-        return decode(self._content(image), str(self.root / self.name(image)), 3, None, self._background)
+        content = self._content(image)
+        if image not in self._hashes:
+            self._shown[image] = sha256_of(content)
+        return decode(content, str(self.root / self.name(image)), 3, None, self._background)
 
     def _content(self, image: int) -> bytes:
         """The file of an image; of a chosen one, what was chosen."""
@@ -258,6 +216,14 @@ class SourcePictures(Pictures):
 
     def check(self, image: int) -> None:
         """Images in memory stay what they are."""
+
+    def note(self, index: LabelIndex) -> None:
+        """They are all known."""
+
+    def entry(self, image: int) -> tuple[str, str]:
+        if not self.has(image):
+            raise UslError(f"{self.source.name} has no image {image}")
+        return "", ""
 
     def name(self, image: int) -> str:
         return f"image {image} of {self.source.name}"

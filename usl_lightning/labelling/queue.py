@@ -23,6 +23,9 @@ NEXT = 50
 ROW = 12
 """Images of a row."""
 
+FIRST = 0.75
+"""Share of the chosen images that have an answer before rows hold others, which teach less: the guesses knew them."""
+
 DOUBTED = 200
 """Answers that are told to be doubtful, at most."""
 
@@ -30,9 +33,9 @@ DOUBTED = 200
 def told(guesses: Guesses, quality: Quality | None) -> dict[str, Any]:
     """Everything that the page shows of them, for JSON.
 
-    `guess`: for each image of the label file in its order, the class number and how sure (percent), or null. `queue`:
-    images without an answer, the most helpful first, each with the reason. `doubts`: answered images, the most
-    doubtful first, each with how likely its answer is (percent). `enough`: the estimate.
+    `guess`: for each chosen image of the label file in its order, the class number and how sure (percent), or null.
+    `queue`: images without an answer, the most helpful first, each with the reason. `doubts`: answered images, the
+    most doubtful first, each with how likely its answer is (percent). `enough`: the estimate.
     """
     return {
         "version": guesses.version,
@@ -76,27 +79,42 @@ def doubtful(guesses: Guesses, quality: Quality) -> list[tuple[int, int]]:
     return sorted(doubts, key=lambda doubt: doubt[1])
 
 
+def candidates(guesses: Guesses, without: Collection[str], beside: Collection[int]) -> NDArray[np.int64]:
+    """Places in `guesses` of what a row may be made of: images without an answer that have a guess.
+
+    Args:
+        guesses: of all.
+        without: images that are not asked for again, as texts.
+        beside: images that were not chosen, and may be taken too once `FIRST` of the chosen have an answer.
+    """
+    open_ones = sum(answer is None for answer in answers_of(guesses.index).values())
+    enough = open_ones <= (1 - FIRST) * guesses.index.chosen
+    others = range(len(guesses.index), len(guesses.images)) if enough else ()
+    images = guesses.images.tolist()
+    places = [*_open(guesses).tolist(), *(place for place in others if images[place] in beside)]
+    wanted = [place for place in places if str(images[place]) not in without]
+    return np.array(wanted, dtype=np.int64)[guesses.known[wanted]] if wanted else np.zeros(0, dtype=np.int64)
+
+
 def row(
-    guesses: Guesses, similar: SimilarImages, image: int | None = None, without: Collection[str] = ()
+    guesses: Guesses, similar: SimilarImages, places: NDArray[np.int64], image: int | None = None
 ) -> tuple[int, list[int], float] | None:
-    """(class, images, likely): up to `ROW` images without an answer, guessed to be of one class, nearest to one.
+    """(class, images, likely): up to `ROW` images, guessed to be of one class, nearest to one.
 
     `likely`: how many of them are, by the guesses' own probabilities.
 
     Args:
         guesses: of all.
         similar: their features.
-        image: that one; None, or one that has an answer or no guess: that which the guess is surest of.
-        without: images that are not asked for again, as texts.
+        places: of those that it may be made of, see `candidates`.
+        image: that one; None, or one that is not among them: that which the guess is surest of.
 
     Returns:
         None if nothing is left to guess.
     """
-    indices = guesses.index.indices
-    places = [place for place in _open(guesses) if str(indices[place]) not in without or indices[place] == image]
     if not len(places):
         return None
-    images = [indices[place] for place in places]
+    images = guesses.images[places].tolist()
     guessed, sure = guesses.p[places].argmax(1), guesses.p[places].max(1)
     first = images.index(image) if image in images else int(sure.argmax())
     same = [one for one, number in zip(images, guessed, strict=True) if number == guessed[first]]
@@ -106,18 +124,21 @@ def row(
 
 
 def _open(guesses: Guesses) -> NDArray[np.int64]:
-    """Places of the images that have a guess and no answer."""
-    unanswered = [answer is None for answer in answers_of(guesses.index).values()]
-    return np.flatnonzero(guesses.known & np.array(unanswered, dtype=bool))
+    """Places of the images of the file that have a guess and no answer."""
+    unanswered = np.array([answer is None for answer in answers_of(guesses.index).values()], dtype=bool)
+    return np.flatnonzero(guesses.known[: len(unanswered)] & unanswered)
 
 
 def _guesses(guesses: Guesses) -> list[tuple[int, int] | None]:
-    known = guesses.known
+    """Of those that were chosen."""
+    added = set(guesses.index.added)
+    asked = np.array([place for place, image in enumerate(guesses.index.indices) if image not in added], dtype=np.int64)
+    known, p = guesses.known[asked], guesses.p[asked]
     if not known.any():
         return [None] * len(known)
     sure = np.full((len(known), 2), -1)
-    sure[known, 0] = guesses.p[known].argmax(1)
-    sure[known, 1] = np.round(100 * guesses.p[known].max(1))
+    sure[known, 0] = p[known].argmax(1)
+    sure[known, 1] = np.round(100 * p[known].max(1))
     return [(number, percent) if number >= 0 else None for number, percent in sure.tolist()]
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.labelling import queue
 from usl_lightning.labelling.guard import Guard, body_of, problem
 from usl_lightning.labelling.guessing import Guesses, Guessing
-from usl_lightning.labelling.pictures import Pictures
+from usl_lightning.labelling.shown import Pictures
 from usl_lightning.labelling.similar import SimilarImages
 from usl_lightning.labelling.store import Answer, ChangedMeanwhileError, LabelStore, answers_of
 from usl_lightning.labels import LabelIndex
@@ -89,15 +89,17 @@ class LabellingApp:
         version = self.store.version  # before it is read: what changes meanwhile is asked for again
         index = self.store.read()
         selection = self._match(index)
-        answers = answers_of(index)
+        answers, added = answers_of(index), set(index.added)
         told: dict[str, Any] = {"version": version, "selection": selection, "classes": index.classes}
         told |= {"then": self.then, "bulk": index.bulk, "guessing": self.guessing is not None, "of_each": queue.OF_EACH}
+        told["added"] = [self._entry(image, answers[image]) for image in index.added]
+        asked = {image: answer for image, answer in answers.items() if image not in added}
         if selection == known:
-            return {**told, "answers": list(answers.values())}
-        images = [
-            {"image": image, "name": self.pictures.name(image), "answer": answer} for image, answer in answers.items()
-        ]
-        return {**told, "images": images}
+            return {**told, "answers": list(asked.values())}
+        return {**told, "images": [self._entry(image, answer) for image, answer in asked.items()]}
+
+    def _entry(self, image: int, answer: Answer) -> dict[str, Any]:
+        return {"image": image, "name": self.pictures.name(image), "answer": answer}
 
     async def _answer(self, request: Request) -> Response:
         body = await body_of(request)
@@ -105,7 +107,7 @@ class LabellingApp:
         if type(image) is not int or not _is_answer(answer) or not _is_answer(seen):
             return problem(400, "expected image, answer and seen")
         check = partial(self._check, (image,), answer, body)
-        return await self._changed(body, self.store.answer, image, answer, seen, check)
+        return await self._changed(body, self.store.answer, image, answer, seen, check, self.pictures.entry)
 
     async def _answer_row(self, request: Request) -> Response:
         body = await body_of(request)
@@ -113,7 +115,7 @@ class LabellingApp:
         if not _is_row(images) or answer == "unsure" or not _is_answer(answer):
             return problem(400, f"expected images, 1 to {queue.ROW} of them, and a class")
         check = partial(self._check, images, answer, body)
-        return await self._changed(body, self.store.answer_row, images, answer, check)
+        return await self._changed(body, self.store.answer_row, images, answer, check, self.pictures.entry)
 
     async def _changed(self, body: dict[str, Any], change: Callable[..., object], *given: object) -> Response:
         """Make a change; what the file is then, or is already."""
@@ -130,17 +132,19 @@ class LabellingApp:
         """Which selection it is; the pictures are made sure to be those of it."""
         with self._matching:
             before, selection = self._matched
-            if before is None or not _asks_the_same(before, index):
+            if before is None or not _holds_the_same(before, index):
                 selection = selection_of(index)
                 if selection != self._matched[1]:
                     self.pictures.match(index)
+                else:
+                    self.pictures.note(index)
             self._matched = index, selection
         return selection
 
     def _check(self, images: Sequence[int], answer: Answer, body: dict[str, Any], index: LabelIndex) -> None:
         """Make sure that a change is of what the page showed: this selection, these images, a class of this name."""
         known, matched = self._matched
-        now = matched if known is not None and _asks_the_same(known, index) else selection_of(index)
+        now = matched if known is not None and _holds_the_same(known, index) else selection_of(index)
         shown = body.get("selection", matched)
         if now != shown or shown != matched:
             raise ChangedMeanwhileError(f"{self.store.path} holds another selection by now")
@@ -186,27 +190,35 @@ class LabellingApp:
     async def _row(self, request: Request) -> Response:
         asked = request.query_params.get("image", "")
         image = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 19 else None
-        row = await run_in_threadpool(self._row_of, image, request.query_params.get("without", ""))
+        without, beside = (request.query_params.get(key, "") for key in ("without", "beside"))
+        row = await run_in_threadpool(self._row_of, image, without, beside == "true")
         return Response(status_code=204) if row is None else JSONResponse(row)
 
-    def _row_of(self, image: int | None, without: str) -> dict[str, Any] | None:
+    def _row_of(self, image: int | None, without: str, beside: bool) -> dict[str, Any] | None:
         """A row of one class, of images nearest to this one if it has no answer; None if nothing is left to guess.
 
         Args:
             image: position in the data set; None: any.
             without: positions of images that were left out before, with commas.
+            beside: whether images that were not chosen are taken, too.
         """
         guesses = self._newest()
-        found = (
-            None
-            if guesses is None or self.similar is None
-            else queue.row(guesses, self.similar, image, frozenset(without.split(",")))
-        )
-        if guesses is None or found is None:
+        if guesses is None or self.similar is None:
+            return None
+        passed = frozenset(without.split(",")) - {str(image)}
+        among = queue.candidates(guesses, passed, self._beside if beside else frozenset())
+        found = queue.row(guesses, self.similar, among, image)
+        if found is None:
             return None
         number, images, likely = found
         row = {"class": number, "named": guesses.index.classes[number], "likely": round(likely), "images": images}
         return {**row, "names": [self.pictures.name(image) for image in images]}
+
+    @cached_property
+    def _beside(self) -> frozenset[int]:
+        """Images with features that were not chosen and can be shown."""
+        known = () if self.similar is None else self.similar.row_of
+        return frozenset(image for image in known if self.pictures.has(image))
 
     def _newest(self) -> Guesses | None:
         """The guesses that know of all answers there are now, if they are there soon."""
@@ -215,10 +227,11 @@ class LabellingApp:
     async def _similar(self, request: Request) -> Response:
         return JSONResponse(await run_in_threadpool(self._alike, request.path_params["image"]))
 
-    def _alike(self, image: int) -> list[int]:
+    def _alike(self, image: int) -> list[dict[str, Any]]:
         if self.similar is None:
             return []
-        return [other for other in self.similar.near(image, SHOWN_SIMILAR) if self.pictures.has(other)]
+        near = [other for other in self.similar.near(image, SHOWN_SIMILAR) if self.pictures.has(other)]
+        return [{"image": other, "name": self.pictures.name(other)} for other in near]
 
     def _picture(self, side: int) -> Callable[[Request], Awaitable[Response]]:
         async def picture(request: Request) -> Response:
@@ -239,13 +252,17 @@ def _page(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 
 def selection_of(index: LabelIndex) -> str:
-    """A text that is the same for label files that ask for the same images of the same data set in the same order."""
-    asked = [index.dataset and vars(index.dataset), index.indices, index.files, index.hashes]
+    """A text that is the same for label files that ask for the same images of the same data set in the same order.
+
+    Nobody asks for those that were added.
+    """
+    picks = index.picks
+    asked = [picks.dataset and vars(picks.dataset), picks.indices, picks.files, picks.hashes]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
-def _asks_the_same(one: LabelIndex, other: LabelIndex) -> bool:
-    """Whether two states of a file ask for the same images; told at once of what is the same in memory."""
+def _holds_the_same(one: LabelIndex, other: LabelIndex) -> bool:
+    """Whether two states of a file hold the same images; told at once of what is the same in memory."""
     return all(getattr(one, key) is getattr(other, key) for key in ("dataset", "indices", "files", "hashes"))
 
 

@@ -18,6 +18,14 @@ Answer = int | Literal["unsure"] | None
 """A class number; "unsure", from who has looked and cannot tell; None, no answer yet."""
 
 
+Beside = Callable[[int], tuple[str, str]]
+"""Image that was not chosen -> its file and the hash of that, empty where there is none.
+
+Raises:
+    UslError: it is no image of the data set that can be shown.
+"""
+
+
 class ChangedMeanwhileError(UslError):
     """The label file is not any more what the page showed."""
 
@@ -69,15 +77,21 @@ class LabelStore:
         return f"{status.st_ino:x}-{status.st_mtime_ns:x}"
 
     def answer(
-        self, image: int, answer: Answer, seen: Answer, check: Callable[[LabelIndex], None] | None = None
+        self,
+        image: int,
+        answer: Answer,
+        seen: Answer,
+        check: Callable[[LabelIndex], None] | None = None,
+        beside: Beside | None = None,
     ) -> LabelIndex:
         """Note what one image is.
 
         Args:
             image: its position in the data set, one of the index's.
-            answer: what it is.
+            answer: what it is; of an image that was not chosen, all but a class means that it is left out again.
             seen: the answer it had when it was shown, so that nobody overwrites what they have not seen.
             check: raises if the file is not the one that the answer is for; nothing changes the file meanwhile.
+            beside: tells of images that were not chosen, which then are taken too.
 
         Returns:
             The file's new content.
@@ -89,20 +103,25 @@ class LabelStore:
         with self._changing() as index:
             if check is not None:
                 check(index)
-            now = _all_answers(index, (image,))[image]
+            index = _with_all(index, (image,), beside)
+            now = answers_of(index)[image]
             if now not in (seen, answer):
                 raise AnsweredMeanwhileError(f"{name_of(now, index)} was answered in another window")
             return self._write(with_answers(index, {image: answer}))
 
     def answer_row(
-        self, images: Sequence[int], answer: int | None, check: Callable[[LabelIndex], None] | None = None
+        self,
+        images: Sequence[int],
+        answer: int | None,
+        check: Callable[[LabelIndex], None] | None = None,
+        beside: Beside | None = None,
     ) -> LabelIndex:
         """Note that several images without an answer are all of one class; or, with None, take that back.
 
         Args:
             images: positions in the data set, each of the index's.
             answer: the class. None: of those that still have the answer that a row gave them, take it away.
-            check: see `answer`.
+            check, beside: see `answer`.
 
         Returns:
             The file's new content.
@@ -114,7 +133,8 @@ class LabelStore:
         with self._changing() as index:
             if check is not None:
                 check(index)
-            known, bulk = _all_answers(index, images), set(index.bulk)
+            index = _with_all(index, images, beside)
+            known, bulk = answers_of(index), set(index.bulk)
             if answer is None:
                 return self._write(with_answers(index, {image: None for image in images if image in bulk}))
             for image in images:
@@ -193,6 +213,7 @@ class LabelStore:
             yield self.read()
 
     def _write(self, index: LabelIndex) -> LabelIndex:
+        index = index.settled
         index.write(self.path)
         self._known = self.version, index
         return index
@@ -206,12 +227,15 @@ def answers_of(index: LabelIndex) -> dict[int, Answer]:
     }
 
 
-def _all_answers(index: LabelIndex, images: Sequence[int]) -> dict[int, Answer]:
-    answers = answers_of(index)
-    for image in images:
-        if image not in answers:
-            raise UslError(f"image {image} is not one of the {len(index)} to label")
-    return answers
+def _with_all(index: LabelIndex, images: Sequence[int], beside: Beside | None) -> LabelIndex:
+    """The index with those of these images that it does not hold, if what is not chosen may be answered."""
+    news = sorted(set(images) - set(index.indices), key=images.index)
+    if not news:
+        return index
+    if beside is None:
+        raise UslError(f"image {news[0]} is not one of the {len(index)} to label")
+    files, hashes = zip(*map(beside, news), strict=True)
+    return index.with_added(news, files, hashes)
 
 
 def with_answers(index: LabelIndex, answers: Mapping[int, Answer], *, bulk: bool = False) -> LabelIndex:

@@ -43,15 +43,15 @@ def validate(index: Entries, where: str) -> None:
         if not _is_count(value) or value not in open_entries:
             raise UslError(f"{where}: 'unsure' names {short(value)}, expected each of 'indices' without a label once")
         open_entries.discard(value)
-    labelled = set(seen).difference(
-        value for value, label in zip(index.indices, index.labels, strict=True) if label is None
-    )
-    for value in index.bulk:
-        if not _is_count(value) or value not in labelled:
-            raise UslError(
-                f"{where}: 'bulk' names {short(value)}, expected each of 'indices' with a label once at most"
-            )
-        labelled.discard(value)
+    labelled = {value for value, label in zip(index.indices, index.labels, strict=True) if label is not None}
+    for key in ("bulk", "added"):
+        left = set(labelled)
+        for value in getattr(index, key):
+            if not _is_count(value) or value not in left:
+                raise UslError(
+                    f"{where}: '{key}' names {short(value)}, expected each of 'indices' with a label once at most"
+                )
+            left.discard(value)
     soft = index.soft
     if soft and (
         set(soft) != {"file", "source"} or not _is_inside(soft["file"]) or not isinstance(soft["source"], str)

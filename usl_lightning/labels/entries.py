@@ -48,6 +48,9 @@ class Entries:
         hashes: `sha256:…` of the content of each of `files`; empty if the file does not say.
         bulk: those of `indices` whose label was given to several at a glance, not to each by itself. They are labels
             like all others; who looks for mistakes begins with them.
+        added: those of `indices` that nobody chose: they were answered beside the others, in a row or as images that
+            look like one. They are labels like all others, but stand for no images but themselves: the estimate of an
+            accuracy weights the chosen ones alone, and no budget counts them.
         soft: `file`, the path from the index to class probabilities of images that have no label, and their `source`;
             empty if there are none. They are no labels: nothing is counted, learned or measured by them of itself.
     """
@@ -64,9 +67,15 @@ class Entries:
     hashes: tuple[str, ...] = ()
     bulk: tuple[int, ...] = ()
     soft: dict[str, str] = field(default_factory=dict)
+    added: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    @property
+    def chosen(self) -> int:
+        """How many entries were chosen: all but those that were `added`."""
+        return len(self.indices) - len(self.added)
 
     @property
     def plain(self) -> bool:

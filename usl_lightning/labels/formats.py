@@ -23,7 +23,7 @@ FORMAT = "usl-label-index"
 VERSION = 1
 _KEYS = (
     "format", "version", "dataset", "method", "indices", "labels", "classes", "files", "hashes", "unsure", "followers",
-    "bulk", "soft",
+    "bulk", "soft", "added",
 )  # fmt: skip
 
 COLUMNS = ("Index", "ImageID", "Pseudolabel")
@@ -103,6 +103,7 @@ def _read_json(path: Path, content: bytes) -> Entries:
         tuple(_get(path, value, "hashes", list)) if "hashes" in value else (),
         tuple(_get(path, value, "bulk", list)) if "bulk" in value else (),
         _get(path, value, "soft", dict) if "soft" in value else {},
+        tuple(_get(path, value, "added", list)) if "added" in value else (),
     )
 
 
@@ -165,6 +166,8 @@ def _to_json(index: Entries) -> Any:
         value["bulk"] = index.bulk
     if index.soft:
         value["soft"] = index.soft
+    if index.added:
+        value["added"] = index.added
     return value
 
 

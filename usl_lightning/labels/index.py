@@ -142,6 +142,7 @@ class LabelIndex(Entries):
             files=tuple(files[position] for position in moved.values()),
             unsure=tuple(moved[position] for position in self.unsure),
             bulk=tuple(moved[position] for position in self.bulk),
+            added=tuple(moved[position] for position in self.added),
             soft={},  # of the images of then
         )
 
@@ -199,6 +200,7 @@ class LabelIndex(Entries):
         theirs = other.path or "the other label index"
         dataset = self.dataset or other.dataset
         unsure, singly = {*self.unsure, *other.unsure}, self._singly | other._singly
+        picks = self._picks | other._picks
         for part in (self, other):
             if dataset is not None:
                 part.check(dataset)
@@ -226,6 +228,7 @@ class LabelIndex(Entries):
             followers=_followers_of_both(self, other, tuple(label_of)),
             hashes=tuple(hash_of[index] for index in label_of) if len(hash_of) == len(label_of) else (),
             bulk=tuple(index for index, label in label_of.items() if label is not None and index not in singly),
+            added=tuple(index for index in label_of if index not in picks),
         )
 
     def difference(self, other: "LabelIndex") -> "LabelIndex":
@@ -235,22 +238,60 @@ class LabelIndex(Entries):
             UslError: the two are of different data sets or classes.
         """
         self._check_same(other)
-        taken = set(other.indices)
-        keep = [i for i, index in enumerate(self.indices) if index not in taken]
-        return LabelIndex(
-            self.dataset,
-            {"name": "difference", "of": [self.method, other.method]},
-            tuple(self.indices[i] for i in keep),
-            tuple(self.labels[i] for i in keep),
-            self.classes,
-            None if self.files is None else tuple(self.files[i] for i in keep),
-            unsure=tuple(index for index in self.unsure if index not in taken),
+        left = self._without(set(other.indices))
+        return replace(left, method={"name": "difference", "of": [self.method, other.method]}, path=None, soft={})
+
+    def with_added(self, images: Sequence[int], files: Sequence[str] = (), hashes: Sequence[str] = ()) -> "LabelIndex":
+        """This index with images that were not chosen, which are yet to be given labels.
+
+        Args:
+            images: positions that are no entries yet; they follow no entry any more.
+            files: of each, if this index has `files`.
+            hashes: of each, if this index has `hashes`.
+        """
+        taken, more = set(images), len(images)
+        followers = tuple(tuple(index for index in each if index not in taken) for each in self.followers)
+        return replace(
+            self,
+            indices=(*self.indices, *images),
+            labels=(*self.labels, *(None,) * more),
+            files=None if self.files is None else (*self.files, *files),
+            hashes=(*self.hashes, *hashes) if self.hashes else (),
+            followers=(*followers, *((),) * more) if followers else (),
+            added=(*self.added, *images),
+        )
+
+    @property
+    def settled(self) -> "LabelIndex":
+        """This index without those of its `added` that have no label: nobody asks for one."""
+        labelled = {index for index, label in zip(self.indices, self.labels, strict=True) if label is not None}
+        gone = set(self.added) - labelled
+        return self._without(gone) if gone else self
+
+    def _without(self, gone: set[int]) -> "LabelIndex":
+        keep = [i for i, index in enumerate(self.indices) if index not in gone]
+        return replace(
+            self,
+            indices=tuple(self.indices[i] for i in keep),
+            labels=tuple(self.labels[i] for i in keep),
+            files=None if self.files is None else tuple(self.files[i] for i in keep),
+            unsure=tuple(index for index in self.unsure if index not in gone),
             followers=tuple(
-                tuple(index for index in self.followers[i] if index not in taken) for i in keep if self.followers
+                tuple(index for index in self.followers[i] if index not in gone) for i in keep if self.followers
             ),
             hashes=tuple(self.hashes[i] for i in keep if self.hashes),
-            bulk=tuple(index for index in self.bulk if index not in taken),
+            bulk=tuple(index for index in self.bulk if index not in gone),
+            added=tuple(index for index in self.added if index not in gone),
         )
+
+    @property
+    def picks(self) -> "LabelIndex":
+        """This index without those that were `added`."""
+        return self._without(set(self.added)) if self.added else self
+
+    @property
+    def _picks(self) -> set[int]:
+        return set(self.indices) - set(self.added)
 
     @property
     def _singly(self) -> set[int]:
@@ -293,6 +334,13 @@ def _check_files(where: str, index: LabelIndex, files: Sequence[str]) -> None:
         names = {str(actual), actual.name, actual.stem, str(actual.with_suffix("")), str(position)}
         if file != str(actual) and (exact or file not in names):
             refuse(where, i, f"index {position} is {short(file)} there, but {actual} in the data")
+
+
+def answers_so_far(index: LabelIndex) -> str:
+    """`"12 of 40 are done"`, and how many beside them; empty if none is."""
+    done = index.chosen - index.unlabelled
+    beside = f", {len(index.added)} beside them" if index.added else ""
+    return f"{done} of {index.chosen} are done{beside}" if done or beside else ""
 
 
 def images_to_label(index: LabelIndex) -> str:

@@ -100,7 +100,7 @@ def galleries(choices: Sequence[Choice], contrast: int) -> Html | None:
 
 def _gallery(choice: Choice, most: int, least: int) -> list[Child]:
     index, overview = choice.index, choice.overview
-    parts: list[Child] = [tag("h3", f"{len(index):,} chosen by {choice.name}")]
+    parts: list[Child] = [tag("h3", f"{index.chosen:,} chosen by {choice.name}{_beside(index)}")]
     if choice.source is None:
         return [*parts, tag("p", f"The images cannot be shown: {choice.problem}", class_="note")]
     try:
@@ -122,6 +122,10 @@ def _gallery(choice: Choice, most: int, least: int) -> list[Child]:
         ]
         parts.append(tag("ul", shown, class_="gallery contrast"))
     return parts
+
+
+def _beside(index: LabelIndex) -> str:
+    return f", {len(index.added):,} answered beside them" if index.added else ""
 
 
 def _explained(choice: Choice, shown: int) -> str:
@@ -146,15 +150,15 @@ def _explained(choice: Choice, shown: int) -> str:
 
 
 def _chosen(choice: Choice, row: int, picture: Thumbnail) -> Html:
-    overview = choice.overview
-    facts = [f"#{row + 1}"]
+    overview, added = choice.overview, choice.index.indices[row] in choice.index.added
+    facts = ["not chosen"] if added else [f"#{row + 1}"]
     if overview is not None and row < overview.chosen:
         facts += [
             f"density {overview.density[row]:.3g}",
             f"share {group_shares(overview)[row]:.1%}",
             *_cluster(overview, row),
         ]
-    text = f"Chosen image {row + 1}, class: {choice.class_of(row)}, {choice.file_of(row)}"
+    text = f"{'Answered' if added else 'Chosen'} image {row + 1}, class: {choice.class_of(row)}, {choice.file_of(row)}"
     return _item(picture, text, choice.class_of(row), facts)
 
 
@@ -219,8 +223,9 @@ def classes(choices: Sequence[Choice]) -> Html | None:
 
 
 def class_counts(index: LabelIndex) -> list[float]:
-    """Images of each class."""
-    return [float(index.labels.count(label)) for label in range(len(index.classes))]
+    """Chosen images of each class."""
+    labels = index.picks.labels
+    return [float(labels.count(label)) for label in range(len(index.classes))]
 
 
 def _by_chance(choice: Choice) -> list[float] | None:
@@ -228,7 +233,7 @@ def _by_chance(choice: Choice) -> list[float] | None:
     if choice.source is None or bool((choice.source.labels < 0).any()):
         return None
     counts = Counter(choice.source.labels.tolist())
-    return [len(choice.index) * counts[i] / len(choice.source) for i in range(len(choice.index.classes))]
+    return [choice.index.chosen * counts[i] / len(choice.source) for i in range(len(choice.index.classes))]
 
 
 def _count(count: float, largest: float) -> Html:

@@ -27,7 +27,7 @@ class Selector(FeatureMethod):
         budget: number of images to pick, with those that are kept.
         init_from: checkpoint of any earlier stage whose encoder gives the features.
         keep_from: label index (short: --keep) whose images come first, with their labels; the rest of the
-            budget is picked beside them.
+            budget is picked beside them. Those that were only added to it while labelling are kept beyond the budget.
         head: what gives the features: the `encoder` of the checkpoint or published network, or the `projection` behind
             it, which the published USL features are of: of a checkpoint of stage 1, or of one of CLIP's networks.
         source: where else the features come from: see `FeatureMethod`.
@@ -116,10 +116,10 @@ class Selector(FeatureMethod):
         source = data.train_source
         index = LabelIndex.read(self.keep_from)
         index = index.placed(dataset_id(source), source.classes, source.files, source.content_hashes)
-        if len(index) > self.budget:
+        if index.chosen > self.budget:
             raise UslError(
-                f"model.keep_from: {self.keep_from} holds {len(index)} images, the budget is {self.budget}; the "
-                f"budget counts them too: give --model.budget {len(index)} or more"
+                f"model.keep_from: {self.keep_from} holds {index.chosen} images, the budget is {self.budget}; the "
+                f"budget counts them too: give --model.budget {index.chosen} or more"
             )
         if index.plain and source.classes:
             known = source.labels[torch.tensor(index.indices, dtype=torch.int64)]

@@ -104,7 +104,8 @@ class FewLabels(FeatureMethod):
             UslError: features without a direction, or labels of one class alone.
         """
         rows, labels = _labelled(data)
-        logits = self.learn_from(features, rows, labels, seed=data.seed)
+        chosen = ~torch.isin(rows, torch.tensor(data.index.added, dtype=torch.int64))
+        logits = self.learn_from(features, rows, labels, seed=data.seed, chosen=chosen)
         self.told = Told.of(logits.softmax(1), data.classes, self.held_out)
         if self.judgement is not None and self.judgement.estimate is None:
             log.warning(
@@ -112,7 +113,9 @@ class FewLabels(FeatureMethod):
                 data.labels, FEWEST,
             )  # fmt: skip
 
-    def learn_from(self, features: Tensor, rows: Tensor, labels: Tensor, *, seed: int) -> Tensor:
+    def learn_from(
+        self, features: Tensor, rows: Tensor, labels: Tensor, *, seed: int, chosen: Tensor | None = None
+    ) -> Tensor:
         """The same, from the labels themselves.
 
         Args:
@@ -120,6 +123,7 @@ class FewLabels(FeatureMethod):
             rows: int64 [m], those that are labelled.
             labels: int64 [m], of two classes or more.
             seed: of the folds.
+            chosen: bool [m], which of them stand for others in the estimate, see `LabelIndex.added`; None: all.
 
         Returns:
             Logits [n, c] of all images.
@@ -140,7 +144,8 @@ class FewLabels(FeatureMethod):
         unlabelled = torch.ones(len(x), dtype=torch.bool, device=x.device)
         unlabelled[rows] = False
         confidences = logits[unlabelled].softmax(1).amax(1)
-        self.judgement = trial.judge(confidences, nearest_share(x, rows[few]), len(rows))
+        share = nearest_share(x, rows[few], None if chosen is None else chosen.to(x.device)[few])
+        self.judgement = trial.judge(confidences, share, len(rows))
         self.held_out = HeldOut(rows[few].cpu(), labels[few].cpu(), trial.held_out().cpu())
         return logits
 

@@ -12,7 +12,8 @@ SHOWN = 200
 
 
 def captions(index: LabelIndex) -> list[str]:
-    """The class of each image that the picture shows; `?` where nobody has said."""
+    """The class of each image that the picture shows, the chosen ones; `?` where nobody has said."""
+    index = index.picks
     names = index.classes or [str(number) for number in range(max((one or 0 for one in index.labels), default=0) + 1)]
     unsure = set(index.unsure)
     return [

@@ -57,7 +57,7 @@ class Guesser:
         return (logits / self.temperature).softmax(1).numpy()
 
     def judge(
-        self, rows: Sequence[int], labels: Sequence[int], num_classes: int
+        self, rows: Sequence[int], labels: Sequence[int], num_classes: int, chosen: Sequence[bool] | None = None
     ) -> tuple[dict[str, float] | None, NDArray[np.float64]]:
         """How good guesses of the images without a label are, and [m] how likely each label is by the others.
 
@@ -65,6 +65,7 @@ class Guesser:
 
         Args:
             rows, labels, num_classes: see `guess`.
+            chosen: [m], which of them stand for others in the estimate, see `LabelIndex.added`; None: all.
 
         Returns:
             `accuracy`, `low`, `high` and `labels` of the estimate, None if these are too few to tell; with them, where
@@ -72,11 +73,12 @@ class Guesser:
             labels that were not looked at.
         """
         judged = torch.tensor(labels[-MOST:])
+        standing = torch.ones(len(judged), dtype=torch.bool) if chosen is None else torch.tensor(chosen[-MOST:])
         learner = self._learner(rows[-MOST:], labels[-MOST:], num_classes)
         trial = Trial([learner], judged, stratified_folds(judged, FOLDS, REPEATS), USUAL[1:])
         (found,) = trial.found
         logits = learner.scores(learner.head(found.setting)) / found.temperature
-        judgement = trial.judge(*self._others(logits, torch.tensor(rows[-MOST:])), len(rows))
+        judgement = trial.judge(*self._others(logits, torch.tensor(rows[-MOST:]), standing), len(rows))
         self.setting, self.temperature = found.setting, found.temperature
         held_out = trial.mixed.probabilities.double().mean(0)  # [m, c]
         likely = np.ones(len(rows))
@@ -89,11 +91,13 @@ class Guesser:
     def _learner(self, rows: Sequence[int], labels: Sequence[int], num_classes: int) -> LogisticLearner:
         return LogisticLearner(self.features, torch.tensor(rows), torch.tensor(labels), num_classes, STRENGTHS)
 
-    def _others(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Confidences of the sample, and the share of it that is nearest to each labelled image."""
+    def _others(self, logits: Tensor, rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Confidences of the sample, and the share of it that is nearest to each of the labelled images chosen."""
         unlabelled = torch.ones(len(self.features), dtype=torch.bool)
         unlabelled[rows] = False
         among = self.sample[unlabelled[self.sample]] if len(self.sample) else unlabelled.nonzero()[:, 0]
-        nearest = squared_distances(self.features[among], self.features[rows]).argmin(1)
-        share = torch.bincount(nearest, minlength=len(rows)).double() / max(1, len(among))
+        share = torch.zeros(len(rows), dtype=torch.float64)
+        if chosen.any():
+            nearest = squared_distances(self.features[among], self.features[rows[chosen]]).argmin(1)
+            share[chosen] = torch.bincount(nearest, minlength=int(chosen.sum())).double() / max(1, len(among))
         return logits[among].softmax(1).amax(1), share

@@ -66,13 +66,13 @@ def chosen_index(
     """
     positions = indices.tolist()
     labels = [None if label < 0 else int(label) for label in source.labels[indices].tolist()]
-    classes, unsure, bulk = source.classes, set[int](), set[int]()
+    classes, unsure, bulk, added = source.classes, set[int](), set[int](), set[int]()
     if kept is not None:
         labels[: len(kept)] = [
             own if own is not None else known for own, known in zip(kept.labels, labels, strict=False)
         ]
         classes, unsure = max(classes, kept.classes, key=len), set(kept.unsure)  # people may have added some
-        bulk = set(kept.bulk)
+        bulk, added = set(kept.bulk), set(kept.added)
     return LabelIndex(
         dataset=dataset_id(source),
         method=method,
@@ -84,6 +84,7 @@ def chosen_index(
         followers=followers,
         hashes=() if source.files is None else tuple(source.content_hashes(positions)),
         bulk=tuple(i for i, label in zip(positions, labels, strict=True) if label is not None and i in bulk),
+        added=tuple(i for i in positions if i in added),
     )
 
 
@@ -118,9 +119,9 @@ def draw_chosen(index: LabelIndex, source: ImageSource, path: Path) -> None:
         source: the images they were chosen from.
         path: the PNG.
     """
-    chosen_strip(source.read(torch.tensor(index.indices[:SHOWN])), captions(index), path)
-    if len(index) > SHOWN:
-        print(f"{path}: the first {SHOWN} of the {len(index)} chosen images")
+    chosen_strip(source.read(torch.tensor(index.picks.indices[:SHOWN])), captions(index), path)
+    if index.chosen > SHOWN:
+        print(f"{path}: the first {SHOWN} of the {index.chosen} chosen images")
 
 
 def print_quality(metrics: Mapping[str, Any]) -> None:

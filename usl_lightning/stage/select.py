@@ -26,6 +26,7 @@ class Selection(NamedTuple):
 
     Attributes:
         indices: int64 [budget] on the CPU, distinct positions in the data set: the kept ones, then in order of choice.
+            What was added to the kept ones while they were labelled comes beyond the budget.
         evidence: features [n, d] that the choice was made from; for random and stratified those for the report; [n, 0]
             where no process has all of them.
         kept: the images that were to be kept, if any; the first of `indices`.
@@ -46,6 +47,8 @@ def choose(trainer: Trainer, model: Selector, data: ImageData) -> Selection:
     """
     data.trainer = trainer
     kept = model.kept(data)
+    if kept is not None:
+        model.budget = min(model.budget + len(kept.added), len(data.train_source))
     if model.needs_network or model.sharded:
         # Lightning sets up processes and devices; the one "batch" is the data set as a whole.
         whole = StepLoader(lambda _: data, stop=1)
@@ -83,7 +86,7 @@ def select(
     parameters |= model.settled(len(source))
     method = {"name": type(model).__name__.lower(), "seed": data.seed, "params": parameters}
     index = chosen_index(source, selection.indices, method, selection.kept, model.followers(selection.indices))
-    metrics = {"budget": len(index), **chosen_quality(index, source, selection.evidence)}
+    metrics = {"budget": index.chosen, **chosen_quality(index, source, selection.evidence)}
     index.write(folder.labels)
     draw_chosen(index, source, folder.picture)
     if cli.wandb is not None:

@@ -10,7 +10,7 @@ function drawFilter() {
   const before = byId("of").value;
   const option = (value, text) => element("option", { value, textContent: text });
   byId("of").replaceChildren(
-    option("", "any"), option("none", "none yet"), option("unsure", "not sure"), option("bulk", "given in a row"),
+    option("", "any"), option("none", "none yet"), option("unsure", "not sure"), option("bulk", "given in a row"), option("added", "given to images that were not chosen"),
     ...state.classes.map((name, number) => option(String(number), name)),
   );
   byId("of").value = before;
@@ -19,11 +19,14 @@ function drawFilter() {
 
 function wanted() {
   const [text, of] = [byId("find").value.trim().toLowerCase(), byId("of").value];
-  const bulk = new Set(of === "bulk" ? state.bulk : []);
-  const fits = ({ image, answer }) => of === "" || (of === "none" && answer === null) || String(answer) === of || bulk.has(image);
-  return state.images.map((each, place) => ({ ...each, place }))
+  const some = new Set(of === "bulk" ? state.bulk : of === "added" ? state.added.map(({ image }) => image) : []);
+  const fits = ({ image, answer }) => of === "" || (of === "none" && answer === null) || String(answer) === of || some.has(image);
+  return state.images.slice(0, entries()).map((each, place) => ({ ...each, place }))
     .filter((each) => fits(each) && (text === "" || each.name.toLowerCase().includes(text)));
 }
+
+// How many images are chosen or have an answer; what is only looked at comes after them.
+const entries = () => state.asked + state.added.length;
 
 const doubtOf = () => new Map(guessesHold() ? guesses.doubts : []);
 
@@ -38,12 +41,12 @@ function listAll() {
       .sort((one, two) => (doubts.get(one.image) ?? 100) - (doubts.get(two.image) ?? 100));
   }
   listed = found.map(({ place }) => place);
-  byId("found").textContent = `${listed.length} of ${state.images.length} images`;
+  byId("found").textContent = `${listed.length} of ${entries()} images`;
   byId("more").hidden = listed.length <= most;
   byId("all").querySelector("ol").replaceChildren(...listed.slice(0, most).map((place) => {
     const button = element("button", { type: "button" }, picture("thumbs", state.images[place].image, ""), element("span"));
     button.dataset.place = String(place);
-    button.addEventListener("click", () => { leaveRows(); show(place); scrollTo({ top: 0 }); });
+    button.addEventListener("click", () => { visit(state.images[place]); scrollTo({ top: 0 }); });
     return element("li", {}, button);
   }));
   if (focused !== undefined) byId("all").querySelector(`ol button[data-place="${focused}"]`)?.focus();
@@ -60,7 +63,8 @@ function drawAll() {
     const doubt = doubts.has(image) && answer !== null ? `, doubtful: ${doubts.get(image)}%` : "";
     const text = `${answer === null ? "–" : nameOf(answer)}${doubt}`;
     if (button.lastChild.textContent !== text) button.lastChild.textContent = text;
-    button.setAttribute("aria-label", `Image ${place + 1}, ${name}: ${nameOf(answer)}${doubt}`);
+    const which = place < state.asked ? `Image ${place + 1}` : "Not chosen";
+    button.setAttribute("aria-label", `${which}, ${name}: ${nameOf(answer)}${doubt}`);
     button.setAttribute("aria-current", String(place === current));
     button.title = name;
   }
@@ -79,10 +83,10 @@ const giveThere = (button, answer) => alone(async () => {
   }
   const told = await save(image, answer, before);
   if (!told) return;
-  if (!told.problem) history.push({ image, before, after: answer });
+  if (!told.problem) history.push({ image, name: state.images[place].name, before, after: answer });
   take(told);
   learn();
-  byId("found").textContent = told.problem || `Image ${place + 1}: ${nameOf(answer)}`;
+  byId("found").textContent = told.problem || `${placeNamed(place)}: ${nameOf(answer)}`;
 });
 
 function startAll() {

@@ -19,7 +19,7 @@ async function learn() {
   try {
     const { selection } = state;
     const told = await ask(`guesses?known=${encodeURIComponent(guesses ? guesses.key : "")}`);
-    if (!told || selection !== state.selection || told.guess.length !== state.images.length) return;
+    if (!told || selection !== state.selection || told.guess.length !== state.asked) return;
     guesses = told;
     drawEnough();
     showGuess();
@@ -73,6 +73,7 @@ function takeGuess(at) {
 
 // Which place comes after this one: the most helpful one if that is asked for, else the next without an answer.
 function following(place) {
+  if (place >= state.asked) return state.images[cameFrom].answer === null ? cameFrom : following(cameFrom);
   if (helpful && guessesHold()) {
     const open = ([image]) => !passed.has(image) && placeOf.get(image) !== place && state.images[placeOf.get(image)].answer === null;
     const next = guesses.queue.find(open);

@@ -65,6 +65,10 @@ async function start() {
     if (byId("new-name").value.trim()) changeClass(byId("changed").value, byId("new-name").value);
   });
   byId("delete").addEventListener("click", () => changeClass(byId("changed").value, null));
+  byId("beside").addEventListener("change", (event) => {
+    event.currentTarget.blur(); // Enter takes the row
+    alone(async () => say(await nextRow()));
+  });
   startAll();
   startZoom((right, at) => (right ? takeGuess(at) : skip()));
   show(firstUnanswered());

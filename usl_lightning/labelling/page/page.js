@@ -4,8 +4,10 @@
 const POLL = 2000; // ms between two looks at what other windows have answered
 
 const byId = (id) => document.getElementById(id);
-let state = { version: "", selection: "", classes: [], images: [], then: "", bulk: [] };
+// Of `images` the first `asked` were chosen, the next ones, `added`, were answered beside them; others are looked at.
+let state = { version: "", selection: "", classes: [], images: [], asked: 0, added: [], then: "", bulk: [] };
 let current = 0; // place in state.images
+let cameFrom = 0; // place of the chosen image that was shown before one that was not chosen
 let placeOf = new Map(); // of each image in state.images
 let history = []; // of this window's answers: {image, before, after}, or {row: images, of: class}
 let busy = false;
@@ -41,18 +43,36 @@ function take(told, { count = true } = {}) {
   const classesChanged = JSON.stringify(told.classes) !== JSON.stringify(state.classes);
   const replaced = state.selection !== "" && told.selection !== state.selection;
   if (state.classes.some((name, number) => name !== told.classes[number])) history = []; // numbers mean others now
-  if (!told.images) told.images = state.images.map((each, place) => ({ ...each, answer: told.answers[place] }));
-  state = told;
+  const here = entry();
+  const others = JSON.stringify(told.added.map(({ image }) => image)) !== JSON.stringify(state.added.map(({ image }) => image));
+  const chosen = told.images || state.images.slice(0, state.asked).map((each, place) => ({ ...each, answer: told.answers[place] }));
+  state = { ...told, images: [...chosen, ...told.added], asked: chosen.length };
   placeOf = new Map(state.images.map(({ image }, place) => [image, place]));
+  if (here && !replaced) current = placeOf.get(here.image) ?? addPlace(here);
   if (classesChanged) drawClasses();
   if (count || replaced) drawProgress();
   if (replaced) {
     startOver();
   } else {
     drawGiven();
-    drawAll();
+    if (others) listAll();
+    else drawAll();
   }
   return true;
+}
+
+// A place for an image that was not chosen and has no answer, at the end; it stays there while it is shown.
+function addPlace({ image, name }) {
+  state.images.push({ image, name, answer: null });
+  placeOf.set(image, state.images.length - 1);
+  return state.images.length - 1;
+}
+
+// Show an image, chosen or not; after it comes what would have come.
+function visit(other) {
+  if (current < state.asked) cameFrom = current;
+  leaveRows();
+  show(placeOf.get(other.image) ?? addPlace(other));
 }
 
 // Somebody chose anew: nothing of the images before may be taken for these.
@@ -103,16 +123,25 @@ function picture(kind, image, alt) {
   return element("img", { alt, loading: "lazy", src: `${kind}/${image}` });
 }
 
+// Answers to images that were not chosen count like all others: with as many as were to be given, it is enough.
 function drawProgress() {
-  const done = state.images.filter((each) => each.answer !== null).length;
-  byId("bar").max = state.images.length || 1;
+  const { asked, added } = state;
+  const given = state.images.slice(0, asked).filter((each) => each.answer !== null).length;
+  const done = given + added.length;
+  byId("bar").max = Math.max(asked, done) || 1;
   byId("bar").value = done;
-  byId("progress").textContent = `${done} of ${state.images.length} answered`;
-  byId("done").hidden = done < state.images.length;
+  const beside = added.length ? `: ${given} of those chosen, ${added.length} beside them` : "";
+  byId("progress").textContent = `${done} of ${asked} answered${beside}`;
+  byId("done").hidden = done < asked;
+  byId("done-title").textContent = given === asked ? "All images have an answer" : "As many answers as images were chosen";
+  byId("done-open").hidden = given === asked;
+  byId("done-open").querySelector("span").textContent = String(asked - given);
   byId("then").textContent = state.then;
-  document.title = `${done} of ${state.images.length} – Label images`;
+  document.title = `${done} of ${asked} – Label images`;
   drawCounts();
 }
+
+const placeNamed = (place) => (place < state.asked ? `Image ${place + 1} of ${state.asked}` : "Image that was not chosen");
 
 function drawGiven() {
   const { answer } = entry();
@@ -128,12 +157,12 @@ function drawGiven() {
 function show(place) {
   current = place;
   const { image, name } = entry();
-  title(`Loading image ${place + 1} of ${state.images.length} …`, "");
+  title(`Loading i${placeNamed(place).slice(1)} …`, "");
   beginGuess();
   drawGiven();
   fit();
   paint(image, name, (broken) => {
-    title(`Image ${place + 1} of ${state.images.length}`, name);
+    title(placeNamed(place), name);
     drawProgress();
     if (broken) ask(`images/${image}`); // which says why
     showGuess();
@@ -154,29 +183,28 @@ async function drawSimilar(image) {
   if (image !== entry().image) return;
   byId("similar").hidden = near.length === 0;
   byId("similar").querySelector("ul").replaceChildren(...near.map((other) => {
-    const place = placeOf.get(other);
+    const place = placeOf.get(other.image);
     const answer = place === undefined ? null : state.images[place].answer;
-    const figure = element("figure", {}, picture("thumbs", other, answer === null ? "Similar image" : ""));
+    const figure = element("figure", {}, picture("thumbs", other.image, answer === null ? "Similar image" : ""));
     if (answer !== null) figure.append(element("figcaption", { textContent: nameOf(answer) }));
-    if (place === undefined) return element("li", {}, figure); // it was not chosen: nobody asks for its class
-    const button = element("button", { type: "button", title: state.images[place].name }, figure);
-    button.addEventListener("click", () => show(place));
+    const button = element("button", { type: "button", title: other.name }, figure);
+    button.addEventListener("click", () => visit(other));
     return element("li", {}, button);
   }));
 }
 
 // What can be done ---------------------------------------------------------------------------------------
 
-// The next place without an answer, after this one and round; this one if there is no other, -1 if there is none.
+// The next chosen one without an answer, after this place and round; this one if there is no other, -1 if there is none.
 function unanswered(place) {
-  const count = state.images.length;
+  const count = state.asked;
   for (let step = 1; step <= count; step++) {
     if (state.images[(place + step) % count].answer === null) return (place + step) % count;
   }
   return -1;
 }
 
-const firstUnanswered = () => Math.max(0, unanswered(state.images.length - 1));
+const firstUnanswered = () => Math.max(0, unanswered(state.asked - 1));
 
 // One thing at a time: what was not seen cannot be answered.
 async function alone(action) {
@@ -205,10 +233,14 @@ const give = (answer, at) => alone(async () => {
     say("An image that cannot be shown can be skipped, or marked as not sure.");
     return;
   }
+  if (answer === "unsure" && current >= state.asked && before === null) {
+    say("This image was not chosen: say what it is, or skip it.");
+    return;
+  }
   const { selection } = state;
   const told = await save(image, answer, before);
   if (!told) return;
-  if (!told.problem) history.push({ image, before, after: answer });
+  if (!told.problem) history.push({ image, name: entry().name, before, after: answer });
   take(told, { count: false });
   if (state.selection !== selection) return;
   drawGiven();
@@ -219,7 +251,7 @@ const give = (answer, at) => alone(async () => {
   }
   learn();
   const next = following(current);
-  say(`Saved: ${nameOf(answer)}. ${next < 0 ? "All images have an answer." : `Image ${next + 1} of ${state.images.length}.`}`);
+  say(`Saved: ${nameOf(answer)}. ${next < 0 ? "All images have an answer." : `${placeNamed(next)}.`}`);
   if (next >= 0) {
     show(next);
   } else {
@@ -243,20 +275,18 @@ const undo = () => alone(async () => {
     await afterRowUndone(last, told.problem);
     return;
   }
-  leaveRows();
-  show(state.images.findIndex((each) => each.image === last.image));
+  visit(last);
   say(told.problem ? `Not undone: ${told.problem}` : `Undone: it was ${nameOf(last.after)}.`);
 });
 
 function skip() {
   passOver(entry().image);
   const next = following(current);
-  const place = next < 0 ? (current + 1) % state.images.length : next;
-  show(place);
-  say(`Image ${place + 1} of ${state.images.length}.`);
+  show(next < 0 ? (current + 1) % state.asked : next);
+  say(`${placeNamed(current)}.`);
 }
 
 function previous() {
-  show((current + state.images.length - 1) % state.images.length);
-  say(`Image ${current + 1} of ${state.images.length}.`);
+  show(current < state.asked ? (current + state.asked - 1) % state.asked : cameFrom);
+  say(`${placeNamed(current)}.`);
 }

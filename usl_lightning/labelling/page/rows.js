@@ -20,11 +20,11 @@ function leaveRows() {
   document.querySelector(".answers").hidden = false;
 }
 
-// Show the next row: of images like this one, or, without one, of those that the guesses are surest of; says why if
-// there is none. What cannot be shown is left out.
+// Show the next row: of images like this one, or, without one, that which is best to look over; says why if there is
+// none. What cannot be shown is left out. Images that were not chosen are among them, unless somebody does not want that.
 async function nextRow(image = null) {
   const without = rowsPassed.slice(-MOST_PASSED).join(",");
-  const told = await ask(`row?without=${without}${image === null ? "" : `&image=${image}`}`);
+  const told = await ask(`row?without=${without}&beside=${byId("beside").checked}${image === null ? "" : `&image=${image}`}`);
   if (!told || state.classes[told.class] !== told.named) {
     leaveRows();
     show(firstUnanswered());
@@ -108,7 +108,7 @@ const passRow = () => alone(async () => {
 
 async function afterRowUndone(last, problem) {
   if (inRows()) await nextRow(last.row[0]);
-  else show(placeOf.get(last.row[0]));
+  else show(placeOf.get(last.row[0]) ?? firstUnanswered());
   say(problem ? `Not undone: ${problem}` : `Undone: ${last.row.length} as ${last.of}.`);
 }
 

@@ -9,10 +9,11 @@ an image, 0.6 s to accept a guess that is right, 3 s to look over a row and 0.6 
 Nobody is perfect: one in 10 wrong images of a row is overlooked, and one in 50 wrong guesses is accepted. Two ways to
 work: `guesses`, one by one; `rows`: 100 one by one, then rows as long as the page says that four in five of the next
 are right, and 25 one by one in between: of three rules the fastest on Fashion-MNIST (the others: 40, three in four, 20;
-120, nine in ten, 25). Without guesses 500 answers take 12.5 minutes.
+120, nine in ten, 25). `rows of all`: the same, where rows hold images that were not chosen, too, once the page does so,
+until there are 500 answers; `rows` is with that turned off. Without guesses 500 answers take 12.5 minutes.
 
-The accuracy after 100 and 500 answers is that of logistic regression (C = 30) on the whole features, on the images that
-were not chosen; beside it, that of the first 100 and 500 of the selection, and of as many drawn at random.
+The accuracy after 100 and 500 answers is that of logistic regression (C = 30) on the whole features, on the test images
+of the folder; beside it, that of the first 100 and 500 of the selection, and of as many drawn at random.
 
 `--latency`: the time until the guesses of a new answer are there, for features of 50 dimensions and 500 answers, on one
 core; and the time that the server takes for an answer in a label file of 10,000 images. Figures go to
@@ -112,6 +113,7 @@ class Person:
     seconds: float = 0.0
     single: dict[int, int] = field(default_factory=dict)
     bulk: dict[int, int] = field(default_factory=dict)
+    beside: bool = False
 
     def __post_init__(self) -> None:
         self.rng = random.Random(self.seed)
@@ -119,10 +121,16 @@ class Person:
         self.selection, self.classes = state["selection"], state["classes"]
         self.images = [each["image"] for each in state["images"]]
         self.left_out: list[int] = []
+        while self.server("guesses") is None:  # the classifier is being loaded
+            time.sleep(0.1)
 
     @property
     def open(self) -> list[int]:
         return [image for image in self.images if image not in self.single and image not in self.bulk]
+
+    @property
+    def done(self) -> bool:
+        return len(self.single) + len(self.bulk) >= BUDGET
 
     def one(self, guesses: dict[str, Any]) -> None:
         """Answer the next image."""
@@ -138,7 +146,8 @@ class Person:
 
     def row(self) -> bool:
         """Look over the next row; false if it is not worth it."""
-        row = self.server(f"row?without={','.join(map(str, self.left_out[-300:]))}")
+        beside = "true" if self.beside else "false"
+        row = self.server(f"row?without={','.join(map(str, self.left_out[-300:]))}&beside={beside}")
         if row is None or len(row["images"]) < 4 or row["likely"] < LIKELY * len(row["images"]):
             return False
         number, images = row["class"], row["images"]
@@ -163,13 +172,14 @@ class Person:
             "right": share(self.single | self.bulk),
             "single": {"answers": len(self.single), "right": share(self.single)},
             "bulk": {"answers": len(self.bulk), "right": share(self.bulk)},
+            "beside": len({*self.single, *self.bulk} - {*self.images}),
             "median_ms": {name: round(1000 * statistics.median(seconds), 1) for name, seconds in waits.items()},
         }
 
 
 def by_guesses(person: Person, after: Callable[[], None]) -> None:
     """One by one, with what is guessed."""
-    while person.open:
+    while not person.done:
         person.one(person.server("guesses"))
         after()
 
@@ -177,16 +187,22 @@ def by_guesses(person: Person, after: Callable[[], None]) -> None:
 def by_rows(person: Person, after: Callable[[], None]) -> None:
     """Some one by one, then rows while they are good, and so on."""
     first = FIRST
-    while person.open:
-        for _ in range(min(first, len(person.open))):
+    while not person.done:
+        for _ in range(min(first, len(person.open), BUDGET - len(person.single) - len(person.bulk))):
             person.one(person.server("guesses"))
             after()
-        while person.row():
+        while not person.done and person.row():
             after()
         first = BETWEEN
 
 
-WAYS = {"guesses": by_guesses, "rows": by_rows}
+def by_rows_of_all(person: Person, after: Callable[[], None]) -> None:
+    """The same, with images that were not chosen."""
+    person.beside = True
+    by_rows(person, after)
+
+
+WAYS = {"guesses": by_guesses, "rows": by_rows, "rows of all": by_rows_of_all}
 
 
 def write_selection(folder: Path, source: ImageSource, features: Tensor, seed: int, root: Path) -> Path:
@@ -207,19 +223,32 @@ def write_selection(folder: Path, source: ImageSource, features: Tensor, seed: i
     return folder / "labels.json"
 
 
-def accuracy(x: Tensor, truth: Tensor, given: dict[int, int], new: Tensor) -> float:
-    """Of logistic regression from these answers, on these images."""
-    guesser = Guesser(x.numpy(), np.arange(0))
-    p = guesser.guess(list(given), list(given.values()), int(truth.max()) + 1)
-    return round(float((torch.from_numpy(p).argmax(1)[new] == truth[new]).double().mean()), 4)
+@dataclass(frozen=True)
+class Folder:
+    """What a set is measured by.
+
+    Attributes:
+        x: features [n + t, d], of its images, then of its test images.
+        truth: classes [n + t].
+        images: n.
+    """
+
+    x: Tensor
+    truth: Tensor
+    images: int
+
+    def accuracy(self, given: dict[int, int]) -> float:
+        """Of logistic regression from these answers, on the test images."""
+        guesser = Guesser(self.x.numpy(), np.arange(0))
+        p = guesser.guess(list(given), list(given.values()), int(self.truth.max()) + 1)
+        right = torch.from_numpy(p[self.images :]).argmax(1) == self.truth[self.images :]
+        return round(float(right.double().mean()), 4)
 
 
-def sat_at(labels: Path, way: str, x: Tensor, truth: Tensor, seed: int) -> dict[str, Any]:
+def sat_at(labels: Path, way: str, folder: Folder, seed: int) -> dict[str, Any]:
     """One person who works in one way."""
     chosen = LabelIndex.read(labels).indices
-    new = torch.ones(len(x), dtype=torch.bool)
-    new[list(chosen)] = False
-    known = dict(enumerate(truth.tolist()))
+    known = dict(enumerate(folder.truth[: folder.images].tolist()))
     learned: dict[int, float] = {}
     with serving(labels) as server:
         person = Person(server, known, seed)
@@ -228,38 +257,49 @@ def sat_at(labels: Path, way: str, x: Tensor, truth: Tensor, seed: int) -> dict[
             given = person.single | person.bulk
             for count in (100, BUDGET):
                 if len(given) >= count and count not in learned:
-                    learned[count] = accuracy(x, truth, given, new)
+                    learned[count] = folder.accuracy(given)
 
         WAYS[way](person, after)
-    generator = torch.Generator().manual_seed(seed)
-    beside = {}
-    for count in (100, BUDGET):
-        some = torch.randperm(len(x), generator=generator)[:count].tolist()
-        drawn = new.clone()
-        drawn[some] = False
-        beside[count] = {
-            "selection": accuracy(x, truth, {image: known[image] for image in chosen[:count]}, new),
-            "random": accuracy(x, truth, {image: known[image] for image in some}, drawn),
+    drawn = torch.randperm(folder.images, generator=torch.Generator().manual_seed(seed)).tolist()
+    beside = {
+        count: {
+            name: folder.accuracy({image: known[image] for image in images[:count]})
+            for name, images in (("selection", chosen), ("random", drawn))
         }
+        for count in (100, BUDGET)
+    }
     kept = LabelIndex.read(labels)
-    assert (len(kept.bulk), kept.unlabelled) == (len(person.bulk), 0)
-    return {**person.told(), "accuracy_after": learned, "accuracy_of": beside}
+    told = person.told()
+    assert (len(kept.bulk), len(kept.added)) == (len(person.bulk), told["beside"])
+    assert dict(zip(kept.indices, kept.labels, strict=True)).items() >= (person.single | person.bulk).items()
+    return {**told, "accuracy_after": learned, "accuracy_of": beside}
+
+
+def look_at(name: str, sets: Path) -> tuple[ImageSource, Folder, Path]:
+    """The images of a set, with features."""
+    root = made(name, sets).resolve()
+    both = [open_source("folder", split, dir=str(root), image_size=224, channels=3) for split in ("train", "test")]
+    x = torch.cat([unit_rows(extract_features(each, BACKBONE, keep=True)).float() for each in both])
+    return both[0], Folder(x, torch.cat([each.labels for each in both]), len(both[0])), root
 
 
 def figures(name: str, sets: Path, seeds: int, ways: list[str]) -> dict[str, Any]:
     """Some ways to work on one set."""
-    root = made(name, sets).resolve()
-    source = open_source("folder", "train", dir=str(root), image_size=224, channels=3)
-    x = unit_rows(extract_features(source, BACKBONE, keep=True)).float()
+    source, measured, root = look_at(name, sets)
+    x = measured.x[: len(source)]
     report: dict[str, Any] = {"images": len(source), "classes": len(source.classes)}
     for way in ways:
         runs = []
         for seed in range(seeds):
             with tempfile.TemporaryDirectory(prefix="usl-labelling-") as folder:
                 labels = write_selection(Path(folder) / "select", source, x, seed, root)
-                runs.append(sat_at(labels, way, x, source.labels, seed))
+                runs.append(sat_at(labels, way, measured, seed))
             print(name, way, runs[-1], flush=True)
-        report[way] = {"minutes": round(statistics.mean(run["minutes"] for run in runs), 2), "runs": runs}
+        means = {key: round(statistics.mean(run[key] for run in runs), 4) for key in ("minutes", "right", "beside")}
+        after = {
+            count: round(statistics.mean(run["accuracy_after"][count] for run in runs), 4) for count in (100, BUDGET)
+        }
+        report[way] = {**means, "accuracy_after": after, "runs": runs}
     return report
 
 

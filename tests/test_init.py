@@ -374,6 +374,25 @@ def test_the_chain_works_on_what_was_chosen(choice: Choice, stages: int, here: P
     assert choice.why[0] in screen(plan, here / "x.yaml", here / "x.png")
 
 
+@pytest.mark.parametrize("choice", [OWN, PUBLISHED, BOTH], ids=lambda value: value.features)
+def test_a_chain_in_rounds(choice: Choice, here: Path) -> None:
+    known = inspection(2_000, 28, classes=10)
+    plan = make_plan(known, Wishes(budget=10, rounds=4), choice)
+    assert (plan.budgets, plan.selections) == ([3, 3, 2, 2], ("kmeans",))
+    assert plan.total > make_plan(known, Wishes(budget=10, rounds=1), choice).total
+    (here / "x.yaml").write_text(chain_text(plan, here / "x.yaml"))
+    stages = {stage.name: stage for stage in Chain.read(here / "x.yaml").stages}
+    own = ["pretrain"] if choice.features != "published" else []
+    assert [*stages] == own + [f"{name}_{number}" for number in range(1, 5) for name in ("select", "train")]
+    assert [stages[f"select_{number}"].set["model.budget"] for number in range(1, 5)] == ["3", "6", "8", "10"]
+    for name, stage in stages.items():
+        if name != "pretrain":
+            assert ("model.init_from" in stage.set) == (choice.features != "published")
+            assert ("model.backbone" in stage.set) == (choice.features != "own")
+    assert {stages[f"train_{number}"].set["data.unanswered"] for number in range(1, 5)} == {"leave_out"}
+    assert "3 of 10" in screen(make_plan(inspection(2_000, 28), Wishes(budget=10, rounds=4), choice), here, here)
+
+
 def test_under_load_a_chain_does_the_same_and_is_told_to_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The speeds are those of now: half of what they are on a free machine."""
     free = make_plan(inspection(2_000, 28), Wishes(), BOTH)
@@ -521,6 +540,8 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ({"some": 12}, ["some", "--budget", "13"], "--budget 13: some has 12 images; expected 1 to 12"),
         ({"some": 12}, ["some", "--budget", "0"], "--budget 0: expected a whole number, 1 or more"),
         ({"some": 12}, ["some", "--budget", "ten"], "--budget ten: expected a whole number"),
+        ({"some": 12}, ["some", "--budget", "3", "--rounds", "4"], "--rounds 4: 3 images are to be labelled; expect"),
+        ({"some": 12}, ["some", "--rounds", "0"], "--rounds 0: expected a whole number, 1 or more"),
         ({"some": 12}, ["some", "--minutes", "nan"], "--minutes nan: expected a number above 0"),
         ({"some": 12}, ["some", "--classes", "1"], "--classes 1: expected how many, or names"),
         ({"some": 12}, ["some", "--classes", "cat,cat"], "--classes cat,cat: expected how many, or names"),
@@ -554,6 +575,15 @@ def test_an_empty_class_folder_is_refused_before_anything_is_written(
     (here / "photos/c").mkdir()
     assert "photos/c: class folder without an image" in refusal(capsys, "photos")
     assert not (here / "photos.yaml").exists()
+
+
+def test_a_chain_in_rounds_holds_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tree(here / "photos", {"": 60})
+    main(["init", "photos", "--classes", "cat,dog", "--budget", "6", "--rounds", "2"])
+    main(["run", "photos.yaml", "--dry-run"])
+    said = capsys.readouterr().out
+    assert "It stops for 3 of 6 images to be labelled, and goes on with those that are, 2 times." in said
+    assert "select_2" in said
 
 
 # running ------------------------------------------------------------------------------------------------

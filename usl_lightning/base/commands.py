@@ -69,6 +69,9 @@ COMMANDS: dict[str, Command] = {
             Option("budget", "N", "images to label; by default 4 of each class that the folders tell, or 300: an hour"),
             Option("classes", "N|cat,dog,…", "how many classes, or their names; by default the sub-folders"),
             Option("minutes", "M", "how long the chain may compute; by default what suits this machine"),
+            Option(
+                "rounds", "N", "label in so many rounds, in each what helps most by the labels before; by default 1"
+            ),
             Option("output", "FILE.yaml", "the chain; by default beside the folder, with its name"),
             Option("force", "", "replace a chain that is there already"),
         ),

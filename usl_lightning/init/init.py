@@ -28,7 +28,7 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class InitOptions:
-    """`usl init FOLDER [--budget N] [--classes N|a,b,c] [--minutes M] [--output FILE.yaml] [--force]`.
+    """`usl init FOLDER [--budget N] [--classes N|a,b,c] [--minutes M] [--rounds N] [--output FILE.yaml] [--force]`.
 
     Attributes:
         folder: of the images.
@@ -38,6 +38,7 @@ class InitOptions:
         class_count: how many classes there will be; None: not known.
         minutes: how long the chain may take; None: by the device.
         force: replace the chain file.
+        rounds: that the images are labelled in.
     """
 
     folder: Path
@@ -47,6 +48,7 @@ class InitOptions:
     class_count: int | None = None
     minutes: float | None = None
     force: bool = False
+    rounds: int = 1
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "InitOptions":
@@ -72,6 +74,7 @@ class InitOptions:
             count,
             _positive("minutes", typed, float),
             typed.get("force") == "true",
+            _positive("rounds", typed, int) or 1,
         )
 
 
@@ -120,7 +123,7 @@ def main(arguments: Sequence[str]) -> None:
     from usl_lightning.init.plan import Wishes, check_budget, make_plan
     from usl_lightning.init.template import chain_text, screen
 
-    wishes = Wishes(given.budget, given.classes, given.class_count, given.minutes)
+    wishes = Wishes(given.budget, given.classes, given.class_count, given.minutes, given.rounds)
     check_budget(found, wishes)
     choice = choose_features(_opened(found, "train", wishes.classes, image_size=1, channels=3))
     plan = make_plan(found, wishes, choice)

@@ -39,12 +39,14 @@ class Wishes:
         classes: names to label by, perhaps none, if the folders are no classes; None: they are.
         class_count: how many classes there will be; None: not known.
         minutes: of the whole chain; None: by the device.
+        rounds: that the images are labelled in.
     """
 
     budget: int | None = None
     classes: tuple[str, ...] | None = None
     class_count: int | None = None
     minutes: float | None = None
+    rounds: int = 1
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Plan:
             else the machine is doing now.
         load: how many times as long work takes now as on a free machine; 1 if it is free.
         minutes: asked for, of a free machine.
+        rounds: that the images are labelled in.
     """
 
     found: Inspection
@@ -81,6 +84,7 @@ class Plan:
     seconds: dict[str, float]
     load: float
     minutes: float
+    rounds: int
 
     @property
     def epochs(self) -> float:
@@ -90,7 +94,14 @@ class Plan:
     @property
     def total(self) -> float:
         """Seconds of the chain, without the labelling."""
-        return sum(self.seconds.values()) + (len(self.selections) - 1) * self.seconds["train"]
+        again = (self.rounds - 1) * (self.seconds["train"] + START * self.load)
+        return sum(self.seconds.values()) + (len(self.selections) - 1) * self.seconds["train"] + again
+
+    @property
+    def budgets(self) -> list[int]:
+        """Images of each round."""
+        each, more = divmod(self.budget, self.rounds)
+        return [each + 1] * more + [each] * (self.rounds - more)
 
 
 def labels_known(found: Inspection, classes: Sequence[str] | None) -> bool:
@@ -103,7 +114,8 @@ def check_budget(found: Inspection, wishes: Wishes) -> int:
     """The number of images to label.
 
     Raises:
-        UslError: more than there are, too few images to learn from at all, or always the same one.
+        UslError: more than there are, fewer than there are rounds, too few images to learn from at all, or always the
+            same one.
     """
     count = readable(found)
     if count < 10:
@@ -114,9 +126,15 @@ def check_budget(found: Inspection, wishes: Wishes) -> int:
         if not 1 <= wishes.budget <= count:
             have = f"{found.folder} has {count} images"
             raise UslError(f"usl init: --budget {wishes.budget}: {have}; expected 1 to {count}")
-        return wishes.budget
-    known = labels_known(found, _classes(found, wishes))
-    return min(PER_CLASS * len(found.train.class_counts) if known else HOUR, max(2, count // 4))
+        budget = wishes.budget
+    else:
+        known = labels_known(found, _classes(found, wishes))
+        budget = min(PER_CLASS * len(found.train.class_counts) if known else HOUR, max(2, count // 4))
+    if wishes.rounds > budget:
+        raise UslError(
+            f"usl init: --rounds {wishes.rounds}: {budget} images are to be labelled; expected 1 to {budget}"
+        )
+    return budget
 
 
 def make_plan(found: Inspection, wishes: Wishes, choice: Choice) -> Plan:
@@ -132,7 +150,8 @@ def make_plan(found: Inspection, wishes: Wishes, choice: Choice) -> Plan:
     """
     budget, device = check_budget(found, wishes), device_name()
     classes = _classes(found, wishes)
-    selections = ("kmeans", "random") if labels_known(found, classes) else ("kmeans",)
+    compared = labels_known(found, classes) and wishes.rounds == 1
+    selections = ("kmeans", "random") if compared else ("kmeans",)
     minutes, load = wishes.minutes or MINUTES[device], busyness()
     tests = 0 if found.test is None else found.test.count
     width = {"own": 512, "published": 1_280, "both": 1_792}[choice.features]  # of the features, at most
@@ -148,7 +167,8 @@ def make_plan(found: Inspection, wishes: Wishes, choice: Choice) -> Plan:
     if choice.features == "published":
         seen = Network(BACKBONE, 224, 224, 224)
         return Plan(
-            found, machine_name(), choice, seen, {}, classes, budget, selections, 0, 0, seconds, load, minutes
+            found, machine_name(), choice, seen, {}, classes, budget, selections, 0, 0, seconds, load, minutes,
+            wishes.rounds,
         )  # fmt: skip
     rest = sum(seconds.values()) / load + (len(selections) - 1) * seconds["train"] / load
     training = max(0.2 * 60 * minutes, 60 * minutes - rest - START)
@@ -161,7 +181,7 @@ def make_plan(found: Inspection, wishes: Wishes, choice: Choice) -> Plan:
     seconds = {"pretrain": load * (START + steps * step) + reading, **seconds}
     return Plan(
         found, machine_name(), choice, network, view, classes, budget, selections, batch_size, steps, seconds, load,
-        minutes,
+        minutes, wishes.rounds,
     )  # fmt: skip
 
 

@@ -29,10 +29,9 @@ def chain_text(plan: Plan, path: Path) -> str:
         plan: what it is to do.
         path: where it will be, for the commands in it.
     """
-    own = plan.choice.features != "published"
-    return "\n".join([
-        *_header(plan, path), *_shared(plan), "stages:", *(_pretrain(plan) if own else ()), *_branches(plan), "",
-    ])  # fmt: skip
+    first = ["stages:", *_pretrain(plan)] if plan.choice.features != "published" else []
+    rest = _rounds(plan) if plan.rounds > 1 else _branches(plan) if first else ["stages:", *_branches(plan)]
+    return "\n".join([*_header(plan, path), *_shared(plan), *first, *rest, ""])
 
 
 def _header(plan: Plan, path: Path) -> Iterator[str]:
@@ -43,7 +42,10 @@ def _header(plan: Plan, path: Path) -> Iterator[str]:
     yield f"#   {_run(path.name)}"
     yield "#"
     if not known:
-        yield f"# It picks {plan.budget} images, stops until they are labelled, and then goes on with those that are."
+        again = f" {plan.rounds} times" if plan.rounds > 1 else ""
+        some = f"{plan.budgets[0]} of them" if plan.rounds > 1 else f"{plan.budget} images"
+        yield f"# It picks {some}, stops until they are labelled, and then goes on with those that are{again}."
+        yield "# With `usl init --rounds N` they are labelled in rounds; `usl more` adds a round to a finished run."
         yield "#"
     yield from (f"# {_line(why)}" for why in plan.choice.why)
     yield f"# Written by `usl init` on {plan.machine}, where {_timed(plan)}: {_minutes(plan.total)} in all."
@@ -106,6 +108,23 @@ def _branches(plan: Plan) -> Iterator[str]:
         yield "      data.unanswered: leave_out  # what is labelled counts; with more labels: --redo train"
 
 
+def _rounds(plan: Plan) -> Iterator[str]:
+    """The images of the first round as without rounds; of the next ones those that help its classifier most."""
+    yield "rounds:  # each selects, waits for the labels, and trains on all so far"
+    yield f"  budget: {plan.budgets}  # images of each"
+    yield f"  first:  # {_minutes(plan.seconds['kmeans'])}"
+    yield f"    config: {SELECTIONS['kmeans']}"
+    yield "    set: {model.restarts: 20}  # of k-means, of which the best counts"
+    yield "  next:"
+    yield "    config: folder_uherding.yaml"
+    yield "    set: {model.sigma: 1.0}"
+    yield f"  classifier:  # logistic regression and label propagation, {_minutes(plan.seconds['train'])}"
+    yield "    config: folder_blend.yaml"
+    yield "    set: {data.unanswered: leave_out}  # what is labelled counts"
+    yield "  set:"
+    yield from (line.removeprefix("  ") for line in _features(plan))
+
+
 def _features(plan: Plan) -> Iterator[str]:
     """Where a stage's features come from; those of both sources stand side by side."""
     if plan.choice.features != "published":
@@ -150,7 +169,9 @@ def screen(plan: Plan, path: Path, sheet: Path) -> str:
     here = Path.cwd()
     shown, seen = (each.relative_to(here) if each.is_relative_to(here) else each for each in (path, sheet))
     known = labels_known(plan.found, plan.classes)
-    stop = "" if known else f" It stops for {plan.budget} images to be labelled, and goes on with those that are."
+    some = f"{plan.budgets[0]} of {plan.budget}" if plan.rounds > 1 else f"{plan.budget}"
+    again = f", {plan.rounds} times" if plan.rounds > 1 else ""
+    stop = "" if known else f" It stops for {some} images to be labelled, and goes on with those that are{again}."
     ending = [
         f"What the network will see is in {_line(str(seen))}.",
         f"{_line(str(shown))} is written.{stop}",
@@ -207,7 +228,7 @@ def _estimates(plan: Plan) -> Iterator[str]:
         yield _row("pretrain", f"{_minutes(seconds['pretrain']):13} SimCLR, {steps}")
     for name in plan.selections:
         yield _row("select", f"{_minutes(seconds[name]):13} {name}, {plan.budget} of {readable(plan.found):,}")
-    branches = len(plan.selections)
+    branches = max(len(plan.selections), plan.rounds)
     times = f", {branches} times" if branches > 1 else ""
     yield _row("train", f"{_minutes(seconds['train']):13} logistic regression and label propagation{times}")
     yield _row("in all", _minutes(plan.total) + _advice(plan))

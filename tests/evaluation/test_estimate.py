@@ -8,11 +8,12 @@ import torch
 from scipy.stats import beta
 from torch import Tensor
 
-from usl_lightning.evaluation.calibration import TEMPERATURES, calibrate, expected_error, reliability
+from usl_lightning.evaluation.calibration import SPREAD, TEMPERATURES, calibrate, expected_error, reliability, softening
 from usl_lightning.evaluation.estimate import (
     accuracy_interval,
     estimate_accuracy,
     nearest_share,
+    unseen_mass,
     unseen_share,
 )
 from usl_lightning.evaluation.folds import known_class, of_held_out, stratified_folds, training_sets
@@ -83,6 +84,24 @@ def test_few_labels_stay_near_the_usual_temperature() -> None:
     none = torch.zeros_like(folds, dtype=torch.bool)
     nearest = min(TEMPERATURES, key=lambda t: abs(math.log(t / 0.4)))
     assert calibrate(logits[None, None], labels, folds, none, usual=0.4).temperature == nearest
+
+
+def test_labels_alone_in_their_class_show_what_is_said_of_classes_without_one() -> None:
+    """By loops: the known labels' likelihood, and what is left beside the likeliest class of those alone, weighed."""
+    told = torch.tensor([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.95, 0.05, 0], [0.4, 0.6, 0], [0.99, 0.01, 0]]).double()
+    labels, unseen = torch.tensor([0, 1, 0, 1, 2]), 0.3
+    counts = labels.expand(1, 5) < 2
+    losses = {}
+    for t in (1.0, *(t for t in TEMPERATURES if t > 1)):
+        rows = [[p ** (1 / t) / sum(q ** (1 / t) for q in row) for p in row] for row in told.tolist()]
+        right = sum(-math.log(row[label]) for row, label in list(zip(rows, labels.tolist(), strict=True))[:4])
+        wrong = 4 * unseen / (1 - unseen) * -math.log(1 - max(rows[4]))
+        losses[t] = right + wrong + (math.log(t) / SPREAD) ** 2 / 2
+    best = min(losses, key=lambda t: losses[t])
+    assert best > 1.2
+    assert softening(told[None], labels, counts, unseen) == best
+    assert softening(told[None], labels, counts, 0.0) == 1.0
+    assert softening(told[None], labels, torch.ones_like(counts), unseen) == 1.0
 
 
 def test_the_better_setting_is_chosen_and_no_fold_chooses_for_itself() -> None:
@@ -167,6 +186,9 @@ def test_too_few_to_tell() -> None:
 def test_unseen_classes() -> None:
     assert unseen_share(torch.tensor([0, 0, 1, 2]), 4) == 0.5
     assert unseen_share(torch.tensor([0, 0, 1, 2]), 3) == 0.0
+    assert unseen_mass(torch.tensor([0, 0, 1, 2]), 4) == pytest.approx((0.5 * 0.25) ** 0.5)
+    assert unseen_mass(torch.tensor([0, 0, 1, 2]), 3) == 0.0
+    assert unseen_mass(torch.tensor([0, 0, 2, 2]), 3) == 0.0, "each of them has a fellow"
 
 
 def test_nearest_share() -> None:

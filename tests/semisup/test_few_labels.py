@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,33 @@ def test_equal_images_and_hardly_any(method: str, images: int, labelled: int) ->
     assert (estimate is None) == (labelled < 10)
     if estimate is not None:
         assert estimate.low < 0.6
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_classes_without_a_label_make_it_less_sure(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of ten classes have no label, three just one: nothing of what it chooses or estimates changes."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(600) % 10
+    features = torch.eye(10)[labels] + 0.3 * torch.randn(600, 10, generator=generator)
+    rows = torch.cat([torch.nonzero(labels == label)[: 1 if label < 3 else 4, 0] for label in range(7)])
+    rest = torch.ones(600, dtype=torch.bool)
+    rest[rows] = False
+    told, estimates, temperatures = {}, {}, {}
+    for softer in (True, False):
+        if not softer:
+            monkeypatch.setattr("usl_lightning.evaluation.trial.softening", lambda *_: 1.0)
+        model = make(method, classes=10)
+        told[softer] = model.learn_from(features, rows, labels[rows], seed=0)[rest].softmax(1)
+        temperatures[softer] = float(model.votes.temperature)
+        assert model.judgement is not None
+        assert model.judgement.estimate is not None
+        estimates[softer] = astuple(model.judgement.estimate)
+    assert torch.equal(told[True].argmax(1), told[False].argmax(1))
+    assert estimates[True] == pytest.approx(estimates[False], abs=1e-5)
+    accuracy = float((told[True].argmax(1) == labels[rest]).float().mean())
+    off = {softer: abs(float(each.amax(1).mean()) - accuracy) for softer, each in told.items()}
+    assert off[True] < off[False] - 0.01
+    assert temperatures[True] > temperatures[False]
 
 
 def test_more_labels_than_folds_are_made_of(monkeypatch: pytest.MonkeyPatch) -> None:

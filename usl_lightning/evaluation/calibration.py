@@ -71,6 +71,33 @@ def calibrate(
     return Calibrated(chosen, setting, TEMPERATURES[place], scores[setting].softmax(2))
 
 
+def softening(probabilities: Tensor, labels: Tensor, counts: Tensor, unseen: float) -> float:
+    """A further temperature, at least 1, for what is said of images some of which are of classes without a label.
+
+    What is said of a label whose class no other has is what will be said of those: whatever it is, it is wrong. So
+    these labels stand for the images of unseen classes; each is charged -log of what its likeliest class leaves.
+
+    Args:
+        probabilities: [R, m, c], calibrated, of held-out rows.
+        labels: int64 [m].
+        counts: bool [R, m], false where the class of the row was not among those learned from.
+        unseen: the share of images whose class has no label, less than 1.
+    """
+    alone = ~counts.any(0)
+    if not unseen or not bool(alone.any()):
+        return 1.0
+    known = len(labels) - int(alone.sum())
+    best, least = 1.0, math.inf
+    for t in (1.0, *(t for t in TEMPERATURES if t > 1)):
+        told = (probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log() / t).softmax(2)
+        right = torch.where(counts, _losses(told.log(), labels), 0.0).sum(0) / counts.sum(0).clamp_min(1)
+        wrong = -(1 - told[:, alone].amax(2)).clamp_min(LEAST).log()
+        loss = float(right.sum() + known * unseen / (1 - unseen) * wrong.mean()) + (math.log(t) / SPREAD) ** 2 / 2
+        if loss < least:
+            best, least = t, loss
+    return best
+
+
 def _losses(logits: Tensor, labels: Tensor) -> Tensor:
     """[…, m]: -log of the probability of each label, none above that of `LEAST`."""
     place = labels.expand(logits.shape[:-1])[..., None]

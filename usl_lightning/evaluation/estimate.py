@@ -7,6 +7,7 @@ drawn at random do no harm: images that stand for many, or lie far from each oth
 the rest, and a plain cross-validation takes them for it.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -78,6 +79,21 @@ def unseen_share(labels: Tensor, num_classes: int) -> float:
     """
     numbers = torch.bincount(labels, minlength=num_classes)
     return float((numbers == 1).sum()) / len(labels) if bool((numbers == 0).any()) else 0.0
+
+
+def unseen_mass(labels: Tensor, num_classes: int) -> float:
+    """How many images are of a class without a label, less than 1: the geometric mean of two views.
+
+    Of `unseen_share`, which supposes labels drawn at random and is told by the few that are alone in their class; and
+    of the share of classes without a label, which supposes classes alike in number. Each is far off where its supposition
+    fails, and says 0 only where there is no reason for more.
+
+    Args:
+        labels: int64 [m].
+        num_classes: c, those that are known by name.
+    """
+    missing = num_classes - len(labels.unique())
+    return math.sqrt(unseen_share(labels, num_classes) * missing / num_classes)
 
 
 def accuracy_interval(accuracy: float, images: float, confidence: float = CONFIDENCE) -> tuple[float, float]:

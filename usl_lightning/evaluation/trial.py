@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from usl_lightning.evaluation.calibration import Calibrated, calibrate, expected_error, reliability
-from usl_lightning.evaluation.estimate import Estimate, estimate_accuracy
+from usl_lightning.evaluation.calibration import Calibrated, calibrate, expected_error, reliability, softening
+from usl_lightning.evaluation.estimate import Estimate, estimate_accuracy, unseen_mass
 from usl_lightning.evaluation.folds import known_class, of_held_out, stratified_folds, training_sets
 from usl_lightning.evaluation.learning_curve import fit_learning_curve
 from usl_lightning.vectors.votes import Learner, log_mean
@@ -79,6 +79,7 @@ class Trial:
         found: what is chosen of each learner.
         mixed: what is chosen of their mean.
         weights: [learners], of each in it.
+        softer: a last temperature, for images of classes that have no label; 1 where each has one.
     """
 
     def __init__(self, learners: Sequence[Learner], labels: Tensor, folds: Tensor, usual: Sequence[float]) -> None:
@@ -91,6 +92,8 @@ class Trial:
             calibrate(each, labels, folds, self.counts, usual=t) for each, t in zip(scores, usual, strict=True)
         ]
         self.mixed, self.weights = self._mix()
+        told = self.mixed.probabilities
+        self.softer = softening(told, labels, self.counts, unseen_mass(labels, told.shape[-1]))
 
     def _mix(self) -> tuple[Calibrated, Tensor]:
         """The mean of the learners, by weights and a temperature that the same labels choose."""
@@ -112,7 +115,8 @@ class Trial:
         """What the labels say.
 
         Args:
-            confidences: [n], largest probabilities of the classifier learned from all labels, of the others' images.
+            confidences: [n], largest probabilities of the classifier learned from all labels, of the others' images,
+                before they are made `softer`: the estimate counts unseen classes itself.
             share: [m], see `nearest_share`.
             labels: how many there are, those that were not drawn too.
         """
@@ -125,7 +129,7 @@ class Trial:
             estimate,
             with_more,
             settings=[each.setting for each in self.found],
-            temperatures=[*(each.temperature for each in self.found), self.mixed.temperature],
+            temperatures=[*(each.temperature for each in self.found), self.mixed.temperature * self.softer],
             reliability=bins.tolist(),
             calibration_error=expected_error(bins),
             uncalibrated_error=expected_error(reliability(raw, self.labels, self.counts)),

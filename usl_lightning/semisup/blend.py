@@ -31,7 +31,7 @@ class Blend(FewLabels):
 
     ranges: ClassVar[Ranges] = {"strengths": above(0), "k": whole(1), "alphas": at_least(0, below=1)}
 
-    revision: int = 3
+    revision: int = 4
     usual = (0.9, 0.7)
 
     # `**source` is resolved by the command line to the parameters of `FewLabels`, each typed and documented.

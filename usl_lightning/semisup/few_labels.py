@@ -138,12 +138,12 @@ class FewLabels(FeatureMethod):
         heads = [learner.head(found.setting) for learner, found in zip(learners, trial.found, strict=True)]
         self.votes = Votes(heads).to(x.device)
         self.votes.temperatures.copy_(torch.tensor([found.temperature for found in trial.found]))
-        self.votes.temperature.fill_(trial.mixed.temperature)
+        self.votes.temperature.fill_(trial.mixed.temperature * trial.softer)
         self.votes.weights.copy_(trial.weights)
         logits = self.votes.mixed([learner.scores(head) for learner, head in zip(learners, heads, strict=True)])
         unlabelled = torch.ones(len(x), dtype=torch.bool, device=x.device)
         unlabelled[rows] = False
-        confidences = logits[unlabelled].softmax(1).amax(1)
+        confidences = (logits[unlabelled] * trial.softer).softmax(1).amax(1)
         share = nearest_share(x, rows[few], None if chosen is None else chosen.to(x.device)[few])
         self.judgement = trial.judge(confidences, share, len(rows))
         self.held_out = HeldOut(rows[few].cpu(), labels[few].cpu(), trial.held_out().cpu())

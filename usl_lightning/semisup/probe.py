@@ -26,6 +26,7 @@ class Probe(FewLabels):
 
     ranges: ClassVar[Ranges] = {"strengths": above(0)}
 
+    revision: int = 2
     usual = (0.9,)
 
     # `**source` is resolved by the command line to the parameters of `FewLabels`, each typed and documented.

@@ -27,7 +27,7 @@ class Propagate(FewLabels):
 
     ranges: ClassVar[Ranges] = {"k": whole(1), "alphas": at_least(0, below=1)}
 
-    revision: int = 2
+    revision: int = 3
     usual = (0.7,)
 
     # `**source` is resolved by the command line to the parameters of `FewLabels`, each typed and documented.

@@ -85,14 +85,14 @@ def unseen_mass(labels: Tensor, num_classes: int) -> float:
     """How many images are of a class without a label, less than 1: the geometric mean of two views.
 
     Of `unseen_share`, which supposes labels drawn at random and is told by the few that are alone in their class; and
-    of the share of classes without a label, which supposes classes alike in number. Each is far off where its supposition
-    fails, and says 0 only where there is no reason for more.
+    of the share of classes without a label, which supposes classes alike in number. Each is far off where its
+    supposition fails, and says 0 only where there is no reason for more.
 
     Args:
         labels: int64 [m].
         num_classes: c, those that are known by name.
     """
-    missing = num_classes - len(labels.unique())
+    missing = int((torch.bincount(labels, minlength=num_classes) == 0).sum())
     return math.sqrt(unseen_share(labels, num_classes) * missing / num_classes)
 
 

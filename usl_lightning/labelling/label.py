@@ -24,7 +24,7 @@ from usl_lightning.labels.index import answers_so_far, images_to_label
 from usl_lightning.stage.captions import redraw_captions
 
 if TYPE_CHECKING:
-    from usl_lightning.labelling.pictures import Pictures
+    from usl_lightning.labelling.shown import Pictures
     from usl_lightning.labelling.similar import SimilarImages
 
 PORT = 8642

@@ -183,7 +183,7 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
         if names and key not in names:
             yield f"trainer.{key}", f"unknown key '{key}'", list(names)
         if key == "precision" and value is not None and str(value) not in PRECISIONS:
-            yield "trainer.precision", f"expected one of {', '.join(PRECISIONS)}, found {value}", []
+            yield "trainer.precision", f"expected one of {', '.join(map(repr, PRECISIONS))}, found {value}", []
         if key in TRIALS and value != TRIALS[key]:
             trial = f"{value} is a trial with some of the images; leave it out and try with a small trainer.max_steps"
             yield f"trainer.{key}", trial, []

@@ -134,7 +134,7 @@ def test_a_similar_image_that_was_not_chosen_is_answered(browser: Browser, serve
     page.keyboard.press("?")
     expect(page.locator("#status")).to_contain_text("This image was not chosen")
     page.keyboard.press(str(quarter(names[place]) + 1))
-    expect(page.locator("#progress")).to_have_text("5 of 40 answered: 4 of those chosen, 1 beside them")
+    expect(page.locator("#progress")).to_have_text("5 of 40 answered, 1 not chosen")
     name_shown(page, 5)
     index = LabelIndex.read(labels)
     assert ((index.files or ())[40:], index.labels[40:]) == ((names[place],), (quarter(names[place]),))
@@ -404,6 +404,15 @@ def test_a_phone(browser: Browser, server: Labelling, labels: Path) -> None:
     expect(page.locator("#row")).to_be_visible()
     page.locator("#row li button").first.tap()
     expect(page.locator("#row li button").first).to_have_attribute("aria-pressed", "true")
+    page.locator("#row-leave").tap()
+    page.locator("#similar li button").first.tap()
+    for tile in page.locator("#similar li button").all():
+        if page.locator("#which").inner_text() == "Image that was not chosen":
+            break
+        tile.tap()
+        expect(page.locator("#which")).to_contain_text("Image ")
+    page.locator("#classes button").first.tap()
+    expect(page.locator("#progress")).to_have_text("10 of 40 answered, 1 not chosen")
     assert page.evaluate("() => document.documentElement.scrollWidth") == 390
 
 

@@ -130,7 +130,7 @@ function drawProgress() {
   const done = given + added.length;
   byId("bar").max = Math.max(asked, done) || 1;
   byId("bar").value = done;
-  const beside = added.length ? `: ${given} of those chosen, ${added.length} beside them` : "";
+  const beside = added.length ? `, ${added.length} not chosen` : "";
   byId("progress").textContent = `${done} of ${asked} answered${beside}`;
   byId("done").hidden = done < asked;
   byId("done-title").textContent = given === asked ? "All images have an answer" : "As many answers as images were chosen";

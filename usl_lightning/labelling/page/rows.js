@@ -116,6 +116,7 @@ const toggleRows = () => alone(async () => {
   if (inRows()) {
     leaveRows();
     show(firstUnanswered());
+    say("");
     return;
   }
   rowsPassed = [];

@@ -1,13 +1,14 @@
 """Labelling in rounds against labelling at once: 4 × 10 labels with each selector of the next images, and 40 at once.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/rounds.py [--seeds 5] [--rounds 4] [--budget 10] [--runs FOLDER]
+        [--only SELECTOR … --out FILE]
 
 Sets: digits, Fashion-MNIST (1,000 images to choose from, 2,000 new ones) and emoji, the folders of picture_sets.py,
 with the features of the published network (EfficientNet-Lite0), kept in a file; digits and Fashion-MNIST also with
 principal components of their pixels. The first round is k-means + nearest, the best of 20 starts, as are the images
 chosen at once; the classifier between and after the rounds is Blend. The accuracy is that on new images. The noise of a
 difference is its standard error over sets and seeds. Each run is kept, so that a broken one goes on. Figures go to
-tests/benchmarks/results/rounds.json.
+tests/benchmarks/results/rounds.json; rounds_again.json has those of some selectors with Blend as it was later.
 """
 
 import argparse
@@ -219,7 +220,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--budget", type=int, default=10)
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmark_rounds"))
-    parser.add_argument("--choices", type=int, default=None, help="the first so many of the selectors")
+    parser.add_argument("--only", nargs="+", default=[*CHOICES], choices=[*CHOICES], help="these selectors")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     args.runs.mkdir(parents=True, exist_ok=True)
@@ -228,7 +229,8 @@ def main() -> None:
         "random, at once": lambda data, seed: at_once(data, select_random, args, seed),
         **{
             name: partial(lambda c, data, seed: run(data, c, args, seed), choice)
-            for name, choice in [*CHOICES.items()][: args.choices]
+            for name, choice in CHOICES.items()
+            if name in args.only
         },
     }
     found = {}

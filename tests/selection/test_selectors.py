@@ -24,7 +24,7 @@ from usl_lightning.selection.activeft import select_activeft
 from usl_lightning.selection.as3l import select_as3l
 from usl_lightning.selection.coreset import select_coreset
 from usl_lightning.selection.density import select_density
-from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
+from usl_lightning.selection.kmeans_nearest import WIDTH, select_kmeans_nearest
 from usl_lightning.selection.kmedoids import select_kmedoids
 from usl_lightning.selection.maxherding import select_maxherding
 from usl_lightning.selection.probcover import pure_radius, select_probcover
@@ -130,6 +130,69 @@ def test_kmeans_nearest_equals_a_loop(name: str) -> None:
         members = np.flatnonzero(labels.numpy() == c)
         expected.append(int(members[distances[members].argmin()]))
     assert select_kmeans_nearest(x, 12, seed=2)[: len(expected)].tolist() == expected
+
+
+def moved_by_loops(x: np.ndarray, picks: list[int], labels: np.ndarray, rms: float, factor: float) -> list[int]:
+    """The rule of `move`, read slowly."""
+    near = np.exp(-((x[:, None] - x[None]) ** 2).sum(2) / (WIDTH * rms**2))
+    for _ in range(10):
+        covers = near[:, picks]
+        best, second = -np.sort(-covers, 1)[:, :2].T
+        worth = [(best - second)[covers.argmax(1) == label].sum() for label in range(len(picks))]
+        between = near[np.ix_(picks, picks)] - 2 * np.eye(len(picks))
+        places = []
+        for cluster in range(labels.max() + 1):
+            members = np.flatnonzero(labels == cluster)
+            gains = [np.maximum(near[place, members] - best[members], 0).sum() for place in members]
+            places.append((max(gains), int(members[int(np.argmax(gains))])))
+        places.sort(key=lambda place: -place[0])
+        asleep: set[int] = set()
+        before = list(picks)
+        for label in np.argsort(worth, kind="stable"):
+            other = int(between[label].argmax())
+            if places and places[0][0] > factor * worth[label] and not {int(label), other} & asleep:
+                picks[label] = places.pop(0)[1]
+                asleep |= {int(label), other}
+        if picks == before:
+            break
+    return picks
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0, 4.0])
+def test_labels_move_to_copies(factor: float) -> None:
+    """Two dozen digits are there ten times: more of them are found; where none is, all stays as it was."""
+    some = real_features("digits", 300)
+    copies = some[100:124].repeat(9, 1)
+    x = torch.cat([some, copies])
+    plain = select_kmeans_nearest(x, 16, seed=1)
+    chosen = select_kmeans_nearest(x, 16, seed=1, move=factor)
+    labels, centroids = kmeans(x, 16, seed=1)
+    rms = float((x - centroids[labels]).square().sum(1).double().mean().sqrt())
+    expected = moved_by_loops(x.double().numpy(), plain.tolist(), labels.numpy(), rms, factor)
+    assert torch.equal(x[chosen], x[expected])
+    assert len(set(chosen.tolist())) == 16
+
+    def found(picks: torch.Tensor) -> int:
+        return sum(bool((x[picks] == copy).all(1).any()) for copy in copies[:24])
+
+    assert found(chosen) > found(plain)
+    if factor == 4:
+        assert torch.equal(select_kmeans_nearest(some, 16, move=4.0), select_kmeans_nearest(some, 16))
+
+
+def test_no_label_moves_where_all_images_are_alike_or_there_is_one_label() -> None:
+    x = real_features("digits", 50)
+    assert torch.equal(select_kmeans_nearest(x, 1, move=1.0), select_kmeans_nearest(x, 1))
+    assert select_kmeans_nearest(x[:1].repeat(9, 1), 3, move=1.0).unique().numel() == 3
+    with pytest.raises(UslError, match=r"move=0.5: expected None or a number of times of at least 1"):
+        select_kmeans_nearest(x, 3, move=0.5)
+
+
+def test_a_cluster_that_is_too_large_to_compare_all_of_it_gains_no_label(monkeypatch: pytest.MonkeyPatch) -> None:
+    some = real_features("digits", 300)
+    x = torch.cat([some, some[100:124].repeat(9, 1)])
+    monkeypatch.setattr("usl_lightning.selection.kmeans_nearest.LARGEST", 0)
+    assert torch.equal(select_kmeans_nearest(x, 16, seed=1, move=1.0), select_kmeans_nearest(x, 16, seed=1))
 
 
 @pytest.mark.parametrize("name", NAMES)

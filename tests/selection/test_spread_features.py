@@ -41,10 +41,17 @@ def doubled() -> Tensor:
     return torch.cat([x, x])
 
 
+def copied() -> Tensor:
+    """Digits of which five are there twenty times more, so that labels move to them."""
+    x = real_features("digits", 300)
+    return torch.cat([x, x[:5].repeat(20, 1)])
+
+
 SETS = {
     "digits": (lambda: real_features("digits"), 40),
     "patches": (lambda: real_features("patches", 1100), 60),
     "doubled": (doubled, 50),
+    "copied": (copied, 12),
 }
 
 
@@ -58,6 +65,7 @@ def answers(x: Tensor, budget: int, distributed: bool) -> dict[str, Tensor]:
         "labels": labels, "centroids": centroids, "many centroids": many,
         "nearest": select_kmeans_nearest(x, budget, distributed=distributed, on_clusters=clusters.append),
         "clusters": clusters[0],
+        "moved": select_kmeans_nearest(x, budget, move=1.0, distributed=distributed),
         "usl": select_usl(x, budget, k=9, distributed=distributed),
         "imagenet": select_usl(x, budget, k=5, preset="imagenet", include_self=False, distributed=distributed),
     }  # fmt: skip

@@ -31,7 +31,7 @@ class Coverage:
     def add(self, point: int) -> None:
         """Choose a point."""
         with exact_arithmetic(self.x.device):
-            self.covered = torch.maximum(self.covered, _kernel(self.x, self.x[point][None], self.sigma)[:, 0])
+            self.covered = torch.maximum(self.covered, kernel(self.x, self.x[point][None], self.sigma)[:, 0])
 
     def gains(self, candidates: Tensor) -> Tensor:
         """What each of some points would add now; float64 [b]."""
@@ -39,10 +39,10 @@ class Coverage:
         out = torch.empty(len(candidates), dtype=torch.float64, device=device)
         with exact_arithmetic(device):
             for rows in shown(chunks(len(candidates), 16 * n, device), f"{self.name}: gains", len(candidates)):
-                kernel = _kernel(self.x[candidates[rows]], self.x, self.sigma).sub_(self.covered).clamp_(min=0)
+                more = kernel(self.x[candidates[rows]], self.x, self.sigma).sub_(self.covered).clamp_(min=0)
                 if self.weights is not None:
-                    kernel.mul_(self.weights)
-                out[rows] = kernel.sum(1, dtype=torch.float64)
+                    more.mul_(self.weights)
+                out[rows] = more.sum(1, dtype=torch.float64)
         return out
 
     def choose(self, count: int, bounds: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class Coverage:
             stale[candidates] = False
 
 
-def _kernel(x: Tensor, y: Tensor, sigma: float) -> Tensor:
+def kernel(x: Tensor, y: Tensor, sigma: float) -> Tensor:
     """exp(-|x - y|²/σ²) of unit rows x [a, d], y [b, d], as [a, b]."""
     return (x @ y.T).sub_(1).clamp_(max=0).mul_(2 / sigma**2).exp_()
 

@@ -157,7 +157,8 @@ def ours(path: Path, features: tuple[Tensor, Tensor], data: "Features", budget: 
         key: value for stage in yaml.safe_load(path.read_text())["stages"] for key, value in stage["set"].items()
     }
     start = time.process_time()
-    rows = select_kmeans_nearest(features[0], budget, seed=seed, restarts=parameters["model.restarts"])
+    restarts, move = parameters["model.restarts"], parameters["model.move"]
+    rows = select_kmeans_nearest(features[0], budget, seed=seed, restarts=restarts, move=move)
     classes = tuple(data.sources[0].classes)
     model = Blend(image=ImageSpec(3, 8, 8, (0.0,) * 3, (1.0,) * 3, classes), features="at hand")
     labels = data.sources[0].labels

@@ -61,10 +61,11 @@ BUDGETS = (1, 2, 4, 10)
 STARTS = 20
 DRAWS = 20
 """Of random labels, whose mean is what chance comes to."""
-DEFAULT = "k-means"
+DEFAULT = "k-means, moved"
 """The selector of the chains that `usl init` writes."""
 
 SELECTORS: dict[str, Callable[..., Tensor]] = {
+    "k-means, moved": partial(select_kmeans_nearest, restarts=STARTS, move=4.0),
     "k-means": partial(select_kmeans_nearest, restarts=STARTS),
     "k-means, 1 start": select_kmeans_nearest,
     "USL": select_usl,

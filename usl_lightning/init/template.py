@@ -98,7 +98,7 @@ def _branches(plan: Plan) -> Iterator[str]:
         if selection == "kmeans":
             yield from _features(plan)
             yield "      model.restarts: 20  # of k-means, of which the best counts"
-            yield "      model.move: 4  # a label moves to where copies are if it stands for four times as many images there"
+            yield "      model.move: 4  # a label goes to where copies are if it stands for four times as many there"
         yield f"      model.budget: {plan.budget}"
     for selection in plan.selections:
         name = f"train_{selection}" if several else "train"

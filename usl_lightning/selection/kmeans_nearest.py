@@ -25,13 +25,13 @@ from usl_lightning.vectors.distances import check_budget, exact_arithmetic, unit
 from usl_lightning.vectors.kmeans import kmeans, shared_kmeans
 
 WIDTH = 0.85
-"""Of the kernel that says what a pick covers, σ², in mean squared distances to a centroid; 0.75 to 1.2 come to the same."""
+"""Of the kernel that says what a pick covers, σ², in mean squared distances to a centroid."""
 
 PASSES = 10
 """Over all labels, after which they stay where they are."""
 
 LARGEST = 5_000
-"""Points of a cluster in which every pair is compared; no label moves into a larger one, where few copies matter less."""
+"""Points of a cluster in which all pairs are compared; none moves into a larger one, where few copies matter less."""
 
 LEAST = 0.01
 """Images for which no label moves: rounding may make up so many."""
@@ -125,9 +125,7 @@ def _moved(x: Tensor, picks: Tensor, labels: Tensor, distances: Tensor, factor: 
     return picks
 
 
-def _exchange(
-    picks: Tensor, worth: Tensor, nearest: Tensor, places: Tensor, gains: Tensor, factor: float
-) -> Tensor:
+def _exchange(picks: Tensor, worth: Tensor, nearest: Tensor, places: Tensor, gains: Tensor, factor: float) -> Tensor:
     """Picks [k] of which those worth least have taken the `places` [c] that gain most.
 
     Of two that are each other's nearest one stays: what it stands for is known again when the other has gone.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -83,9 +84,16 @@ def test_full_disk(straight: Path, disk: Disk) -> None:
     assert_same_run(disk.folder / "run", straight / "run")
 
 
-def test_full_disk_when_a_metric_is_noted() -> None:
-    with pytest.raises(UslError, match=r"/dev/full: cannot be written \(No space left on device\)"):
-        MetricsCSV(Path("/dev/full")).log_metrics({"loss": 1.0}, 3)
+def test_full_disk_when_a_metric_is_noted(tmp_path: Path) -> None:
+    metrics = MetricsCSV(tmp_path / "metrics.csv")
+    metrics.log_metrics({"loss": 2.0}, 2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (metrics.path.stat().st_size, limits[1]))  # EFBIG in place of ENOSPC
+    try:
+        with pytest.raises(UslError, match=r"metrics.csv: cannot be written \(File too large\); free some space"):
+            metrics.log_metrics({"loss": 1.0}, 3)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def test_a_row_that_a_full_disk_cut_short_is_noted_again(tmp_path: Path) -> None:

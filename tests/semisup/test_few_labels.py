@@ -389,3 +389,21 @@ def test_a_mean_of_two_is_no_surer_than_the_least_lets_it() -> None:
     logits = model.learn_from(features, torch.arange(30), torch.arange(30) % 3, seed=0)
     assert math.isfinite(float(logits.abs().max()))
     assert float((logits.argmax(1) == torch.arange(60) % 3).float().mean()) == 1
+
+
+@pytest.mark.parametrize("config", ["digits_propagate", "digits_blend"])
+def test_a_k_of_more_than_there_are_images_is_told_as_used(
+    config: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "six.npz", images=rng.integers(0, 256, (6, 8, 8), np.uint8), labels=[0, 1] * 3, classes=["a", "b"]
+    )
+    np.save(tmp_path / "features.npy", rng.normal(size=(6, 4)).astype(np.float32))
+    (tmp_path / "labels.json").write_text("[0, 1, 2]")
+    words = ["--data.dataset=arrays", f"--data.dir={tmp_path / 'six.npz'}", f"--data.labels={tmp_path / 'labels.json'}"]
+    words += [f"--model.features={tmp_path / 'features.npy'}", f"--run_dir={tmp_path / 'run'}"]
+    with caplog.at_level("INFO"):
+        main(["fit", f"--config={config}.yaml", *words])
+    assert "k = 5 instead of 10, for 6 images" in caplog.text
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["k"] == 5

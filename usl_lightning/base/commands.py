@@ -72,6 +72,9 @@ COMMANDS: dict[str, Command] = {
             Option(
                 "rounds", "N", "label in so many rounds, in each what helps most by the labels before; by default 1"
             ),
+            Option(
+                "backbone", "NAME,…", "published network to look with; by default the one that comes with the package"
+            ),
             Option("output", "FILE.yaml", "the chain; by default beside the folder, with its name"),
             Option("force", "", "replace a chain that is there already"),
         ),

@@ -8,7 +8,7 @@ learns from them too, and both stand side by side. tests/benchmarks/choice.py me
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -48,6 +48,8 @@ class Choice:
         seconds: it took to bring an image to the published network's features.
         kept, kept_by_pixels: share of its neighbours that an image's view still has.
         imbalance: of the pixels towards the published features: 0 if they tell all neighbours, 1 if none.
+        backbone: the published network, or several with commas between them.
+        dimensions: of its features.
     """
 
     features: Features
@@ -56,9 +58,11 @@ class Choice:
     kept: float = 0.0
     kept_by_pixels: float = 0.0
     imbalance: float = 1.0
+    backbone: str = BACKBONE
+    dimensions: int = 1_280
 
 
-def choose_features(source: ImageSource, seed: int = 0) -> Choice:
+def choose_features(source: ImageSource, seed: int = 0, backbone: str | None = None) -> Choice:
     """Measure published features on a sample of the images, and decide.
 
     Without the published weights the choice is own training, and `why` says how to get them.
@@ -66,10 +70,17 @@ def choose_features(source: ImageSource, seed: int = 0) -> Choice:
     Args:
         source: the images; their originals are looked at.
         seed: of the sample and of the views.
+        backbone: the published network that was asked for, or several; None: the one that comes with the package.
+
+    Raises:
+        UslError: the network that was asked for has no weights here.
     """
+    name = backbone or BACKBONE
     try:
-        encoder, seen = published_encoder(BACKBONE), seen_by(BACKBONE, source)
+        encoder, seen = published_encoder(name), seen_by(name, source)
     except UslError as error:
+        if backbone is not None:
+            raise UslError(f"usl init: --backbone: {str(error).removeprefix('model.backbone: ')}") from error
         return Choice("own", (f"own training: {str(error).removeprefix('model.backbone: ')}",))
     rows = permutation(len(seen), seed, "choice of features")[:SAMPLE].sort().values
     view = SimCLRView(scale=(0.6, 1.0), strength=0.25, blur=0.0, flip=False)
@@ -88,7 +99,8 @@ def choose_features(source: ImageSource, seed: int = 0) -> Choice:
             pixels.append(torch.stack(small))
             for _ in part:
                 bar.update()
-    return decide(torch.cat(features, 1), torch.cat(pixels, 1), seconds=spent / len(rows))
+    choice = decide(torch.cat(features, 1), torch.cat(pixels, 1), seconds=spent / len(rows))
+    return replace(choice, backbone=name, dimensions=encoder.feature_dim)
 
 
 def decide(features: Tensor, pixels: Tensor, *, seconds: float = 0.0) -> Choice:

@@ -15,6 +15,7 @@ from usl_lightning.base.files import write_text
 from usl_lightning.base.parameters import home
 from usl_lightning.chain.file import Chain
 from usl_lightning.labels.names import checked, clean
+from usl_lightning.models.names import unknown_network
 from usl_lightning.pictures.png import is_png_of
 
 if TYPE_CHECKING:  # they import torch
@@ -28,7 +29,7 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class InitOptions:
-    """`usl init FOLDER [--budget N] [--classes N|a,b,c] [--minutes M] [--rounds N] [--output FILE.yaml] [--force]`.
+    """`usl init FOLDER` and its options.
 
     Attributes:
         folder: of the images.
@@ -39,6 +40,7 @@ class InitOptions:
         minutes: how long the chain may take; None: by the device.
         force: replace the chain file.
         rounds: that the images are labelled in.
+        backbone: published network to look with, or several with commas between them; None: the one that is here.
     """
 
     folder: Path
@@ -49,6 +51,7 @@ class InitOptions:
     minutes: float | None = None
     force: bool = False
     rounds: int = 1
+    backbone: str | None = None
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "InitOptions":
@@ -75,6 +78,7 @@ class InitOptions:
             _positive("minutes", typed, float),
             typed.get("force") == "true",
             _positive("rounds", typed, int) or 1,
+            _backbone(typed.get("backbone")),
         )
 
 
@@ -90,6 +94,14 @@ def _positive(key: str, typed: dict[str, str], kind: type) -> Any:
         what = "a whole number, 1 or more" if kind is int else "a number above 0"
         raise UslError(f"usl init: --{key} {typed[key]}: expected {what}")
     return value
+
+
+def _backbone(text: str | None) -> str | None:
+    """The networks given, each with a name that some network has."""
+    for name in () if text is None else text.split(","):
+        if problem := unknown_network(name.strip()):
+            raise UslError(f"usl init: --backbone: {problem}")
+    return text
 
 
 def _classes(text: str | None) -> tuple[tuple[str, ...] | None, int | None]:
@@ -125,7 +137,7 @@ def main(arguments: Sequence[str]) -> None:
 
     wishes = Wishes(given.budget, given.classes, given.class_count, given.minutes, given.rounds)
     check_budget(found, wishes)
-    choice = choose_features(_opened(found, "train", wishes.classes, image_size=1, channels=3))
+    choice = choose_features(_opened(found, "train", wishes.classes, image_size=1, channels=3), backbone=given.backbone)
     plan = make_plan(found, wishes, choice)
     source = _open_as_stages_do(plan)
     write_text(given.output, chain_text(plan, given.output))

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.init.choice import BACKBONE, Choice
+from usl_lightning.init.choice import Choice
 from usl_lightning.init.folder import Inspection
 from usl_lightning.init.speed import Network, best_network, busyness, candidates, device_name, machine_name
+from usl_lightning.models.backbones import native_size
 
 MINUTES = {"cpu": 10.0, "mps": 20.0, "cuda": 60.0}
 """How long a chain may take unless told otherwise."""
@@ -154,7 +155,8 @@ def make_plan(found: Inspection, wishes: Wishes, choice: Choice) -> Plan:
     selections = ("kmeans", "random") if compared else ("kmeans",)
     minutes, load = wishes.minutes or MINUTES[device], busyness()
     tests = 0 if found.test is None else found.test.count
-    width = {"own": 512, "published": 1_280, "both": 1_792}[choice.features]  # of the features, at most
+    published = choice.dimensions
+    width = {"own": 512, "published": published, "both": 512 + published}[choice.features]  # of the features, at most
     looking = choice.seconds if choice.features != "own" else found.decoding / torch.get_num_threads()  # an image
     seconds = {
         "kmeans": load * START
@@ -165,7 +167,8 @@ def make_plan(found: Inspection, wishes: Wishes, choice: Choice) -> Plan:
     }
     seconds = {name: seconds[name] for name in (*selections, "train")}
     if choice.features == "published":
-        seen = Network(BACKBONE, 224, 224, 224)
+        side, _ = native_size(choice.backbone)
+        seen = Network(choice.backbone, side, side, side)
         return Plan(
             found, machine_name(), choice, seen, {}, classes, budget, selections, 0, 0, seconds, load, minutes,
             wishes.rounds,

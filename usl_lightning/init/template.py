@@ -8,7 +8,6 @@ from typing import Any
 
 from usl_lightning.data.images.folders import cache_folder
 from usl_lightning.data.modules import RESIDENT_FILES
-from usl_lightning.init.choice import BACKBONE
 from usl_lightning.init.folder import Inspection, told
 from usl_lightning.init.plan import START, Plan, labels_known, readable
 
@@ -60,7 +59,7 @@ def _shared(plan: Plan) -> Iterator[str]:
     yield "set:  # of all stages"
     yield f"  data.dir: {_value(str(found.data.resolve()))}"
     if network.image_size is not None:
-        whose = f"; {BACKBONE} looks at as many" if plan.choice.features == "published" else ""
+        whose = f"; {plan.choice.backbone} looks at as many" if plan.choice.features == "published" else ""
         yield f"  data.image_size: {network.image_size}  # pixels a side, of the largest centred square{whose}"
     yield f"  data.channels: {found.channels}"
     if found.transparent:
@@ -131,7 +130,7 @@ def _features(plan: Plan) -> Iterator[str]:
     if plan.choice.features != "published":
         yield "      model.init_from: ${pretrain.checkpoint}"
     if plan.choice.features != "own":
-        yield f"      model.backbone: {BACKBONE}  # with its published weights"
+        yield f"      model.backbone: {plan.choice.backbone}  # with its published weights"
 
 
 def _stage(name: str, command: str, config: str, about: str) -> Iterator[str]:
@@ -239,7 +238,7 @@ def _timed(plan: Plan) -> str:
     """What was timed, and how fast it is now."""
     speeds = []
     if plan.choice.features != "own":
-        speeds.append(f"{BACKBONE} at {1 / plan.choice.seconds:,.0f} images a second")
+        speeds.append(f"{plan.choice.backbone} at {1 / plan.choice.seconds:,.0f} images a second")
     if plan.choice.features != "published":
         speeds.append(f"{plan.network.backbone} at {plan.network.views_per_second:,.0f} views a second")
     return " and ".join(speeds)

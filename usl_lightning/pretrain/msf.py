@@ -3,6 +3,7 @@
 With a constraint it is CMSF: Constrained Mean Shift Using Distant Yet Related Neighbors (Tejankar et al., ECCV 2022).
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
@@ -23,6 +24,8 @@ from usl_lightning.models.guesses import Ring, remember
 from usl_lightning.models.heads import projection_mlp
 from usl_lightning.pretrain.pretrain_module import PretrainModule
 from usl_lightning.vectors.kmeans import kmeans
+
+log = logging.getLogger(__name__)
 
 Constraint = Literal["none", "previous", "clusters", "labels"]
 
@@ -288,6 +291,8 @@ class MSF(PretrainModule):
         """k-means of the images' embeddings in the epoch that has ended; each process does the same."""
         met = (self.times > 0).nonzero()[:, 0]
         clusters = min(self.clusters, len(met))
+        if clusters < self.clusters:
+            log.info("CMSF: %d clusters instead of %d, of as many images so far", clusters, self.clusters)
         labels, _ = kmeans(self.latest[met], clusters, seed=self._data.seed, iterations=CLUSTER_ITERATIONS)
         self.groups[met] = labels
 

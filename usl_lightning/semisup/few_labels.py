@@ -60,6 +60,7 @@ class FewLabels(FeatureMethod):
         scores: what the last pass over the test images said; None if none has a label.
         told: what was said of the images that were learned from; None before that.
         held_out: what was said of the labelled ones while they were held out; None before that.
+        lowered: parameters that were used with less than was given, as there are so few images.
     """
 
     ranges: ClassVar[Ranges] = {"folds": whole(2), "repeats": whole(1)}
@@ -78,6 +79,7 @@ class FewLabels(FeatureMethod):
             raise UslError(f"data.labels: {image.num_classes} classes are known; a classifier needs at least 2")
         self.folds, self.repeats = folds, repeats
         self.judgement: Judgement | None = None
+        self.lowered: dict[str, int] = {}
         self.scores: Scores | None = None
         self._tally: Tally | None = None
         self.held_out: HeldOut | None = None
@@ -104,6 +106,10 @@ class FewLabels(FeatureMethod):
             UslError: features without a direction, or labels of one class alone.
         """
         rows, labels = _labelled(data)
+        k, most = getattr(self, "k", 0), max(1, len(features) - 1)
+        if k > most:
+            log.info("propagation: k = %d instead of %d, for %d images", most, k, len(features))
+            self.lowered = {"k": most}
         chosen = ~torch.isin(rows, torch.tensor(data.index.added, dtype=torch.int64))
         logits = self.learn_from(features, rows, labels, seed=data.seed, chosen=chosen)
         self.told = Told.of(logits.softmax(1), data.classes, self.held_out)
@@ -229,7 +235,7 @@ class FewLabels(FeatureMethod):
             write_scores(path, told, {} if scores is None else {"classifier": scores}, classes)
 
         table = "" if scores is None else f"{scores_table({'classifier': scores}, classes)}\n"
-        return Evaluation({**metrics, **judgement.metrics()}, table, write)
+        return Evaluation({**metrics, **self.lowered, **judgement.metrics()}, table, write)
 
 
 def _labelled(data: LabelledData) -> tuple[Tensor, Tensor]:

@@ -125,10 +125,11 @@ def test_a_similar_image_that_was_not_chosen_is_answered(browser: Browser, serve
     name_shown(page, 5)
     chosen = LabelIndex.read(labels).files or ()
     similar = page.locator("#similar li button")
+    page.wait_for_timeout(1000)  # until they are those of this image, not of the one before
     expect(similar).to_have_count(8)
     names = [similar.nth(i).get_attribute("title") or "" for i in range(8)]
     place = next(i for i, name in enumerate(names) if name not in chosen)
-    similar.nth(place).click()
+    page.locator(f'#similar li button[title="{names[place]}"]').click()
     expect(page.locator("#which")).to_have_text("Image that was not chosen")
     expect(page.locator("#name")).to_have_text(names[place])
     page.keyboard.press("?")

@@ -53,8 +53,7 @@ def kept_or_made(
         UslError: a folder that cannot be written or is full.
     """
     text = json.dumps(about)
-    folder = cache_folder() if cache is None else Path(cache).expanduser()
-    path = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.npz"
+    path = _path(name, text, ".npz", cache)
     with torch.inference_mode(False), torch.no_grad(), _one_run_at_a_time(path, place):
         kept = _read(path, name, text)
         if bool(gather(torch.tensor([kept is not None], device=place.device)).all()) and kept is not None:
@@ -92,9 +91,7 @@ def kept_or_made_share(
     Raises:
         UslError: a folder that cannot be written or is full.
     """
-    text = json.dumps(about)
-    cache = cache_folder() if cache is None else Path(cache).expanduser()
-    folder = cache / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:20]}.shards"
+    folder = _path(name, json.dumps(about), ".shards", cache)
     with torch.inference_mode(False), torch.no_grad(), _one_run_at_a_time(folder, place):
         share = place.share(size[0])
         kept = _read_share(folder, share, size[1])
@@ -143,6 +140,12 @@ def _read(path: Path, name: str, about: str) -> Tensor | None:
         reason = f"damaged ({type(error.__cause__ or error).__name__})"
     log.warning("%s: %s; the %s are computed again", path, reason, name)
     return None
+
+
+def _path(name: str, about: str, suffix: str, cache: str | Path | None) -> Path:
+    """Where it is kept: the name has a hash of all that it depends on."""
+    folder = cache_folder() if cache is None else Path(cache).expanduser()
+    return folder / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:20]}{suffix}"
 
 
 def _read_share(folder: Path, share: range, width: int) -> Tensor | None:

@@ -19,6 +19,7 @@ _OWN = "@"  # after the name of a network that was trained here, see `backbones.
 _CLUSTER = ("MASTER_ADDR", "NODE_RANK", "GROUP_RANK", "SLURM_STEP_", "KUBERNETES_PORT", "LSB_JOBID")
 
 _GPUS = ("/dev/nvidia*", "/dev/kfd", "/dev/dxg", "/dev/accel*")
+"""Devices that Linux shows where there is a GPU."""
 
 _most_images = cache(most_images)  # the stages of a table are many
 
@@ -112,7 +113,5 @@ def _cores() -> int:
 def _computes_on_cpu(accelerator: Any) -> bool:
     """Whether a Trainer with this accelerator computes on the CPU for certain: Linux shows a GPU as a device."""
     if accelerator in (None, "auto"):
-        return sys.platform == "linux" and not any(
-            map(glob.glob, ("/dev/nvidia*", "/dev/kfd", "/dev/dxg", "/dev/accel*"))
-        )
+        return sys.platform == "linux" and not any(map(glob.glob, _GPUS))
     return bool(accelerator == "cpu")

@@ -4,7 +4,7 @@ Two figures decide. A view of an image, cut and tinted a little, should have the
 features keep fewer of them than the pixels themselves do, these images are none that the network knows, and features
 are learned here. Own training begins from pixels: where these tell what the published features find alike (the
 information imbalance of Glielmo et al., PNAS Nexus 2022), the images are laid out so plainly that a small network
-learns from them too, and both stand side by side. tests/benchmarks/choice.py measures where this is right.
+learns from them too, and both stand side by side.
 """
 
 import time

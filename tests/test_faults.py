@@ -143,6 +143,32 @@ def test_missing_metrics_block_no_resume_and_are_said(
     assert said in caplog.text
 
 
+@pytest.mark.parametrize(("kept", "said"), [(0, "3 rows are"), (1, "2 rows are"), (2, "a row is"), (3, ""), (4, "")])
+def test_metrics_that_the_checkpoint_knew_of_and_that_are_gone_are_said(
+    tmp_path: Path, kept: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = MetricsCSV(tmp_path / "metrics.csv")
+    rows = ["4,loss,2.5\n", "5,loss,2.5\n", "5,lr,0.1\n", "6,loss,2.25\n"]
+    metrics.path.write_text("step,name,value\n" + "".join(rows))
+    known = metrics.count(6)
+    metrics.path.write_text("step,name,value\n" + "".join(rows[:kept]))
+    metrics.expect(known, 6)
+    metrics.rewind(7)
+    metrics.complete({"loss": 2.25}, 6)
+    assert metrics.path.read_text() == "step,name,value\n" + "".join(rows[: min(kept, 3)] + rows[3:])
+    assert caplog.messages == ([f"{metrics.path}: {said} gone from it, nothing else is lost"] if said else [])
+
+
+def test_a_run_says_that_rows_of_its_metrics_are_gone(straight: Path, tmp_path: Path) -> None:
+    usl(tmp_path, *WORDS, kill(7)).killed()
+    path = tmp_path / "run" / "metrics.csv"
+    path.write_text("step,name,value\n")
+    resumed = usl(tmp_path, *WORDS, *RESUME)
+    resumed.done()
+    assert "run/metrics.csv: 25 rows are gone from it, nothing else is lost" in resumed.err
+    assert differing(*(last_checkpoint(folder / "run") for folder in (tmp_path, straight))) == []
+
+
 def test_a_file_of_metrics_is_not_there_without_its_header(tmp_path: Path) -> None:
     metrics = MetricsCSV(tmp_path / "metrics.csv")
     metrics.complete({}, -1)

@@ -35,6 +35,11 @@ def yet_to_be_noted(trainer: Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in connector.metrics["log"].items() if isinstance(value, Tensor | float)}
 
 
+def rows_before(trainer: Trainer) -> int:
+    """How many rows the file holds of the steps before the last one, all of which are in it by now."""
+    return sum(metrics.count(trainer.global_step - 1) for metrics in _files(trainer))
+
+
 def note_again(trainer: Trainer, row: dict[str, float], *, alone: bool) -> None:
     """Have the file hold what a checkpoint does of its step: a killed run may have lost some of it.
 
@@ -111,6 +116,9 @@ class Timetable:
 ROW = "usl_row"
 """Key under which the metrics of its step are, where metrics.csv may have lost them or holds more."""
 
+ROWS = "usl_rows"
+"""Key under which it is told how many rows metrics.csv held of the steps before."""
+
 UNVALIDATED = "usl_unvalidated"
 """Key that tells whether the step is yet to be validated: the run was stopped amid that."""
 
@@ -170,6 +178,8 @@ class Checkpoints(Ranged, Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """OUTSIDE, or RESUMING what was not validated."""
         self._resumes, self._row = True, checkpoint.get(ROW, {})
+        for metrics in _files(trainer):
+            metrics.expect(checkpoint.get(ROWS, 0), checkpoint["global_step"] - 1)
         if checkpoint.get(UNVALIDATED, False):
             self._state = State.RESUMING
             begin_with_validation(trainer)
@@ -268,7 +278,8 @@ class Checkpoints(Ranged, Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Say what the run is."""
         unvalidated = self._state in (State.RESUMING, State.VALIDATING)
-        checkpoint |= {IDENTITY: self.identity, ROW: self._row, UNVALIDATED: unvalidated}
+        rows = rows_before(trainer)
+        checkpoint |= {IDENTITY: self.identity, ROW: self._row, ROWS: rows, UNVALIDATED: unvalidated}
 
     def _save(self, trainer: Trainer, *, alone: bool = False) -> None:
         """Write a checkpoint; `alone`: the other processes may be gone, they are not waited for."""

@@ -47,8 +47,8 @@ def show_messages() -> None:
         log.setLevel(logging.INFO)
 
 
-def _lines(count: int) -> str:
-    return "a damaged line is" if count == 1 else f"{count} damaged lines are"
+def _lines(count: int, kind: str) -> str:
+    return f"a {kind} is" if count == 1 else f"{count} {kind}s are"
 
 
 class MetricsCSV(Logger):
@@ -61,6 +61,7 @@ class MetricsCSV(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
+        self._expected, self._lost = (0, 0), 0  # rows, of the steps below; those that are gone
 
     @property
     def name(self) -> str:
@@ -89,6 +90,14 @@ class MetricsCSV(Logger):
         there = {name for at, name, _ in rows if at == step}
         self.log_metrics({name: value for name, value in metrics.items() if name not in there}, step)
 
+    def count(self, before: int) -> int:
+        """How many rows are of steps below `before`, or were before they were lost: what a whole file would hold."""
+        return self._lost + sum(at < before for at, *_ in self._rows()[0])
+
+    def expect(self, rows: int, before: int) -> None:
+        """Say it, when the file is next made ready to go on, if it holds fewer rows of steps below `before`."""
+        self._expected = (rows, before)
+
     def _whole(self, steps: int) -> list[tuple[int, str, str]]:
         """The rows, after the file is whole again if it was not, which is said: a run goes on without it.
 
@@ -96,11 +105,15 @@ class MetricsCSV(Logger):
             steps: of the run, from 1, that it is to tell of.
         """
         rows, damaged, cut = self._rows()
+        (expected, before), self._expected = self._expected, (0, 0)
+        self._lost += max(0, expected - sum(at < before for at, *_ in rows))
         missing = not self.path.exists() or self.path.stat().st_size == 0
         if missing:
             log.warning("%s: gone, or empty; what it held of %d steps is lost, nothing else", self.path, steps)
         elif damaged:
-            log.warning("%s: %s left out, nothing else is lost", self.path, _lines(damaged))
+            log.warning("%s: %s left out, nothing else is lost", self.path, _lines(damaged, "damaged line"))
+        if expected and not missing and (gone := self._lost - damaged) > 0:
+            log.warning("%s: %s gone from it, nothing else is lost", self.path, _lines(gone, "row"))
         if damaged or cut or missing:
             write_text(self.path, HEADER + "".join(f"{row}\n" for *_, row in rows))
         return rows

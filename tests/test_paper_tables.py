@@ -12,7 +12,8 @@ from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.words import StageCommand
 
 TABLES = [name for name in shipped() if "columns" in load_yaml(shipped_folder() / name)]
-OURS = ("digits_table.yaml", "fashion_mnist_table.yaml", "folder_table.yaml")
+OURS = ("digits_", "fashion_mnist_", "folder_")
+"""What the names of those begin with that are not as a paper has them."""
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +23,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(name: str, data: Path) -> list[str]:
     folder = data / "photos" if name == "folder_table.yaml" else data
-    found = [name, f"--data.dir={folder}"] if name != "digits_table.yaml" else [name]
+    found = [name] if name.startswith("digits_") else [name, f"--data.dir={folder}"]
     return [*found, *([f"--data.class_list={data / 'imagenet100.txt'}"] if name.startswith("imagenet100") else [])]
 
 
 def test_there_are_tables_of_the_papers_and_ours() -> None:
-    assert set(OURS) <= set(TABLES)
+    assert {"digits_table.yaml", "fashion_mnist_table.yaml", "folder_table.yaml"} <= set(TABLES)
     assert {"cifar10_usl_table4.yaml", "cifar10_as3l_table1.yaml", "cifar10_usb_table.yaml"} <= set(TABLES)
 
 
@@ -48,7 +49,7 @@ def test_first_and_last_cells_run(data: Path, tmp_path: Path, monkeypatch: pytes
     """Two steps a stage, on a few images in each set's own format; stages are shared by all tables."""
     monkeypatch.chdir(tmp_path)
     for name in TABLES:
-        if name in OURS:
+        if name.startswith(OURS):
             continue
         table = TableRun.parse([*words(name, data), "--seeds=[0]"]).table
         small = [

@@ -14,9 +14,23 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from usl_lightning.base.configs import compose, config_parts, find_config, names_of_all, pairs, shipped, shipped_folder
-from usl_lightning.base.documents import LARGEST, document_text, parse_document, plain_value, settled
+from usl_lightning.base.documents import (
+    LARGEST,
+    Listed,
+    Mapped,
+    Plain,
+    document_text,
+    parse_document,
+    plain_value,
+    settled,
+    typed_text,
+)
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import parameters
+from usl_lightning.chain.options import RunOptions
+from usl_lightning.chain.pipeline import stage_command
+from usl_lightning.compare.spec import Comparison
+from usl_lightning.data.images.folders import split_folders
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.identity import differences, flatten
 from usl_lightning.stage.parser import StageCLI
@@ -87,6 +101,36 @@ def test_aliases_end() -> None:
 def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
     assert plain_value(text) == value
     assert type(plain_value(text)) is type(value)
+
+
+ODD_TEXT = st.text(
+    st.sampled_from("a \t\n\r\x85\u2028\ufeff#:-'\"{}[],&*é") | st.characters(exclude_categories=("Cs",)), max_size=5
+)
+
+
+@given(st.recursive(ODD_TEXT, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+    ODD_TEXT, inner, max_size=3), max_leaves=8))  # fmt: skip
+def test_what_cannot_be_seen_is_written_too(value: Any) -> None:
+    assert settled(parse_document(document_text({"k": value}), "")) == {"k": value}
+
+
+PLAIN = ("010", "1.10", "1e3", "true", "Null", "~", "", ".inf", "yes", "0x10", "a b", "12:30", "2024-01-01")
+
+
+@given(st.recursive(st.sampled_from(PLAIN).map(Plain) | ODD_TEXT, lambda inner: st.lists(
+    inner, max_size=3).map(Listed) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3).map(Mapped),
+    max_leaves=8).filter(lambda value: not isinstance(value, str)))  # fmt: skip
+def test_what_would_be_typed_is_read(value: Any) -> None:
+    """Each scalar comes back as the text it was, and with the meaning that it had."""
+    again = parse_document(typed_text(value), "")
+    assert settled(again) == settled(value)
+    assert texts_in(again) == texts_in(value)
+
+
+def texts_in(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [str(value) or "null"] if isinstance(value, Plain) else [str(value)]
+    return [text for item in (value.values() if isinstance(value, dict) else value) for text in texts_in(item)]
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers(-999, 999) | TEXT, lambda inner: st.lists(
@@ -180,6 +224,43 @@ def test_texts_in_a_list_are_as_typed(tmp_path: Path) -> None:
         check_parameters(stage("--data.classes=cat"))
 
 
+def of_a_chain(name: str, content: str, folder: Path) -> dict[str, Any]:
+    (folder / name).write_text(content)
+    run = RunOptions.parse([str(folder / name)])
+    return stage_command(run, run.chain.stages[0]).flat()
+
+
+@pytest.mark.parametrize("style", ["[{}]", "\n      - {}"])
+def test_texts_in_a_list_of_a_chain_are_as_typed(style: str, tmp_path: Path) -> None:
+    typed = ["010", "1.10", "Null", "~", "TRUE", "1e3", ".inf", "+1", "1."]
+    listed = style.format((", " if "[" in style else "\n      - ").join(typed))
+    entry = f"name: a\n    command: select\n    config: folder_random.yaml\n    set:\n     data.classes: {listed}\n"
+    assert of_a_chain("c.yaml", f"stages:\n  - {entry}", tmp_path)["data.classes"] == typed
+    rounds = "".join(f"  {name}: folder_{config}.yaml\n" for name, config in (
+        ("first", "random"), ("next", "random"), ("classifier", "probe")
+    ))  # fmt: skip
+    content = f"rounds:\n  budget: [4, 4]\n{rounds}  set:\n     data.classes: {listed}\n"
+    assert of_a_chain("r.yaml", content, tmp_path)["data.classes"] == typed
+
+
+@pytest.mark.parametrize("text", ["{x}", "[old]", "{a: b}", "[a, b]", "010", "1e3", "a b"])
+def test_a_text_of_a_chain_is_as_typed(text: str, tmp_path: Path) -> None:
+    entry = f"{{name: a, command: select, config: folder_random.yaml, set: {{data.dir: {text}}}}}"
+    assert of_a_chain("c.yaml", f"stages: [{entry}]\n", tmp_path)["data.dir"] == text
+
+
+@pytest.mark.parametrize("text", ["010", "1.10", "1e3", "true", "{x}", "[old]", "2024-01-01", "yes"])
+def test_a_text_of_a_comparison_is_as_typed(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / text).touch()
+    own = f"{{class_path: usl, init_args: {{preset: {text}}}}}"
+    content = f"data: {{dataset: folder, dir: {text}}}\nselectors: [random, {own}]\nbudgets: [4]\n"
+    (tmp_path / "c.yaml").write_text(content)
+    comparison = Comparison.read(tmp_path / "c.yaml", {"features.features": text, "data.cache": text})
+    assert (comparison.data["dir"], comparison.data["cache"]) == (text, text)
+    assert (comparison.features["features"], comparison.selectors[1].options["preset"]) == (text, text)
+
+
 @pytest.mark.parametrize("own", ["data: {dir: 010}", "data: {init_args: {dir: 010}}"])
 @pytest.mark.parametrize("first", [False, True])
 def test_parameters_of_a_class_may_stand_beside_it(own: str, first: bool, tmp_path: Path) -> None:
@@ -208,6 +289,17 @@ def test_a_quoted_text_is_no_null(text: str, tmp_path: Path) -> None:
     told = StageCLI(words, build=False).resolved()["data"]["init_args"]["dir"]
     assert words.flat()["data.dir"] == text
     assert os.path.normpath(told) == os.path.normpath(text)
+
+
+def test_a_folder_with_a_tilde_in_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/me")
+    with pytest.raises(UslError, match="~nosuchuser/x: no such folder"):
+        split_folders("folder", "~nosuchuser/x")
+    for name in ("~nosuchuser", "~"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").touch()
+        assert split_folders("folder", f"./{name}") == {"train": Path(name)}
 
 
 def test_numbers_are_compared_as_numbers() -> None:

@@ -93,17 +93,51 @@ class _Dumper(yaml.SafeDumper):
     """Quotes each text that `plain_value` takes for something else: PyYAML goes by YAML 1.1."""
 
 
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style=None if isinstance(plain_value(text), str) else "'"
-    ),
-)
+def _text_node(dumper: Any, text: str) -> yaml.Node:
+    style = None if isinstance(plain_value(text), str) else "'"
+    odd = not text.replace("\n", "").isprintable()  # other line breaks would come back as spaces
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if odd else style)  # type: ignore[no-any-return]
+
+
+_Dumper.add_representer(str, _text_node)
 
 
 def document_text(value: Any) -> str:
     """The YAML of a value that has no `Plain` in it: `parse_document` gives it back."""
     return str(yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+class _FlowDumper(_Dumper):
+    """Leaves each `Plain` without quotes if it may mean something else than a text, and repeats what stands twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """No anchors."""
+        return True
+
+
+def _plain_node(dumper: Any, scalar: Plain) -> yaml.Node:
+    text = scalar or "null"
+    tag = dumper.resolve(yaml.ScalarNode, text, (True, False))
+    if isinstance(plain_value(text), str):
+        return _text_node(dumper, str(text))
+    return dumper.represent_scalar(tag, text)  # type: ignore[no-any-return]
+
+
+_FlowDumper.add_representer(Plain, _plain_node)
+_FlowDumper.add_multi_representer(list, _FlowDumper.represent_list)
+_FlowDumper.add_multi_representer(dict, _FlowDumper.represent_dict)
+
+
+def typed_text(value: Any) -> str:
+    """What one would type for a value of a document: it means the same there, whatever type is wanted."""
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapped | Listed) and value.text and not {"&", "*"} & set(value.text):
+        return value.text
+    text = yaml.dump(
+        value, Dumper=_FlowDumper, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True
+    )
+    return str(text).strip()
 
 
 def settled(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """A chain: the file that names stages, what each does, and what it takes from earlier ones."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.configs import find_config, load_part
-from usl_lightning.base.documents import settled
+from usl_lightning.base.documents import typed_text
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.parameters import as_seed
 from usl_lightning.chain.rounds import stages_of
@@ -114,7 +113,7 @@ def _overrides(entry: Mapping[str, Any], where: str) -> dict[str, str]:
     overrides = entry.get("set") or {}
     if not isinstance(overrides, Mapping):
         raise UslError(f"{where}: set: expected a mapping of keys to values")
-    return {key: value if isinstance(value, str) else json.dumps(settled(value)) for key, value in overrides.items()}
+    return {key: typed_text(value) for key, value in overrides.items()}
 
 
 def _read_stage(path: Path, number: int, entry: Any, shared: Mapping[str, str], earlier: list[str]) -> Stage:

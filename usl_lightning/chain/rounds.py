@@ -83,7 +83,7 @@ def _budgets(value: Any, where: str) -> list[int]:
 
 def _part(value: Any, where: str) -> dict[str, Any]:
     """A configuration, by its name alone or with what it sets."""
-    part = {"config": value} if isinstance(settled(value), str) else value
+    part = {"config": value} if isinstance(value, str) and settled(value) is not None else value
     if not isinstance(part, Mapping) or not isinstance(part.get("config"), str):
         raise UslError(f"{where}: expected the name of a configuration, or config and set")
     _check_keys(part, PART_KEYS, where)

@@ -288,7 +288,7 @@ def _seeds(value: Any, where: str) -> list[int]:
 def _chosen(lines: list[Line], text: str | None, kind: str) -> list[Line]:
     if text is None:
         return lines
-    value = settled(parse_document(text, f"--{kind}")) if text.startswith("[") else text
+    value = parse_document(text, f"--{kind}") if text.startswith("[") else text
     names, known = (
         [str(name) for name in (value if isinstance(value, list) else [value])],
         [line.name for line in lines],

@@ -31,6 +31,7 @@ from usl_lightning.selection.coreset import Coreset
 from usl_lightning.selection.selector import Selector
 from usl_lightning.stage.complaints import explain
 from usl_lightning.stage.identity import digest, names_a_file, revision_of
+from usl_lightning.stage.parser import shielded
 from usl_lightning.stage.select import choose
 from usl_lightning.stage.words import StageCommand
 from usl_lightning.vectors.memory import once, remembering
@@ -140,8 +141,9 @@ def _checked(found: type, options: dict[str, Any], elsewhere: set[str], where: s
             raise UslError(
                 f"{where}: unknown key '{key}'{did_you_mean(key, known)}; expected one of {', '.join(known)}"
             )
+    part = {"class_path": f"{found.__module__}.{found.__qualname__}", "init_args": options}
     try:
-        parsed = parser.parse_object(options).as_dict()
+        parsed = parser.parse_object(shielded({"of": part})["of"]["init_args"]).as_dict()
     except ArgumentError as error:
         raise UslError(f"{where}: {explain(str(error), StageCommand('compare', []), known)}") from error
     return {key: parsed[key] for key in options}

@@ -5,9 +5,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from usl_lightning.base.configs import load_yaml
+from usl_lightning.base.configs import compose, load_part
 from usl_lightning.base.documents import parse_document, settled
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.parameters import wrong_options
@@ -24,6 +25,10 @@ FEATURE_KEYS = (*SOURCES, "weights", "pretrained", "cache")
 
 
 ENTRY_KEYS = ("class_path", "init_args", "name")
+
+
+DATA, SELECTOR = "usl_lightning.data.modules.ImageData", "usl_lightning.selection.selector.Selector"
+"""Whose parameters stand under `data` and `features`."""
 
 
 USAGE = (
@@ -83,25 +88,26 @@ class Comparison:
         Raises:
             UslError: names the file or the option, the key, and the nearest name that is known.
         """
-        content = load_yaml(path)
+        content = load_part(path)
         for key in content:
             if key not in KEYS:
                 raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, KEYS)}; expected {', '.join(KEYS)}")
-        data, features = (_mapping(content.get(key, {}), f"{path}: {key}") for key in ("data", "features"))
-        lists = {"budgets": content.get("budgets"), "seeds": content.get("seeds", [0])}
+        lists = {"budgets": settled(content.get("budgets")), "seeds": settled(content.get("seeds", [0]))}
         for key, text in overrides.items():
             group, _, name = key.partition(".")
             if group in ("data", "features") and name:
-                (data if group == "data" else features)[name] = settled(parse_document(text, f"--{key}"))
-            elif key in lists:
+                continue
+            if key in lists:
                 lists[key] = settled(parse_document(text, f"--{key}"))
             else:
                 known = (*lists, "out", *(f"features.{name}" for name in FEATURE_KEYS))
                 raise UslError(f"--{key}: unknown option{did_you_mean(key, known)}; use {USAGE}")
+        data = _typed(path, "data", DATA, content.get("data", {}), overrides)
+        features = _typed(path, "features", SELECTOR, content.get("features", {}), overrides)
         if "dataset" not in data:
             raise UslError(f"{path}: data.dataset: the data set is missing; expected its name")
         _check_features(path, features)
-        _check_values(f"{path}: data", "usl_lightning.data.modules.ImageData", data)
+        _check_values(f"{path}: data", DATA, data)
         return cls(
             path,
             out or Path("runs") / path.stem,
@@ -140,10 +146,20 @@ def _entries(path: Path, listed: Any) -> tuple[Entry, ...]:
             raise UslError(f"{where}: name: {name!r} is no name; expected letters, digits, spaces and . + - _")
         if name in [entry.name for entry in entries]:
             raise UslError(f"{where}: the name '{name}' is taken; give it another with name:")
-        entry = Entry(name, _class_path(short, where), _mapping(given.get("init_args", {}), where))
+        class_path = _class_path(short, where)
+        entry = Entry(name, class_path, _typed(path, f"selectors[{number}]", class_path, given.get("init_args", {})))
         _check_values(f"{path}: selectors: {name}", entry.class_path, entry.options)
         entries.append(entry)
     return tuple(entries)
+
+
+def _typed(
+    path: Path, group: str, class_path: str, given: Any, overrides: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Parameters of a class as its types say; of the overrides, `GROUP.KEY` are theirs."""
+    part = {group: {"class_path": class_path, "init_args": _mapping(given, f"{path}: {group}")}}
+    own = {key: text for key, text in overrides.items() if key.startswith(f"{group}.")}
+    return dict(compose([part], own)[group].get("init_args", {}))
 
 
 def _class_path(name: str, where: str) -> str:

@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -144,7 +145,7 @@ def _read(path: Path, name: str, about: str) -> Tensor | None:
 
 def _path(name: str, about: str, suffix: str, cache: str | Path | None) -> Path:
     """Where it is kept: the name has a hash of all that it depends on."""
-    folder = cache_folder() if cache is None else Path(cache).expanduser()
+    folder = cache_folder() if cache is None else Path(os.path.expanduser(cache))
     return folder / f"{name}-{hashlib.sha256(about.encode()).hexdigest()[:20]}{suffix}"
 
 

@@ -253,7 +253,7 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
     place = dir or settings.get("dir")
     if index.files is None:
         return _from_memory(index, place)
-    if place is not None and not os.path.isdir(Path(place).expanduser()):
+    if place is not None and not os.path.isdir(os.path.expanduser(place)):
         here = "" if os.path.isabs(place) or place.startswith("~") else f" in {os.getcwd()}"
         raise UslError(f"{place}: no such folder{here}; give the folder of the images of {index.path} with --dir")
     if place is None and name == "folder":

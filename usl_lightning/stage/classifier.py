@@ -1,5 +1,6 @@
 """A trained classifier of a run, from Python."""
 
+import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -117,7 +118,7 @@ class LoadedClassifier:
             "channels": self._image.channels,
             "background": self._background,
         }
-        if isinstance(images, str | Path) and Path(images).expanduser().is_dir():
+        if isinstance(images, str | Path) and os.path.isdir(os.path.expanduser(images)):
             source = open_images(str(images), on_error="fail", **wanted)
             return source, None if source.files is None else tuple(source.files)
         several = _listed(images)

@@ -60,7 +60,7 @@ class StageCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             parser_kwargs={"exit_on_error": False, "allow_abbrev": False},
-            args=_shielded(stage.tree()),
+            args=shielded(stage.tree()),
             run=False,
         )
 
@@ -156,16 +156,16 @@ class StageCLI(LightningCLI):
         return trainer
 
 
-def _shielded(tree: dict[str, Any]) -> dict[str, Any]:
+def shielded(tree: dict[str, Any]) -> dict[str, Any]:
     """The tree with a `./` before each text that the parser would take for null, where one may be: all are paths."""
 
-    def shielded(value: Any, path: list[str]) -> Any:
+    def shield(value: Any, path: list[str]) -> Any:
         if isinstance(value, dict):
-            return {key: shielded(item, path if key == "init_args" else [*path, key]) for key, item in value.items()}
+            return {key: shield(item, path if key == "init_args" else [*path, key]) for key, item in value.items()}
         kind = kind_at(tree, path)
         return f"./{value}" if kind.text and kind.optional and isinstance(value, str) and is_nothing(value) else value
 
-    return {key: shielded(value, [key]) for key, value in tree.items()}
+    return {key: shield(value, [key]) for key, value in tree.items()}
 
 
 def _with_texts(written: Any, meant: Any) -> Any:

@@ -131,7 +131,7 @@ def images_to_predict(
         return data.source(options.get("split", data.split))
     if "split" in options:
         raise UslError("usl predict: --folder and --split are both given; expected one of them")
-    if not os.path.isdir(Path(options["folder"]).expanduser()):
+    if not os.path.isdir(os.path.expanduser(options["folder"])):
         raise UslError(f"usl predict: --folder: no such folder: {options['folder']}")
     size = image.height if image.height == image.width else None
     return open_images(

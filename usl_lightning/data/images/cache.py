@@ -53,7 +53,7 @@ class CachedSource(ImageSource):
         self.channels, self.height, self.width = source.channels, source.height, source.width
         self.rendering = source.rendering
         self._source = source
-        self.path = _path(source, Path(cache).expanduser())
+        self.path = _path(source, Path(os.path.expanduser(cache)))
         header = _header(source)
         if not _is_current(self.path, header, source.nbytes):
             _build(source, self.path, header)

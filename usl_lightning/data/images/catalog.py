@@ -225,7 +225,7 @@ def canonical_name(name: str) -> str:
 
 def data_folder(folder: str | None) -> Path:
     """The folder that holds the data sets: `folder`, else `$USL_DATA`, else `./data`."""
-    return Path(folder or os.environ.get("USL_DATA") or "data").expanduser()
+    return Path(os.path.expanduser(folder or os.environ.get("USL_DATA") or "data"))
 
 
 @dataclass(frozen=True)

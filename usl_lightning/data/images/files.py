@@ -20,7 +20,7 @@ def open_files(
     Raises:
         UslError: there is none, or one is missing.
     """
-    files = tuple(os.path.abspath(Path(path).expanduser()) for path in paths)
+    files = tuple(os.path.abspath(os.path.expanduser(path)) for path in paths)
     if not files:
         raise UslError("no image is given; expected paths of image files")
     missing = [file for file in files if not os.path.isfile(file)]

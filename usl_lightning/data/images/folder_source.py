@@ -179,7 +179,7 @@ def open_folder(
     wanted = folders.class_names(name, places["train"], class_list) if by_folder else None
     listing, problems = _check_readable(folders.scan(root, wanted), on_error)
     if labels_file is not None:
-        base = Path(str(dir)).expanduser() if name == "folder" else root.parent
+        base = Path(os.path.expanduser(str(dir))) if name == "folder" else root.parent
         prefixes = {one: _prefix(place, base) for one, place in places.items()}
         left_out = tuple(problems)
         labels, names = _labels_of_csv(Path(labels_file), class_list, listing.files, left_out, split, prefixes)
@@ -215,7 +215,7 @@ def open_images(
     Raises:
         UslError: no such folder, no image in it, or an unreadable one.
     """
-    listing, problems = _check_readable(folders.scan(Path(dir).expanduser()), on_error)
+    listing, problems = _check_readable(folders.scan(Path(os.path.expanduser(dir))), on_error)
     return FolderSource(
         listing,
         torch.full((len(listing.files),), -1),

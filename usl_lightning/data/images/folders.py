@@ -152,7 +152,7 @@ def _check_names(found: FileList) -> None:
 
 def cache_folder() -> Path:
     """Where small things that can be made again are kept: `$USL_CACHE`, else `~/.cache/usl-lightning`."""
-    return Path(os.environ.get("USL_CACHE") or "~/.cache/usl-lightning").expanduser()
+    return Path(os.path.expanduser(os.environ.get("USL_CACHE") or "~/.cache/usl-lightning"))
 
 
 def _index_path(root: Path, only: tuple[str, ...] | None) -> Path:
@@ -238,7 +238,7 @@ def _split_folders(name: str, dir: str | None) -> dict[str, Path]:
     if name == "folder":
         if dir is None:
             raise UslError("data set folder: which one? give the folder of the images with --data.dir")
-        root = Path(dir).expanduser()
+        root = Path(os.path.expanduser(dir))
         if not os.path.isdir(root):
             raise UslError(f"{root}: no such folder; give the folder of the images with --data.dir")
         return _splits_of_folder(root)

@@ -69,6 +69,8 @@ def test_a_mark_of_no_label_is_no_class(tmp_path: Path, mark: str, caplog: pytes
 
 @pytest.mark.parametrize("mark", [
     "none", "NA", "n/a", "#N/A", "Nan", "NONE", "-2", "-1.5", "-10", "?", "-", "\\N", "unlabeled", "#NAME?",
+    "\u22121", "\u2013", "\u2014", "\u2026", "...", "_", "/", "no_label", "No-Label", "not labelled", "unsure",
+    "not_sure", "Notsure", "TODO", "#NV", "#WERT!", "#\u00a1VALOR!", "#N/D", "#SPILL!",
 ])  # fmt: skip
 def test_what_may_be_a_mark_or_a_class_is_refused(tmp_path: Path, mark: str) -> None:
     path = table(tmp_path, "1.png,0", f"2.png,{mark}")
@@ -113,6 +115,25 @@ def test_whole_numbers_that_pandas_wrote_as_fractions(tmp_path: Path) -> None:
 def test_rows_that_mean_two_things_are_refused(tmp_path: Path, rows: list[str], part: str) -> None:
     pictures(tmp_path / "d", "0.png")
     assert part in refused(table(tmp_path, *rows))
+
+
+@pytest.mark.parametrize("cell", ["a/b", "a & b", "a+b", "a and b", '"a\nb"', "[a]", "{a}", '"(a,)"'])
+def test_several_classes_in_one_cell(tmp_path: Path, cell: str) -> None:
+    path = table(tmp_path, "1.png,a", "2.png,b", f"3.png,{cell}")
+    with pytest.raises(UslError, match=r"l\.csv: line [45]: .* expected (one|the name of one class)$"):
+        read(path)
+
+
+def test_a_name_with_a_stroke_is_a_name(tmp_path: Path) -> None:
+    assert read(table(tmp_path, "1.png,salt/pepper", "2.png,salt", "3.png,R&B")) == {
+        "1.png": "salt/pepper", "2.png": "salt", "3.png": "R&B",
+    }  # fmt: skip
+
+
+def test_the_line_that_tells_excel_the_separator(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("sep=,\r\nfile,label\r\n1.png,a\r\n2.png,none\r\n")
+    with pytest.raises(UslError, match=r"line 4: 'none' may mean"):
+        read(tmp_path / "l.csv")
 
 
 def test_cells_that_a_spreadsheet_adds_are_left_out(tmp_path: Path) -> None:

@@ -312,6 +312,16 @@ def test_guesses_go_along_as_predictions_and_come_back_as_nothing(
     ("a.csv", "index,label\nI0,\"['cat', 'dog']\"\n", "is a list, expected the name of one class"),
     ("a.csv", 'index,label\nI0,"[""cat"","\n', "is a list, expected the name of one class"),
     ("a.csv", "index,label\nI0,?\n", "'?' may mean 'no label'"),
+    ("a.csv", "index,label\nI0,\u22121\n", "'\u22121' may mean 'no label'"),
+    ("a.csv", "index;label\nI0;-1,0\n", "'-1,0' may mean 'no label'"),
+    ("a.csv", "index,label\nI0,not_sure\n", "'not_sure' may mean 'no label'"),
+    ("a.csv", "index,label\nI0,50%\n", "50% is a number, but the classes have names"),
+    ("a.csv", "index,label\nI0,1.5\n", "1.5 is a number, but the classes have names"),
+    ("a.csv", 'index,label\nI0,"cat\ndog"\n', "'cat dog' is of several lines"),
+    ("a.csv", "index,label\nI0,[cat]\n", "is a list, expected the name of one class"),
+    ("a.csv", "index,label\nI0,cow\nI1,pig\nI2,cow/pig\n", "(line 4): 'cow/pig' names several classes"),
+    ("a.csv", "index,label\nI0," + 81 * "x" + "\n", "(line 2): a class needs a name of 1 to 80 characters"),
+    ("a.json", '[{"index": I0, "label": "cat\\ndog"}]', "'cat dog' is of several lines"),
     ("a.csv", "index,label\nI0,unlabeled\n", "'unlabeled' may mean 'no label'"),
     ("a.json", '[{"data": {"index": I0}, "annotations": [{"result": [{"type": "choices", "from_name": "a", "value": '
                '{"choices": ["cat"]}}, {"type": "choices", "from_name": "b", "value": {"choices": ["x"]}}]}]}]',
@@ -324,6 +334,25 @@ def test_what_could_be_taken_wrongly_changes_nothing(
     before = store.path.read_bytes()
     assert part in refusal(capsys, "import", str(store.path), name)
     assert store.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("cell", ["1e0", "+1", "1.5", "100%", "1 000", "\u0661"])
+def test_among_numbered_classes_a_number_in_another_spelling_is_no_class(
+    store: LabelStore, cell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index = store.read()
+    store.path.write_text(json.dumps({**json.loads(store.path.read_text()), "classes": ["0", "1"]}))
+    Path("a.csv").write_text(f"index;label\n{index.indices[0]};{cell}\n", encoding="utf-8")
+    assert f"{cell} is no whole number, as the classes are (0, 1, …)" in refusal(
+        capsys, "import", str(store.path), "a.csv"
+    )
+
+
+def test_the_line_that_tells_excel_the_separator(store: LabelStore) -> None:
+    image = store.read().indices[0]
+    Path("a.csv").write_text(f"sep=;\r\nindex;label\r\n{image};cat\r\n")
+    main(["labels", "import", str(store.path), "a.csv"])
+    assert answers_of(store.read())[image] == 0
 
 
 def test_of_several_questions_ours_is_taken(store: LabelStore) -> None:

@@ -13,7 +13,16 @@ from usl_lightning.base.files import parse_json
 from usl_lightning.labelling.store import Answer, with_class
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import short
-from usl_lightning.labels.names import NOT_SURE, check_new, check_single, clean, is_not_sure, name_in
+from usl_lightning.labels.names import (
+    NOT_SURE,
+    check_length,
+    check_new,
+    check_single,
+    clean,
+    is_not_sure,
+    name_in,
+    reads_as_number,
+)
 from usl_lightning.labels.tables import is_number, parse_rows, warn_of_marks, whole_numbers
 
 COLUMNS = ("index", "file", "label")
@@ -111,6 +120,7 @@ def _check_new(new: Mapping[str, str], classes: Sequence[str]) -> None:
     known = list(classes)
     for name, where in new.items():
         try:
+            check_length(name)
             check_single(name, {*classes, *new})
             check_new(name, known)
         except UslError as error:
@@ -155,9 +165,11 @@ def _name(text: str, classes: Collection[str], where: str) -> str | None:
     whole = re.sub(r"\.0+$", "", name)  # spreadsheets and pandas write numbers as they like
     if whole in classes:
         return whole
-    if is_number(whole) and classes and not any(map(is_number, classes)):
-        some = ", ".join(list(classes)[:3])
+    some = ", ".join(list(classes)[:3])
+    if reads_as_number(name) and classes and not any(map(reads_as_number, classes)):
         raise UslError(f"{where}: {name} is a number, but the classes have names ({some}, …); write the name")
+    if reads_as_number(name) and classes and not is_number(whole) and all(map(is_number, classes)):
+        raise UslError(f"{where}: {name} is no whole number, as the classes are ({some}, …); write it as one of them")
     return name
 
 

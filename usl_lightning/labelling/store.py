@@ -12,7 +12,7 @@ from typing import Literal
 from usl_lightning.base.atomic import open_lock, real_path
 from usl_lightning.base.errors import UslError
 from usl_lightning.labels import LabelIndex
-from usl_lightning.labels.names import LONGEST_NAME, NOT_SURE, check_name, check_new, clean
+from usl_lightning.labels.names import NOT_SURE, check_length, check_name, check_new, clean
 
 Answer = int | Literal["unsure"] | None
 """A class number; "unsure", from who has looked and cannot tell; None, no answer yet."""
@@ -300,8 +300,7 @@ def with_changed_class(index: LabelIndex, number: int, name: str | None, *, merg
 
 
 def _new_name(name: str, others: Sequence[str]) -> str:
-    if len(name) > LONGEST_NAME:
-        raise UslError(f"a class needs a name of 1 to {LONGEST_NAME} characters")
+    check_length(name)
     check_name(name)
     check_new(name, others)
     return name

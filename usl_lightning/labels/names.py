@@ -16,10 +16,17 @@ MISSING = ("", "-1", "-1.0", "nan", "NaN", "NAN", "-nan", "None", "null", "NULL"
 """Cells that say "no label", as NumPy, pandas, databases and most repositories write it."""
 
 _DOUBTFUL = {text.casefold() for text in (
-    *MISSING, "NA", "N/A", "#N/A", "#NA", "nil", "undefined", "unlabeled", "unlabelled", "no label", "\\N", "?", "??",
-    "-", "--", ".", "#VALUE!", "#REF!", "#NAME?", "#NULL!", "#NUM!", "#DIV/0!",
+    *MISSING, "NA", "N/A", "N.A.", "nil", "undefined", "unlabeled", "unlabelled", "not labeled", "not labelled",
+    "no label", "nolabel", "unsure", "notsure", NOT_SURE, "todo", "tbd", "\\N",
 )}  # fmt: skip
 """Cells that may mean "no label", or be the name of a class."""
+
+_NO_NAME = re.compile(r"-\d+([.,]\d*)?|[-._*/\\?]+|#n/?[a-z]{1,2}|#\S+[!?]")
+"""The same of negative numbers, strokes and dots, and of the errors of spreadsheets in any language."""
+
+_DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"), "-")
+
+_NUMBER = re.compile(r"[-+]?[\d\s.,']*\d[\d\s.,']*(e[-+]?\d+)?\s?%?")
 
 _UNSEEN = re.compile(
     r"[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
@@ -32,8 +39,9 @@ _TWINS = str.maketrans(
 )
 """Cyrillic and Greek letters that look like Latin ones."""
 
-_LISTED = re.compile(r"[\[({]\s*['\"]")
+_LISTED = re.compile(r"[\[({]\s*['\"]|\[.*\]$|\{.*\}$|\(.*,.*\)$")
 _BETWEEN = re.compile(r"[,;|]")
+_PERHAPS_BETWEEN = re.compile(r"[/&+\\]|\band\b")
 
 _JOINERS = "\u200c\u200d"
 """Zero width, but Persian, Indian scripts and emoji are not written without them."""
@@ -63,6 +71,11 @@ def _key(name: str) -> str:
     return number[1] if number else seen
 
 
+def reads_as_number(name: str) -> bool:
+    """Whether it is a number in some spelling: `1.5`, `1e0`, `50 %`."""
+    return _NUMBER.fullmatch(look(name).translate(_DASHES)) is not None
+
+
 def is_not_sure(name: str) -> bool:
     """Whether it is how `NOT_SURE` may be written."""
     return look(name) == NOT_SURE
@@ -88,6 +101,16 @@ def check_name(name: str) -> None:
         raise UslError(f"a class needs a name of 1 to {LONGEST_NAME} characters")
     if is_not_sure(name):
         raise UslError(f"'{name}' cannot be the name of a class: it is what images without a class are called")
+
+
+def check_length(name: str) -> None:
+    """Refuse what is too long for a class that a person adds.
+
+    Raises:
+        UslError: see there.
+    """
+    if len(name) > LONGEST_NAME:
+        raise UslError(f"a class needs a name of 1 to {LONGEST_NAME} characters")
 
 
 def check_new(name: str, classes: Iterable[str]) -> None:
@@ -145,15 +168,32 @@ def name_in(cell: str, known: Collection[str] = ()) -> str | None:
         return name
     if name in MISSING:
         return None
-    if name.casefold() in _DOUBTFUL or re.fullmatch(r"-\d+(\.\d*)?", name):
-        raise UslError(
-            f"'{printable(name, LONGEST_NAME)}' may mean 'no label', or be a class; leave the cell empty for no label"
-        )
+    check_one_line(cell)
+    shown = printable(name, LONGEST_NAME)
+    if is_not_sure(name):
+        return name
+    if _may_be_none(name):
+        raise UslError(f"'{shown}' may mean 'no label', or be a class; leave the cell empty for no label")
     if _LISTED.match(name):
-        raise UslError(f"'{printable(name, LONGEST_NAME)}' is a list, expected the name of one class")
-    if not is_not_sure(name):
-        check_name(name)
+        raise UslError(f"'{shown}' is a list, expected the name of one class")
+    check_name(name)
     return name
+
+
+def check_one_line(cell: str) -> None:
+    """Refuse a cell of several lines, each of which may be a class.
+
+    Raises:
+        UslError: it is one.
+    """
+    if len(cell.strip().splitlines()) > 1:
+        raise UslError(f"'{printable(clean(cell), LONGEST_NAME)}' is of several lines, expected the name of one class")
+
+
+def _may_be_none(name: str) -> bool:
+    seen = look(name).translate(_DASHES)
+    apart = re.sub(r"(?<=\w)[-_](?=\w)", " ", seen)
+    return bool({seen, apart} & _DOUBTFUL - {""}) or _NO_NAME.fullmatch(seen) is not None
 
 
 def check_single(name: str, names: Collection[str]) -> None:
@@ -164,10 +204,11 @@ def check_single(name: str, names: Collection[str]) -> None:
         names: that are classes, or stand in the table.
 
     Raises:
-        UslError: one of its parts is among the names.
+        UslError: one of its parts is among the names; or all are, where what is between them may be of a name too.
     """
     parts = [part.strip() for part in _BETWEEN.split(name)]
-    if len(parts) > 1 and any(part in names for part in parts):
+    several = [part.strip() for part in _PERHAPS_BETWEEN.split(name)]
+    if (len(parts) > 1 and any(part in names for part in parts)) or (len(several) > 1 and {*several} <= {*names}):
         raise UslError(f"'{printable(name, LONGEST_NAME)}' names several classes, expected one")
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import logging
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,7 +12,7 @@ from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import composed, unguarded
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.labels.entries import short
-from usl_lightning.labels.names import check_single, clean, is_not_sure, name_in
+from usl_lightning.labels.names import check_one_line, check_single, clean, is_not_sure, name_in
 
 log = logging.getLogger("usl_lightning")
 
@@ -34,7 +35,9 @@ def parse_rows(path: Path, content: bytes, separators: str = ",") -> list[tuple[
     except UnicodeDecodeError as error:
         advice = "save it so (a spreadsheet: 'CSV UTF-8'); as it is it cannot be read, or is not a CSV at all"
         raise UslError(f"{path}: its letters are not in UTF-8; {advice}") from error
-    separator = max(separators, key=text.partition("\n")[0].count)
+    told = re.match(r"sep=([,;\t|])\r?\n", text)  # by Excel, which shows the line to nobody
+    text = text if told is None else text[told.end() :]
+    separator = max(separators, key=text.partition("\n")[0].count) if told is None else told[1]
     reader, rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator), list[tuple[int, list[str]]]()
     try:
         for cells in reader:
@@ -43,7 +46,7 @@ def parse_rows(path: Path, content: bytes, separators: str = ",") -> list[tuple[
             while len(kept) > width and not kept[-1]:
                 kept.pop()
             if any(kept):
-                rows.append((reader.line_num, kept))
+                rows.append((reader.line_num + (told is not None), kept))
             if rows and len(kept) > len(rows[0][1]):
                 header = len(rows[0][1])
                 raise UslError(f"{path}: line {reader.line_num} has {len(kept)} cells, the first line {header}")
@@ -72,6 +75,10 @@ def label_cells(path: Path) -> dict[str, tuple[int, str]]:
         file = composed(unguarded(cells[0]))
         if file in found:
             raise UslError(f"{path}: line {line} names {printable(file, 200)} a second time")
+        try:
+            check_one_line(cells[1])
+        except UslError as error:
+            raise UslError(f"{path}: line {line}: {error}") from error
         found[file] = line, clean(unguarded(cells[1]))
     return found
 

@@ -75,6 +75,11 @@ COMMANDS: dict[str, Command] = {
             Option(
                 "backbone", "NAME,…", "published network to look with; by default the one that comes with the package"
             ),
+            Option(
+                "labels",
+                "RUN|FILE|none",
+                "labels to decide by and to keep; by default those of the run of this name",
+            ),
             Option("output", "FILE.yaml", "the chain; by default beside the folder, with its name"),
             Option("force", "", "replace a chain that is there already"),
         ),

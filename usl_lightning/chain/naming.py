@@ -67,6 +67,27 @@ def label_file_in(run: Path) -> Path:
     return next((path for path in files if LabelIndex.read(path).unlabelled), files[0])
 
 
+def most_labels_in(run: Path) -> Path | None:
+    """The label file of a run with the most labels: in rounds, that of the last one with answers. None without any.
+
+    Raises:
+        UslError: no such run, or a damaged file.
+    """
+    files = [stage.labels for stage in _stages(run, "init") if stage.labels.exists()]
+    counts = [LabelIndex.read(path).labelled for path in files]
+    return files[counts.index(max(counts))] if any(counts) else None
+
+
+def own_training_in(run: Path) -> Path | None:
+    """The checkpoint of what a run has trained without labels; None if it has finished no such stage.
+
+    Raises:
+        UslError: no such run.
+    """
+    stages = (stage for stage in _stages(run, "init") if stage.complete and not _learned_from_labels(stage))
+    return next((stage.last_checkpoint for stage in stages if stage.has_checkpoint), None)
+
+
 def _learned_from_labels(stage: StageFolder) -> bool:
     identity = (stage.record() or {}).get("identity", {})
     return identity.get("command") == "fit" and "data.labels" in identity

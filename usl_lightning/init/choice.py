@@ -9,6 +9,7 @@ learns from them too, and both stand side by side.
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -39,6 +40,21 @@ Features = Literal["own", "published", "both"]
 
 
 @dataclass(frozen=True)
+class OwnNetwork:
+    """What a run has trained without labels.
+
+    Attributes:
+        checkpoint: its file.
+        encoder: loaded.
+        source: the folder's images as it looks at them.
+    """
+
+    checkpoint: Path
+    encoder: Encoder
+    source: ImageSource
+
+
+@dataclass(frozen=True)
 class Choice:
     """What was measured on the images, and what follows.
 
@@ -50,6 +66,8 @@ class Choice:
         imbalance: of the pixels towards the published features: 0 if they tell all neighbours, 1 if none.
         backbone: the published network, or several with commas between them.
         dimensions: of its features.
+        sample: the images that were looked at, and the published features of each, [n, d]; None: there are none.
+        own: a network that a run has trained already, which the chain takes instead of training one.
     """
 
     features: Features
@@ -60,6 +78,8 @@ class Choice:
     imbalance: float = 1.0
     backbone: str = BACKBONE
     dimensions: int = 1_280
+    sample: tuple[Tensor, Tensor] | None = None
+    own: OwnNetwork | None = None
 
 
 def choose_features(source: ImageSource, seed: int = 0, backbone: str | None = None) -> Choice:
@@ -90,17 +110,18 @@ def choose_features(source: ImageSource, seed: int = 0, backbone: str | None = N
         for part in torch.split(rows, BATCH):
             start = time.perf_counter()
             images = seen.read(part)
-            published = [_look(encoder, images)]
+            published = [look(encoder, images)]
             spent += time.perf_counter() - start
             changed = view(images, Key.of("choice of features", seed, slots=part))
-            published.append(_look(encoder, changed))
+            published.append(look(encoder, changed))
             features.append(torch.stack(published))
             small = [F.interpolate(x, (PIXELS, PIXELS), mode="area").flatten(1) for x in (images / 255, changed)]
             pixels.append(torch.stack(small))
             for _ in part:
                 bar.update()
-    choice = decide(torch.cat(features, 1), torch.cat(pixels, 1), seconds=spent / len(rows))
-    return replace(choice, backbone=name, dimensions=encoder.feature_dim)
+    looked = torch.cat(features, 1)
+    choice = decide(looked, torch.cat(pixels, 1), seconds=spent / len(rows))
+    return replace(choice, backbone=name, dimensions=encoder.feature_dim, sample=(rows, looked[0]))
 
 
 def decide(features: Tensor, pixels: Tensor, *, seconds: float = 0.0) -> Choice:
@@ -167,6 +188,7 @@ def _distances(rows: Tensor) -> Tensor:
     return distances.fill_diagonal_(2.0)
 
 
-def _look(encoder: Encoder, images: Tensor) -> Tensor:
+def look(encoder: Encoder, images: Tensor) -> Tensor:
+    """Features [b, d] of images."""
     with torch.inference_mode():
         return encoder(images).float()

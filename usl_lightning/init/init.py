@@ -1,7 +1,7 @@
 """`usl init FOLDER`: from a folder of images to a chain that can be run."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.parameters import home
 from usl_lightning.chain.file import Chain
+from usl_lightning.chain.naming import most_labels_in
 from usl_lightning.labels.names import checked, clean
 from usl_lightning.models.names import unknown_network
 from usl_lightning.pictures.png import is_png_of
@@ -21,6 +22,7 @@ from usl_lightning.pictures.png import is_png_of
 if TYPE_CHECKING:  # they import torch
     from usl_lightning.data.images.source import ImageSource
     from usl_lightning.init.folder import Inspection
+    from usl_lightning.init.given import Given, Opened
     from usl_lightning.init.plan import Plan
 
 SHOWN = 24
@@ -41,6 +43,7 @@ class InitOptions:
         force: replace the chain file.
         rounds: that the images are labelled in.
         backbone: published network to look with, or several with commas between them; None: the one that is here.
+        labels: a run or a label file to decide by, or `none`; None: those of the run of this name, if there are any.
     """
 
     folder: Path
@@ -52,6 +55,7 @@ class InitOptions:
     force: bool = False
     rounds: int = 1
     backbone: str | None = None
+    labels: str | None = None
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "InitOptions":
@@ -79,6 +83,7 @@ class InitOptions:
             typed.get("force") == "true",
             _positive("rounds", typed, int) or 1,
             _backbone(typed.get("backbone")),
+            typed.get("labels"),
         )
 
 
@@ -132,18 +137,72 @@ def main(arguments: Sequence[str]) -> None:
     if not isinstance(yaml.safe_load(str(found.data.resolve())), str):
         raise UslError(f"usl init: {found.data.resolve()}: ': ' in a path cannot be handed on; rename the folder")
     from usl_lightning.init.choice import choose_features
-    from usl_lightning.init.plan import Wishes, check_budget, make_plan
+    from usl_lightning.init.given import decide_by_labels
+    from usl_lightning.init.plan import Wishes, check_budget, data_classes, make_plan
     from usl_lightning.init.template import chain_text, screen
 
     wishes = Wishes(given.budget, given.classes, given.class_count, given.minutes, given.rounds)
+    images = partial(_opened, found, "train", data_classes(found, wishes))
+    answered, problem = _answered(given, images, found.channels)
+    wishes = replace(wishes, labels=None if answered is None else answered.index)
     check_budget(found, wishes)
-    choice = choose_features(_opened(found, "train", wishes.classes, image_size=1, channels=3), backbone=given.backbone)
+    source = images(image_size=1, channels=3)
+    choice = choose_features(source, backbone=given.backbone)
+    if answered is not None:
+        choice = decide_by_labels(choice, answered, source)
+    elif problem:
+        choice = replace(choice, why=(*choice.why, problem))
     plan = make_plan(found, wishes, choice)
     source = _open_as_stages_do(plan)
-    write_text(given.output, chain_text(plan, given.output))
+    name = None if answered is None else free_name(given.output.stem)
+    write_text(given.output, chain_text(plan, given.output, name))
     draw_seen(source, sheet)
     Chain.read(given.output)
-    print(screen(plan, given.output, sheet))
+    print(screen(plan, given.output, sheet, name))
+
+
+def _answered(given: InitOptions, images: "Opened", channels: int) -> tuple["Given | None", str]:
+    """The labels that are asked for or there, if any; and why those that are there are not used."""
+    from usl_lightning.init.given import read_given
+
+    try:
+        labels = label_file(given)
+        if labels is None:
+            return None, ""
+        return read_given(labels, images, channels=channels, anew=given.minutes is not None), ""
+    except UslError as error:
+        if given.labels is not None:
+            raise
+        return None, f"the labels of the run of this name are not used: {error}"
+
+
+def label_file(given: InitOptions) -> Path | None:
+    """The label file that is asked for, or that of the run which has the chain's or the folder's name, if there is any.
+
+    Raises:
+        UslError: what is asked for is not there, or has no label yet.
+    """
+    if given.labels == "none":
+        return None
+    if given.labels is not None:
+        asked = home(given.labels)
+        found = asked if asked.suffix in (".json", ".csv", ".npy") else most_labels_in(asked)
+        if found is None:
+            raise UslError(f"usl init: --labels {asked}: no image has a label in this run yet; usl label {asked}")
+        return found
+    runs = [Path("runs") / name for name in dict.fromkeys((given.output.stem, given.folder.resolve().name))]
+    files = (most_labels_in(run) for run in runs if (run / "run.json").exists())
+    return next((file for file in files if file is not None), None)
+
+
+def free_name(name: str) -> str | None:
+    """A name that no run has yet, where one has that of the chain; else None."""
+    taken, number = Path("runs"), 2
+    if not (taken / name).exists():
+        return None
+    while (taken / f"{name}_{number}").exists():
+        number += 1
+    return f"{name}_{number}"
 
 
 def _open_as_stages_do(plan: "Plan") -> "ImageSource":

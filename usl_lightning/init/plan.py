@@ -13,6 +13,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.init.choice import Choice
 from usl_lightning.init.folder import Inspection
 from usl_lightning.init.speed import Network, best_network, busyness, candidates, device_name, machine_name
+from usl_lightning.labels import LabelIndex
 from usl_lightning.models.backbones import native_size
 
 MINUTES = {"cpu": 10.0, "mps": 20.0, "cuda": 60.0}
@@ -41,6 +42,7 @@ class Wishes:
         class_count: how many classes there will be; None: not known.
         minutes: of the whole chain; None: by the device.
         rounds: that the images are labelled in.
+        labels: those that are there already, and are kept.
     """
 
     budget: int | None = None
@@ -48,6 +50,12 @@ class Wishes:
     class_count: int | None = None
     minutes: float | None = None
     rounds: int = 1
+    labels: LabelIndex | None = None
+
+    @property
+    def kept(self) -> int:
+        """Images of those labels, which the budget counts."""
+        return 0 if self.labels is None else self.labels.chosen
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Plan:
         load: how many times as long work takes now as on a free machine; 1 if it is free.
         minutes: asked for, of a free machine.
         rounds: that the images are labelled in.
+        labels: those that are there already, and are kept.
     """
 
     found: Inspection
@@ -86,6 +95,7 @@ class Plan:
     load: float
     minutes: float
     rounds: int
+    labels: LabelIndex | None = None
 
     @property
     def epochs(self) -> float:
@@ -101,8 +111,10 @@ class Plan:
     @property
     def budgets(self) -> list[int]:
         """Images of each round."""
-        each, more = divmod(self.budget, self.rounds)
-        return [each + 1] * more + [each] * (self.rounds - more)
+        kept = 0 if self.labels is None else self.labels.chosen
+        each, more = divmod(self.budget - kept, self.rounds)
+        first, *others = [each + 1] * more + [each] * (self.rounds - more)
+        return [kept + first, *others]
 
 
 def labels_known(found: Inspection, classes: Sequence[str] | None) -> bool:
@@ -115,8 +127,8 @@ def check_budget(found: Inspection, wishes: Wishes) -> int:
     """The number of images to label.
 
     Raises:
-        UslError: more than there are, fewer than there are rounds, too few images to learn from at all, or always the
-            same one.
+        UslError: more than there are, fewer than are labelled already or than there are rounds, too few images to
+            learn from at all, or always the same one.
     """
     count = readable(found)
     if count < 10:
@@ -128,9 +140,21 @@ def check_budget(found: Inspection, wishes: Wishes) -> int:
             have = f"{found.folder} has {count} images"
             raise UslError(f"usl init: --budget {wishes.budget}: {have}; expected 1 to {count}")
         budget = wishes.budget
+        if wishes.labels is not None and budget < wishes.kept:
+            raise UslError(
+                f"usl init: --budget {budget}: the {wishes.kept} images of {wishes.labels.path} count; expected "
+                f"{wishes.kept} or more, or --labels none"
+            )
+    elif wishes.labels is not None:
+        budget = wishes.kept
     else:
-        known = labels_known(found, _classes(found, wishes))
+        known = labels_known(found, data_classes(found, wishes))
         budget = min(PER_CLASS * len(found.train.class_counts) if known else HOUR, max(2, count // 4))
+    if wishes.kept and wishes.rounds > max(1, budget - wishes.kept):
+        raise UslError(
+            f"usl init: --rounds {wishes.rounds}: {wishes.kept} images are chosen already; expected --budget "
+            f"{wishes.kept + wishes.rounds} or more, which counts them, or --labels none"
+        )
     if wishes.rounds > budget:
         raise UslError(
             f"usl init: --rounds {wishes.rounds}: {budget} images are to be labelled; expected 1 to {budget}"
@@ -150,8 +174,8 @@ def make_plan(found: Inspection, wishes: Wishes, choice: Choice) -> Plan:
         UslError: the budget does not fit the folder.
     """
     budget, device = check_budget(found, wishes), device_name()
-    classes = _classes(found, wishes)
-    compared = labels_known(found, classes) and wishes.rounds == 1
+    classes = data_classes(found, wishes)
+    compared = labels_known(found, classes) and wishes.rounds == 1 and wishes.labels is None
     selections = ("kmeans", "random") if compared else ("kmeans",)
     minutes, load = wishes.minutes or MINUTES[device], busyness()
     tests = 0 if found.test is None else found.test.count
@@ -166,12 +190,10 @@ def make_plan(found: Inspection, wishes: Wishes, choice: Choice) -> Plan:
         "train": load * (START + _learning_seconds(readable(found), budget, width)) + tests * looking,
     }
     seconds = {name: seconds[name] for name in (*selections, "train")}
-    if choice.features == "published":
-        side, _ = native_size(choice.backbone)
-        seen = Network(choice.backbone, side, side, side)
+    if choice.features == "published" or choice.own is not None:
         return Plan(
-            found, machine_name(), choice, seen, {}, classes, budget, selections, 0, 0, seconds, load, minutes,
-            wishes.rounds,
+            found, machine_name(), choice, _seen(choice), {}, classes, budget, selections, 0, 0, seconds, load, minutes,
+            wishes.rounds, wishes.labels,
         )  # fmt: skip
     rest = sum(seconds.values()) / load + (len(selections) - 1) * seconds["train"] / load
     training = max(0.2 * 60 * minutes, 60 * minutes - rest - START)
@@ -184,8 +206,18 @@ def make_plan(found: Inspection, wishes: Wishes, choice: Choice) -> Plan:
     seconds = {"pretrain": load * (START + steps * step) + reading, **seconds}
     return Plan(
         found, machine_name(), choice, network, view, classes, budget, selections, batch_size, steps, seconds, load,
-        minutes, wishes.rounds,
+        minutes, wishes.rounds, wishes.labels,
     )  # fmt: skip
+
+
+def _seen(choice: Choice) -> Network:
+    """The network that nothing has to be trained for: one of our own that is there, or the published one."""
+    if choice.own is not None:
+        image = choice.own.encoder.image
+        size = image.height if image.height == image.width else None
+        return Network(choice.own.encoder.backbone, image.height, image.width, size)
+    side, _ = native_size(choice.backbone)
+    return Network(choice.backbone, side, side, side)
 
 
 def _network(found: Inspection, device: str, wanted: float, load: float) -> tuple[Network, dict[str, Any]]:
@@ -202,7 +234,7 @@ def readable(found: Inspection) -> int:
     return found.train.count - len(found.train.unreadable)
 
 
-def _classes(found: Inspection, wishes: Wishes) -> tuple[str, ...] | None:
+def data_classes(found: Inspection, wishes: Wishes) -> tuple[str, ...] | None:
     """`data.classes`: the names wished for; none where folders are not to be taken for classes, or one is alone."""
     folders = found.train.class_counts
     if wishes.classes is None:

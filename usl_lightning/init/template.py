@@ -21,33 +21,39 @@ BUSY = 1.3
 # the file ------------------------------------------------------------------------------------------------
 
 
-def chain_text(plan: Plan, path: Path) -> str:
+def chain_text(plan: Plan, path: Path, name: str | None = None) -> str:
     """The chain as YAML, with what it does and may be changed as comments.
 
     Args:
         plan: what it is to do.
         path: where it will be, for the commands in it.
+        name: of its run, where that is not to be the file's.
     """
-    first = ["stages:", *_pretrain(plan)] if plan.choice.features != "published" else []
+    first = ["stages:", *_pretrain(plan)] if "pretrain" in plan.seconds else []
     rest = _rounds(plan) if plan.rounds > 1 else _branches(plan) if first else ["stages:", *_branches(plan)]
-    return "\n".join([*_header(plan, path), *_shared(plan), *first, *rest, ""])
+    return "\n".join([*_header(plan, path, name), *_shared(plan), *first, *rest, ""])
 
 
-def _header(plan: Plan, path: Path) -> Iterator[str]:
+def _header(plan: Plan, path: Path, name: str | None) -> Iterator[str]:
     known = labels_known(plan.found, plan.classes)
     labels = "with known labels" if known else "to be labelled by you"
+    if plan.labels is not None:
+        labels = f"{plan.labels.labelled} of them labelled already"
     yield f"# Chain on {_line(path.stem)}: {_images(plan)}; {plan.budget} are picked, {labels}."
     yield "#"
-    yield f"#   {_run(path.name)}"
+    yield f"#   {_run(path.name, name)}"
     yield "#"
-    if not known:
+    if plan.labels is not None:
+        yield f"# It goes on with the labels of {_line(str(plan.labels.path))}, and with more after --redo train."
+        yield "#"
+    elif not known:
         again = f" {plan.rounds} times" if plan.rounds > 1 else ""
         some = f"{plan.budgets[0]} of them" if plan.rounds > 1 else f"{plan.budget} images"
         yield f"# It picks {some}, stops until they are labelled, and then goes on with those that are{again}."
         yield "# With `usl init --rounds N` they are labelled in rounds; `usl more` adds a round to a finished run."
         yield "#"
     yield from (f"# {_line(why)}" for why in plan.choice.why)
-    yield f"# Written by `usl init` on {plan.machine}, where {_timed(plan)}: {_minutes(plan.total)} in all."
+    yield f"# Written by `usl init` on {plan.machine}{_timed(plan, ', where ')}: {_minutes(plan.total)} in all."
     yield "# Whatever a stage has may be set here; `usl fit --config folder_simclr.yaml --help` lists it."
     yield "# --wandb logs to Weights & Biases too (--wandb offline: without a network); to TensorBoard, if installed:"
     yield "# --trainer.logger TensorBoardLogger --trainer.logger.save_dir runs/tensorboard"
@@ -96,6 +102,7 @@ def _branches(plan: Plan) -> Iterator[str]:
         yield from _stage(name, "select", SELECTIONS[selection], _minutes(plan.seconds[selection]))
         if selection == "kmeans":
             yield from _features(plan)
+            yield from _kept(plan)
             yield "      model.restarts: 20  # of k-means, of which the best counts"
             yield "      model.move: 4  # a label goes to where copies are if it stands for four times as many there"
         yield f"      model.budget: {plan.budget}"
@@ -114,7 +121,9 @@ def _rounds(plan: Plan) -> Iterator[str]:
     yield f"  budget: {plan.budgets}  # images of each"
     yield f"  first:  # {_minutes(plan.seconds['kmeans'])}"
     yield f"    config: {SELECTIONS['kmeans']}"
-    yield "    set: {model.restarts: 20}  # of k-means, of which the best counts"
+    yield "    set:"
+    yield from _kept(plan)
+    yield "      model.restarts: 20  # of k-means, of which the best counts"
     yield "  next:"
     yield "    config: folder_uherding.yaml"
     yield "    set: {model.sigma: 1.0}"
@@ -125,9 +134,17 @@ def _rounds(plan: Plan) -> Iterator[str]:
     yield from (line.removeprefix("  ") for line in _features(plan))
 
 
+def _kept(plan: Plan) -> Iterator[str]:
+    """Labels that are there already."""
+    if plan.labels is not None:
+        yield f"      model.keep_from: {_value(str(Path(str(plan.labels.path)).resolve()))}  # the budget counts them"
+
+
 def _features(plan: Plan) -> Iterator[str]:
     """Where a stage's features come from; those of both sources stand side by side."""
-    if plan.choice.features != "published":
+    if plan.choice.own is not None:
+        yield f"      model.init_from: {_value(str(plan.choice.own.checkpoint.resolve()))}"
+    elif plan.choice.features != "published":
         yield "      model.init_from: ${pretrain.checkpoint}"
     if plan.choice.features != "own":
         yield f"      model.backbone: {plan.choice.backbone}  # with its published weights"
@@ -145,9 +162,9 @@ def _value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _run(path: str) -> str:
+def _run(path: str, name: str | None) -> str:
     """The command that runs a chain, to be typed as it stands."""
-    return _line(shlex.join(["usl", "run", path]))
+    return _line(shlex.join(["usl", "run", path, *([] if name is None else ["--name", name])]))
 
 
 def _line(text: str) -> str:
@@ -158,13 +175,14 @@ def _line(text: str) -> str:
 # the screen ----------------------------------------------------------------------------------------------
 
 
-def screen(plan: Plan, path: Path, sheet: Path) -> str:
+def screen(plan: Plan, path: Path, sheet: Path, name: str | None = None) -> str:
     """What was found and what is planned, for people.
 
     Args:
         plan: what the chain is to do.
         path: where it was written.
         sheet: the picture of what the network will see.
+        name: of its run, where that is not to be the file's.
     """
     here = Path.cwd()
     shown, seen = (each.relative_to(here) if each.is_relative_to(here) else each for each in (path, sheet))
@@ -172,10 +190,13 @@ def screen(plan: Plan, path: Path, sheet: Path) -> str:
     some = f"{plan.budgets[0]} of {plan.budget}" if plan.rounds > 1 else f"{plan.budget}"
     again = f", {plan.rounds} times" if plan.rounds > 1 else ""
     stop = "" if known else f" It stops for {some} images to be labelled, and goes on with those that are{again}."
+    if plan.labels is not None:
+        new = plan.budget - plan.labels.chosen
+        stop = f" It goes on with the labels that are there{f', and picks {new:,} images more to label' * (new > 0)}."
     ending = [
         f"What the network will see is in {_line(str(seen))}.",
         f"{_line(str(shown))} is written.{stop}",
-        f"next: {_run(str(shown))}",
+        f"next: {_run(str(shown), name)}",
     ]
     return "\n".join([*_findings(plan), "", *_estimates(plan), "", *ending])
 
@@ -220,7 +241,7 @@ def _estimates(plan: Plan) -> Iterator[str]:
     for number, why in enumerate(plan.choice.why):
         yield _row("" if number else "features", why)
     yield f"on {plan.machine}: {network.backbone}, {size} pixels, {network.precision}"
-    yield _row("timed", f"{_timed(plan)}; the rest is from a table")
+    yield _row("timed", f"{_timed(plan)}; the rest is from a table" if _timed(plan) else "nothing: all is from a table")
     if plan.load >= BUSY:
         yield _row("busy", f"the machine is: everything takes {plan.load:.1f} times as long as when it is free")
     if "pretrain" in seconds:
@@ -234,14 +255,14 @@ def _estimates(plan: Plan) -> Iterator[str]:
     yield _row("in all", _minutes(plan.total) + _advice(plan))
 
 
-def _timed(plan: Plan) -> str:
-    """What was timed, and how fast it is now."""
+def _timed(plan: Plan, before: str = "") -> str:
+    """What was timed, and how fast it is now, after some words; nothing, if nothing was."""
     speeds = []
     if plan.choice.features != "own":
         speeds.append(f"{plan.choice.backbone} at {1 / plan.choice.seconds:,.0f} images a second")
-    if plan.choice.features != "published":
+    if "pretrain" in plan.seconds:
         speeds.append(f"{plan.network.backbone} at {plan.network.views_per_second:,.0f} views a second")
-    return " and ".join(speeds)
+    return before * bool(speeds) + " and ".join(speeds)
 
 
 def _advice(plan: Plan) -> str:
@@ -271,6 +292,9 @@ def _sizes(found: Inspection) -> str:
 
 
 def _labels(plan: Plan) -> str:
+    if plan.labels is not None:
+        some = f"{plan.labels.labelled:,} of {len(plan.labels):,} images have one"
+        return f"{some}, in {_line(str(plan.labels.path))}; these are kept"
     counts = plan.found.train.class_counts
     if plan.classes is not None:
         several = "sub-folder is" if len(counts) == 1 else f"{len(counts)} sub-folders are"

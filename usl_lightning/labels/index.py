@@ -26,6 +26,11 @@ class LabelIndex(Entries):
         return sum(label is None for label in self.labels) - len(self.unsure)
 
     @property
+    def labelled(self) -> int:
+        """How many entries have a label."""
+        return sum(label is not None for label in self.labels)
+
+    @property
     def answered(self) -> "LabelIndex":
         """The same, with all that have no label yet marked `unsure`: training leaves them out."""
         missing = {index for index, label in zip(self.indices, self.labels, strict=True) if label is None}

@@ -10,7 +10,7 @@ learns from them too, and both stand side by side.
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +54,20 @@ class OwnNetwork:
     source: ImageSource
 
 
+class Sample(NamedTuple):
+    """Images that were looked at.
+
+    Attributes:
+        rows: int64 [n], which.
+        features: [n, d], by the published network.
+        pixels: [n, p], see `small`.
+    """
+
+    rows: Tensor
+    features: Tensor
+    pixels: Tensor
+
+
 @dataclass(frozen=True)
 class Choice:
     """What was measured on the images, and what follows.
@@ -66,7 +80,7 @@ class Choice:
         imbalance: of the pixels towards the published features: 0 if they tell all neighbours, 1 if none.
         backbone: the published network, or several with commas between them.
         dimensions: of its features.
-        sample: the images that were looked at, and the published features of each, [n, d]; None: there are none.
+        sample: what was looked at; None: there are no published features.
         own: a network that a run has trained already, which the chain takes instead of training one.
     """
 
@@ -78,7 +92,7 @@ class Choice:
     imbalance: float = 1.0
     backbone: str = BACKBONE
     dimensions: int = 1_280
-    sample: tuple[Tensor, Tensor] | None = None
+    sample: Sample | None = None
     own: OwnNetwork | None = None
 
 
@@ -115,13 +129,13 @@ def choose_features(source: ImageSource, seed: int = 0, backbone: str | None = N
             changed = view(images, Key.of("choice of features", seed, slots=part))
             published.append(look(encoder, changed))
             features.append(torch.stack(published))
-            small = [F.interpolate(x, (PIXELS, PIXELS), mode="area").flatten(1) for x in (images / 255, changed)]
-            pixels.append(torch.stack(small))
+            pixels.append(torch.stack([small(images / 255), small(changed)]))
             for _ in part:
                 bar.update()
-    looked = torch.cat(features, 1)
-    choice = decide(looked, torch.cat(pixels, 1), seconds=spent / len(rows))
-    return replace(choice, backbone=name, dimensions=encoder.feature_dim, sample=(rows, looked[0]))
+    looked, seen_small = torch.cat(features, 1), torch.cat(pixels, 1)
+    choice = decide(looked, seen_small, seconds=spent / len(rows))
+    sample = Sample(rows, looked[0], seen_small[0])
+    return replace(choice, backbone=name, dimensions=encoder.feature_dim, sample=sample)
 
 
 def decide(features: Tensor, pixels: Tensor, *, seconds: float = 0.0) -> Choice:
@@ -186,6 +200,11 @@ def _distances(rows: Tensor) -> Tensor:
     x = F.normalize(rows.double(), dim=1)
     distances = -(x @ x.T)
     return distances.fill_diagonal_(2.0)
+
+
+def small(images: Tensor) -> Tensor:
+    """Images [b, c, h, w] in `PIXELS` a side, as rows."""
+    return F.interpolate(images, (PIXELS, PIXELS), mode="area").flatten(1)
 
 
 def look(encoder: Encoder, images: Tensor) -> Tensor:

@@ -1,12 +1,14 @@
 """Which features suit the images, by labels that people have given: cross-validation of the chain's own classifier.
 
 Labels speak for features by which each is likely while it is held out. Few labels speak softly: the choice that was
-made without them stands unless they are likelier by others, all together, by `DOUBT` nats.
+made without them stands unless they are likelier by others, all together, by `doubt` nats. That grows with their
+number: where labels were chosen to lie apart in the features in use, held-out ones are harder to tell by these alone.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ from usl_lightning.data.images.opening import read_labels
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import permutation
 from usl_lightning.features.published import published_encoder, seen_by
-from usl_lightning.init.choice import BATCH, Choice, Features, OwnNetwork, look
+from usl_lightning.init.choice import BATCH, PIXELS, Choice, Features, OwnNetwork, look, small
 from usl_lightning.labels import LabelIndex
 from usl_lightning.models.encoder import Encoder, load_encoder
 from usl_lightning.semisup.blend import Blend
@@ -28,11 +30,16 @@ from usl_lightning.semisup.blend import Blend
 FEWEST, MOST = 10, 500
 """Labels that a decision needs, of those whose class has another; and that it looks at, drawn where there are more."""
 
-DOUBT = 4.0
-"""Nats by which labels have to be likelier by other features than by those that were chosen without them."""
+DOUBT, OF_EACH = 4.0, 0.1
+"""Nats by which labels have to be likelier by other features than by those chosen without them: at least; of each."""
+
+NAMES: dict[Features, str] = {"own": "own training", "published": "published features", "both": "both side by side"}
 
 LEAST = 1e-3
 """Probability of a label below which it counts no more against features."""
+
+Kind = Features | Literal["pixels"]
+"""Features that labels are told by."""
 
 Opened = Callable[..., ImageSource]
 """The folder's images, by their size and channels."""
@@ -96,7 +103,8 @@ def decide_by_labels(choice: Choice, given: Given, source: ImageSource) -> Choic
 
     Args:
         choice: made without them.
-        given: the labels, and the own features there are; without these, labels say only how good published ones are.
+        given: the labels, and the own features there are; without these pixels stand for them, which can only speak
+            for own training instead of published features.
         source: the images; their originals are looked at.
     """
     rows, labels = given.labelled()
@@ -107,46 +115,53 @@ def decide_by_labels(choice: Choice, given: Given, source: ImageSource) -> Choic
     if not int(counts.sum()) >= FEWEST:
         few = f"{len(labels)} labels are too few to decide by, {FEWEST} whose class has another are needed"
         return replace(without, why=(*choice.why, few))
-    sample, features = choice.sample
-    more = rows[~torch.isin(rows, sample)]
-    seen = torch.cat([sample, more])
-    encoder = published_encoder(choice.backbone)
-    kinds: dict[Features, Tensor] = {
-        "published": torch.cat([features, _looked(encoder, seen_by(choice.backbone, source), more)])
-    }
-    if own is not None:
-        kinds["own"] = _looked(own.encoder, own.source, seen)
+    sample = choice.sample
+    more = rows[~torch.isin(rows, sample.rows)]
+    features, pixels = _looked(published_encoder(choice.backbone), seen_by(choice.backbone, source), more)
+    kinds: dict[Kind, Tensor] = {"published": torch.cat([sample.features, features])}
+    if own is None:
+        kinds["pixels"] = torch.cat([sample.pixels, pixels])
+    else:
+        kinds["own"], _ = _looked(own.encoder, own.source, torch.cat([sample.rows, more]))
         kinds["both"] = torch.cat([F.normalize(kinds[kind], dim=1) for kind in ("own", "published")], 1)
-    place = (seen == rows[:, None]).int().argmax(1)
+    place = (torch.cat([sample.rows, more]) == rows[:, None]).int().argmax(1)
     classes = given.index.classes or tuple(map(str, range(int(labels.max()) + 1)))
     told = {kind: held_out(x, place, labels, classes)[counts] for kind, x in kinds.items()}
+    found, said = decided(told, labels[counts], "published" if own is None else choice.features)
     if own is None:
-        right = f"published features are right for {_right(told['published'], labels[counts]):.0%} of"
-        none = "own ones are not there to compare: so it was decided without labels"
-        return replace(without, why=(*choice.why, f"{right} {len(counts)} labels, each held out in turn; {none}"))
-    features_, why = decided(told, labels[counts], choice.features)
-    return replace(
-        choice, features=features_, why=(*why, *choice.why[1:]), own=None if features_ == "published" else own
-    )
+        said += "; own features are not there yet: pixels, which they begin from, stand for them"
+    chosen: Features = choice.features
+    if found == "pixels":
+        chosen = "own" if choice.features == "published" else choice.features
+    elif own is not None:
+        chosen = found
+    reason = choice.why[0]
+    if chosen != choice.features:
+        reason = f"{NAMES[chosen]}: labels speak against {NAMES[choice.features]}, which were chosen without them"
+    own = None if chosen == "published" else own
+    return replace(choice, features=chosen, why=(reason, said, *choice.why[1:]), own=own)
 
 
-def decided(told: Mapping[Features, Tensor], labels: Tensor, without: Features) -> tuple[Features, tuple[str, str]]:
-    """The features that labels speak for, and why.
+def likelihood(told: Tensor, labels: Tensor) -> float:
+    """The logarithm of the probability of all labels [m] by what was told of each, [m, c]: at most 0, in nats."""
+    return float(told.gather(1, labels[:, None]).clamp_min(LEAST).log().sum())
+
+
+def decided(told: Mapping[Kind, Tensor], labels: Tensor, without: Kind) -> tuple[Kind, str]:
+    """The features that labels speak for, and by how much.
 
     Args:
         told: of each kind, the probability of each class for each label while it was held out, [m, c].
         labels: int64 [m].
-        without: the choice that was made without labels.
+        without: those that were chosen without labels.
     """
-    likely = {kind: float(each.gather(1, labels[:, None]).clamp_min(LEAST).log().sum()) for kind, each in told.items()}
-    best = max(likely, key=lambda kind: likely[kind] + (DOUBT if kind == without else 0.0))
-    names: dict[Features, str] = {"own": "own training", "published": "published features", "both": "both side by side"}
-    ahead = max(value for kind, value in likely.items() if kind != without) - likely[without]
-    rather = f"chosen without labels, which speak for nothing else by {DOUBT:g} nats or more"
-    if best != without:
-        rather = f"{len(labels)} labels are likelier by {ahead:.1f} nats than by {names[without]}, chosen without them"
-    shares = ", ".join(f"{kind} {_right(told[kind], labels):.0%}" for kind in names)
-    return best, (f"{names[best]}: {rather}", f"right for {len(labels)} labels, each held out in turn: {shares}")
+    likely, doubt = {kind: likelihood(each, labels) for kind, each in told.items()}, max(DOUBT, OF_EACH * len(labels))
+    ahead = {kind: each - likely[without] for kind, each in likely.items()}
+    other = max((kind for kind in ahead if kind != without), key=lambda kind: ahead[kind])
+    shares = ", ".join(f"{kind} {_right(each, labels):.0%}" for kind, each in told.items())
+    said = f"{len(labels)} labels, each held out in turn, are told rightly for {shares}"
+    said += f"; {other} by {ahead[other]:+.1f} nats over {without}, more than {doubt:.1f} decide"
+    return (other if ahead[other] > doubt else without), said
 
 
 def held_out(features: Tensor, rows: Tensor, labels: Tensor, classes: tuple[str, ...]) -> Tensor:
@@ -173,12 +188,14 @@ def _right(told: Tensor, labels: Tensor) -> float:
     return float((told.argmax(1) == labels).float().mean())
 
 
-def _looked(encoder: Encoder, seen: ImageSource, rows: Tensor) -> Tensor:
-    """Features of some images, [m, d]."""
-    found = [torch.empty(0, encoder.feature_dim)]
+def _looked(encoder: Encoder, seen: ImageSource, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Features [m, d] of some images, and their pixels, see `small`."""
+    features, pixels = [torch.empty(0, encoder.feature_dim)], [torch.empty(0, seen.channels * PIXELS**2)]
     with progress("looking at labelled images", len(rows), "img") as bar:
         for part in torch.split(rows, BATCH):
-            found.append(look(encoder, seen.read(part)))
+            images = seen.read(part)
+            features.append(look(encoder, images))
+            pixels.append(small(images / 255))
             for _ in part:
                 bar.update()
-    return torch.cat(found)
+    return torch.cat(features), torch.cat(pixels)

@@ -270,15 +270,20 @@ def test_refusals(words: list[str], line: str, digits: Path, capsys: pytest.Capt
     assert not list(digits.parent.glob("*.yaml"))
 
 
+def begun(folder: Path, run: Path) -> Path:
+    """The folder of a selection that a chain has made."""
+    (run / "select").mkdir(parents=True)
+    stage = {"name": "select", "command": "select", "needs": []}
+    (run / "run.json").write_text(json.dumps({"arguments": [f"{folder.name}.yaml"], "seed": 0, "stages": [stage]}))
+    record = {"status": "complete", "identity_hash": "", "identity": {}, "seconds": 1.0}
+    (run / "select/stage.json").write_text(json.dumps(record))
+    return run / "select"
+
+
 def test_labels_of_another_folder_are_told_and_left(digits: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Nobody has asked for them."""
     index = labelled(digits, digits.parent / "some.json", 12)
-    run = digits.parent / "runs/digits/select"
-    run.mkdir(parents=True)
-    stage = {"name": "select", "command": "select", "needs": []}
-    (run.parent / "run.json").write_text(json.dumps({"arguments": ["digits.yaml"], "seed": 0, "stages": [stage]}))
-    record = {"status": "complete", "identity_hash": "", "identity": {}, "seconds": 1.0}
-    (run / "stage.json").write_text(json.dumps(record))
+    run = begun(digits, digits.parent / "runs/digits")
     assert index.dataset is not None
     replace(index, dataset=replace(index.dataset, fingerprint="sha256:" + 64 * "0")).write(run / "labels.json")
     main(["init", "digits", "--minutes", "1"])
@@ -294,6 +299,29 @@ def test_labels_of_another_folder_are_told_and_left(digits: Path, capsys: pytest
     assert "30 of 30 images have one, in runs/digits/select/labels.json; these are kept" in said
     assert "own features are not there yet" in said
     assert said.splitlines()[-1] == "next: usl run digits.yaml --name digits_2"
+
+
+def test_labels_that_class_folders_tell_are_taken_if_asked_for(
+    digits: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth, folder = open_source("digits", "train").labels, digits.parent / "sorted"
+    for number, path in enumerate(sorted(digits.iterdir())):
+        (folder / str(int(truth[number]))).mkdir(parents=True, exist_ok=True)
+        path.rename(folder / str(int(truth[number])) / path.name)
+    digits.rmdir()
+    labels = begun(folder, folder.parent / "runs/sorted") / "labels.json"
+    source = opened(folder)
+    rows, files = tuple(range(0, 120, 3)), source.files or ()
+    index = LabelIndex(dataset_id(source), {}, rows, tuple(source.labels[list(rows)].tolist()), CLASSES)
+    replace(index, files=tuple(files[row] for row in rows)).write(labels)
+    main(["init", "sorted", "--minutes", "1"])
+    assert "select_random" in (folder.parent / "sorted.yaml").read_text()
+    assert "told rightly" not in capsys.readouterr().out
+    main(["init", "sorted", "--output", "other.yaml", "--labels", "runs/sorted"])
+    assert [stage.name for stage in Chain.read(folder.parent / "other.yaml").stages][-2:] == ["select", "train"]
+    said = capsys.readouterr().out
+    assert "40 of 40 images have one, in runs/sorted/select/labels.json" in said
+    assert said.splitlines()[-1] == "next: usl run other.yaml"
 
 
 # running -------------------------------------------------------------------------------------------------

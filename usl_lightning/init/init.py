@@ -138,12 +138,13 @@ def main(arguments: Sequence[str]) -> None:
         raise UslError(f"usl init: {found.data.resolve()}: ': ' in a path cannot be handed on; rename the folder")
     from usl_lightning.init.choice import choose_features
     from usl_lightning.init.given import decide_by_labels
-    from usl_lightning.init.plan import Wishes, check_budget, data_classes, make_plan
+    from usl_lightning.init.plan import Wishes, check_budget, data_classes, labels_known, make_plan
     from usl_lightning.init.template import chain_text, screen
 
     wishes = Wishes(given.budget, given.classes, given.class_count, given.minutes, given.rounds)
     images = partial(_opened, found, "train", data_classes(found, wishes))
-    answered, problem = _answered(given, images, found.channels)
+    known = labels_known(found, data_classes(found, wishes))
+    answered, problem = _answered(given, images, found.channels, known=known)
     wishes = replace(wishes, labels=None if answered is None else answered.index)
     check_budget(found, wishes)
     source = images(image_size=1, channels=3)
@@ -161,10 +162,19 @@ def main(arguments: Sequence[str]) -> None:
     print(screen(plan, given.output, sheet, name))
 
 
-def _answered(given: InitOptions, images: "Opened", channels: int) -> tuple["Given | None", str]:
-    """The labels that are asked for or there, if any; and why those that are there are not used."""
+def _answered(given: InitOptions, images: "Opened", channels: int, *, known: bool) -> tuple["Given | None", str]:
+    """The labels that are asked for or there, if any; and why those that are there are not used.
+
+    Args:
+        given: what was typed.
+        images: of the folder.
+        channels: of them.
+        known: the folders tell all classes, so that nobody has labelled anything; what is there is not looked for.
+    """
     from usl_lightning.init.given import read_given
 
+    if known and given.labels is None:
+        return None, ""
     try:
         labels = label_file(given)
         if labels is None:

@@ -1,5 +1,6 @@
 """What is typed, and what stands in files, means the same to the front, to identity and to LightningCLI."""
 
+import ast
 import inspect
 import os
 import types
@@ -13,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
+from usl_lightning.base.classes import find_class
 from usl_lightning.base.configs import compose, config_parts, find_config, names_of_all, pairs, shipped, shipped_folder
 from usl_lightning.base.documents import (
     LARGEST,
@@ -161,6 +163,15 @@ def classes() -> list[str]:
     return sorted({*found, "usl_lightning.compute.optim.Optimization"})
 
 
+def group_of(class_path: str) -> str:
+    """The `TypedDict` that the constructor of a class takes as `**group: Unpack[…]`; empty if it takes none."""
+    found = find_class(class_path)
+    for node in found.node.body if found else ():
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__" and node.args.kwarg:
+            return ast.unparse(node.args.kwarg.annotation or node).removeprefix("Unpack[").removesuffix("]")
+    return ""
+
+
 @pytest.mark.parametrize("class_path", classes())
 def test_types_read_from_source_are_the_classes(class_path: str) -> None:
     """jsonargparse, which resolves what is forwarded to a base, is the second opinion."""
@@ -179,6 +190,23 @@ def test_types_read_from_source_are_the_classes(class_path: str) -> None:
             assert kinds[name].texts == (list[str] in members), name
             assert (kinds[name].number == "float") == (members == {float}), name
             assert (kinds[name].number == "int") == (members == {int}), name
+
+
+@pytest.mark.parametrize("class_path", [path for path in classes() if group_of(path)])
+def test_a_group_of_options_is_what_its_base_takes(class_path: str) -> None:
+    """mypy reads the group; the command line follows it to the constructors that it is handed to."""
+    module, _, name = class_path.rpartition(".")
+    found = getattr(__import__(module, fromlist=[name]), name)
+    group = typing.get_type_hints(getattr(__import__(module, fromlist=[name]), group_of(class_path)))
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(found, "x")
+    flags = {action.dest.split(".")[1] for action in parser._actions if action.dest.startswith("x.")}
+    assert group.keys() == flags - set(inspect.signature(found.__init__).parameters)
+    taken: dict[str, Any] = {}
+    for base in found.__mro__[:0:-1]:
+        if base.__module__.startswith("usl_lightning") and "__init__" in vars(base):
+            taken |= typing.get_type_hints(base.__init__)
+    assert group == {option: taken[option] for option in group}
 
 
 def union(hint: Any) -> tuple[Any, ...]:

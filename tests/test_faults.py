@@ -324,7 +324,7 @@ def test_a_folder_or_foreign_file_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def simclr(data: ImageData) -> SimCLR:
-    return SimCLR(data.spec, Weak(), Optimization(), "small_nf", hidden_dim=16, projection_dim=8, knn_k=5)
+    return SimCLR(data.spec, Weak(), Optimization(), backbone="small_nf", hidden_dim=16, projection_dim=8, knn_k=5)
 
 
 class Lost(Callback):

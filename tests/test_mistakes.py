@@ -83,6 +83,6 @@ def test_features_of_another_size_are_refused(tmp_path: Path) -> None:
     encoder = Encoder("small_w16", ImageSpec(1, 8, 8, (0.5,), (0.5,)))
     state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
     torch.save({ENTRY: encoder_entry(encoder, online="encoder."), "state_dict": state}, tmp_path / "a.ckpt")
-    selector = USL(ImageSpec(1, 28, 28, (0.5,), (0.5,)), 3, str(tmp_path / "a.ckpt"))
+    selector = USL(image=ImageSpec(1, 28, 28, (0.5,), (0.5,)), budget=3, init_from=str(tmp_path / "a.ckpt"))
     with pytest.raises(UslError, match=r"1×8×8 images, these are 1×28×28"):
         selector.setup("predict")

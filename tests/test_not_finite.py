@@ -29,7 +29,9 @@ class Breaks(SimCLR):
 
 def model(data: ImageData, bad_batch: int = -1) -> Breaks:
     torch.manual_seed(0)
-    made = Breaks(data.spec, Weak(), Optimization(), "small_nf", hidden_dim=8, projection_dim=8, projection_norm=False)
+    made = Breaks(
+        data.spec, Weak(), Optimization(), backbone="small_nf", hidden_dim=8, projection_dim=8, projection_norm=False
+    )
     made.bad_batch = bad_batch
     return made
 

@@ -147,7 +147,7 @@ PLAIN = Optimization(lr=1.0, momentum=0.0, weight_decay=0.0, schedule="constant"
 
 
 def contrastive(data: ImageData) -> SimCLR:
-    return SimCLR(data.spec, Weak(), PLAIN, "small_nf", projection_norm=False, knn_k=5)
+    return SimCLR(data.spec, Weak(), PLAIN, backbone="small_nf", projection_norm=False, knn_k=5)
 
 
 def guessing(data: ImageData) -> FixMatch:

@@ -101,11 +101,13 @@ def test_losses_are_of_32_bits_at_least() -> None:
 
 
 def fixmatch(data: ImageData) -> LightningModule:
-    return FixMatch(data.spec, Weak(), FixMatchStrong(), Optimization(), "small_w16", threshold=0.1, ema_decay=0.9)
+    return FixMatch(
+        data.spec, Weak(), FixMatchStrong(), Optimization(), backbone="small_w16", threshold=0.1, ema_decay=0.9
+    )
 
 
 def simclr(data: ImageData) -> LightningModule:
-    return SimCLR(data.spec, SmallGreyView(), Optimization(), "small_w16", hidden_dim=32, projection_dim=16)
+    return SimCLR(data.spec, SmallGreyView(), Optimization(), backbone="small_w16", hidden_dim=32, projection_dim=16)
 
 
 @pytest.mark.parametrize(("model", "data"), [(fixmatch, few_labels), (simclr, digits)])

@@ -395,7 +395,7 @@ def test_a_range_may_begin_at_another_parameter(clusters: int, right: bool, caps
         assert refused(capsys, "run", "chain.yaml", *more) == f"usl: stage select: {line}"
     spec = ImageSpec(1, 8, 8, (0.5,), (0.5,))
     with pytest.raises(UslError, match=rf"^USL\.clusters: {clusters} is out of range; expected 40 to 42 \("):
-        USL(spec, 40, clusters=clusters)
+        USL(image=spec, budget=40, clusters=clusters)
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "9" * 5000, "1.5", ".nan", "²", "true", "x"])

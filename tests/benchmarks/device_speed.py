@@ -105,7 +105,7 @@ def fixmatch(device: str, size: Size, *, compiled: bool = False) -> Found:
     rows: dict[str, Any] = {}
     for name, dtype in list(PRECISIONS.items())[: 1 if compiled else None]:
         torch.manual_seed(0)
-        model = FixMatch(spec(32), Weak(), FixMatchStrong(), Optimization(nesterov=True), size.network)
+        model = FixMatch(spec(32), Weak(), FixMatchStrong(), Optimization(nesterov=True), backbone=size.network)
         if compiled:
             compile_encoders(model)
         rows[name] = report(trained(model, batches, dtype, device), n * (1 + RATIO), size, device)
@@ -138,7 +138,7 @@ def vit(device: str, size: Size) -> Found:
 def _two_views(backbone: str, side: int, n: int, device: str, size: Size, compiled: bool) -> Found:
     images = pictures(side, min(COUNT, 2 * n), device)
     torch.manual_seed(0)
-    model = SimCLR(spec(side), SimCLRView(), Optimization(), backbone)
+    model = SimCLR(spec(side), SimCLRView(), Optimization(), backbone=backbone)
     if compiled:
         compile_encoders(model)
     view = SimCLRView().to(device)

@@ -90,7 +90,7 @@ def test_a_row_of_one_value_is_refused(tmp_path: Path) -> None:
 
 
 def simclr(data: ImageData) -> SimCLR:
-    return SimCLR(data.spec, Weak(), Optimization(), "small_w16", hidden_dim=16, projection_dim=8, knn_k=5)
+    return SimCLR(data.spec, Weak(), Optimization(), backbone="small_w16", hidden_dim=16, projection_dim=8, knn_k=5)
 
 
 @pytest.fixture

@@ -65,7 +65,7 @@ def test_published_weights_are_fed_as_they_were_trained(tmp_path: Path, monkeypa
     )  # fmt: skip
     monkeypatch.setitem(timm.models._registry._model_pretrained_cfgs, "test_resnet", config)
     image = ImageSpec(3, 32, 32, (0.1,) * 3, (0.2,) * 3, ("a", "b"))
-    model = SimCLR(image, Weak(), Optimization(), "test_resnet", pretrained=True)
+    model = SimCLR(image, Weak(), Optimization(), backbone="test_resnet", pretrained=True)
     model.encoder.eval()
     assert image.mean == (0.1,) * 3, "the caller's is left as it was"
     images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)

@@ -115,7 +115,7 @@ def moco(
     """A small model attached to a pretended trainer with global batches of `size`."""
     torch.manual_seed(0)
     model = MoCo(
-        GREY, Weak(), Optimization(), backbone, queue_size=queue, momentum=0.9, shuffle_groups=groups,
+        GREY, Weak(), Optimization(), backbone=backbone, queue_size=queue, momentum=0.9, shuffle_groups=groups,
         hidden_dim=16, projection_dim=8, init_from=init_from, knn_k=3,
     )  # fmt: skip
     model._trainer = SimpleNamespace(  # type: ignore[assignment]

@@ -20,7 +20,6 @@ from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import MONITORED, monitored
 from usl_lightning.data.views import Weak
 from usl_lightning.evaluation.spread import uniformity
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.pretrain.pretrain_module import LOOK_EVERY, PretrainModule
 from usl_lightning.pretrain.simclr import SimCLR
 
@@ -31,14 +30,13 @@ class Attract(PretrainModule):
     """Views attract each other and nothing holds them apart: SimSiam without its stop-gradient, or BN."""
 
     def __init__(self, data: ImageData) -> None:
-        encoder = Encoder("small_nf", data.spec)
-        super().__init__(encoder, Optimization(lr=0.005), knn_k=5)
+        super().__init__(data.spec, Optimization(lr=0.005), backbone="small_nf", knn_k=5)
         self.view = Weak()
-        self.projector = nn.Sequential(nn.Linear(encoder.feature_dim, 32), nn.ReLU(), nn.Linear(32, 16))
+        self.projector = nn.Sequential(nn.Linear(self.encoder.feature_dim, 32), nn.ReLU(), nn.Linear(32, 16))
         # Spread out at first, as trained embeddings are.
         images = data.train_source.read(torch.arange(256))
         with torch.no_grad():
-            self.projector[2].bias -= self.projector(encoder(images)).mean(0)
+            self.projector[2].bias -= self.projector(self.encoder(images)).mean(0)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         z1, z2 = (self.projector(self.encoder(self.view(batch.images, batch.key.fold("view", i)))) for i in range(2))
@@ -53,7 +51,7 @@ def attract(data: ImageData) -> Attract:
 
 def constant(data: ImageData) -> SimCLR:
     """The encoder's output does not depend on the image."""
-    model = SimCLR(data.spec, Weak(), Optimization(), "small_nf", hidden_dim=8, projection_dim=8, knn_k=5)
+    model = SimCLR(data.spec, Weak(), Optimization(), backbone="small_nf", hidden_dim=8, projection_dim=8, knn_k=5)
     last = model.encoder.net.stages[-1]
     for layer in (last.conv2, last.shortcut[0]):
         nn.init.zeros_(layer.weight)
@@ -63,7 +61,9 @@ def constant(data: ImageData) -> SimCLR:
 
 
 def healthy(data: ImageData) -> SimCLR:
-    return SimCLR(data.spec, Weak(), Optimization(lr=0.1), "small_w16", hidden_dim=16, projection_dim=8, knn_k=5)
+    return SimCLR(
+        data.spec, Weak(), Optimization(lr=0.1), backbone="small_w16", hidden_dim=16, projection_dim=8, knn_k=5
+    )
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -128,7 +128,9 @@ IMAGE = ImageSpec(1, 8, 8, (0.3,), (0.2,), count=40)
 
 def make(data: ImageData | None = None, backbone: str = "small_w16", **options: Any) -> SeLa:
     options = {"heads": 2, "clusters": [6, 9], "power": 10.0, "tolerance": 0.01, "reassignments": 3, **options}
-    return SeLa(IMAGE if data is None else data.spec, Weak(flip=False), Optimization(lr=0.1), backbone, **options)
+    return SeLa(
+        IMAGE if data is None else data.spec, Weak(flip=False), Optimization(lr=0.1), backbone=backbone, **options
+    )
 
 
 def small(data: ImageData) -> SeLa:

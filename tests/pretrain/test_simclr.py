@@ -103,7 +103,7 @@ GREY = ImageSpec(1, 8, 8, (0.3,), (0.2,), ("a", "b", "c"))
 def simclr(monkeypatch: pytest.MonkeyPatch) -> tuple[SimCLR, dict[str, Any]]:
     """A network without norms, and what it logs."""
     torch.manual_seed(0)
-    model = SimCLR(GREY, Weak(), Optimization(), "small_nf", temperature=0.2, projection_norm=False, knn_k=3)
+    model = SimCLR(GREY, Weak(), Optimization(), backbone="small_nf", temperature=0.2, projection_norm=False, knn_k=3)
     logged: dict[str, Any] = {}
     monkeypatch.setattr(model, "log", lambda name, value, **_: logged.update({name: float(value)}))
     monkeypatch.setattr(model, "log_dict", lambda values, **_: logged.update(values))

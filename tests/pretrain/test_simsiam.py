@@ -93,8 +93,8 @@ def simsiam(backbone: str = "small_nf", **options: Any) -> tuple[SimSiam, dict[s
     """A small model, and what it logs."""
     torch.manual_seed(0)
     model = SimSiam(
-        GREY, Weak(), Optimization(lr=0.4), backbone, hidden_dim=16, projection_dim=12, prediction_dim=4, knn_k=3,
-        **options,
+        GREY, Weak(), Optimization(lr=0.4), backbone=backbone, hidden_dim=16, projection_dim=12, prediction_dim=4,
+        knn_k=3, **options,
     )  # fmt: skip
     model._trainer = SimpleNamespace(log_every_n_steps=1, global_step=0)  # type: ignore[assignment]
     logged: dict[str, Tensor] = {}
@@ -185,7 +185,7 @@ def test_the_predictors_rate_is_constant() -> None:
 
 def make(data: ImageData, backbone: str = "small_w16", **options: Any) -> SimSiam:
     return SimSiam(
-        data.spec, Weak(), Optimization(lr=0.2, weight_decay=1e-4), backbone, hidden_dim=32, projection_dim=32,
+        data.spec, Weak(), Optimization(lr=0.2, weight_decay=1e-4), backbone=backbone, hidden_dim=32, projection_dim=32,
         prediction_dim=8, knn_k=5, **options,
     )  # fmt: skip
 

@@ -143,12 +143,12 @@ def test_weights_of_the_moving_average() -> None:
     encoders = write_checkpoint("both.ckpt", online="model.encoder.", ema="ema.module.encoder.")
     images = data.train_source.read(torch.arange(N))
     for weights, encoder in encoders.items():
-        evidence = select(Coreset(data.spec, 3, "both.ckpt", weights=weights), data).evidence  # type: ignore[arg-type]
+        evidence = select(Coreset(data.spec, 3, init_from="both.ckpt", weights=weights), data).evidence  # type: ignore[arg-type]
         with torch.no_grad():
             torch.testing.assert_close(evidence, encoder(images))
     write_checkpoint("online.ckpt", online="encoder.")
     with pytest.raises(UslError, match=r"online\.ckpt: holds no ema weights; it has online"):
-        select(Coreset(data.spec, 3, "online.ckpt", weights="ema"), data)
+        select(Coreset(data.spec, 3, init_from="online.ckpt", weights="ema"), data)
 
 
 # the command ---------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def test_the_oracle_has_to_be_allowed(capsys: pytest.CaptureFixture[str]) -> Non
     write_unlabelled()
     data = ImageData("arrays", dir="data")
     with pytest.raises(UslError, match="no image of arrays has a label"):
-        select(Stratified(data.spec, 3, allow_oracle=True), data)
+        select(Stratified(image=data.spec, budget=3, allow_oracle=True), data)
 
 
 @pytest.mark.parametrize(

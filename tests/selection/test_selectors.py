@@ -242,13 +242,13 @@ def test_typiclust_equals_a_loop(name: str, squared: bool) -> None:
 
 def test_typiclust_tells_the_k_it_used(caplog: pytest.LogCaptureFixture) -> None:
     x = real_features(NAMES[0], 100)
-    method = TypiClust(ImageSpec(1, 8, 8, (0.5,), (0.5,)), 5, features="x.npy", k=3000)
+    method = TypiClust(image=ImageSpec(1, 8, 8, (0.5,), (0.5,)), budget=5, features="x.npy", k=3000)
     with caplog.at_level("INFO"):
         method.choose(x, seed=0)
     largest = int(torch.bincount(kmeans(x, 5, seed=0, iterations=200)[0]).max())
     assert f"TypiClust: k = {largest // 2} instead of 3000, half of the largest cluster" in caplog.text
     assert method.settled(100) == {"k": largest // 2}
-    assert TypiClust(ImageSpec(1, 8, 8, (0.5,), (0.5,)), 5, features="x.npy").settled(100) == {"k": 20}
+    assert TypiClust(image=ImageSpec(1, 8, 8, (0.5,), (0.5,)), budget=5, features="x.npy").settled(100) == {"k": 20}
 
 
 @pytest.mark.parametrize("delta", [0.2, 0.6])

@@ -135,11 +135,11 @@ def test_mistakes_are_one_line(budget: int, rule: str, line: str) -> None:
 
 
 def training(data: ImageData) -> USLTTraining:
-    return USLTTraining(data.spec, Weak(), Optimization("adam", 1e-3), 6, "small_w16")
+    return USLTTraining(data.spec, Weak(), Optimization("adam", 1e-3), 6, backbone="small_w16")
 
 
 def simclr(data: ImageData) -> SimCLR:
-    return SimCLR(data.spec, Weak(), Optimization(), "small_w16", hidden_dim=16, projection_dim=8, knn_k=5)
+    return SimCLR(data.spec, Weak(), Optimization(), backbone="small_w16", hidden_dim=16, projection_dim=8, knn_k=5)
 
 
 def test_the_heads_and_the_encoder_come_from_one_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -262,14 +262,14 @@ MOVES = Reassignment(smallest=100, largest=200, after=1, every=2)
 
 
 def small(data: ImageData) -> USLTTraining:
-    return USLTTraining(data.spec, Weak(), Optimization("adam", 1e-3), 10, "small_w16", threshold=0.3)
+    return USLTTraining(data.spec, Weak(), Optimization("adam", 1e-3), 10, backbone="small_w16", threshold=0.3)
 
 
 def frozen(data: ImageData) -> USLTTraining:
     optimizer = Optimization("sgd", 1e-2)
     return USLTTraining(
-        data.spec, Weak(), optimizer, 10, "small_nf", adjustment=2.5, temperature=0.5, threshold=0.0, reweight=False,
-        reduction="batch", cosine_scale=40.0, frozen=True, reassignment=MOVES,
+        data.spec, Weak(), optimizer, 10, backbone="small_nf", adjustment=2.5, temperature=0.5, threshold=0.0,
+        reweight=False, reduction="batch", cosine_scale=40.0, frozen=True, reassignment=MOVES,
     )  # fmt: skip
 
 
@@ -310,10 +310,10 @@ def test_what_is_handed_on(tmp_path: Path) -> None:
 
 
 def test_the_neighbours_of_its_monitor_can_be_told(tmp_path: Path) -> None:
-    model = USLTTraining(GREY, Weak(), Optimization(), 4, "small_nf", knn_k=3)
-    assert (model.knn_k, USLTTraining(GREY, Weak(), Optimization(), 4, "small_nf").knn_k) == (3, 200)
+    model = USLTTraining(GREY, Weak(), Optimization(), 4, backbone="small_nf", knn_k=3)
+    assert (model.knn_k, USLTTraining(GREY, Weak(), Optimization(), 4, backbone="small_nf").knn_k) == (3, 200)
     with pytest.raises(UslError, match="knn_k: 0 is out of range; expected 1 or more"):
-        USLTTraining(GREY, Weak(), Optimization(), 4, "small_nf", knn_k=0)
+        USLTTraining(GREY, Weak(), Optimization(), 4, backbone="small_nf", knn_k=0)
     for dataset in ("digits", "fashion_mnist"):
         flat = StageCommand("fit", [find_config(f"{dataset}_uslt.yaml")], {"model.knn_k": "7"}).flat()
         assert flat["model.knn_k"] == 7
@@ -323,7 +323,7 @@ def test_the_neighbours_of_its_monitor_can_be_told(tmp_path: Path) -> None:
 
 def test_more_clusters_than_images_are_refused(tmp_path: Path) -> None:
     def model(data: ImageData) -> USLTTraining:
-        return USLTTraining(data.spec, Weak(), Optimization(), 1438, "small_w16")
+        return USLTTraining(data.spec, Weak(), Optimization(), 1438, backbone="small_w16")
 
     with pytest.raises(UslError, match=r"model\.clusters: 1438 clusters of 1437 images; expected .* 2 to 1437"):
         train(model, neighbor_digits, tmp_path, 1)

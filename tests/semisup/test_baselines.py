@@ -138,7 +138,7 @@ X, U = BATCH
 def made(monkeypatch: pytest.MonkeyPatch, method: Any, *views: Any, step: int = 0, **options: Any) -> Any:
     """A method at a step of 10, its average another network than it is."""
     torch.manual_seed(0)
-    model = method(GREY, *views, Optimization(), "small_nf", **options)
+    model = method(GREY, *views, Optimization(), backbone="small_nf", **options)
     with torch.no_grad():
         for parameter in model.ema.parameters():
             parameter.mul_(1.5)
@@ -200,7 +200,7 @@ def test_a_step_of_ict(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_teacher_normalises_with_its_batch_and_leaves_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model = MeanTeacher(GREY, Weak(), Optimization(), "small_w16")
+    model = MeanTeacher(GREY, Weak(), Optimization(), backbone="small_w16")
     before = {name: value.clone() for name, value in model.ema.state_dict().items()}
     logits = model.teacher_logits(Weak()(U.images, U.key))
     assert not logits.requires_grad

@@ -231,7 +231,7 @@ def comatch(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[CoMatch, d
         "threshold": 0.6, "graph_threshold": 0.45, "bank_size": 26, "aligned_batches": 3, "embedding_dim": 5,
         "unlabelled_weight": 3.0, "contrastive_weight": 2.0, **options,
     }  # fmt: skip
-    model = CoMatch(GREY, *VIEWS, Optimization(), "small_nf", **options)
+    model = CoMatch(GREY, *VIEWS, Optimization(), backbone="small_nf", **options)
     with torch.no_grad():
         features = model.model.encoder(batch(50).images)
         spread = features - features.mean(0)

@@ -27,24 +27,37 @@ from usl_lightning.semisup.uda import UDA
 from usl_lightning.semisup.vat import VAT
 
 METHODS: dict[str, Callable[[ImageSpec, str], SemiSupervisedModule]] = {
-    "fixmatch": lambda image, net: FixMatch(image, Weak(), FixMatchStrong(), Optimization(), net, threshold=0.2),
-    "flexmatch": lambda image, net: FlexMatch(image, Weak(), FixMatchStrong(), Optimization(), net, threshold=0.2),
+    "fixmatch": lambda image, net: FixMatch(
+        image, Weak(), FixMatchStrong(), Optimization(), backbone=net, threshold=0.2
+    ),
+    "flexmatch": lambda image, net: FlexMatch(
+        image, Weak(), FixMatchStrong(), Optimization(), backbone=net, threshold=0.2
+    ),
     "comatch": lambda image, net: CoMatch(
-        image, Weak(), FixMatchStrong("comatch"), CoMatchStrong(), Optimization(), net, bank_size=20, threshold=0.2
+        image,
+        Weak(),
+        FixMatchStrong("comatch"),
+        CoMatchStrong(),
+        Optimization(),
+        backbone=net,
+        bank_size=20,
+        threshold=0.2,
     ),
-    "mixmatch": lambda image, net: MixMatch(image, Weak(), Optimization(), net, ramp_steps=4),
-    "boss": lambda image, net: BOSS(image, Weak(), FixMatchStrong(), Optimization(), net, threshold=0.2),
-    "ict": lambda image, net: ICT(image, Weak(), Optimization(), net, ramp=0.0),
-    "mean_teacher": lambda image, net: MeanTeacher(image, Weak(), Optimization(), net, ramp=0.0),
-    "pi_model": lambda image, net: PiModel(image, Weak(), Optimization(), net, ramp=0.0),
-    "pseudo_label": lambda image, net: PseudoLabel(image, Weak(), Optimization(), net, threshold=0.2, ramp=0.0),
+    "mixmatch": lambda image, net: MixMatch(image, Weak(), Optimization(), backbone=net, ramp_steps=4),
+    "boss": lambda image, net: BOSS(image, Weak(), FixMatchStrong(), Optimization(), backbone=net, threshold=0.2),
+    "ict": lambda image, net: ICT(image, Weak(), Optimization(), backbone=net, ramp=0.0),
+    "mean_teacher": lambda image, net: MeanTeacher(image, Weak(), Optimization(), backbone=net, ramp=0.0),
+    "pi_model": lambda image, net: PiModel(image, Weak(), Optimization(), backbone=net, ramp=0.0),
+    "pseudo_label": lambda image, net: PseudoLabel(
+        image, Weak(), Optimization(), backbone=net, threshold=0.2, ramp=0.0
+    ),
     "remixmatch": lambda image, net: ReMixMatch(
-        image, Weak(), FixMatchStrong(), Optimization(), net, strong_views=2, aligned_batches=2, ramp=0.0
+        image, Weak(), FixMatchStrong(), Optimization(), backbone=net, strong_views=2, aligned_batches=2, ramp=0.0
     ),
-    "uda": lambda image, net: UDA(image, Weak(), FixMatchStrong(), Optimization(), net, threshold=0.2),
-    "vat": lambda image, net: VAT(image, Weak(), Optimization(), net, ramp=0.0),
-    "freematch": lambda image, net: FreeMatch(image, Weak(), FixMatchStrong(), Optimization(), net),
-    "softmatch": lambda image, net: SoftMatch(image, Weak(), FixMatchStrong(), Optimization(), net),
+    "uda": lambda image, net: UDA(image, Weak(), FixMatchStrong(), Optimization(), backbone=net, threshold=0.2),
+    "vat": lambda image, net: VAT(image, Weak(), Optimization(), backbone=net, ramp=0.0),
+    "freematch": lambda image, net: FreeMatch(image, Weak(), FixMatchStrong(), Optimization(), backbone=net),
+    "softmatch": lambda image, net: SoftMatch(image, Weak(), FixMatchStrong(), Optimization(), backbone=net),
 }
 
 

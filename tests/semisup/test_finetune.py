@@ -27,7 +27,7 @@ def stage_1(path: Path, layers: int = 3, norm: bool = True, backbone: str = "sma
     """A SimCLR with running statistics of its own, and its checkpoint."""
     torch.manual_seed(1)
     model = SimCLR(
-        GREY, Weak(), Optimization(), backbone, hidden_dim=12, projection_dim=6, projection_layers=layers,
+        GREY, Weak(), Optimization(), backbone=backbone, hidden_dim=12, projection_dim=6, projection_layers=layers,
         projection_norm=norm,
     )  # fmt: skip
     images = torch.randint(0, 256, (64, 1, 8, 8), dtype=torch.uint8)

@@ -91,7 +91,7 @@ def fixmatch(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[FixMatch,
     """A network without norms whose guesses differ (its head: the three main directions), and what it logs."""
     torch.manual_seed(0)
     options = {"threshold": 0.5, "unlabelled_weight": 3.0, "ema_decay": 0.9, **options}
-    model = FixMatch(GREY, Weak(), FixMatchStrong(), Optimization(), "small_nf", **options)
+    model = FixMatch(GREY, Weak(), FixMatchStrong(), Optimization(), backbone="small_nf", **options)
     with torch.no_grad():
         features = model.model.encoder(batch(50, [-1] * 50).images)
         spread = features - features.mean(0)
@@ -247,7 +247,7 @@ def test_both_encoders_can_be_handed_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_too_few_classes_are_refused(classes: tuple[str, ...]) -> None:
     image = ImageSpec(1, 8, 8, (0.3,), (0.2,), classes)
     with pytest.raises(UslError, match=f"{len(classes)} classes are known; a classifier needs at least 2"):
-        FixMatch(image, Weak(), FixMatchStrong(), Optimization(), "small_nf")
+        FixMatch(image, Weak(), FixMatchStrong(), Optimization(), backbone="small_nf")
 
 
 def test_pseudo_labels_of_a_pass_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:

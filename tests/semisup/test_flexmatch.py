@@ -158,7 +158,7 @@ def flexmatch(monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[FlexMatc
     """A network without norms whose guesses differ (its head: the three main directions), and what it logs."""
     torch.manual_seed(0)
     options = {"threshold": 0.6, "unlabelled_weight": 3.0, "ema_decay": 0.9, **options}
-    model = FlexMatch(GREY, Weak(), FixMatchStrong(), Optimization(), "small_nf", **options)
+    model = FlexMatch(GREY, Weak(), FixMatchStrong(), Optimization(), backbone="small_nf", **options)
     model.counts[-1] = 40
     with torch.no_grad():
         features = model.model.encoder(batch(50).images)
@@ -228,7 +228,7 @@ def test_records_are_in_the_checkpoint_and_another_set_can_be_classified(monkeyp
     state = model.state_dict()
     assert int((state["record"] >= 0).sum()) == int(state["counts"][:-1].sum()) > 0
     other = ImageSpec(1, 8, 8, (0.3,), (0.2,), ("a", "b", "c"), count=7)
-    loaded = FlexMatch(other, Weak(), FixMatchStrong(), Optimization(), "small_nf")
+    loaded = FlexMatch(other, Weak(), FixMatchStrong(), Optimization(), backbone="small_nf")
     loaded.on_load_checkpoint({"state_dict": state})
     loaded.load_state_dict(state)
     assert torch.equal(loaded.record, model.record)
@@ -238,7 +238,9 @@ def test_records_are_in_the_checkpoint_and_another_set_can_be_classified(monkeyp
 
 
 def small(data: ImageData) -> FlexMatch:
-    return FlexMatch(data.spec, Weak(), FixMatchStrong(), Optimization(), "small_w16", threshold=0.2, ema_decay=0.9)
+    return FlexMatch(
+        data.spec, Weak(), FixMatchStrong(), Optimization(), backbone="small_w16", threshold=0.2, ema_decay=0.9
+    )
 
 
 def without_labelled() -> SemiSupervisedData:

@@ -153,7 +153,9 @@ def batch(n: int, labels: list[int] | None = None, first: int = 0) -> Batch:
 
 def test_a_step_updates_before_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    model = FreeMatch(GREY, Weak(), FixMatchStrong(), Optimization(), "small_nf", momentum=0.5, fairness_weight=2.0)
+    model = FreeMatch(
+        GREY, Weak(), FixMatchStrong(), Optimization(), backbone="small_nf", momentum=0.5, fairness_weight=2.0
+    )
     logged: dict[str, Any] = {}
     monkeypatch.setattr(model, "log_dict", lambda values, **_: logged.update(values))
     state = (torch.tensor(1 / 3), torch.full((3,), 1 / 3), torch.full((3,), 1 / 3))

@@ -26,7 +26,7 @@ GREY = ImageSpec(1, 8, 8, (0.3,), (0.2,), ("a", "b", "c"))
 
 def fixmatch(monkeypatch: pytest.MonkeyPatch) -> tuple[FixMatch, dict[str, float]]:
     torch.manual_seed(0)
-    model = FixMatch(GREY, Weak(), FixMatchStrong(), Optimization(), "small_nf", threshold=0.4)
+    model = FixMatch(GREY, Weak(), FixMatchStrong(), Optimization(), backbone="small_nf", threshold=0.4)
     with torch.no_grad():  # a head that tells these images apart
         features = model.model.encoder(batch(50, [-1] * 50).images)
         spread = features - features.mean(0)
@@ -147,7 +147,9 @@ def test_guesses_are_told_where_no_image_is_held_out(tmp_path: Path) -> None:
 
 
 def model_of(data: Any) -> FixMatch:
-    return FixMatch(data.spec, Weak(), FixMatchStrong(), Optimization(), "small_w16", threshold=0.11, ema_decay=0.9)
+    return FixMatch(
+        data.spec, Weak(), FixMatchStrong(), Optimization(), backbone="small_w16", threshold=0.11, ema_decay=0.9
+    )
 
 
 def rows(path: Path) -> dict[str, dict[int, float]]:

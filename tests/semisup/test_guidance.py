@@ -65,7 +65,7 @@ STEADY = Optimization(schedule="constant")
 
 
 def flexmatch(data: ImageData, **options: Any) -> FlexMatch:
-    return FlexMatch(data.spec, Weak(), FixMatchStrong(), STEADY, "small_w16", ema_decay=0.9, **options)
+    return FlexMatch(data.spec, Weak(), FixMatchStrong(), STEADY, backbone="small_w16", ema_decay=0.9, **options)
 
 
 def test_it_ends_after_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

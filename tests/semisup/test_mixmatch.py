@@ -180,7 +180,7 @@ def build(
     """A model that stands at step 3 of a ramp of 12, and what it logs."""
     torch.manual_seed(0)
     options = {"unlabelled_weight": 20.0, "ramp_steps": 12, "views": 3, **options}
-    model = MixMatch(GREY, Weak(), Optimization(), backbone, **options)
+    model = MixMatch(GREY, Weak(), Optimization(), backbone=backbone, **options)
     logged: dict[str, Any] = {}
     monkeypatch.setattr(model, "log_dict", lambda values, **_: logged.update(values))
     monkeypatch.setattr(model, "_trainer", SimpleNamespace(global_step=3, log_every_n_steps=50))

@@ -30,7 +30,7 @@ def batch(n: int, labels: list[int] | None = None, first: int = 0) -> Batch:
 def made(monkeypatch: pytest.MonkeyPatch, backbone: str = "small_nf", **options: Any) -> ReMixMatch:
     torch.manual_seed(0)
     options = {"strong_views": 2, "aligned_batches": 5, "ramp": 0.4, **options}
-    model = ReMixMatch(GREY, Weak(), FixMatchStrong(), Optimization(), backbone, **options)
+    model = ReMixMatch(GREY, Weak(), FixMatchStrong(), Optimization(), backbone=backbone, **options)
     index = SimpleNamespace(for_training=lambda: ([1, 2, 3, 4], [0, 0, 1, 2]))
     datamodule = SimpleNamespace(index=index)
     trainer = SimpleNamespace(max_steps=10, global_step=1, log_every_n_steps=50, datamodule=datamodule)
@@ -96,5 +96,5 @@ def test_a_step_is_algorithm_1(monkeypatch: pytest.MonkeyPatch, rotation_weight:
 def test_only_square_images_are_turned() -> None:
     image = ImageSpec(1, 8, 6, (0.3,), (0.2,), ("a", "b"))
     with pytest.raises(UslError, match=r"^model\.rotation_weight: images of 8×6 pixels cannot be turned"):
-        ReMixMatch(image, Weak(), FixMatchStrong(), Optimization(), "small_nf")
-    ReMixMatch(image, Weak(), FixMatchStrong(), Optimization(), "small_nf", rotation_weight=0.0)
+        ReMixMatch(image, Weak(), FixMatchStrong(), Optimization(), backbone="small_nf")
+    ReMixMatch(image, Weak(), FixMatchStrong(), Optimization(), backbone="small_nf", rotation_weight=0.0)

@@ -54,7 +54,9 @@ def test_rounds_are_even() -> None:
 def test_the_moving_average_labels_all_images(tmp_path: Path) -> None:
     def model(data: ImageData, **options: Any) -> SelfTraining:
         how = {"rounds": 2, "threshold": 0.2, "ema_decay": 0.5, **options}
-        return SelfTraining(data.spec, Weak(), FixMatchStrong(), Optimization(schedule="constant"), "small_w16", **how)
+        return SelfTraining(
+            data.spec, Weak(), FixMatchStrong(), Optimization(schedule="constant"), backbone="small_w16", **how
+        )
 
     after = train(model, few_labels, tmp_path / "six", 6)["state_dict"]
     assert int(after["labelled_at"]) == 4
@@ -86,7 +88,7 @@ def test_the_teacher_averages_its_statistics(tmp_path: Path) -> None:
     assert int(ema.module[1].num_batches_tracked) == 30
     assert not torch.allclose(ema.module[1].running_mean, norm.running_mean)
     spec = few_labels().spec
-    model = EMANFixMatch(spec, Weak(), FixMatchStrong(), Optimization(), "small_w16")
+    model = EMANFixMatch(spec, Weak(), FixMatchStrong(), Optimization(), backbone="small_w16")
     assert model.ema.average_buffers
     assert not model.ema.train().module.training
 

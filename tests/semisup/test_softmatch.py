@@ -52,7 +52,7 @@ class Slow:
 
 
 def model(**options: object) -> SoftMatch:
-    made = SoftMatch(GREY, Weak(), FixMatchStrong(), Optimization(), "small_nf", momentum=M, **options)  # type: ignore[arg-type]
+    made = SoftMatch(GREY, Weak(), FixMatchStrong(), Optimization(), backbone="small_nf", momentum=M, **options)  # type: ignore[arg-type]
     return made.double()
 
 

@@ -84,12 +84,14 @@ def batch(n: int, labels: list[int], first: int = 0) -> Batch:
 def test_a_step_is_the_papers(monkeypatch: pytest.MonkeyPatch, backbone: str) -> None:
     """The perturbation is of the normalised image; only the labelled pass moves the running statistics."""
     torch.manual_seed(0)
-    model = VAT(GREY, Weak(), Optimization(), backbone, radius=2.0, step=0.1, entropy_weight=0.5, unlabelled_weight=3.0)
+    model = VAT(
+        GREY, Weak(), Optimization(), backbone=backbone, radius=2.0, step=0.1, entropy_weight=0.5, unlabelled_weight=3.0
+    )
     monkeypatch.setattr(model, "log_dict", lambda values, **_: None)
     monkeypatch.setattr(VAT, "global_step", 1)
     monkeypatch.setattr(model, "_trainer", SimpleNamespace(max_steps=10, global_step=1, log_every_n_steps=50))
     x, u = batch(4, [0, 1, 2, 0]), batch(9, [-1] * 9, 1)
-    twin = VAT(GREY, Weak(), Optimization(), backbone).model
+    twin = VAT(GREY, Weak(), Optimization(), backbone=backbone).model
     twin.load_state_dict(model.model.state_dict())
     loss = model.training_step(SemiBatch(x, u), 0)
     supervised = F.cross_entropy(twin(model.weak(x.images, x.key.fold("weak"))), x.labels)

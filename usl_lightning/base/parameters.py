@@ -278,8 +278,9 @@ def _parameters(class_path: str) -> dict[str, Kind]:
     if own is None:  # no constructor: a dataclass, or its bases'
         fields = {name: _kind(annotation, found.module) for name, annotation in _fields(found.node)}
         return {**_of_bases(found), **fields} if _is_dataclass(found.node) else _of_bases(found)
-    names, passes_on = own
-    return {**(_of_bases(found) if passes_on else {}), **names}
+    names, passes_on, given = own
+    handed = {name: kind for name, kind in _of_bases(found).items() if name not in given} if passes_on else {}
+    return {**handed, **names}
 
 
 @cache
@@ -305,13 +306,15 @@ def _of_bases(found: ClassSource) -> dict[str, Kind]:
     return kinds
 
 
-def _own(found: ClassSource) -> tuple[dict[str, Kind], bool] | None:
-    """Parameters of the class's own constructor, and whether it hands others to its base."""
+def _own(found: ClassSource) -> tuple[dict[str, Kind], bool, set[str]] | None:
+    """Parameters of the class's own constructor, whether it hands others to its base, and which it gives it itself."""
     for node in found.node.body:
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs][1:]
             kinds = {each.arg: _kind(each.annotation, found.module) for each in given}
-            return kinds, node.args.kwarg is not None
+            calls = (call for call in ast.walk(node) if isinstance(call, ast.Call))
+            to_base = (call for call in calls if ast.unparse(call.func) == "super().__init__")
+            return kinds, node.args.kwarg is not None, {str(word.arg) for call in to_base for word in call.keywords}
     return None
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, Unpack, cast, get_origin
 
 from usl_lightning.base.errors import UslError
 
@@ -205,6 +205,15 @@ class Ranged:
 
     ranges: ClassVar[Ranges] = {}
     __signature__ = _Signature()
+
+    def __init_subclass__(cls) -> None:
+        """Let the command line follow a group of options, `**group: Unpack[…]`, to the constructor it is handed to.
+
+        There are its defaults and texts; jsonargparse would take the group's names alone.
+        """
+        super().__init_subclass__()
+        hints = getattr(vars(cls).get("__init__"), "__annotations__", {})
+        hints |= {name: Any for name, hint in hints.items() if get_origin(hint) is Unpack}
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """An instance that is yet to be initialised.

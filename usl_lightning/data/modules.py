@@ -4,7 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Required, Unpack
 
 import torch
 from pytorch_lightning import LightningDataModule
@@ -14,7 +14,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import SEED, Ranged, Ranges, one_of, whole
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.folder_source import FolderSource
-from usl_lightning.data.images.opening import has_split, open_source, read_labels
+from usl_lightning.data.images.opening import Looks, has_split, open_source, read_labels
 from usl_lightning.data.images.rendering import WHITE, colour_of
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.images.subset import SubsetSource
@@ -43,6 +43,28 @@ RESIDENT_FILES = 20_000
 
 GUESSED = 2_048
 """Unlabelled images whose pseudo-labels a validation looks at: the standard error of a share is 1%."""
+
+
+class ImageOptions(Looks, total=False):
+    """Parameters that data modules hand on to `ImageData`; each has a batch size of its own."""
+
+    dataset: Required[str]
+    dir: str | None
+    split: str
+    cache: str | None
+    download: bool
+    subset_file: str | None
+    residence: Literal["auto", "device", "stream"]
+    workers: int | None
+    eval_batch_size: int
+    seed: int
+
+
+class LabelledOptions(ImageOptions, total=False):
+    """Parameters that data modules hand on to `LabelledData`."""
+
+    oracle_labels: bool
+    unanswered: Literal["refuse", "leave_out"]
 
 
 class ImageData(Ranged, LightningDataModule):
@@ -316,14 +338,13 @@ class LabelledData(ImageData):
         images: as for `ImageData`.
     """
 
-    # `**images` is resolved by the command line to the parameters of `ImageData`, each typed and documented.
     def __init__(
         self,
         labels: str | None = None,
         oracle_labels: bool = False,
         batch_size: int = 64,
         unanswered: Literal["refuse", "leave_out"] = "refuse",
-        **images: Any,
+        **images: Unpack[ImageOptions],
     ) -> None:
         super().__init__(batch_size=batch_size, **images)
         self.labels, self.oracle_labels, self.unanswered = labels, oracle_labels, unanswered
@@ -400,7 +421,7 @@ class SemiSupervisedData(LabelledData):
         batch_size: int = 64,
         unlabelled_ratio: int = 7,
         include_labelled: bool = True,
-        **images: Any,
+        **images: Unpack[LabelledOptions],
     ) -> None:
         super().__init__(labels, batch_size=batch_size, **images)
         self.unlabelled_ratio, self.include_labelled = unlabelled_ratio, include_labelled

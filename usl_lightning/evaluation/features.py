@@ -9,7 +9,7 @@ from torch import Tensor
 
 from usl_lightning.data.keys import permutation
 from usl_lightning.evaluation.clusters import cluster_metrics
-from usl_lightning.evaluation.knn import knn_accuracy
+from usl_lightning.evaluation.knn import TEMPERATURE, knn_accuracy
 from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracy
 from usl_lightning.evaluation.spread import feature_std, rankme, uniformity
 from usl_lightning.vectors.kmeans import kmeans
@@ -64,7 +64,7 @@ class FeatureReport:
 
 
 def evaluate_features(
-    train: Features, test: Features | None = None, *, knn_k: int = 200, knn_temperature: float = 0.1, seed: int = 0
+    train: Features, test: Features | None = None, *, knn_k: int = 200, seed: int = 0
 ) -> FeatureReport:
     """Measure features; labels are read for this report alone.
 
@@ -72,7 +72,6 @@ def evaluate_features(
         train: of the training images: the bank of the kNN classifier, what the probes fit on, what k-means clusters.
         test: of the test images, on the same device; None: there are none.
         knn_k: neighbours; all labelled training images if there are fewer.
-        knn_temperature: see `weighted_knn`.
         seed: of k-means' starting points and of the labels that the second probe sees.
 
     Returns:
@@ -98,7 +97,7 @@ def evaluate_features(
     elif not (test.labels >= 0).any():
         report.left_out.append("kNN and linear probe: no test image has a label")
     else:
-        _add_classifiers(report, train, test, knn_k, knn_temperature, seed)
+        _add_classifiers(report, train, test, knn_k, seed)
     return report
 
 
@@ -111,16 +110,14 @@ def _add_clusters(report: FeatureReport, train: Features, seed: int) -> None:
         report.add(name, metrics[name], note)
 
 
-def _add_classifiers(
-    report: FeatureReport, train: Features, test: Features, knn_k: int, knn_temperature: float, seed: int
-) -> None:
+def _add_classifiers(report: FeatureReport, train: Features, test: Features, knn_k: int, seed: int) -> None:
     classes = int(torch.maximum(train.labels.max(), test.labels.max())) + 1
     known = int((train.labels >= 0).sum())
     k = min(knn_k, known)
-    accuracy = knn_accuracy(*train, *test, k=k, temperature=knn_temperature, num_classes=classes)
-    report.add("knn_accuracy", accuracy, f"weighted kNN, k = {k} of {known} images, temperature {knn_temperature:g}")
+    accuracy = knn_accuracy(*train, *test, k=k, num_classes=classes)
+    report.add("knn_accuracy", accuracy, f"weighted kNN, k = {k} of {known} images, temperature {TEMPERATURE:g}")
     for few in NEIGHBOURS:
-        accuracy = knn_accuracy(*train, *test, k=min(few, known), temperature=knn_temperature, num_classes=classes)
+        accuracy = knn_accuracy(*train, *test, k=min(few, known), num_classes=classes)
         report.add(f"knn_{few}_accuracy", accuracy, f"the same, k = {min(few, known)}")
     accuracy = probe_accuracy(*train, *test, num_classes=classes, penalty=PENALTY)
     report.add("probe_accuracy", accuracy, f"linear probe, {known} labels")

@@ -9,6 +9,9 @@ from usl_lightning.base.errors import UslError
 CHUNK_ENTRIES = 16 * 2**20
 """Similarities held at once: 64 MB in float32, about three times that with the sorting."""
 
+TEMPERATURE = 0.1
+"""T of the votes, unless another is given."""
+
 
 def weighted_knn(
     bank: Tensor,
@@ -16,7 +19,7 @@ def weighted_knn(
     queries: Tensor,
     *,
     k: int = 200,
-    temperature: float = 0.1,
+    temperature: float = TEMPERATURE,
     num_classes: int,
 ) -> Tensor:
     """Class of each query by the votes of its k most similar bank entries, each of weight exp(cos/T).
@@ -61,7 +64,7 @@ def knn_accuracy(
     query_labels: Tensor,
     *,
     k: int = 200,
-    temperature: float = 0.1,
+    temperature: float = TEMPERATURE,
     num_classes: int,
 ) -> float:
     """The fraction of queries with a known label (not -1) that `weighted_knn` gets right, 0 … 1; NaN if none."""

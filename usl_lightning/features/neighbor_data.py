@@ -1,13 +1,13 @@
 """Images with their neighbours, as USL-T trains on them."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import Batch
-from usl_lightning.data.modules import ImageData
+from usl_lightning.data.modules import ImageData, ImageOptions
 from usl_lightning.data.sampling import Pairs, StepLoader
 from usl_lightning.features.neighbors import encoder_neighbors, read_neighbors
 
@@ -33,7 +33,7 @@ class NeighborData(ImageData):
         neighbors_from: str | None = None,
         k: int = 20,
         batch_size: int = 1024,
-        **images: Any,
+        **images: Unpack[ImageOptions],
     ) -> None:
         super().__init__(batch_size=batch_size, **images)
         self.neighbors, self.neighbors_from, self.k = neighbors, neighbors_from, k

@@ -1,6 +1,6 @@
 """What all methods share that look at features which are learned already: where these come from."""
 
-from typing import Literal
+from typing import Literal, Required, TypedDict
 
 import torch
 from pytorch_lightning import LightningModule
@@ -23,6 +23,23 @@ from usl_lightning.features.published import (
 from usl_lightning.models.backbones import backbone_names
 from usl_lightning.models.encoder import Encoder, load_encoder
 from usl_lightning.models.method import Method
+
+
+class SourceOptions(TypedDict, total=False):
+    """Parameters that say where the features come from: see `FeatureMethod`."""
+
+    init_from: str | None
+    weights: Literal["online", "ema"]
+    backbone: list[str] | str | None
+    pretrained: bool
+    features: str | None
+    cache: str | None
+
+
+class FeatureOptions(SourceOptions, total=False):
+    """Parameters that methods hand on to `FeatureMethod`."""
+
+    image: Required[ImageSpec]
 
 
 class FeatureMethod(Method):

@@ -230,7 +230,7 @@ def _opened(
 
     return open_source(
         "folder", split, dir=str(found.data), image_size=image_size, channels=channels,
-        on_error="skip" if found.unreadable else "fail", classes=classes,
+        on_error="skip" if found.unreadable else "fail", classes=None if classes is None else list(classes),
     )  # fmt: skip
 
 

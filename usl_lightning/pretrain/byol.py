@@ -1,7 +1,7 @@
 """BYOL: Bootstrap Your Own Latent (Grill et al., 2020)."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,8 @@ from usl_lightning.base.ranges import Ranges, at_least, whole
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.models.ema import EMA, target_decay
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import projection_mlp
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 
 def byol_loss(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -43,14 +42,11 @@ class BYOL(PretrainModule):
         optimizer: how the weights are updated.
         other_view: draws the second view of each image; the paper's two differ in blur and solarisation. None: as
             the first.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         hidden_dim: of both MLPs.
         projection_dim: of their outputs.
         norm: batch norm on the hidden layer of both MLPs.
         momentum: τ₀ of the copy, in [0, 1); it rises to 1 by a cosine (`target_decay`).
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -65,21 +61,17 @@ class BYOL(PretrainModule):
         view: nn.Module,
         optimizer: Optimization,
         other_view: nn.Module | None = None,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         hidden_dim: int = 4096,
         projection_dim: int = 256,
         norm: bool = True,
         momentum: float = 0.996,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view, self.other_view = view, view if other_view is None else other_view
         self.momentum = momentum
         sizes = (hidden_dim, projection_dim)
-        self.projector = projection_mlp(encoder.feature_dim, *sizes, norm=norm, output_norm=False)
+        self.projector = projection_mlp(self.encoder.feature_dim, *sizes, norm=norm, output_norm=False)
         self.predictor = projection_mlp(projection_dim, *sizes, norm=norm, output_norm=False)
         self.target = EMA(self._online(), momentum, evaluated=False)
 

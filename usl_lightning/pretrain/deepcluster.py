@@ -1,6 +1,6 @@
 """DeepCluster v2 (Caron et al., NeurIPS 2020, "SwAV", §4 and the published code), after DeepCluster (ECCV 2018)."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +14,9 @@ from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views.crops import multi_crop
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.guesses import remember
 from usl_lightning.models.heads import projection_mlp
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 LARGE = 2
 """Views whose embeddings are kept and clustered."""
@@ -73,15 +72,12 @@ class DeepCluster(PretrainModule):
         optimizer: how the weights are updated.
         small_view: draws the small views, of a size below that of `view`.
         small_views: how many of each image; 6 in the published code.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         heads: clusterings side by side; 3 in the published code.
         clusters: K of each; 3,000 there, and at most the images there are.
         temperature: of the scores.
         iterations: of k-means.
         hidden_dim, projection_dim: sizes of the 2-layer projection MLP, whose output has no batch norm.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -105,22 +101,18 @@ class DeepCluster(PretrainModule):
         optimizer: Optimization,
         small_view: nn.Module | None = None,
         small_views: int = 0,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         heads: int = 3,
         clusters: int = 3000,
         temperature: float = 0.1,
         iterations: int = 10,
         hidden_dim: int = 2048,
         projection_dim: int = 128,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view, self.small_view, self.small_views = view, view if small_view is None else small_view, small_views
         self.temperature, self.iterations = temperature, iterations
-        self.projector = projection_mlp(encoder.feature_dim, hidden_dim, projection_dim, output_norm=False)
+        self.projector = projection_mlp(self.encoder.feature_dim, hidden_dim, projection_dim, output_norm=False)
         self.register_buffer("memory", torch.zeros(LARGE, image.count, projection_dim))
         self.register_buffer("labels", torch.zeros(heads, image.count, dtype=torch.long))
         self.register_buffer("prototypes", torch.zeros(heads, clusters, projection_dim))

@@ -1,7 +1,7 @@
 """DINO: Emerging Properties in Self-Supervised Vision Transformers (Caron et al., ICCV 2021)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,8 @@ from usl_lightning.compute.optim import Optimization, ramp_up
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.views.crops import multi_crop
 from usl_lightning.models.ema import EMA, target_decay
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.guesses import moving_average
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 from usl_lightning.vectors.sinkhorn import sinkhorn_codes
 
 
@@ -78,8 +77,6 @@ class DINO(PretrainModule):
         other_view: draws the second; the paper's two are BYOL's. None: as the first.
         small_view: draws the small views, which the student alone sees; a network must take their size.
         small_views: how many of each image; 8 in the paper.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         outputs: K; 65,536 in the paper.
         temperature: of the student.
         target_temperature: of the teacher, from step `warm_up_steps` on.
@@ -92,8 +89,7 @@ class DINO(PretrainModule):
         frozen_steps: steps before the last layer begins to move; one epoch in the published code.
         hidden_dim, bottleneck_dim: of the head.
         norm: batch norm in the head.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -120,8 +116,6 @@ class DINO(PretrainModule):
         other_view: nn.Module | None = None,
         small_view: nn.Module | None = None,
         small_views: int = 0,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         outputs: int = 65_536,
         temperature: float = 0.1,
         target_temperature: float = 0.04,
@@ -134,18 +128,16 @@ class DINO(PretrainModule):
         hidden_dim: int = 2048,
         bottleneck_dim: int = 256,
         norm: bool = False,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view, self.other_view = view, view if other_view is None else other_view
         self.small_view, self.small_views = view if small_view is None else small_view, small_views
         self.temperature, self.target_temperature = temperature, target_temperature
         self.warm_up_temperature, self.warm_up_steps = warm_up_temperature, warm_up_steps
         self.centring, self.centre_momentum, self.momentum = centring, centre_momentum, momentum
         self.frozen_steps = frozen_steps
-        self.head = DINOHead(encoder.feature_dim, hidden_dim, bottleneck_dim, outputs, norm=norm)
+        self.head = DINOHead(self.encoder.feature_dim, hidden_dim, bottleneck_dim, outputs, norm=norm)
         self.teacher = EMA(self._student(), momentum, evaluated=False)
         self.register_buffer("centre", torch.zeros(outputs))
 

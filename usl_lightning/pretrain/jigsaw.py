@@ -2,7 +2,7 @@
 
 import itertools
 from functools import cache
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import numpy as np
 import torch
@@ -14,8 +14,7 @@ from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import derive_seed
 from usl_lightning.data.views.patches import patches
-from usl_lightning.models.encoder import Encoder
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 GRID = 3
 
@@ -51,13 +50,10 @@ class Jigsaw(PretrainModule):
         image: channels, size and statistics of the images; the command line takes it from the data.
         view: draws a view of each image, from whose 3×3 cells the pieces are taken.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         patch: side of a piece in pixels, less than a cell's: 64 of 85 on ImageNet.
         permutations: orders to tell apart; 100 to 10,000 in the literature.
         hidden_dim: of the layer that each piece's features go through before they are joined; 1,000 in published code.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -73,19 +69,17 @@ class Jigsaw(PretrainModule):
         image: ImageSpec,
         view: nn.Module,
         optimizer: Optimization,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         patch: int = 64,
         permutations: int = 100,
         hidden_dim: int = 1000,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view, self.patch = view, patch
         self.piece_head = nn.Sequential(
-            nn.Linear(encoder.feature_dim, hidden_dim, bias=False), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)
+            nn.Linear(self.encoder.feature_dim, hidden_dim, bias=False),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
         )
         self.head = nn.Linear(GRID * GRID * hidden_dim, permutations)
         self.register_buffer("orders", spread_permutations(permutations))

@@ -1,6 +1,6 @@
 """MoCo: Momentum Contrast (He et al., CVPR 2020), with the head and views of MoCo v2 (Chen et al., 2020b)."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,9 @@ from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
 from usl_lightning.models.ema import EMA
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import projection_mlp
 from usl_lightning.models.local_clusters import check_clusters, group_discrimination
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 
 def info_nce(q: Tensor, k: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
@@ -52,8 +51,6 @@ class MoCo(PretrainModule):
         image: channels, size and statistics of the images; the command line takes it from the data.
         view: draws a view of each image; called twice with independent keys.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         temperature: of the loss.
         queue_size: K, keys kept as negatives; a multiple of the global batch.
         momentum: of the key encoder, in [0, 1); 0.999 on ImageNet, 0.99 on CIFAR.
@@ -67,8 +64,7 @@ class MoCo(PretrainModule):
             none.
         cld_clusters: K of the clusters of each; at most the global batch.
         cld_temperature: T of their loss.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -94,8 +90,6 @@ class MoCo(PretrainModule):
         image: ImageSpec,
         view: nn.Module,
         optimizer: Optimization,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         temperature: float = 0.2,
         queue_size: int = 65536,
         momentum: float = 0.999,
@@ -107,20 +101,18 @@ class MoCo(PretrainModule):
         cld_weight: float = 0.0,
         cld_clusters: int = 128,
         cld_temperature: float = 0.2,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
         if eman and shuffle_groups is not None:
             raise UslError(f"model.shuffle_groups: {shuffle_groups} with model.eman, which needs no groups; use null")
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view = view
         self.temperature, self.shuffle_groups = temperature, shuffle_groups
         self.sync_batch_norm = eman
         self.cld_weight, self.cld_clusters, self.cld_temperature = cld_weight, cld_clusters, cld_temperature
-        sizes = (encoder.feature_dim, hidden_dim, projection_dim)
+        sizes = (self.encoder.feature_dim, hidden_dim, projection_dim)
         self.projector = projection_mlp(*sizes, layers=projection_layers, norm=False)
-        self.groups = nn.Linear(encoder.feature_dim, projection_dim) if cld_weight else None
+        self.groups = nn.Linear(self.encoder.feature_dim, projection_dim) if cld_weight else None
         self.key_encoder = EMA(self._query_encoder(), momentum, evaluated=eman, average_buffers=eman)
         self.register_buffer("queue", F.normalize(torch.randn(queue_size, projection_dim), dim=1))
         self.register_buffer("queue_end", torch.zeros((), dtype=torch.long))

@@ -5,7 +5,7 @@ With a constraint it is CMSF: Constrained Mean Shift Using Distant Yet Related N
 
 import logging
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -19,10 +19,9 @@ from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.opening import read_labels
 from usl_lightning.data.modules import ImageData
 from usl_lightning.models.ema import EMA
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.guesses import Ring, remember
 from usl_lightning.models.heads import projection_mlp
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 from usl_lightning.vectors.kmeans import kmeans
 
 log = logging.getLogger(__name__)
@@ -100,8 +99,6 @@ class MSF(PretrainModule):
         view: draws the strong view, which is predicted from.
         optimizer: how the weights are updated.
         weak: draws the weak view, of the target: crop and flip alone in the paper. None: as `view`.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         neighbours: k, the target's own embedding among them; 5 or 10.
         bank_size: embeddings kept; at least the global batch.
         momentum: of the target, in [0, 1), constant.
@@ -115,8 +112,7 @@ class MSF(PretrainModule):
         labels_from: label index, of "labels"; images that are not in it have MSF's loss.
         hidden_dim: of projector and predictor; twice the features' in the published code.
         projection_dim: of their outputs; a quarter of the features' there.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -141,8 +137,6 @@ class MSF(PretrainModule):
         view: nn.Module,
         optimizer: Optimization,
         weak: nn.Module | None = None,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         neighbours: int = 5,
         bank_size: int = 128_000,
         momentum: float = 0.99,
@@ -153,15 +147,13 @@ class MSF(PretrainModule):
         related: int = 5,
         clusters: int = 50_000,
         labels_from: str | None = None,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view, self.weak = view, view if weak is None else weak
         self.neighbours = neighbours
         sizes = (hidden_dim, projection_dim)
-        self.projector = projection_mlp(encoder.feature_dim, *sizes, output_norm=False)
+        self.projector = projection_mlp(self.encoder.feature_dim, *sizes, output_norm=False)
         self.predictor = projection_mlp(projection_dim, *sizes, output_norm=False)
         self.target = EMA(self._online(), momentum, evaluated=False)
         self.bank = Ring(bank_size, projection_dim)

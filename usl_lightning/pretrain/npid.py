@@ -1,6 +1,6 @@
 """NPID: instance discrimination with a memory bank (Wu, Xiong, Yu and Lin, CVPR 2018)."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +10,9 @@ from usl_lightning.base.ranges import Ranges, above, at_least, whole, within
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.instances import check_negatives, instance_loss, instance_nce, move_rows, noise_loss
 from usl_lightning.models.local_clusters import check_clusters, group_discrimination
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 __all__ = ["NPID", "instance_loss", "instance_nce"]
 
@@ -25,8 +24,6 @@ class NPID(PretrainModule):
         image: channels, size and statistics of the images; the command line takes it from the data.
         view: draws a view of each image.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         temperature: τ of the loss; 0.1 on CIFAR, 0.07 on ImageNet.
         negatives: m rows drawn at random for each image (noise-contrastive estimation; 4,096 on ImageNet); null: all,
             the softmax itself.
@@ -36,8 +33,7 @@ class NPID(PretrainModule):
             none.
         cld_clusters: K of each view's clusters; at most the global batch.
         cld_temperature: T of their loss.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -59,8 +55,6 @@ class NPID(PretrainModule):
         image: ImageSpec,
         view: nn.Module,
         optimizer: Optimization,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         temperature: float = 0.1,
         negatives: int | None = None,
         momentum: float = 0.5,
@@ -68,16 +62,14 @@ class NPID(PretrainModule):
         cld_weight: float = 0.0,
         cld_clusters: int = 128,
         cld_temperature: float = 0.2,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view = view
         self.temperature, self.negatives, self.momentum = temperature, negatives, momentum
-        self.projector = nn.Linear(encoder.feature_dim, projection_dim)
+        self.projector = nn.Linear(self.encoder.feature_dim, projection_dim)
         self.cld_weight, self.cld_clusters, self.cld_temperature = cld_weight, cld_clusters, cld_temperature
-        self.groups = nn.Linear(encoder.feature_dim, projection_dim) if cld_weight else None
+        self.groups = nn.Linear(self.encoder.feature_dim, projection_dim) if cld_weight else None
         self.register_buffer("bank", F.normalize(torch.rand(image.count, projection_dim) - 0.5, dim=1))
         self.register_buffer("log_z", torch.tensor(0.0))
         self.register_buffer("estimated", torch.tensor(False))

@@ -1,6 +1,6 @@
 """PIRL: Self-Supervised Learning of Pretext-Invariant Representations (Misra and van der Maaten, CVPR 2020)."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,8 @@ from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.views.patches import patches
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.instances import check_negatives, instance_loss, move_rows, noise_loss
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 GRID = 3
 
@@ -26,16 +25,13 @@ class PIRL(PretrainModule):
         view: draws a view of each image.
         optimizer: how the weights are updated.
         piece_view: draws the view from whose 3×3 cells the pieces are taken. None: as `view`.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         patch: side of a piece in pixels, at most a cell's: 64 of 85 on ImageNet.
         temperature: τ of both losses; 0.07 in the paper.
         negatives: m rows of the bank drawn at random for each image; 32,000 in the paper. null: all, by a softmax.
         momentum: share of a row of the bank that is kept when its image is met, in [0, 1].
         pieces_weight: λ, of the pieces' loss, in [0, 1]; the image's has the rest.
         projection_dim: of the embeddings: a linear layer for the image; one for each piece and one that joins them.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -57,24 +53,20 @@ class PIRL(PretrainModule):
         view: nn.Module,
         optimizer: Optimization,
         piece_view: nn.Module | None = None,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         patch: int = 64,
         temperature: float = 0.07,
         negatives: int | None = None,
         momentum: float = 0.5,
         pieces_weight: float = 0.5,
         projection_dim: int = 128,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view, self.piece_view = view, view if piece_view is None else piece_view
         self.patch, self.temperature, self.negatives = patch, temperature, negatives
         self.momentum, self.pieces_weight = momentum, pieces_weight
-        self.projector = nn.Linear(encoder.feature_dim, projection_dim)
-        self.piece_head = nn.Linear(encoder.feature_dim, projection_dim)
+        self.projector = nn.Linear(self.encoder.feature_dim, projection_dim)
+        self.piece_head = nn.Linear(self.encoder.feature_dim, projection_dim)
         self.pieces_head = nn.Linear(GRID * GRID * projection_dim, projection_dim)
         self.register_buffer("bank", F.normalize(torch.rand(image.count, projection_dim) - 0.5, dim=1))
         self.register_buffer("log_z", torch.tensor(0.0))

@@ -3,17 +3,17 @@
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_json
-from usl_lightning.base.ranges import Ranges, above, whole
+from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.compute.distributed import gather_uneven, mean_over_processes
 from usl_lightning.compute.optim import Optimization
-from usl_lightning.data.batch import Batch
+from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import process_slots
 from usl_lightning.evaluation.features import Features, evaluate_features
@@ -35,6 +35,15 @@ LOOK_EVERY = 30
 """Steps between two looks whether the embeddings have collapsed: each waits for the device."""
 
 
+class NetworkOptions(TypedDict, total=False):
+    """Parameters that methods hand on to `PretrainModule`."""
+
+    backbone: str
+    pretrained: bool
+    init_from: str | None
+    knn_k: int
+
+
 class PretrainModule(Method):
     """Base of the methods that learn features without labels.
 
@@ -42,32 +51,31 @@ class PretrainModule(Method):
     that its loss compares to `log_training`, which tells when they collapse.
 
     Args:
-        encoder: the network to learn; it alone is handed to the next stage.
+        image: channels, size and statistics of the images.
         optimizer: how all trained weights are updated.
+        backbone: name of the network, see `usl_lightning.models.backbones`; it alone is handed to the next stage.
+        pretrained: start from published weights of the backbone.
         init_from: checkpoint of an earlier stage whose encoder to start from.
         knn_k: neighbours of the monitor, a weighted kNN classifier (Wu et al., 2018) of the test images
             among the training images; labels are read for this report alone.
-        knn_temperature: of its weights, exp(cosine / temperature).
-
     """
 
-    ranges: ClassVar[Ranges] = {"knn_k": whole(1), "knn_temperature": above(0)}
+    ranges: ClassVar[Ranges] = {"knn_k": whole(1)}
 
     def __init__(
         self,
-        encoder: Encoder,
+        image: ImageSpec,
         optimizer: Optimization,
         *,
+        backbone: str = "resnet18_cifar",
+        pretrained: bool = False,
         init_from: str | None = None,
         knn_k: int = 200,
-        knn_temperature: float = 0.1,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.optimization = optimizer
-        self.init_from = init_from
-        self.knn_k, self.knn_temperature = knn_k, knn_temperature
-        self.knn_used = knn_k
+        self.encoder = Encoder(backbone, image, pretrained=pretrained)
+        self.optimization, self.init_from = optimizer, init_from
+        self.knn_k = self.knn_used = knn_k
         """Of the last measurement: at most as many as there are labelled training images."""
         self.measured: tuple[Features, ...] = ()
         """Of the training and the test images, from the last `trainer.test`; the same on every process."""
@@ -175,22 +183,14 @@ class PretrainModule(Method):
             before, self.knn_used = self.knn_used, min(self.knn_k, int((labels >= 0).sum()))
             if self.knn_used != before:
                 log.info("kNN monitor: k = %d instead of %d, of as many labels", self.knn_used, self.knn_k)
-            accuracy = knn_accuracy(
-                *bank,
-                *passes[1],
-                k=self.knn_used,
-                temperature=self.knn_temperature,
-                num_classes=int(labels.max()) + 1,
-            )
+            accuracy = knn_accuracy(*bank, *passes[1], k=self.knn_used, num_classes=int(labels.max()) + 1)
             self.log("knn_accuracy", accuracy, prog_bar=True, rank_zero_only=True)
 
     def evaluate(self, metrics: Mapping[str, Any], data: ImageData, *, closely: bool) -> Evaluation:
         """What was logged; `closely`: everything that can be told of the features."""
         if not closely:
             return Evaluation({**metrics, **({"knn_k": self.knn_used} if "knn_accuracy" in metrics else {})})
-        report = evaluate_features(
-            *self.measured, knn_k=self.knn_k, knn_temperature=self.knn_temperature, seed=data.seed
-        )
+        report = evaluate_features(*self.measured, knn_k=self.knn_k, seed=data.seed)
         images = {name: len(part.labels) for name, part in zip(("train", "test"), self.measured, strict=False)}
 
         def write(path: Path, about: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Relative patches: Unsupervised Visual Representation Learning by Context Prediction (Doersch et al., ICCV 2015)."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,8 @@ from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.views.patches import patches
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import projection_mlp
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 GRID, CENTRE = 3, 4
 NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)
@@ -27,12 +26,9 @@ class RelativePatch(PretrainModule):
         view: draws a view of each image, from whose 3×3 cells the pieces are taken; grey ones keep the network from
             telling places by the lens's colour fringes.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         patch: side of a piece in pixels, less than a cell's, so that no line goes from one to the next.
         hidden_dim: of the MLP that both pieces' features go through together.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {"patch": whole(1), "hidden_dim": whole(1)}
@@ -42,17 +38,13 @@ class RelativePatch(PretrainModule):
         image: ImageSpec,
         view: nn.Module,
         optimizer: Optimization,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         patch: int = 64,
         hidden_dim: int = 4096,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view, self.patch = view, patch
-        self.head = projection_mlp(2 * encoder.feature_dim, hidden_dim, len(NEIGHBOURS), output_norm=False)
+        self.head = projection_mlp(2 * self.encoder.feature_dim, hidden_dim, len(NEIGHBOURS), output_norm=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of two pieces of each image of one global batch: cross-entropy of the second's place (§3)."""

@@ -1,6 +1,6 @@
 """RotNet: predicting by how much an image was turned (Gidaris, Singh and Komodakis, ICLR 2018)."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from usl_lightning.base.ranges import Ranges
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.turning import TURNS, check_square, turned
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 
 class RotNet(PretrainModule):
@@ -24,10 +23,7 @@ class RotNet(PretrainModule):
             data.
         view: draws a view of each turned image.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {}
@@ -37,16 +33,12 @@ class RotNet(PretrainModule):
         image: ImageSpec,
         view: nn.Module,
         optimizer: Optimization,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
         check_square(image, "RotNet")
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view = view
-        self.head = nn.Linear(encoder.feature_dim, TURNS)
+        self.head = nn.Linear(self.encoder.feature_dim, TURNS)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of four times the global batch: cross-entropy of the turn (Eqs. 2 and 3)."""

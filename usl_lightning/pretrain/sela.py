@@ -4,7 +4,7 @@ import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import numpy as np
 import torch
@@ -21,8 +21,7 @@ from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.modules import ImageData
 from usl_lightning.evaluation.clusters import cluster_metrics
-from usl_lightning.models.encoder import Encoder
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 from usl_lightning.vectors.sinkhorn import balanced_labels, sinkhorn_labels
 
 __all__ = ["SeLa", "first_labels", "label_entropy", "reassignment_steps", "self_label_loss", "sinkhorn_labels"]
@@ -109,8 +108,6 @@ class SeLa(PretrainModule):
         image: channels, size and statistics of the images; the command line takes it from the data.
         view: draws a view of each image, in training and for a reassignment.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         heads: H, the labellings learned side by side.
         clusters: K, the labels of each head; a list gives every head its own number.
         hidden_dims: widths of layers between the encoder and the heads, each with dropout 0.5 before and ReLU
@@ -121,8 +118,7 @@ class SeLa(PretrainModule):
         schedule: when: "quadratic", "linear" or "log", see `reassignment_steps`.
         labels_file: labels to start from and to keep ("label transfer", §4.3): the `self_labels.npy` of another
             run on the same images with the same heads and clusters. `reassignments` then does not apply.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -143,8 +139,6 @@ class SeLa(PretrainModule):
         image: ImageSpec,
         view: nn.Module,
         optimizer: Optimization,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         heads: int = 10,
         clusters: int | list[int] = 128,
         hidden_dims: list[int] | None = None,
@@ -153,16 +147,14 @@ class SeLa(PretrainModule):
         reassignments: int = 80,
         schedule: Schedule = "quadratic",
         labels_file: str | None = None,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view = view
         self.clusters = _clusters(heads, clusters)
         self.power, self.tolerance, self.schedule = power, tolerance, schedule
         self.labels_file, self.reassignments = labels_file, 0 if labels_file else reassignments
-        widths = [encoder.feature_dim, *(hidden_dims or [])]
+        widths = [self.encoder.feature_dim, *(hidden_dims or [])]
         layers = [(nn.Dropout(), nn.Linear(a, b), nn.ReLU(inplace=True)) for a, b in itertools.pairwise(widths)]
         self.hidden = nn.Sequential(*(module for layer in layers for module in layer))
         self.head = nn.Linear(widths[-1], sum(self.clusters))

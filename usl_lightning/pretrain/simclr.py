@@ -1,6 +1,6 @@
 """SimCLR: A Simple Framework for Contrastive Learning of Visual Representations (Chen et al., 2020)."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,8 @@ from usl_lightning.base.ranges import Ranges, above, whole
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import projection_mlp
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 
 def nt_xent(z1: Tensor, z2: Tensor, *, temperature: float) -> Tensor:
@@ -41,14 +40,11 @@ class SimCLR(PretrainModule):
         image: channels, size and statistics of the images; the command line takes it from the data.
         view: draws a view of each image; called twice with independent keys.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         temperature: of the loss.
         hidden_dim, projection_dim: sizes of the projection MLP.
         projection_layers: 2 in SimCLR, 3 in SimCLRv2.
         projection_norm: batch norm in the projection MLP.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -63,22 +59,18 @@ class SimCLR(PretrainModule):
         image: ImageSpec,
         view: nn.Module,
         optimizer: Optimization,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         temperature: float = 0.5,
         hidden_dim: int = 512,
         projection_dim: int = 128,
         projection_layers: int = 2,
         projection_norm: bool = True,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view = view
         self.temperature = temperature
         self.projector = projection_mlp(
-            encoder.feature_dim, hidden_dim, projection_dim, layers=projection_layers, norm=projection_norm
+            self.encoder.feature_dim, hidden_dim, projection_dim, layers=projection_layers, norm=projection_norm
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,7 +1,7 @@
 """SimSiam: Exploring Simple Siamese Representation Learning (Chen and He, 2021)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import prediction_mlp, projection_mlp
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 
 def negative_cosine(p: Tensor, z: Tensor) -> Tensor:
@@ -40,15 +39,12 @@ class SimSiam(PretrainModule):
         image: channels, size and statistics of the images; the command line takes it from the data.
         view: draws a view of each image; called twice with independent keys.
         optimizer: how the weights are updated; the predictor's learning rate stays constant.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         hidden_dim, projection_dim: sizes of the projection MLP.
         projection_layers: 3 on ImageNet, 2 on CIFAR.
         prediction_dim: bottleneck of the prediction MLP; a quarter of `projection_dim` in the paper.
         norm: batch norm in both MLPs.
         stop_gradient: hold the projections still; without it everything collapses (§4.1).
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -63,24 +59,19 @@ class SimSiam(PretrainModule):
         image: ImageSpec,
         view: nn.Module,
         optimizer: Optimization,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         hidden_dim: int = 2048,
         projection_dim: int = 2048,
         projection_layers: int = 3,
         prediction_dim: int = 512,
         norm: bool = True,
         stop_gradient: bool = True,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view = view
         self.stop_gradient = stop_gradient
-        self.projector = projection_mlp(
-            encoder.feature_dim, hidden_dim, projection_dim, layers=projection_layers, norm=norm, affine_output=False
-        )
+        sizes = (self.encoder.feature_dim, hidden_dim, projection_dim)
+        self.projector = projection_mlp(*sizes, layers=projection_layers, norm=norm, affine_output=False)
         self.predictor = prediction_mlp(projection_dim, prediction_dim, norm=norm)
 
     @property

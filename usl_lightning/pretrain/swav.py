@@ -1,7 +1,7 @@
 """SwAV: Unsupervised Learning of Visual Features by Contrasting Cluster Assignments (Caron et al., NeurIPS 2020)."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,9 @@ from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.views.crops import multi_crop
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.guesses import Ring
 from usl_lightning.models.heads import projection_mlp
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 from usl_lightning.vectors.sinkhorn import sinkhorn_codes
 
 LARGE = 2
@@ -57,8 +56,6 @@ class SwAV(PretrainModule):
         optimizer: how the weights are updated.
         small_view: draws the small views, of a size below that of `view`.
         small_views: how many of each image; 6 in the paper.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         prototypes: K, at most the images there are.
         temperature: τ of the predictions.
         epsilon: ε of the assignments.
@@ -68,8 +65,7 @@ class SwAV(PretrainModule):
         queue_after: step from which they are, once there are that many.
         frozen_steps: steps before the prototypes begin to move; one epoch in the published code.
         hidden_dim, projection_dim: sizes of the 2-layer projection MLP, whose output has no batch norm.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -92,8 +88,6 @@ class SwAV(PretrainModule):
         optimizer: Optimization,
         small_view: nn.Module | None = None,
         small_views: int = 0,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         prototypes: int = 3000,
         temperature: float = 0.1,
         epsilon: float = 0.05,
@@ -103,15 +97,13 @@ class SwAV(PretrainModule):
         frozen_steps: int = 0,
         hidden_dim: int = 2048,
         projection_dim: int = 128,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view, self.small_view, self.small_views = view, view if small_view is None else small_view, small_views
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
         self.queue_after, self.frozen_steps = queue_after, frozen_steps
-        self.projector = projection_mlp(encoder.feature_dim, hidden_dim, projection_dim, output_norm=False)
+        self.projector = projection_mlp(self.encoder.feature_dim, hidden_dim, projection_dim, output_norm=False)
         self.prototypes = nn.Linear(projection_dim, prototypes, bias=False)
         self.queues = nn.ModuleList(Ring(queue_size, projection_dim) for _ in range(LARGE if queue_size else 0))
         self._to_unit_length()

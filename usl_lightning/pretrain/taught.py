@@ -1,6 +1,6 @@
 """Distillation of a published network into one of one's own, on one's own images, without labels."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.models.backbones import native_size
 from usl_lightning.models.encoder import Encoder, load_encoder
 from usl_lightning.models.guesses import Ring
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 
 def relational_loss(own: Tensor, taught: Tensor, others: Tensor, there: Tensor, *, temperature: float) -> Tensor:
@@ -54,13 +54,10 @@ class Taught(PretrainModule):
         teacher: a network of timm with published weights, `tf_efficientnet_lite0` for one.
         teacher_from: in its place, a checkpoint whose encoder teaches: of an earlier stage, or of `usl import`.
         teacher_size: side of the images that the teacher looks at, in pixels. None: that which it was made for.
-        backbone: name of the student's network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the student's backbone.
         relational_weight: of `relational_loss`.
         temperature: of it.
         bank_size: the teacher's features that are kept for it.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -78,19 +75,15 @@ class Taught(PretrainModule):
         teacher: str | None = None,
         teacher_from: str | None = None,
         teacher_size: int | None = None,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         relational_weight: float = 1.0,
         temperature: float = 0.07,
         bank_size: int = 4096,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view, self.relational_weight, self.temperature = view, relational_weight, temperature
         self.teacher = _teacher(teacher, teacher_from, teacher_size).requires_grad_(False)
-        self.projector = nn.Linear(encoder.feature_dim, self.teacher.feature_dim)
+        self.projector = nn.Linear(self.encoder.feature_dim, self.teacher.feature_dim)
         self.bank = Ring(bank_size, self.teacher.feature_dim)
         self.train()
 

@@ -1,6 +1,6 @@
 """VICReg: Variance-Invariance-Covariance Regularization (Bardes, Ponce and LeCun, ICLR 2022)."""
 
-from typing import ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,9 +10,8 @@ from usl_lightning.base.ranges import Ranges, at_least, whole
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.models.encoder import Encoder
 from usl_lightning.models.heads import projection_mlp
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 EPSILON = 1e-4
 """ε under the root of the variance, as published."""
@@ -48,15 +47,12 @@ class VICReg(PretrainModule):
         view: draws a view of each image; called twice with independent keys.
         optimizer: how the weights are updated.
         other_view: draws the second view of each image; the paper's are BYOL's pair. None: as the first.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         invariance: λ, weight of the squared distance of two views.
         variance: μ, weight of `variance_loss`.
         covariance: ν, weight of `covariance_loss`.
         hidden_dim: of the expander, an MLP of three layers; its output has no batch norm.
         projection_dim: of its output.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        knn_k: neighbours of the kNN monitor.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -73,21 +69,18 @@ class VICReg(PretrainModule):
         view: nn.Module,
         optimizer: Optimization,
         other_view: nn.Module | None = None,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         invariance: float = 25.0,
         variance: float = 25.0,
         covariance: float = 1.0,
         hidden_dim: int = 8192,
         projection_dim: int = 8192,
-        init_from: str | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder, optimizer, init_from=init_from, knn_k=knn_k)
+        super().__init__(image, optimizer, **network)
         self.view, self.other_view = view, view if other_view is None else other_view
         self.invariance, self.variance, self.covariance = invariance, variance, covariance
-        self.expander = projection_mlp(encoder.feature_dim, hidden_dim, projection_dim, layers=3, output_norm=False)
+        sizes = (self.encoder.feature_dim, hidden_dim, projection_dim)
+        self.expander = projection_mlp(*sizes, layers=3, output_norm=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one global batch (Eqs. 5 and 6)."""

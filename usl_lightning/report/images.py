@@ -1,7 +1,6 @@
 """The pictures of a report: small, and inside the page."""
 
 import base64
-import inspect
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,14 +50,12 @@ def open_images(config: Mapping[str, Any]) -> "ImageSource":
     Raises:
         UslError: they are not there any more.
     """
-    from usl_lightning.data.images.opening import open_source
+    from usl_lightning.data.images.opening import open_given
 
     given = {key.removeprefix("data."): value for key, value in config.items() if key.startswith("data.")}
     if "dataset" not in given:
         raise UslError("the stage's config.yaml names no data set")
-    options = inspect.signature(open_source).parameters
-    known = {name: given[name] for name in options if given.get(name) is not None and name not in ("name", "split")}
-    return open_source(str(given["dataset"]), str(given.get("split") or "train"), **{**known, "download": False})
+    return open_given({**given, "download": False})
 
 
 def thumbnails(source: "ImageSource", positions: Sequence[int]) -> list[Thumbnail]:

@@ -2,7 +2,7 @@
 
 import math
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,9 +12,8 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted
 from usl_lightning.base.ranges import Ranges, above, whole
 from usl_lightning.compute.device import chunks
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.distances import check_budget, exact_arithmetic, unit_rows
 
 
@@ -114,31 +113,24 @@ class ActiveFT(Selector):
     """ActiveFT as one stage: the features of the images, then `select_activeft`.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         temperature: of the similarities.
         iterations: optimisation steps.
         lr: learning rate of Adam.
         balance: weight of the diversity.
-        source: where else the features come from, and what to keep: see `Selector`.
+        options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     ranges: ClassVar[Ranges] = {"temperature": above(0), "iterations": whole(0), "lr": above(0), "balance": above(0)}
 
-    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
         temperature: float = 0.07,
         iterations: int = 300,
         lr: float = 1e-3,
         balance: float = 1.0,
-        **source: Any,
+        **options: Unpack[SelectorOptions],
     ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        super().__init__(**options)
         self._select = partial(select_activeft, temperature=temperature, iterations=iterations, lr=lr, balance=balance)
 
     def choose(self, features: Tensor, seed: int) -> Tensor:

@@ -1,15 +1,14 @@
 """AS3L's selection: features tightened around several clusterings, then the middle of what stays together."""
 
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.data.batch import ImageSpec
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.density import best_of_each, fill_to_budget
 from usl_lightning.vectors.distances import check_budget, unit_rows
 from usl_lightning.vectors.kmeans import kmeans
@@ -96,33 +95,26 @@ class AS3L(Selector):
     """AS3L's selection as one stage: the features of the images, then `select_as3l`.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         clusterings: C, k-means runs before and after the fine-tuning.
         epochs: of the fine-tuning.
         iterations: of k-means, at most.
         largest: which groups have their median picked, see `select_as3l`.
-        source: where else the features come from, and what to keep: see `Selector`.
+        options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     revision: int = 3
 
     ranges: ClassVar[Ranges] = {"clusterings": whole(1), "epochs": whole(0), "iterations": whole(1)}
 
-    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
         clusterings: int = 6,
         epochs: int = 40,
         iterations: int = 200,
         largest: Largest = "of_all",
-        **source: Any,
+        **options: Unpack[SelectorOptions],
     ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        super().__init__(**options)
         self._select = partial(
             select_as3l, clusterings=clusterings, epochs=epochs, iterations=iterations, largest=largest
         )

@@ -1,14 +1,13 @@
 """BALD: where the members of a committee disagree (Houlsby et al., 2011; Gal, Islam, Ghahramani, ICML 2017)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.ranges import Ranges, above, whole
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import Key
-from usl_lightning.selection.next_selector import Known, NextSelector
+from usl_lightning.selection.next_selector import Known, NextOptions, NextSelector
 from usl_lightning.vectors.logistic import LogisticLearner, fit_logistic
 
 
@@ -48,27 +47,15 @@ class BALD(NextSelector):
     differently, see `committee`.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         members: of the committee.
         strength: inverse of the penalty, scikit-learn's `C`, see `Probe`.
-        source: what is kept, the classifier, where else the features come from: see `NextSelector`.
+        options: the budget, what is kept, the classifier and the features: see `NextSelector`.
     """
 
     ranges: ClassVar[Ranges] = {"members": whole(2), "strength": above(0)}
 
-    # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
-    def __init__(
-        self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
-        members: int = 10,
-        strength: float = 30.0,
-        **source: Any,
-    ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+    def __init__(self, members: int = 10, strength: float = 30.0, **options: Unpack[NextOptions]) -> None:
+        super().__init__(**options)
         self.members, self.strength = members, strength
 
     def pick(self, known: Known, count: int, seed: int) -> Tensor:

@@ -1,14 +1,13 @@
 """Consistency-based semi-supervised active learning (Gao et al., ECCV 2020): where views of an image disagree."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.next_selector import Known
-from usl_lightning.selection.view_selector import ViewSelector
+from usl_lightning.selection.view_selector import ViewOptions, ViewSelector
 
 
 def inconsistency(views: Iterator[Tensor]) -> Tensor:
@@ -33,25 +32,12 @@ class CBSSAL(ViewSelector):
     """The images of the largest `inconsistency` between views of random augmentation.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images, with those that are kept.
-        view: of an image; None: `Weak`, the weak view of stage 3.
-        init_from: checkpoint whose encoder gives the features.
         views: of each image, about 50 in the paper.
-        source: what is kept, the classifier, where else the features come from: see `NextSelector`.
+        options: the view, the budget, what is kept, the classifier and the features: see `ViewSelector`.
     """
 
-    # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
-    def __init__(
-        self,
-        image: ImageSpec,
-        budget: int,
-        view: nn.Module | None = None,
-        init_from: str | None = None,
-        views: int = 50,
-        **source: Any,
-    ) -> None:
-        super().__init__(image=image, budget=budget, view=view, init_from=init_from, views=views, **source)
+    def __init__(self, views: int = 50, **options: Unpack[ViewOptions]) -> None:
+        super().__init__(views=views, **options)
 
     def score(self, views: Iterator[Tensor]) -> Tensor:
         """`inconsistency`."""

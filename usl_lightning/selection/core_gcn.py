@@ -1,6 +1,6 @@
 """CoreGCN and UncertainGCN: a graph network tells labelled from unlabelled images (Caramalau et al., CVPR 2021)."""
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,8 @@ from torch import Tensor
 
 from usl_lightning.base.progress import counted
 from usl_lightning.base.ranges import Ranges, above, whole, within
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import Key, permutation
-from usl_lightning.selection.next_selector import Known, NextSelector
+from usl_lightning.selection.next_selector import Known, NextOptions, NextSelector
 from usl_lightning.vectors.coverage import farthest_first
 
 HIDDEN = 128
@@ -95,33 +94,26 @@ class CoreGCN(NextSelector):
     whose score is nearest to a margin. The papers' features are a network's; the classifier is not looked at otherwise.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         rule: which of the two.
         pool: images without a label that are looked at, at random, and at least as many as are to be picked.
         weight: of the unlabelled in the loss.
         margin: of `uncertain`.
         steps: of training.
-        source: what is kept, the classifier, where else the features come from: see `NextSelector`.
+        options: the budget, what is kept, the classifier and the features: see `NextSelector`.
     """
 
     ranges: ClassVar[Ranges] = {"pool": whole(1), "weight": above(0), "margin": within(0, 1), "steps": whole(0)}
 
-    # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
         rule: Literal["core", "uncertain"] = "core",
         pool: int = 10_000,
         weight: float = 1.2,
         margin: float = 0.1,
         steps: int = 200,
-        **source: Any,
+        **options: Unpack[NextOptions],
     ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        super().__init__(**options)
         self.rule, self.pool, self.weight, self.margin, self.steps = rule, pool, weight, margin, steps
 
     def pick(self, known: Known, count: int, seed: int) -> Tensor:

@@ -2,14 +2,13 @@
 
 import logging
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.data.batch import ImageSpec
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.density import limit_k, limited_density
 from usl_lightning.vectors.distances import check_budget, unit_rows
 
@@ -45,29 +44,22 @@ class Density(Selector):
     """Density alone as one stage: the features of the images, then `select_density`.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         k, squared, include_self: of the density, see `select_usl`.
-        source: where else the features come from, and what to keep: see `Selector`.
+        options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     ranges: ClassVar[Ranges] = {"k": whole(1)}
 
     seeded = False
 
-    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
         k: int = 400,
         squared: bool = True,
         include_self: bool = True,
-        **source: Any,
+        **options: Unpack[SelectorOptions],
     ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        super().__init__(**options)
         self._k, self._include_self = k, include_self
         self._select = partial(select_density, k=k, squared=squared, include_self=include_self)
 

@@ -1,6 +1,6 @@
 """DropQuery: where the guess changes when features are dropped, one image of each cluster (Gupte et al., 2024)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -8,9 +8,8 @@ from torch import Tensor
 
 from usl_lightning.base.ranges import Ranges, at_least, whole
 from usl_lightning.compute.device import chunks
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import Key
-from usl_lightning.selection.next_selector import Known, NextSelector
+from usl_lightning.selection.next_selector import Known, NextOptions, NextSelector
 from usl_lightning.vectors.density import best_of_each, fill_to_budget
 from usl_lightning.vectors.kmeans import kmeans
 
@@ -35,31 +34,24 @@ class DropQuery(NextSelector):
     are taken too.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         passes: of dropout.
         dropout: share of the features that each drops.
         iterations: of k-means, at most.
-        source: what is kept, the classifier, where else the features come from: see `NextSelector`.
+        options: the budget, what is kept, the classifier and the features: see `NextSelector`.
     """
 
     revision: int = 2
 
     ranges: ClassVar[Ranges] = {"passes": whole(1), "dropout": at_least(0, below=1), "iterations": whole(1)}
 
-    # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
         passes: int = 3,
         dropout: float = 0.75,
         iterations: int = 200,
-        **source: Any,
+        **options: Unpack[NextOptions],
     ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        super().__init__(**options)
         self.passes, self.dropout, self.iterations = passes, dropout, iterations
 
     def pick(self, known: Known, count: int, seed: int) -> Tensor:

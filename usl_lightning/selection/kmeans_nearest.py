@@ -7,7 +7,7 @@ a label may move from a cluster where it stands for few images alone to a point 
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -16,8 +16,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, at_least, whole
 from usl_lightning.compute.device import chunks
 from usl_lightning.compute.distributed import Share
-from usl_lightning.data.batch import ImageSpec
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.assignment import pair_distances
 from usl_lightning.vectors.coverage import kernel
 from usl_lightning.vectors.density import best_of_each, fill_to_budget, occupied
@@ -192,34 +191,27 @@ class KMeansNearest(Selector):
     """k-means as one stage: the features of the images, then `select_kmeans_nearest`.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         iterations: of k-means, at most.
         restarts: starts of k-means, of which the one of the least inertia counts.
         move: see `select_kmeans_nearest`.
         sharded: each process has its share of the features and no more; what is chosen is what one process chooses
             that has all.
-        source: where else the features come from, and what to keep: see `Selector`.
+        options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     revision: int = 2
 
     ranges: ClassVar[Ranges] = {"iterations": whole(1), "restarts": whole(1), "move": at_least(1)}
 
-    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
         iterations: int = 200,
         restarts: int = 1,
         move: float | None = None,
         sharded: bool = False,
-        **source: Any,
+        **options: Unpack[SelectorOptions],
     ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        super().__init__(**options)
         self.shard(sharded)
         self._select = partial(
             select_kmeans_nearest, iterations=iterations, restarts=restarts, move=move, distributed=sharded

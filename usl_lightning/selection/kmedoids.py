@@ -2,7 +2,7 @@
 
 import logging
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -11,9 +11,8 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted
 from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.compute.device import chunks
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.density import fill_to_budget
 from usl_lightning.vectors.distances import check_budget, exact_arithmetic, squared_distances, unit_rows
 
@@ -87,25 +86,14 @@ class KMedoids(Selector):
     """k-medoids as one stage: the features of the images, then `select_kmedoids`.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         iterations: at most this many.
-        source: where else the features come from, and what to keep: see `Selector`.
+        options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     ranges: ClassVar[Ranges] = {"iterations": whole(1)}
 
-    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
-    def __init__(
-        self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
-        iterations: int = 100,
-        **source: Any,
-    ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+    def __init__(self, iterations: int = 100, **options: Unpack[SelectorOptions]) -> None:
+        super().__init__(**options)
         self._select = partial(select_kmedoids, iterations=iterations)
 
     def choose(self, features: Tensor, seed: int) -> Tensor:

@@ -1,15 +1,14 @@
 """MaxHerding: greedy maximisation of a smooth coverage (Bae, Noh, Sutherland, ECCV 2024)."""
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, above
-from usl_lightning.data.batch import ImageSpec
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.coverage import Coverage
 from usl_lightning.vectors.distances import check_budget, unit_rows
 from usl_lightning.vectors.memory import once
@@ -49,27 +48,16 @@ class MaxHerding(Selector):
     """MaxHerding as one stage: the features of the images, then `select_maxherding`.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         sigma: the kernel's width.
-        source: where else the features come from, and what to keep: see `Selector`.
+        options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     ranges: ClassVar[Ranges] = {"sigma": above(0)}
 
     seeded = False
 
-    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
-    def __init__(
-        self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
-        sigma: float = 1.0,
-        **source: Any,
-    ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+    def __init__(self, sigma: float = 1.0, **options: Unpack[SelectorOptions]) -> None:
+        super().__init__(**options)
         self._select = partial(select_maxherding, sigma=sigma)
 
     def choose(self, features: Tensor, seed: int) -> Tensor:

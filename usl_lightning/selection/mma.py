@@ -1,15 +1,14 @@
 """MMA: MixMatch and active learning (Song, Berthelot, Rostamizadeh, 2019), its `diff2.aug` with or without k-means."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.selection.next_selector import Known
-from usl_lightning.selection.view_selector import ViewSelector
+from usl_lightning.selection.view_selector import ViewOptions, ViewSelector
 from usl_lightning.vectors.kmeans import kmeans
 from usl_lightning.vectors.votes import margins
 
@@ -36,29 +35,15 @@ class MMA(ViewSelector):
     The published code never looks at two views: it drops `.aug` from the option before it asks for it.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images, with those that are kept.
-        view: of an image; None: `Weak`, the weak view of stage 3.
-        init_from: checkpoint whose encoder gives the features.
         views: of each image.
         clusters: of k-means, 20 in the published code; 0: the images are taken as they come.
-        source: what is kept, the classifier, where else the features come from: see `NextSelector`.
+        options: the view, the budget, what is kept, the classifier and the features: see `ViewSelector`.
     """
 
     ranges: ClassVar[Ranges] = {"clusters": whole(0)}
 
-    # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
-    def __init__(
-        self,
-        image: ImageSpec,
-        budget: int,
-        view: nn.Module | None = None,
-        init_from: str | None = None,
-        views: int = 2,
-        clusters: int = 0,
-        **source: Any,
-    ) -> None:
-        super().__init__(image=image, budget=budget, view=view, init_from=init_from, views=views, **source)
+    def __init__(self, views: int = 2, clusters: int = 0, **options: Unpack[ViewOptions]) -> None:
+        super().__init__(views=views, **options)
         self.clusters_to_share = clusters
 
     def score(self, views: Iterator[Tensor]) -> Tensor:

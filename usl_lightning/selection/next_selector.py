@@ -4,17 +4,16 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.votes import load_votes, looks_at
 from usl_lightning.labels import LabelIndex
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.distances import unit_rows
 from usl_lightning.vectors.votes import Votes
 
@@ -62,33 +61,27 @@ class Known:
         return self.open[order[:count]]
 
 
+class NextOptions(SelectorOptions, total=False):
+    """Parameters that methods hand on to `NextSelector`."""
+
+    classifier_from: str | None
+
+
 class NextSelector(Selector):
     """Base of the selectors of a second round and later: the kept images stand, the others are picked beside them.
 
     Args:
-        image: channels, size and statistics of the images.
-        budget: number of images, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
-        keep_from: label index (short: --keep) of the rounds before; must be given.
         classifier_from: checkpoint of the classifier that was trained from it; must be given. A Probe, Propagate or
             Blend looks at the features that are given here; a network that was trained in steps (FixMatch, …) gives
             the features itself, those of its moving average.
-        source: where else the features come from: see `FeatureMethod`.
+        options: the budget, the features, and the label index of the rounds before, `keep_from`, which must be given:
+            see `Selector`.
     """
 
     _votes: Votes
 
-    # `**source` is resolved by the command line to the parameters of `FeatureMethod`, each typed and documented.
-    def __init__(
-        self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
-        keep_from: str | None = None,
-        classifier_from: str | None = None,
-        **source: Any,
-    ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, keep_from=keep_from, **source)
+    def __init__(self, classifier_from: str | None = None, **options: Unpack[SelectorOptions]) -> None:
+        super().__init__(**options)
         self.classifier_from = classifier_from
 
     @abstractmethod

@@ -2,18 +2,17 @@
 
 import logging
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import LabelledData
 from usl_lightning.evaluation.priors import prior_figures
 from usl_lightning.features.prior_files import write_prior
-from usl_lightning.features.source import FeatureMethod
+from usl_lightning.features.source import FeatureMethod, FeatureOptions
 from usl_lightning.vectors.distances import unit_rows
 from usl_lightning.vectors.priors import Prior, Recipe, Spread
 from usl_lightning.vectors.tightened import tightened
@@ -28,8 +27,6 @@ class Priors(FeatureMethod):
     """What the labels say of every image, to guide a method of stage 3 by.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        init_from: checkpoint whose encoder gives the features.
         spread: how labels spread. `clusters`: within the clusters of several runs of k-means in which the labelled
             images of a class stay together (AS3L). `graph`: label propagation, the largest class as sure as it is
             certain (Iscen et al., 2019). `nearest`: from the nearest labelled image.
@@ -40,7 +37,7 @@ class Priors(FeatureMethod):
         iterations: of a run of k-means, at most.
         epochs: of AS3L's linear layer that draws the features together first, as its selection does with as many
             clusters as there are labels; published: 40. 0: the features as they are.
-        source: where else the features come from: see `FeatureMethod`.
+        options: where the features come from: see `FeatureMethod`.
     """
 
     ranges: ClassVar[Ranges] = {"clusters": whole(1), "k": whole(1), "iterations": whole(1), "epochs": whole(0)}
@@ -48,22 +45,19 @@ class Priors(FeatureMethod):
     verbs = ("propagate",)
     by_steps = False
 
-    # `**source` is resolved by the command line to the parameters of `FeatureMethod`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        init_from: str | None = None,
         spread: Spread = "clusters",
         clusters: list[int] | None = None,
         scaled: bool = True,
         k: int = 50,
         iterations: int = 300,
         epochs: int = 40,
-        **source: Any,
+        **options: Unpack[FeatureOptions],
     ) -> None:
-        super().__init__(image=image, init_from=init_from, **source)
-        if image.num_classes < 2:
-            raise UslError(f"data.labels: {image.num_classes} classes are known; a prior needs at least 2")
+        super().__init__(**options)
+        if self.image.num_classes < 2:
+            raise UslError(f"data.labels: {self.image.num_classes} classes are known; a prior needs at least 2")
         if clusters is not None and not clusters:
             raise UslError("model.clusters: no number is given; expected at least one, or null")
         self.recipe = Recipe(spread, None if clusters is None else tuple(clusters), scaled, k, iterations)

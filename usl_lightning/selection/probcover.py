@@ -2,7 +2,7 @@
 
 import logging
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -11,9 +11,8 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted, shown
 from usl_lightning.base.ranges import Ranges, above, whole, within
 from usl_lightning.compute.device import chunks
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.distances import check_budget, exact_arithmetic, squared_distances, unit_rows
 from usl_lightning.vectors.kmeans import shared_kmeans
 
@@ -126,31 +125,24 @@ class ProbCover(Selector):
     """ProbCover as one stage: the features of the images, then `select_probcover`.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         delta: radius of a ball; default: the largest at which `purity` of the balls are pure.
         purity: fraction of the balls that hold points of one cluster only.
         clusters: of k-means, by which purity is judged; default: 10, or the budget if that is more.
-        source: where else the features come from, and what to keep: see `Selector`.
+        options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     revision: int = 2
 
     ranges: ClassVar[Ranges] = {"delta": above(0), "purity": within(0, 1), "clusters": whole(1)}
 
-    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
         delta: float | None = None,
         purity: float = 0.95,
         clusters: int | None = None,
-        **source: Any,
+        **options: Unpack[SelectorOptions],
     ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        super().__init__(**options)
         self._select = partial(select_probcover, delta=delta, purity=purity, clusters=clusters)
 
     def choose(self, features: Tensor, seed: int) -> Tensor:

@@ -1,7 +1,7 @@
 """RDSS: representative and diverse samples by minimising α-MMD (Shao, Kang et al., NeurIPS 2024)."""
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -10,9 +10,8 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import counted, shown
 from usl_lightning.base.ranges import Ranges, above, within
 from usl_lightning.compute.device import chunks
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.distances import check_budget, exact_arithmetic, unit_rows
 from usl_lightning.vectors.memory import once
 
@@ -99,27 +98,20 @@ class RDSS(Selector):
     """RDSS as one stage: the features of the images, then `select_rdss`.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         alpha: 0 … 1, less for more diversity; default: 1 - 1/√budget.
         gamma: of the kernel exp(-γ|x - y|²); default: 1/(median distance)².
-        source: where else the features come from, and what to keep: see `Selector`.
+        options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     ranges: ClassVar[Ranges] = {"alpha": within(0, 1), "gamma": above(0)}
 
-    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
         alpha: float | None = None,
         gamma: float | None = None,
-        **source: Any,
+        **options: Unpack[SelectorOptions],
     ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        super().__init__(**options)
         self._select = partial(select_rdss, alpha=alpha, gamma=gamma)
 
     def choose(self, features: Tensor, seed: int) -> Tensor:

@@ -1,7 +1,7 @@
 """What every selector shares: features of the images, a budget, a choice, and images that are kept."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Required, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,18 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.published import published_encoder
-from usl_lightning.features.source import FeatureMethod
+from usl_lightning.features.source import FeatureMethod, FeatureOptions, SourceOptions
 from usl_lightning.labels import LabelIndex
 from usl_lightning.models.heads import with_projection
 from usl_lightning.vectors.density import keep_first
+
+
+class SelectorOptions(FeatureOptions, total=False):
+    """Parameters that methods hand on to `Selector`."""
+
+    budget: Required[int]
+    keep_from: str | None
+    head: Literal["encoder", "projection"]
 
 
 class Selector(FeatureMethod):
@@ -25,12 +33,12 @@ class Selector(FeatureMethod):
     Args:
         image: channels, size and statistics of the images.
         budget: number of images to pick, with those that are kept.
-        init_from: checkpoint of any earlier stage whose encoder gives the features.
         keep_from: label index (short: --keep) whose images come first, with their labels; the rest of the
             budget is picked beside them. Those that were only added to it while labelling are kept beyond the budget.
+            Selectors of later rounds must have it.
         head: what gives the features: the `encoder` of the checkpoint or published network, or the `projection` behind
             it, which the published USL features are of: of a checkpoint of stage 1, or of one of CLIP's networks.
-        source: where else the features come from: see `FeatureMethod`.
+        source: where the features come from: see `FeatureMethod`.
 
     Attributes:
         seeded: whether the seed can change the choice.
@@ -43,18 +51,17 @@ class Selector(FeatureMethod):
     seeded: bool = True
     clusters: Tensor | None = None
 
-    # `**source` is resolved by the command line to the parameters of `FeatureMethod`, each typed and documented.
     def __init__(
         self,
         image: ImageSpec,
         budget: int,
-        init_from: str | None = None,
+        *,
         keep_from: str | None = None,
         head: Literal["encoder", "projection"] = "encoder",
-        **source: Any,
+        **source: Unpack[SourceOptions],
     ) -> None:
-        super().__init__(image=image, init_from=init_from, **source)
-        if head == "projection" and ((init_from is None) == (self.backbone is None) or not self.pretrained):
+        super().__init__(image=image, **source)
+        if head == "projection" and ((self.init_from is None) == (self.backbone is None) or not self.pretrained):
             raise UslError(
                 "model.head: a projection is of one network; expected model.init_from, or a published model.backbone"
             )

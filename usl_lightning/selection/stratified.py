@@ -1,15 +1,14 @@
 """Stratified selection: the same number from every class. It reads all labels, so it is an oracle, not a method."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.modules import ImageData
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.distances import check_budget
 
 
@@ -48,15 +47,12 @@ class Stratified(Selector):
     """An oracle to compare with: `select_stratified` of the labels of all images.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
         allow_oracle: read the labels of all images (short: --allow-oracle); nothing is chosen without it.
-        source: features, which are for the report of the choice alone, and what to keep: see `Selector`.
+        options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
-    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
-    def __init__(self, image: ImageSpec, budget: int, allow_oracle: bool = False, **source: Any) -> None:
-        super().__init__(image=image, budget=budget, **source)
+    def __init__(self, allow_oracle: bool = False, **options: Unpack[SelectorOptions]) -> None:
+        super().__init__(**options)
         self.allow_oracle = allow_oracle
         self._labels = torch.empty(0, dtype=torch.int64)
 

@@ -1,18 +1,17 @@
 """TOD: the images whose prediction moved most since the round before (Huang et al., ICCV 2021)."""
 
-from typing import Any
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.parts import Place
 from usl_lightning.features.published import source_features
 from usl_lightning.features.votes import load_votes
 from usl_lightning.labels import LabelIndex
 from usl_lightning.models.encoder import load_encoder
-from usl_lightning.selection.next_selector import Known, NextSelector
+from usl_lightning.selection.next_selector import Known, NextOptions, NextSelector
 from usl_lightning.vectors.votes import Votes
 
 
@@ -28,25 +27,14 @@ class TOD(NextSelector):
     random weights; here it is the smallest from a classifier that knows nothing, all classes alike.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         earlier_from: checkpoint of the classifier one round before that of `classifier_from`; None: there is none.
-        source: what is kept, the classifier, where else the features come from: see `NextSelector`.
+        options: the budget, what is kept, the classifier and the features: see `NextSelector`.
     """
 
     seeded = False
 
-    # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
-    def __init__(
-        self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
-        earlier_from: str | None = None,
-        **source: Any,
-    ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+    def __init__(self, earlier_from: str | None = None, **options: Unpack[NextOptions]) -> None:
+        super().__init__(**options)
         self.earlier_from = earlier_from
         self._earlier: Votes | None = None
         self._inputs: Tensor | None = None

@@ -3,14 +3,13 @@
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.data.batch import ImageSpec
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.distances import check_budget, unit_rows
 from usl_lightning.vectors.kmeans import shared_kmeans
 from usl_lightning.vectors.neighbors import knn
@@ -89,33 +88,26 @@ class TypiClust(Selector):
     """TypiClust as one stage: the features of the images, then `select_typiclust`.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         k: neighbours that make a point typical.
         max_clusters: however large the budget is.
         squared: typicality by squared distances (the published code) or plain ones (the paper).
         iterations: of k-means, at most.
-        source: where else the features come from, and what to keep: see `Selector`.
+        options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     revision: int = 2
 
     ranges: ClassVar[Ranges] = {"k": whole(1), "max_clusters": whole(1), "iterations": whole(1)}
 
-    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
         k: int = 20,
         max_clusters: int = 500,
         squared: bool = True,
         iterations: int = 200,
-        **source: Any,
+        **options: Unpack[SelectorOptions],
     ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        super().__init__(**options)
         self._k = k
         self._select = partial(select_typiclust, k=k, max_clusters=max_clusters, squared=squared, iterations=iterations)
 

@@ -1,13 +1,12 @@
 """UHerding: cover what is uncertain, at every budget (Bae, Oliveira, Sutherland, ICLR 2025)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor
 
 from usl_lightning.base.ranges import Ranges, above
-from usl_lightning.data.batch import ImageSpec
-from usl_lightning.selection.next_selector import Known, NextSelector
+from usl_lightning.selection.next_selector import Known, NextOptions, NextSelector
 from usl_lightning.vectors.coverage import Coverage
 from usl_lightning.vectors.distances import squared_distances
 from usl_lightning.vectors.votes import margins
@@ -29,29 +28,17 @@ class UHerding(NextSelector):
     U = 1 - (p₁ - p₂) of the classifier, whose probabilities are calibrated already (the paper fits a temperature).
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         uncertain: with U; without, it is 1 everywhere: MaxHerding from the labelled.
         sigma: σ; None: the smallest distance between two labelled images.
-        source: what is kept, the classifier, where else the features come from: see `NextSelector`.
+        options: the budget, what is kept, the classifier and the features: see `NextSelector`.
     """
 
     ranges: ClassVar[Ranges] = {"sigma": above(0)}
 
     seeded = False
 
-    # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
-    def __init__(
-        self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
-        uncertain: bool = True,
-        sigma: float | None = None,
-        **source: Any,
-    ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+    def __init__(self, uncertain: bool = True, sigma: float | None = None, **options: Unpack[NextOptions]) -> None:
+        super().__init__(**options)
         self.uncertain, self.sigma = uncertain, sigma
 
     def pick(self, known: Known, count: int, seed: int) -> Tensor:

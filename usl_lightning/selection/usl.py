@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, Unpack
 
 import torch
 from torch import Tensor
@@ -13,8 +13,7 @@ from usl_lightning.base.progress import progress
 from usl_lightning.base.ranges import Ranges, at_least, whole, whole_from, within
 from usl_lightning.compute.device import chunks
 from usl_lightning.compute.distributed import Share
-from usl_lightning.data.batch import ImageSpec
-from usl_lightning.selection.selector import Selector
+from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.density import (
     SMALLEST,
     best_of_each,
@@ -330,9 +329,6 @@ class USL(Selector):
     """USL as one stage: the features of an encoder, then `select_usl`.
 
     Args:
-        image: channels, size and statistics of the images; the command line takes it from the data.
-        budget: number of images to pick, with those that are kept.
-        init_from: checkpoint whose encoder gives the features.
         preset: published settings to start from: cifar10, cifar100, cifar, which of both by the budget, imagenet or
             imagenet_clip.
         clusters: of k-means, from the budget, which it is if not given, to a twentieth more.
@@ -343,7 +339,7 @@ class USL(Selector):
         utility: the inverse of the mean distance, or the mean cosine.
         sharded: each process has its share of the features and no more; what is chosen is what one process chooses
             that has all (and looks for neighbours exactly, as it does up to 70,000 images).
-        source: where else the features come from, and what to keep: see `Selector`.
+        options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     revision: int = 2
@@ -361,12 +357,8 @@ class USL(Selector):
         "kmeans_restarts": whole(1),
     }
 
-    # `**source` is resolved by the command line to the parameters of `Selector`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
         preset: str = "cifar10",
         clusters: int | None = None,
         k: int | None = None,
@@ -383,11 +375,11 @@ class USL(Selector):
         include_self: bool = True,
         utility: Utility = "inverse",
         sharded: bool = False,
-        **source: Any,
+        **options: Unpack[SelectorOptions],
     ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        super().__init__(**options)
         self.shard(sharded)
-        self._k, self._include_self = _or(k, _preset(preset, budget).k), include_self
+        self._k, self._include_self = _or(k, _preset(preset, self.budget).k), include_self
         self._select = partial(
             select_usl,
             preset=preset,

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +26,7 @@ from usl_lightning.models.cluster_heads import (
     reassign,
     update_sizes,
 )
-from usl_lightning.models.encoder import Encoder
-from usl_lightning.pretrain.pretrain_module import PretrainModule
+from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 Reduction = Literal["weights", "batch"]
 
@@ -121,9 +120,6 @@ class USLTTraining(PretrainModule):
         view: the strong view of an image and of its neighbour.
         optimizer: how the weights are updated.
         clusters: C, outputs of each head: the number of images to label, or somewhat more.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
-        init_from: checkpoint of stage 1 whose encoder to start from.
         heads: H, clusterings learned at once; their losses are added up. Selection uses the first.
         adjustment, temperature: α and t of the local loss.
         momentum: weight of the old value in the moving average z̄.
@@ -138,7 +134,7 @@ class USLTTraining(PretrainModule):
         train_mode_targets: the passes without gradient (unaugmented image, neighbour) are in training mode and
             move the batch-norm statistics, as in the published code; False: in evaluation mode.
         reassignment: move nearly empty clusters onto the largest ones; None: never.
-        knn_k: neighbours of the kNN that a test measures the features by.
+        network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -163,9 +159,6 @@ class USLTTraining(PretrainModule):
         view: nn.Module,
         optimizer: Optimization,
         clusters: int,
-        backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
-        init_from: str | None = None,
         heads: int = 3,
         adjustment: float = 5.0,
         temperature: float = 0.25,
@@ -181,16 +174,16 @@ class USLTTraining(PretrainModule):
         frozen: bool = False,
         train_mode_targets: bool = True,
         reassignment: Reassignment | None = None,
-        knn_k: int = 200,
+        **network: Unpack[NetworkOptions],
     ) -> None:
         if local_steps is not None and local_steps < global_after:
             raise UslError(
                 f"local_steps={local_steps} and global_after={global_after}: between them there is nothing to learn; "
                 "expected global_after no larger"
             )
-        encoder = Encoder(backbone, image, pretrained=pretrained)
-        super().__init__(encoder.requires_grad_(not frozen), optimizer, init_from=init_from, knn_k=knn_k)
-        self.view, self.heads = view, ClusterHeads(encoder.feature_dim, clusters, heads, cosine_scale)
+        super().__init__(image, optimizer, **network)
+        self.encoder.requires_grad_(not frozen)
+        self.view, self.heads = view, ClusterHeads(self.encoder.feature_dim, clusters, heads, cosine_scale)
         self.adjustment, self.temperature, self.momentum = adjustment, temperature, momentum
         self.local_weight, self.threshold = local_weight, threshold
         self.local_steps, self.global_after = local_steps, global_after

@@ -126,7 +126,7 @@ class USLT(Selector):
         keep_from: str | None = None,
         cache: str | None = None,
     ) -> None:
-        super().__init__(image, budget, init_from, keep_from=keep_from, cache=cache)
+        super().__init__(image, budget, keep_from=keep_from, init_from=init_from, cache=cache)
         self.representative, self.k, self.count = representative, k, followers
 
     def setup(self, stage: str) -> None:

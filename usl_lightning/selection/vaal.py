@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,12 @@ from torch import Tensor, nn
 
 from usl_lightning.base.progress import counted
 from usl_lightning.base.ranges import Ranges, at_least, whole
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import Key, permutation
 from usl_lightning.data.modules import ImageData
 from usl_lightning.features.parts import Place
 from usl_lightning.labels import LabelIndex
-from usl_lightning.selection.next_selector import Known, NextSelector
+from usl_lightning.selection.next_selector import Known, NextOptions, NextSelector
 
 SIDE = 32
 """Of the images it learns from; the paper's network halves them four times."""
@@ -103,8 +102,6 @@ class VAAL(NextSelector):
     the classifier, on which it has no influence; the classifier is not looked at.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        budget: number of images, with those that are kept.
         init_from: checkpoint whose encoder gives the features, for the report alone.
         steps: of the discriminator, each with two of the VAE; in the published code 100 passes over CIFAR-10 in batches
             of 128, 39,062.
@@ -113,7 +110,7 @@ class VAAL(NextSelector):
         width: of the VAE's first layer.
         beta: weight of the divergence.
         adversary: weight of the discriminator in the VAE's loss.
-        source: what is kept, the classifier, where else the features come from: see `NextSelector`.
+        options: the budget, what is kept, the classifier and the features: see `NextSelector`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -128,21 +125,17 @@ class VAAL(NextSelector):
     scores: Tensor
     _labelled: Tensor
 
-    # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        budget: int,
-        init_from: str | None = None,
         steps: int = 39_062,
         batch_size: int = 128,
         latent: int = 32,
         width: int = 128,
         beta: float = 1.0,
         adversary: float = 1.0,
-        **source: Any,
+        **options: Unpack[NextOptions],
     ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+        super().__init__(**options)
         self.steps, self.batch_size, self.latent, self.width = steps, batch_size, latent, width
         self.beta, self.adversary = beta, adversary
 

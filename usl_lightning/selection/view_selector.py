@@ -2,48 +2,41 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, whole
-from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
 from usl_lightning.features.parts import Place
 from usl_lightning.features.published import source_features
 from usl_lightning.labels import LabelIndex
-from usl_lightning.selection.next_selector import NextSelector
+from usl_lightning.selection.next_selector import NextOptions, NextSelector
+
+
+class ViewOptions(NextOptions, total=False):
+    """Parameters that methods hand on to `ViewSelector`."""
+
+    view: nn.Module | None
 
 
 class ViewSelector(NextSelector):
     """Base of the selectors that look at views of the images, not at their features alone.
 
     Args:
-        image: channels, size and statistics of the images.
-        budget: number of images, with those that are kept.
         view: of an image; None: `Weak`, the weak view of stage 3.
-        init_from: checkpoint whose encoder gives the features.
         views: of each image.
-        source: what is kept, the classifier, where else the features come from: see `NextSelector`.
+        options: the budget, what is kept, the classifier and the features: see `NextSelector`.
     """
 
     ranges: ClassVar[Ranges] = {"views": whole(1)}
 
     scores: Tensor
 
-    # `**source` is resolved by the command line to the parameters of `NextSelector`, each typed and documented.
-    def __init__(
-        self,
-        image: ImageSpec,
-        budget: int,
-        view: nn.Module | None = None,
-        init_from: str | None = None,
-        views: int = 2,
-        **source: Any,
-    ) -> None:
-        super().__init__(image=image, budget=budget, init_from=init_from, **source)
+    def __init__(self, view: nn.Module | None = None, views: int = 2, **options: Unpack[NextOptions]) -> None:
+        super().__init__(**options)
         self.view, self.views = view or Weak(), views
 
     @abstractmethod

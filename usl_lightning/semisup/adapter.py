@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.ranges import Ranges, above, at_least, whole, within
+from usl_lightning.base.ranges import Ranges, above, whole
 from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.data.modules import LabelledData
 from usl_lightning.data.passes import batch_that_fits
 from usl_lightning.models.ema import EMA
-from usl_lightning.models.guesses import fixmatch_loss
 from usl_lightning.models.heads import Bottleneck
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.fixmatch import FixMatch
+from usl_lightning.semisup.semisup_module import StartOptions
 from usl_lightning.vectors.logistic import LogisticLearner
 
 PROBED = 1000
@@ -102,7 +102,7 @@ class LowRank(nn.Module):
             net.get_parameter(name).copy_(weight)
 
 
-class Adapter(SemiSupervisedModule):
+class Adapter(FixMatch):
     """A published network, or an earlier stage's, whose weights get low-rank updates; or a bottleneck on its features.
 
     The head begins as logistic regression on the features of the labelled images, so that the updates begin from its
@@ -116,7 +116,6 @@ class Adapter(SemiSupervisedModule):
         strong: view of the unlabelled images that learn the guess.
         optimizer: how the head and the updates are trained.
         backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         tuned: besides the linear layer: `low_rank`, updates of the network's weights; `bottleneck`, a small network
             of two layers beside the features, whose encoder stays as it is (Houlsby et al., ICML 2019).
         rank: r of the updates; of the bottleneck, its width.
@@ -125,16 +124,13 @@ class Adapter(SemiSupervisedModule):
         threshold: τ, the least probability of a pseudo-label.
         unlabelled_weight: λ_u, the weight of FixMatch's loss on the unlabelled images; with 0 they are left alone.
         ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        start: what the network starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
         "rank": whole(1),
         "alpha": above(0),
         "share": above(0, up_to=1),
-        "threshold": within(0, 1),
-        "unlabelled_weight": at_least(0),
     }
 
     def __init__(
@@ -144,7 +140,6 @@ class Adapter(SemiSupervisedModule):
         strong: nn.Module,
         optimizer: Optimization,
         backbone: str = "tf_efficientnet_lite0",
-        pretrained: bool = False,
         tuned: Literal["low_rank", "bottleneck"] = "low_rank",
         rank: int = 4,
         alpha: float = 8.0,
@@ -152,12 +147,12 @@ class Adapter(SemiSupervisedModule):
         threshold: float = 0.95,
         unlabelled_weight: float = 0.0,
         ema_decay: float = 0.95,
-        init_from: str | None = None,
-        **prior: Any,
+        **start: Unpack[StartOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
-        self.weak, self.strong, self.pretrained = weak, strong, pretrained
-        self.threshold, self.unlabelled_weight = threshold, unlabelled_weight
+        super().__init__(
+            image, weak, strong, optimizer, threshold, unlabelled_weight,
+            joint_pass=False, backbone=backbone, ema_decay=ema_decay, **start,
+        )  # fmt: skip
         encoder = self.model.encoder.requires_grad_(False)
         self.low_rank: LowRank | None = None
         if tuned == "low_rank":
@@ -236,10 +231,4 @@ class Adapter(SemiSupervisedModule):
         x, strong = torch.split(self.updated(torch.cat([views, strong])), [len(views), len(strong)])
         with torch.no_grad():  # no batch norm minds which images share a pass
             weak = full_precision(self.model(self.weak(unlabelled.images, unlabelled.key.fold("weak"))))
-        weak = self.guided(weak, unlabelled.indices)
-        supervised = F.cross_entropy(x, labelled.labels)
-        unsupervised, mask = fixmatch_loss(weak, strong, threshold=self.threshold)
-        loss = supervised + self.unlabelled_weight * unsupervised
-        self.log_training(loss=loss, supervised_loss=supervised, unsupervised_loss=unsupervised)
-        self.log_guesses(weak, mask)
-        return loss
+        return self.loss(x, labelled.labels, self.guided(weak, unlabelled.indices), strong)

@@ -1,14 +1,13 @@
 """Logistic regression and label propagation: their mean, until the labels are enough to tell which is better."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, above, at_least, whole
-from usl_lightning.data.batch import ImageSpec
-from usl_lightning.semisup.few_labels import FewLabels
+from usl_lightning.semisup.few_labels import FewLabels, FewLabelsOptions
 from usl_lightning.vectors.logistic import LinearHead, LogisticLearner
 from usl_lightning.vectors.propagation import NeighborHead, PropagationLearner
 from usl_lightning.vectors.votes import Learner
@@ -21,12 +20,10 @@ class Blend(FewLabels):
     labels move the weights by quarters, up to one of the two alone, as they become more: see `Trial`.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        init_from: checkpoint whose encoder gives the features.
         strengths: see `Probe`.
         k, alphas: see `Propagate`.
         folds, repeats: of the cross-validation.
-        source: where else the features come from: see `FeatureMethod`.
+        options: where the features come from, and the cross-validation: see `FewLabels`.
     """
 
     ranges: ClassVar[Ranges] = {"strengths": above(0), "k": whole(1), "alphas": at_least(0, below=1)}
@@ -34,17 +31,14 @@ class Blend(FewLabels):
     revision: int = 4
     usual = (0.9, 0.7)
 
-    # `**source` is resolved by the command line to the parameters of `FewLabels`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        init_from: str | None = None,
         strengths: list[float] = [3.0, 30.0, 300.0],  # noqa: B006 - never changed
         k: int = 10,
         alphas: list[float] = [0.9, 0.99],  # noqa: B006 - never changed
-        **source: Any,
+        **options: Unpack[FewLabelsOptions],
     ) -> None:
-        super().__init__(image=image, init_from=init_from, **source)
+        super().__init__(**options)
         for name, given in (("strengths", strengths), ("alphas", alphas)):
             if not given:
                 raise UslError(f"model.{name}: none is given; expected at least one")

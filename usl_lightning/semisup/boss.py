@@ -1,6 +1,6 @@
 """BOSS: Building One-Shot Semi-Supervised Learning up to Fully Supervised Performance (Smith & Conovaloff, 2022)."""
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.models.guesses import class_shares
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 Code = Literal["tensorflow", "pytorch"]
 
@@ -86,8 +86,6 @@ class BOSS(SemiSupervisedModule):
         weak: view of labelled images, and of the unlabelled ones whose label is guessed.
         strong: view of the unlabelled images that learn the guess.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         balance: 1: rare classes have lower thresholds. 2: they have larger weights, by the pseudo-labels of the batch.
             3: the same by those that pass. 4: 1 and 3.
         threshold: τ, the least probability of a pseudo-label of the class that is guessed most.
@@ -96,9 +94,7 @@ class BOSS(SemiSupervisedModule):
             unlabelled images. `pytorch`: balancing 4 is the thresholds alone, and the mean is over those that pass.
         unlabelled_weight: λ_u, the weight of the unlabelled loss.
         joint_pass: one forward pass over all views; see `FixMatch`.
-        ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -114,19 +110,15 @@ class BOSS(SemiSupervisedModule):
         weak: nn.Module,
         strong: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         balance: int = 4,
         threshold: float = 0.95,
         relaxation: float = 0.2,
         code: Code = "tensorflow",
         unlabelled_weight: float = 1.0,
         joint_pass: bool = True,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak, self.strong, self.joint_pass = weak, strong, joint_pass
         self.balance, self.threshold, self.relaxation, self.code = balance, threshold, relaxation, code
         self.unlabelled_weight = unlabelled_weight

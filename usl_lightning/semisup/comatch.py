@@ -1,6 +1,6 @@
 """CoMatch: Semi-supervised Learning with Contrastive Graph Regularization (Li et al., 2021)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.models.guesses import Ring, align
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
 def smooth(
@@ -91,8 +91,6 @@ class CoMatch(SemiSupervisedModule):
         strong: view of the unlabelled images that learn the guess.
         other_strong: another strong view of them, whose embedding is to resemble that of the first.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         threshold: τ, the least probability of a pseudo-label that is learned.
         graph_threshold: least inner product of two pseudo-labels that connects them.
         temperature: of the similarities of embeddings.
@@ -103,9 +101,7 @@ class CoMatch(SemiSupervisedModule):
         embedding_dim: of the projection head, whose hidden layer is as wide as the features.
         unlabelled_weight: λ_u, the weight of the unlabelled loss.
         contrastive_weight: λ_c, the weight of the contrastive loss.
-        ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -128,8 +124,6 @@ class CoMatch(SemiSupervisedModule):
         strong: nn.Module,
         other_strong: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         threshold: float = 0.95,
         graph_threshold: float = 0.8,
         temperature: float = 0.2,
@@ -139,11 +133,9 @@ class CoMatch(SemiSupervisedModule):
         embedding_dim: int = 64,
         unlabelled_weight: float = 1.0,
         contrastive_weight: float = 1.0,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak, self.strong, self.other_strong = weak, strong, other_strong
         self.threshold, self.graph_threshold = threshold, graph_threshold
         self.temperature, self.smoothing = temperature, smoothing

@@ -1,6 +1,6 @@
 """SimCLRv2's distillation (Chen et al., 2020, "Big Self-Supervised Models are Strong Semi-Supervised Learners")."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.models.heads import Classifier, load_classifier
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import SemiSupervisedModule, StartOptions
 
 
 def distillation_loss(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
@@ -38,14 +38,12 @@ class Distill(SemiSupervisedModule):
         optimizer: how the weights are updated.
         teacher_from: checkpoint of stage 3, the teacher, which must be given; its moving average teaches.
         backbone: name of the student's network; it may be another than the teacher's.
-        pretrained: start from published weights of the backbone.
         temperature: τ; published: 0.1 for a student like its teacher, 1 for a smaller one. Gradients grow as 1/τ, which
             LARS evens out; with SGD a small τ needs a lower learning rate.
         distillation_weight: α of Eq. 3, in (0, 1]: the loss is α·distillation + (1 − α)·cross-entropy on labels, each
             a mean over its images. 1, as published, leaves the labels out.
         ema_decay: of the moving average that is evaluated; 0, as published, evaluates the trained network itself.
-        init_from: checkpoint of an earlier stage whose encoder the student starts from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        start: what the student starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"temperature": above(0), "distillation_weight": above(0, up_to=1)}
@@ -57,14 +55,12 @@ class Distill(SemiSupervisedModule):
         optimizer: Optimization,
         teacher_from: str | None = None,
         backbone: str = "resnet18_cifar",
-        pretrained: bool = False,
         temperature: float = 1.0,
         distillation_weight: float = 1.0,
         ema_decay: float = 0.0,
-        init_from: str | None = None,
-        **prior: Any,
+        **start: Unpack[StartOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, backbone=backbone, ema_decay=ema_decay, **start)
         self.view, self.teacher_from = view, teacher_from
         self.temperature, self.distillation_weight = temperature, distillation_weight
         self._teacher: list[Classifier] = []  # a list, not a part of the model: it is not trained, stored or resumed

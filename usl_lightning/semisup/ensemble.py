@@ -1,15 +1,14 @@
 """Ensembles over networks (V-PET: Zhang et al., NeurIPS 2025): they vote, and a new classifier learns what they say."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.ranges import Ranges, above, at_least, whole
-from usl_lightning.data.batch import ImageSpec
-from usl_lightning.semisup.few_labels import FewLabels
+from usl_lightning.semisup.few_labels import FewLabels, FewLabelsOptions
 from usl_lightning.vectors.distances import unit_rows
 from usl_lightning.vectors.logistic import LinearHead, LogisticLearner
 from usl_lightning.vectors.propagation import PropagationLearner
@@ -134,32 +133,27 @@ class Ensemble(FewLabels):
     With one network it learns that one's guesses.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        init_from: checkpoint whose encoder gives the features.
         strength: of logistic regression, one of those that `Probe` chooses from.
         k: neighbours of each image, see `Propagate`.
         alpha: of label propagation, one of those that `Propagate` chooses from.
         penalty: of the ridge regression that learns the votes, for features of mean squared length 1.
         folds, repeats: of the cross-validation that calibrates and estimates.
-        source: where else the features come from: see `FeatureMethod`.
+        options: where the features come from, and the cross-validation: see `FewLabels`.
     """
 
     ranges: ClassVar[Ranges] = {"strength": above(0), "k": whole(1), "alpha": at_least(0, below=1), "penalty": above(0)}
 
     usual = (0.25,)
 
-    # `**source` is resolved by the command line to the parameters of `FewLabels`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        init_from: str | None = None,
         strength: float = 30.0,
         k: int = 10,
         alpha: float = 0.9,
         penalty: float = 0.1,
-        **source: Any,
+        **options: Unpack[FewLabelsOptions],
     ) -> None:
-        super().__init__(image=image, init_from=init_from, **source)
+        super().__init__(**options)
         self.strength, self.k, self.alpha, self.penalty = strength, k, alpha, penalty
 
     def learners(self, features: Tensor, rows: Tensor, labels: Tensor) -> tuple[Learner, ...]:

@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,7 @@ from usl_lightning.evaluation.estimate import FEWEST, nearest_share
 from usl_lightning.evaluation.folds import stratified_folds
 from usl_lightning.evaluation.told import PREDICTIONS, HeldOut, Told
 from usl_lightning.evaluation.trial import Judgement, Trial
-from usl_lightning.features.source import FeatureMethod
+from usl_lightning.features.source import FeatureMethod, FeatureOptions, SourceOptions
 from usl_lightning.features.votes import NEIGHBORS, complete_state, states_of_heads
 from usl_lightning.models.encoder import ENTRY, encoder_entry, encoder_like
 from usl_lightning.models.method import Evaluation
@@ -39,6 +39,13 @@ JUDGED = "usl_judged"
 """Key of a checkpoint under which `Judgement` is stored, as plain data."""
 
 
+class FewLabelsOptions(FeatureOptions, total=False):
+    """Parameters that methods hand on to `FewLabels`."""
+
+    folds: int
+    repeats: int
+
+
 class FewLabels(FeatureMethod):
     """Base of the classifiers that are learned at once, in seconds, from features and few labels.
 
@@ -47,10 +54,9 @@ class FewLabels(FeatureMethod):
 
     Args:
         image: channels, size, statistics and classes of the images.
-        init_from: checkpoint whose encoder gives the features.
         folds: parts that the labels are held out in; each label by itself if there are fewer.
         repeats: how often they are parted anew.
-        source: where else the features come from: see `FeatureMethod`.
+        source: where the features come from: see `FeatureMethod`.
 
     Raises:
         UslError: fewer than two classes.
@@ -70,11 +76,8 @@ class FewLabels(FeatureMethod):
     usual: tuple[float, ...]
     votes: Votes
 
-    # `**source` is resolved by the command line to the parameters of `FeatureMethod`, each typed and documented.
-    def __init__(
-        self, image: ImageSpec, init_from: str | None = None, folds: int = 10, repeats: int = 3, **source: Any
-    ) -> None:
-        super().__init__(image=image, init_from=init_from, **source)
+    def __init__(self, image: ImageSpec, folds: int = 10, repeats: int = 3, **source: Unpack[SourceOptions]) -> None:
+        super().__init__(image=image, **source)
         if image.num_classes < 2:
             raise UslError(f"data.labels: {image.num_classes} classes are known; a classifier needs at least 2")
         self.folds, self.repeats = folds, repeats

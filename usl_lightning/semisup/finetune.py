@@ -103,8 +103,10 @@ class FineTune(SemiSupervisedModule):
         projection_norm: bool = True,
         ema_decay: float = 0.0,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
-        self.view, self.tuned, self.train_mode_frozen, self.pretrained = view, tuned, train_mode_frozen, pretrained
+        super().__init__(
+            image, optimizer, backbone=backbone, pretrained=pretrained, ema_decay=ema_decay, init_from=init_from
+        )
+        self.view, self.tuned, self.train_mode_frozen = view, tuned, train_mode_frozen
         encoder = self.model.encoder
         self.model.head = classifier_head(
             encoder.feature_dim, hidden_dim, image.num_classes, layers=projection_layers_kept, norm=projection_norm

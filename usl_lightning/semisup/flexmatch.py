@@ -1,6 +1,6 @@
 """FlexMatch: Boosting Semi-Supervised Learning with Curriculum Pseudo Labeling (Zhang et al., 2021)."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from usl_lightning.base.ranges import Ranges, at_least, within
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
 def adaptive_thresholds(counts: Tensor, unused: int | Tensor, *, threshold: float, warmup: bool = True) -> Tensor:
@@ -94,15 +94,11 @@ class FlexMatch(SemiSupervisedModule):
         weak: view of labelled images, and of the unlabelled ones whose label is guessed.
         strong: view of the unlabelled images that learn the guess.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         threshold: τ, which no class's threshold exceeds.
         warmup: thresholds stay low as long as most images have not had a confident pseudo-label.
         unlabelled_weight: λ_u, the weight of the unlabelled loss.
         joint_pass: one forward pass over all views, as published; see `FixMatch`.
-        ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"threshold": within(0, 1), "unlabelled_weight": at_least(0)}
@@ -116,17 +112,13 @@ class FlexMatch(SemiSupervisedModule):
         weak: nn.Module,
         strong: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         threshold: float = 0.95,
         warmup: bool = True,
         unlabelled_weight: float = 1.0,
         joint_pass: bool = True,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak, self.strong = weak, strong
         self.threshold, self.warmup = threshold, warmup
         self.unlabelled_weight, self.joint_pass = unlabelled_weight, joint_pass

@@ -1,6 +1,6 @@
 """FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning (Wang et al., 2023)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.models.guesses import class_shares, moving_average
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
 def updated_averages(
@@ -100,15 +100,11 @@ class FreeMatch(SemiSupervisedModule):
         weak: view of labelled images, and of the unlabelled ones whose label is guessed.
         strong: view of the unlabelled images that learn the guess.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         momentum: λ of the moving averages of confidence, predictions and pseudo-labels.
         unlabelled_weight: w_u, the weight of the unlabelled loss.
         fairness_weight: w_f, the weight of the fairness loss; published: 0.001 on CIFAR, SVHN and STL-10, 0.01 else.
         joint_pass: one forward pass over all views, as published; see `FixMatch`.
-        ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -127,17 +123,13 @@ class FreeMatch(SemiSupervisedModule):
         weak: nn.Module,
         strong: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         momentum: float = 0.999,
         unlabelled_weight: float = 1.0,
         fairness_weight: float = 0.001,
         joint_pass: bool = True,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak, self.strong, self.momentum, self.joint_pass = weak, strong, momentum, joint_pass
         self.unlabelled_weight, self.fairness_weight = unlabelled_weight, fairness_weight
         uniform = torch.full((image.num_classes,), 1 / image.num_classes)

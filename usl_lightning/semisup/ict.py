@@ -1,6 +1,6 @@
 """ICT: Interpolation Consistency Training for Semi-Supervised Learning (Verma et al., 2019)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from usl_lightning.compute.optim import Optimization, sigmoid_ramp_up
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.models.guesses import squared_difference
 from usl_lightning.models.mixing import mix, mix_weights, partners_of
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
 def ict_loss(mixed_logits: Tensor, mixed_predictions: Tensor) -> Tensor:
@@ -36,14 +36,10 @@ class ICT(SemiSupervisedModule):
         image: channels, size, statistics and classes of the images; the command line takes it from the data.
         weak: view of all images.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         alpha: α of the mixing weights' Beta(α, α); published: 1 on CIFAR-10, 0.1 on SVHN.
         unlabelled_weight: w, the final weight of the unlabelled loss.
         ramp: share of the training over which that weight rises along a sigmoid.
-        ema_decay: of the teacher, which is the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, whose moving average is the teacher, its start, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"alpha": above(0), "unlabelled_weight": at_least(0), "ramp": within(0, 1)}
@@ -53,16 +49,12 @@ class ICT(SemiSupervisedModule):
         image: ImageSpec,
         weak: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         alpha: float = 1.0,
         unlabelled_weight: float = 100.0,
         ramp: float = 0.25,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak, self.alpha = weak, alpha
         self.unlabelled_weight, self.ramp = unlabelled_weight, ramp
 

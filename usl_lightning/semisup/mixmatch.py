@@ -1,6 +1,6 @@
 """MixMatch: A Holistic Approach to Semi-Supervised Learning (Berthelot et al., 2019)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from usl_lightning.compute.optim import Optimization, ramp_up
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.models.guesses import sharpened, squared_difference
 from usl_lightning.models.mixing import mix, mix_weights, partners_of
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
 def guessed_labels(logits: Tensor, *, temperature: float) -> Tensor:
@@ -59,16 +59,12 @@ class MixMatch(SemiSupervisedModule):
         image: channels, size, statistics and classes of the images; the command line takes it from the data.
         weak: view of all images.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         views: K, weak views of an unlabelled image.
         temperature: T of the sharpened guess, above 0.
         alpha: α of the mixing weights' Beta(α, α), above 0.
         unlabelled_weight: λ_u, the final weight of the unlabelled loss; 75 on CIFAR-10, 150 on CIFAR-100.
         ramp_steps: optimizer steps over which that weight rises linearly from 0; published: 2^20 images, 16,384 steps.
-        ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -86,18 +82,14 @@ class MixMatch(SemiSupervisedModule):
         image: ImageSpec,
         weak: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         views: int = 2,
         temperature: float = 0.5,
         alpha: float = 0.75,
         unlabelled_weight: float = 75.0,
         ramp_steps: int = 16384,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak = weak
         self.views, self.temperature, self.alpha = views, temperature, alpha
         self.unlabelled_weight, self.ramp_steps = unlabelled_weight, ramp_steps

@@ -1,6 +1,6 @@
 """The Π-model: Temporal Ensembling for Semi-Supervised Learning (Laine & Aila, 2017)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from usl_lightning.base.ranges import Ranges, at_least, within
 from usl_lightning.compute.optim import Optimization, ramp_up
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.models.guesses import squared_difference
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
 def pi_loss(logits: Tensor, other_logits: Tensor) -> Tensor:
@@ -30,13 +30,9 @@ class PiModel(SemiSupervisedModule):
         image: channels, size, statistics and classes of the images; the command line takes it from the data.
         weak: view of all images; of the unlabelled ones it is drawn twice.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         unlabelled_weight: the final weight of the unlabelled loss.
         ramp: share of the training over which that weight rises linearly from 0.
-        ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"unlabelled_weight": at_least(0), "ramp": within(0, 1)}
@@ -46,15 +42,11 @@ class PiModel(SemiSupervisedModule):
         image: ImageSpec,
         weak: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         unlabelled_weight: float = 10.0,
         ramp: float = 0.4,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak, self.unlabelled_weight, self.ramp = weak, unlabelled_weight, ramp
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:

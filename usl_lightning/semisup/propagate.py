@@ -1,14 +1,13 @@
 """Label propagation (Zhou et al., NIPS 2003) over all images, from features that are learned already."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 from torch import Tensor, nn
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranges, at_least, whole
-from usl_lightning.data.batch import ImageSpec
-from usl_lightning.semisup.few_labels import FewLabels
+from usl_lightning.semisup.few_labels import FewLabels, FewLabelsOptions
 from usl_lightning.vectors.propagation import NeighborHead, PropagationLearner
 from usl_lightning.vectors.votes import Learner
 
@@ -17,12 +16,10 @@ class Propagate(FewLabels):
     """The labels spread from image to similar image; a new image takes what its neighbours among them have.
 
     Args:
-        image: of the images; the command line takes it from the data.
-        init_from: checkpoint whose encoder gives the features.
         k: neighbours of each image.
         alphas: candidates of how much of an image's value comes from its neighbours.
         folds, repeats: of the cross-validation that calibrates and estimates.
-        source: where else the features come from: see `FeatureMethod`.
+        options: where the features come from, and the cross-validation: see `FewLabels`.
     """
 
     ranges: ClassVar[Ranges] = {"k": whole(1), "alphas": at_least(0, below=1)}
@@ -30,16 +27,13 @@ class Propagate(FewLabels):
     revision: int = 3
     usual = (0.7,)
 
-    # `**source` is resolved by the command line to the parameters of `FewLabels`, each typed and documented.
     def __init__(
         self,
-        image: ImageSpec,
-        init_from: str | None = None,
         k: int = 10,
         alphas: list[float] = [0.9, 0.99],  # noqa: B006 - never changed
-        **source: Any,
+        **options: Unpack[FewLabelsOptions],
     ) -> None:
-        super().__init__(image=image, init_from=init_from, **source)
+        super().__init__(**options)
         if not alphas:
             raise UslError("model.alphas: none is given; expected at least one")
         self.k, self.alphas = k, alphas

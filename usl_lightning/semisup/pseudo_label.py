@@ -1,6 +1,6 @@
 """Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method for Deep Neural Networks (Lee, 2013)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from usl_lightning.base.ranges import Ranges, at_least, within
 from usl_lightning.compute.optim import Optimization, ramp_up
 from usl_lightning.data.batch import ImageSpec, SemiBatch
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
 def pseudo_label_loss(logits: Tensor, guess: Tensor | None = None, *, threshold: float) -> tuple[Tensor, Tensor]:
@@ -35,14 +35,10 @@ class PseudoLabel(SemiSupervisedModule):
         image: channels, size, statistics and classes of the images; the command line takes it from the data.
         weak: view of all images.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         threshold: τ, the least probability of a pseudo-label; the paper has none (0), later comparisons 0.95.
         unlabelled_weight: α_f, the final weight of the unlabelled loss.
         ramp: share of the training over which that weight rises linearly from 0.
-        ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"threshold": within(0, 1), "unlabelled_weight": at_least(0), "ramp": within(0, 1)}
@@ -52,16 +48,12 @@ class PseudoLabel(SemiSupervisedModule):
         image: ImageSpec,
         weak: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         threshold: float = 0.95,
         unlabelled_weight: float = 1.0,
         ramp: float = 0.4,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak, self.threshold = weak, threshold
         self.unlabelled_weight, self.ramp = unlabelled_weight, ramp
 

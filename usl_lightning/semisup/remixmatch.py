@@ -1,6 +1,6 @@
 """ReMixMatch: Distribution Alignment and Augmentation Anchoring (Berthelot et al., 2020)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.models.guesses import Ring, align, class_shares, sharpened
 from usl_lightning.models.mixing import mix, mix_weights, partners_of
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
 def guessed_labels(probs: Tensor, mean: Tensor, shares: Tensor, *, temperature: float) -> Tensor:
@@ -51,8 +51,6 @@ class ReMixMatch(SemiSupervisedModule):
         weak: view of the unlabelled images whose label is guessed.
         strong: view of labelled images, and of the unlabelled ones that learn the guess.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         strong_views: K, strong views of an unlabelled image; the paper's choice is 8, later comparisons have 2.
         temperature: T of the sharpened guess, above 0.
         alpha: α of the mixing weights' Beta(α, α), above 0.
@@ -62,9 +60,7 @@ class ReMixMatch(SemiSupervisedModule):
             alike turned.
         ramp: share of the training over which the first two of these weights rise linearly from 0; published: 1/64.
         aligned_batches: of so many batches the mean prediction is taken.
-        ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
 
     Raises:
         UslError: images are to be turned that are not square.
@@ -89,8 +85,6 @@ class ReMixMatch(SemiSupervisedModule):
         weak: nn.Module,
         strong: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         strong_views: int = 8,
         temperature: float = 0.5,
         alpha: float = 0.75,
@@ -99,11 +93,9 @@ class ReMixMatch(SemiSupervisedModule):
         rotation_weight: float = 0.5,
         ramp: float = 1 / 64,
         aligned_batches: int = 128,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         if rotation_weight and image.height != image.width:
             raise UslError(
                 f"model.rotation_weight: images of {image.height}×{image.width} pixels cannot be turned by a quarter; "

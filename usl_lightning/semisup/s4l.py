@@ -64,7 +64,9 @@ class S4L(SemiSupervisedModule):
         init_from: str | None = None,
     ) -> None:
         check_square(image, "S4L")
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(
+            image, optimizer, backbone=backbone, pretrained=pretrained, ema_decay=ema_decay, init_from=init_from
+        )
         self.weak, self.rotation_weight = weak, rotation_weight
         self.rotation = nn.Linear(self.model.encoder.feature_dim, TURNS)
 

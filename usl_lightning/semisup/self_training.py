@@ -1,6 +1,6 @@
 """Self-training: the network labels all images from time to time, and learns what it was sure of (Yarowsky, 1995)."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.data.modules import SemiSupervisedData
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
 def self_training_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,14 +46,10 @@ class SelfTraining(SemiSupervisedModule):
         weak: view of labelled images.
         strong: view of the unlabelled images.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         rounds: how often all images are labelled, evenly over the training.
         threshold: τ, the least probability of a label.
         unlabelled_weight: weight of their loss.
-        ema_decay: of the moving average that labels, and that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {"rounds": whole(1), "threshold": within(0, 1), "unlabelled_weight": at_least(0)}
@@ -67,16 +63,12 @@ class SelfTraining(SemiSupervisedModule):
         weak: nn.Module,
         strong: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         rounds: int = 4,
         threshold: float = 0.95,
         unlabelled_weight: float = 1.0,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak, self.strong = weak, strong
         self.rounds, self.threshold, self.unlabelled_weight = rounds, threshold, unlabelled_weight
         self.register_buffer("labels", torch.full((image.count,), -1, dtype=torch.int32))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -52,6 +52,23 @@ def guess_statistics(share: Tensor) -> dict[str, Tensor]:
     return {"guess_balance": entropy, **class_values("guesses", histogram)}
 
 
+class StartOptions(TypedDict, total=False):
+    """Parameters that methods hand on to `SemiSupervisedModule`; those with a network of their own, these alone."""
+
+    pretrained: bool
+    init_from: str | None
+    prior_file: str | None
+    prior_steps: float
+    prior_after: After
+
+
+class NetworkOptions(StartOptions, total=False):
+    """The others."""
+
+    backbone: str
+    ema_decay: float
+
+
 class SemiSupervisedModule(Method):
     """Base of the methods that train a classifier from few labels and many images.
 
@@ -60,10 +77,10 @@ class SemiSupervisedModule(Method):
 
     Args:
         image: channels, size, statistics and classes of the images.
-        backbone: name of the network.
-        pretrained: start from published weights of the backbone.
         optimizer: how the weights are updated.
-        ema_decay: of the moving average of the weights, in [0, 1).
+        backbone: name of the network, see `usl_lightning.models.backbones`.
+        pretrained: start from published weights of the backbone.
+        ema_decay: of the moving average of the weights, which is evaluated; in [0, 1).
         init_from: checkpoint of an earlier stage whose encoder to start from.
         prior_file: prior pseudo-labels that guide the guesses: a file of `usl propagate`, or a matrix of class shares.
         prior_steps: T, how many steps they do; below 1, the share of the training that they do.
@@ -88,12 +105,12 @@ class SemiSupervisedModule(Method):
     def __init__(
         self,
         image: ImageSpec,
-        backbone: str,
-        pretrained: bool,
         optimizer: Optimization,
         *,
-        ema_decay: float,
-        init_from: str | None,
+        backbone: str = "wrn_28_2",
+        pretrained: bool = False,
+        ema_decay: float = 0.999,
+        init_from: str | None = None,
         prior_file: str | None = None,
         prior_steps: float = 6900.0,
         prior_after: After = "drop",
@@ -104,7 +121,7 @@ class SemiSupervisedModule(Method):
         self.model = Classifier(Encoder(backbone, image, pretrained=pretrained), image.num_classes)
         self.ema = EMA(self.model, ema_decay)
         self.image, self.optimization = image, optimizer
-        self.init_from = init_from
+        self.pretrained, self.init_from = pretrained, init_from
         self.guidance = None if prior_file is None else Guidance(prior_file, prior_steps, prior_after)
         self.register_buffer("guess_share", torch.zeros(image.num_classes))
         self.scores: dict[str, Scores] = {}

@@ -1,6 +1,6 @@
 """SoftMatch: Addressing the Quantity-Quality Trade-off in Semi-supervised Learning (Chen et al., 2023)."""
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.models.guesses import align, moving_average
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
 def updated_mean_probs(probs: Tensor, mean_probs: Tensor, *, momentum: float) -> Tensor:
@@ -78,16 +78,12 @@ class SoftMatch(SemiSupervisedModule):
         weak: view of labelled images, and of the unlabelled ones whose label is guessed.
         strong: view of the unlabelled images that learn the guess.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         momentum: m of the moving averages of predictions and confidence.
         sigmas: n: deviations below the mean confidence at which a weight has fallen to exp(−n²/2).
         alignment: predictions are aligned with equal shares of the classes before they are weighted.
         unlabelled_weight: λ_u, the weight of the unlabelled loss.
         joint_pass: one forward pass over all views, as published; see `FixMatch`.
-        ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -106,18 +102,14 @@ class SoftMatch(SemiSupervisedModule):
         weak: nn.Module,
         strong: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         momentum: float = 0.999,
         sigmas: float = 2.0,
         alignment: bool = True,
         unlabelled_weight: float = 1.0,
         joint_pass: bool = True,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak, self.strong, self.joint_pass = weak, strong, joint_pass
         self.momentum, self.sigmas, self.alignment = momentum, sigmas, alignment
         self.unlabelled_weight = unlabelled_weight

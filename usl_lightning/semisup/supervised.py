@@ -35,7 +35,9 @@ class Supervised(SemiSupervisedModule):
         ema_decay: float = 0.999,
         init_from: str | None = None,
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from)
+        super().__init__(
+            image, optimizer, backbone=backbone, pretrained=pretrained, ema_decay=ema_decay, init_from=init_from
+        )
         self.view = view
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,7 +1,7 @@
 """UDA: Unsupervised Data Augmentation for Consistency Training (Xie et al., 2020)."""
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal, Unpack
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from usl_lightning.base.ranges import Ranges, above, at_least, within
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 Annealing = Literal["none", "log", "linear", "exp"]
 
@@ -74,16 +74,12 @@ class UDA(SemiSupervisedModule):
         weak: view of labelled images, and of the unlabelled ones whose prediction is the target.
         strong: view of the unlabelled images that learn it.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         temperature: τ of the targets; below 1 it sharpens them.
         threshold: β, the least probability of a target; published: 0.8 on CIFAR-10 and SVHN, 0.5 on ImageNet.
         unlabelled_weight: λ, the weight of the unlabelled loss.
         annealing: of the training signal: how the probability from which a labelled image does not count rises to 1.
         joint_pass: one forward pass over all views; see `FixMatch`.
-        ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -98,18 +94,14 @@ class UDA(SemiSupervisedModule):
         weak: nn.Module,
         strong: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         temperature: float = 0.4,
         threshold: float = 0.8,
         unlabelled_weight: float = 1.0,
         annealing: Annealing = "none",
         joint_pass: bool = True,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak, self.strong, self.joint_pass = weak, strong, joint_pass
         self.temperature, self.threshold = temperature, threshold
         self.unlabelled_weight, self.annealing = unlabelled_weight, annealing

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.optim import Optimization, ramp_up
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
-from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 Network = Callable[[Tensor], Tensor]
 
@@ -84,8 +84,6 @@ class VAT(SemiSupervisedModule):
         image: channels, size, statistics and classes of the images; the command line takes it from the data.
         weak: view of all images.
         optimizer: how the weights are updated.
-        backbone: name of the network, see `usl_lightning.models.backbones`.
-        pretrained: start from published weights of the backbone.
         radius: ε, the length of the perturbation; 6 for 32×32 pixels in three channels. It grows as the root of their
             number does.
         step: ξ, at which the power iteration takes its gradient. The published 1e-6 is lost in the rounding of 32 bits:
@@ -94,9 +92,7 @@ class VAT(SemiSupervisedModule):
         unlabelled_weight: α, the final weight of the divergence.
         entropy_weight: the weight of the entropy of the predictions.
         ramp: share of the training over which α rises linearly from 0.
-        ema_decay: of the moving average that is evaluated.
-        init_from: checkpoint of an earlier stage whose encoder to start from.
-        prior: prior pseudo-labels that guide the guesses at first: see `SemiSupervisedModule`.
+        network: the network, what it starts from, and a prior: see `SemiSupervisedModule`.
     """
 
     ranges: ClassVar[Ranges] = {
@@ -113,19 +109,15 @@ class VAT(SemiSupervisedModule):
         image: ImageSpec,
         weak: nn.Module,
         optimizer: Optimization,
-        backbone: str = "wrn_28_2",
-        pretrained: bool = False,
         radius: float = 6.0,
         step: float = 1e-6,
         power_steps: int = 1,
         unlabelled_weight: float = 1.0,
         entropy_weight: float = 0.06,
         ramp: float = 0.4,
-        ema_decay: float = 0.999,
-        init_from: str | None = None,
-        **prior: Any,
+        **network: Unpack[NetworkOptions],
     ) -> None:
-        super().__init__(image, backbone, pretrained, optimizer, ema_decay=ema_decay, init_from=init_from, **prior)
+        super().__init__(image, optimizer, **network)
         self.weak, self.radius, self.step, self.power_steps = weak, radius, step, power_steps
         self.unlabelled_weight, self.entropy_weight, self.ramp = unlabelled_weight, entropy_weight, ramp
 

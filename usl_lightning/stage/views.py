@@ -11,18 +11,13 @@ from torch import Tensor, nn
 
 from usl_lightning.base.atomic import check_replaceable
 from usl_lightning.base.errors import UslError
-from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.images.opening import open_given
 from usl_lightning.data.keys import Key
 from usl_lightning.pictures.grid import view_grid
 from usl_lightning.pictures.png import is_png_of
 from usl_lightning.stage.words import StageCommand
 
 COMMAND = "usl views"
-
-SOURCE_OPTIONS = (
-    "dir", "image_size", "channels", "labels_file", "class_list", "classes", "on_error", "background", "cache",
-    "download", "subset_file",
-)  # fmt: skip
 
 
 def draw_views(stage: StageCommand, out: Path, *, images: int = 8, draws: int = 4) -> None:
@@ -45,8 +40,7 @@ def draw_views(stage: StageCommand, out: Path, *, images: int = 8, draws: int = 
     if not recipes:
         raise UslError(f"{stage.configs[-1]}: its model draws no view")
     data: Mapping[str, Any] = config["data"]["init_args"]
-    options = {name: data[name] for name in SOURCE_OPTIONS if data.get(name) is not None}
-    source = open_source(data["dataset"], data["split"], **options)
+    source = open_given(data)
     picks = torch.arange(min(images, len(source))) * len(source) // min(images, len(source))
     originals, key = source.read(picks), Key.of(config["seed_everything"], "picture", slots=picks)
     views: dict[str, Sequence[Tensor]] = {

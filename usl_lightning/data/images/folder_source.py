@@ -147,15 +147,15 @@ def open_folder(
     split: str,
     *,
     dir: str | None,
-    image_size: int | None,
-    channels: int | None,
-    labels_file: str | None,
-    class_list: str | None,
-    on_error: Literal["fail", "skip"],
+    image_size: int | None = None,
+    channels: int | None = None,
+    labels_file: str | None = None,
+    class_list: str | None = None,
+    on_error: Literal["fail", "skip"] = "fail",
     classes: Sequence[str] | None = None,
     background: str = WHITE,
 ) -> FolderSource:
-    """Open one split of a set of image files; the arguments are those of `open_source`.
+    """Open one split of a set of image files; the arguments are those of `open_source` and `Looks`.
 
     The class of an image is its first-level folder; files beside those folders have none. Classes are
     numbered in code point order of the training split's folders, or as `class_list` or `labels_file` say.

@@ -1,9 +1,9 @@
 """Opening one split of a data set by its name, and the label index made for it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 
@@ -16,21 +16,38 @@ from usl_lightning.data.images.subset import subset_of
 from usl_lightning.labels import LabelIndex
 
 
+class Looks(TypedDict, total=False):
+    """How the images of a data set are to be taken.
+
+    Attributes:
+        image_size: side in pixels. Images of another size are resized (shorter side, then centre crop).
+        channels: 1 or 3; default: as the images are.
+        labels_file: for folders, a CSV `file,label`.
+        class_list: for ImageNet, a file with one class folder a line.
+        classes: for folders whose sub-folders are no classes, the names that people will label by, perhaps none; no
+            image has a label then.
+        on_error: for folders, what to do with an unreadable image: stop, or leave it out and list it.
+        background: for folders, the colour that transparent pixels are laid on: a name of CSS, or `#rrggbb`.
+    """
+
+    image_size: int | None
+    channels: int | None
+    labels_file: str | None
+    class_list: str | None
+    classes: list[str] | None
+    on_error: Literal["fail", "skip"]
+    background: str
+
+
 def open_source(
     name: str,
     split: str,
     *,
     dir: str | None = None,
-    image_size: int | None = None,
-    channels: int | None = None,
-    labels_file: str | None = None,
-    class_list: str | None = None,
-    on_error: Literal["fail", "skip"] = "fail",
     cache: str | None = None,
     download: bool = False,
-    classes: Sequence[str] | None = None,
-    background: str = WHITE,
     subset_file: str | None = None,
+    **looks: Unpack[Looks],
 ) -> ImageSource:
     """Open one split of a data set.
 
@@ -40,51 +57,40 @@ def open_source(
             STL-10 is its 5,000 labelled images, then its 100,000 unlabelled ones).
         dir: the folder that holds the data sets (default: `$USL_DATA`, then `./data`); for `folder`, the
             image folder itself; for `arrays`, the file or the folder of the files.
-        image_size: side in pixels. Images of another size are resized (shorter side, then centre crop).
-        channels: 1 or 3; default: as the images are.
-        labels_file: for folders, a CSV `file,label`.
-        class_list: for ImageNet, a file with one class folder a line.
-        on_error: for folders, what to do with an unreadable image: stop, or leave it out and list it.
         cache: for folders, where to keep the decoded images.
         download: fetch what is missing, where a public address is known.
-        classes: for folders whose sub-folders are no classes, the names that people will label by, perhaps none; no
-            image has a label then.
-        background: for folders, the colour that transparent pixels are laid on: a name of CSS, or `#rrggbb`.
         subset_file: a label index: the images that it names are all there are.
+        looks: see `Looks`.
 
     Raises:
         UslError: unknown name or split, missing or damaged data, an option the set does not have.
     """
     if subset_file is not None:
-        options = {"labels_file": labels_file, "class_list": class_list, "classes": classes, "cache": cache}
-        how: dict[str, Any] = {"image_size": image_size, "channels": channels, "on_error": on_error, **options}
-        whole = open_source(name, split, dir=dir, download=download, background=background, **how)
-        return subset_of(whole, subset_file)
-    name = catalog.canonical_name(name)
+        return subset_of(open_source(name, split, dir=dir, cache=cache, download=download, **looks), subset_file)
+    name, image_size, channels = catalog.canonical_name(name), looks.get("image_size"), looks.get("channels")
     _check_options(image_size, channels)
     if name in catalog.FOLDER_SETS:
         from usl_lightning.data.images.cache import CachedSource
         from usl_lightning.data.images.folder_source import open_folder
 
-        source = open_folder(
-            name,
-            split,
-            dir=dir,
-            image_size=image_size,
-            channels=channels,
-            labels_file=labels_file,
-            class_list=class_list,
-            on_error=on_error,
-            classes=classes,
-            background=background,
-        )
+        source = open_folder(name, split, dir=dir, **looks)
         return source if cache is None else CachedSource(source, cache)
-    unused = {"labels_file": labels_file, "class_list": class_list, "cache": cache, "classes": classes}
-    unused["background"] = None if background == WHITE else background
-    for option, value in unused.items():
-        if value is not None:
+    unused = {"labels_file": None, "class_list": None, "cache": None, "classes": None, "background": WHITE}
+    for option, usual in unused.items():
+        if {"cache": cache, **looks}.get(option, usual) != usual:
             raise UslError(f"--data.{option} is for image folders; data set {name} does not use it")
     return _open_arrays(name, split, dir, image_size, channels, download)
+
+
+def open_given(given: Mapping[str, Any]) -> ImageSource:
+    """Open what parameters of a data module say: `dataset`, `split`, and what `open_source` takes; the others are left.
+
+    Raises:
+        UslError: see `open_source`.
+    """
+    names = {"dir", "cache", "download", "subset_file", *Looks.__annotations__}
+    options = {name: value for name, value in given.items() if name in names and value is not None}
+    return open_source(str(given["dataset"]), str(given.get("split") or "train"), **options)
 
 
 def _check_options(image_size: int | None, channels: int | None) -> None:

@@ -183,6 +183,14 @@ def test_a_damaged_or_half_written_part_is_made_again(tmp_path: Path) -> None:
     path.with_suffix(".sums").unlink()
     assert torch.equal(found(), rows)
     assert asked == [0, 16, 48, 0]
+    rows[7, 1] = torch.inf
+    path.with_suffix(".sums").unlink()
+    for _ in range(2):  # given back, to be refused, and not kept
+        assert torch.equal(found(), rows)
+        assert not path.parent.exists()
+    rows[7, 1] = 7.0
+    assert torch.equal(found(), rows)
+    assert asked == [0, 16, 48, 0, 0, 0, 0]
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=6), st.integers(1, 4), st.data())

@@ -81,7 +81,8 @@ def kept_or_made_share(
 ) -> Tensor:
     """This process's share of the rows of a matrix that is nowhere whole: of a folder of `PartFile`s, or made in it.
 
-    The parts may be of another number of processes. A part that is damaged is noticed, and made again.
+    The parts may be of another number of processes. A part that is damaged is noticed, and made again; what is not
+    finite is given back, for the caller to refuse, and not kept.
 
     Args:
         name, about, cache: see `kept_or_made`.
@@ -97,12 +98,15 @@ def kept_or_made_share(
         share = place.share(size[0])
         kept = _read_share(folder, share, size[1])
         if bool(gather(torch.tensor([kept is not None], device=place.device)).all()) and kept is not None:
-            log.info("%s: taken from %s", name, folder)
-            return kept.to(place.device)
-        made = make(folder)
-        _forget_other_parts(folder, gather(torch.tensor([[share.start, share.stop]], device=place.device)), place)
-        log.info("%s: kept in %s", name, folder)
-    return made.to(place.device)
+            rows, how = kept, "taken from"
+        else:
+            rows, how = make(folder), "kept in"
+            _forget_other_parts(folder, gather(torch.tensor([[share.start, share.stop]], device=place.device)), place)
+        if bool(gather(rows.isfinite().all()[None].to(place.device)).all()):
+            log.info("%s: %s %s", name, how, folder)
+        elif place.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+    return rows.to(place.device)
 
 
 def check_dataset(about: Any, fingerprint: str, what: str, where: str) -> None:

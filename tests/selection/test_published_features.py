@@ -31,10 +31,11 @@ from usl_lightning.features.published import (
     source_features,
 )
 from usl_lightning.labels import LabelIndex
+from usl_lightning.models import backbones
 from usl_lightning.models.backbones import backbone_names
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, load_encoder
 from usl_lightning.models.heads import load_classifier
-from usl_lightning.models.published import weights_folder
+from usl_lightning.models.published import read_weights, weights_folder
 from usl_lightning.selection.coreset import Coreset
 
 LITE0, OTHER = "tf_efficientnet_lite0", "test_resnet"
@@ -408,9 +409,12 @@ def test_clips_embedding_is_what_is_compared_with_texts(
     with torch.inference_mode():
         direct = whole((images / 255 - encoder.mean) / encoder.std)
         torch.testing.assert_close(encoder(images), direct)
+    reads: list[str] = []
+    monkeypatch.setattr(backbones, "read_weights", lambda path, name: reads.append(name) or read_weights(path, name))
     selector = Coreset(ImageSpec(1, 8, 8, (0.0,), (1.0,)), budget=2, backbone=CLIP, head="projection")
     selector.setup("predict")
     assert selector.encoder.feature_dim == 512
+    assert reads == [CLIP], "once"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import Batch, ImageSpec
@@ -17,7 +17,7 @@ from usl_lightning.data.images.source import ArraySource, ImageSource
 from usl_lightning.data.passes import batch_that_fits, pass_over
 from usl_lightning.features.extraction import extract
 from usl_lightning.features.parts import Place
-from usl_lightning.models.backbones import backbone_names, native_size, own_name, published_projection
+from usl_lightning.models.backbones import backbone_names, native_size, own_name
 from usl_lightning.models.encoder import Encoder
 
 
@@ -33,12 +33,7 @@ def published_encoder(backbone: str | Sequence[str], *, projection: bool = False
     """
     name = ",".join(backbone_names(backbone))
     size, _ = native_size(name)
-    layer = published_projection(name, 3) if projection else None
-    encoder = Encoder(name, ImageSpec(3, size, size, (), ()), pretrained=True).eval()
-    if layer is not None:
-        encoder.net = nn.Sequential(encoder.net, layer).eval()
-        encoder.feature_dim = layer.out_features
-    return encoder
+    return Encoder(name, ImageSpec(3, size, size, (), ()), pretrained=True, projection=projection).eval()
 
 
 def beside_published(own: Encoder, backbone: str | Sequence[str]) -> Encoder:

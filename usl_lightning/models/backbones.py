@@ -137,7 +137,9 @@ class SideBySide(nn.Module):
         return torch.cat(parts, dim=1)
 
 
-def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tuple[nn.Module, int]:
+def create_backbone(
+    name: str, channels: int, *, pretrained: bool = False, projection: bool = False
+) -> tuple[nn.Module, int]:
     """A network from images [b, channels, h, w] to features [b, d], and d.
 
     Args:
@@ -145,12 +147,16 @@ def create_backbone(name: str, channels: int, *, pretrained: bool = False) -> tu
         channels: input channels; timm adapts pretrained first layers to it.
         pretrained: with published weights: of a file in the folder of weights, of an installed package, of timm's
             cache, or fetched from timm's hub; see `published.py`.
+        projection: of a published one: with the layer that CLIP's networks have behind their features, which makes the
+            embedding that is compared with texts.
 
     Raises:
-        UslError: an unknown name, or `pretrained` for a network whose published weights do not exist or cannot be
-            loaded.
+        UslError: an unknown name, `pretrained` for a network whose published weights do not exist or cannot be loaded,
+            or `projection` of one that was not trained with texts.
     """
     net: nn.Module
+    if projection:
+        return _with_projection(name, channels)
     if "," in name:
         net = SideBySide(backbone_names(name), channels, pretrained=pretrained)
     elif pretrained:
@@ -182,25 +188,19 @@ def check_backbone(name: str) -> None:
             _config(plain)
 
 
-def published_projection(name: str, channels: int) -> nn.Linear:
-    """The layer that CLIP's networks have behind their features: it makes the embedding that is compared with texts.
-
-    Args:
-        name: a model name of timm; it must have published weights.
-        channels: of the images of the network.
-
-    Raises:
-        UslError: a network that was not trained with texts; or see `create_backbone`.
-    """
+def _with_projection(name: str, channels: int) -> tuple[nn.Module, int]:
+    """A network of timm with its published weights and CLIP's projection, and the dimensions of the embedding."""
     if "clip" not in name:
         raise UslError(
             f"model.head: '{name}' has no projection; expected a checkpoint, or one of CLIP's networks, such as "
             "vit_base_patch32_clip_224.openai; or use model.head encoder"
         )
-    layer = _with_classifier(name, channels).get_classifier()
+    net = _with_classifier(name, channels)
+    layer = net.get_classifier()
     if not isinstance(layer, nn.Linear):
         raise UslError(f"model.head: timm has no projection of '{name}' that stands by itself; use model.head encoder")
-    return layer
+    net.reset_classifier(0)
+    return nn.Sequential(net, layer), layer.out_features
 
 
 def _with_published_weights(name: str, channels: int) -> nn.Module:

@@ -27,6 +27,7 @@ class Encoder(nn.Module):
         backbone: see `create_backbone`.
         image: channels, size and pixel statistics; the statistics become buffers, stored with the weights.
         pretrained: start from published weights; images are then normalised as those were trained.
+        projection: see `create_backbone`.
 
     Raises:
         UslError: no such backbone or weights, or not for images of this size.
@@ -40,11 +41,11 @@ class Encoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: str, image: ImageSpec, *, pretrained: bool = False) -> None:
+    def __init__(self, backbone: str, image: ImageSpec, *, pretrained: bool = False, projection: bool = False) -> None:
         super().__init__()
         if pretrained:
             image = published_image(backbone, image)
-        net, self.feature_dim = create_backbone(backbone, image.channels, pretrained=pretrained)
+        net, self.feature_dim = create_backbone(backbone, image.channels, pretrained=pretrained, projection=projection)
         check_image_size(net, backbone, image.height, image.width)
         self.net = net.to(memory_format=torch.channels_last)
         self.backbone, self.image, self.recompute = backbone, image, False

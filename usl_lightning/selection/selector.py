@@ -69,11 +69,12 @@ class Selector(FeatureMethod):
 
     def setup(self, stage: str) -> None:
         """Load the network that gives the features."""
+        if self.head == "projection" and self.backbone is not None:
+            self.encoder = published_encoder(self.backbone, projection=True)
+            return
         self.load_network()
         if self.head == "projection" and self.init_from is not None:
             self.encoder = with_projection(self.encoder, self.init_from)
-        elif self.head == "projection" and self.backbone is not None:
-            self.encoder = published_encoder(self.backbone, projection=True)
 
     def predict_step(self, data: ImageData, batch_idx: int) -> Tensor:
         """`evidence` of the data set as a whole, which is the one "batch" of a selection."""

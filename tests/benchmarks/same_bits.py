@@ -29,8 +29,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from machine import machine
+
+from usl_lightning.base.configs import compose, config_parts
 
 CHAIN, LABELS, SETS = "digits_usl_fixmatch", "digits_usl", ("digits_", "fashion_mnist_")
 """The case that is run whole; the one whose labels others train with; how names of configurations begin that are taken
@@ -52,7 +53,8 @@ def find_cases(checkout: Path) -> Cases:
     folder = next(path for path in (checkout / "usl_lightning" / "configs", checkout / "configs") if path.is_dir())
     texts = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("*.yaml")}
     names = sorted(texts, key=lambda name: (*(not name.startswith(start) for start in SETS), name))
-    settings = {name: dict(leaves(yaml.safe_load(texts[name]))) for name in names}
+    parts = {name: config_parts(folder / f"{name}.yaml") for name in names}
+    settings = {name: dict(leaves(compose([tree for _, tree in parts[name]], {}))) for name in names}
     seen, cases, case_of, stands_for = set[str](), [CHAIN], dict[str, str](), dict[str, str]()
     for name in (name for name in names if "model.class_path" in settings[name]):
         named = {value for key, value in settings[name].items() if key.endswith("class_path") and ".steps." not in key}

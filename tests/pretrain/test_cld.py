@@ -12,9 +12,10 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch
 from usl_lightning.data.views import Weak
+from usl_lightning.models.instances import instance_loss
 from usl_lightning.models.local_clusters import group_discrimination, local_clusters
 from usl_lightning.pretrain.moco import MoCo, info_nce
-from usl_lightning.pretrain.npid import NPID, instance_loss
+from usl_lightning.pretrain.npid import NPID
 
 
 def unit(n: int, d: int, seed: int) -> Tensor:

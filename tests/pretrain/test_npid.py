@@ -14,7 +14,8 @@ from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import Weak
-from usl_lightning.pretrain.npid import NPID, instance_loss, instance_nce
+from usl_lightning.models.instances import instance_loss, instance_nce
+from usl_lightning.pretrain.npid import NPID
 
 
 def unit(n: int, d: int, seed: int) -> Tensor:

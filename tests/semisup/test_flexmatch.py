@@ -18,12 +18,11 @@ from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData, SemiSupervisedData
 from usl_lightning.data.views import FixMatchStrong, Weak
-from usl_lightning.models.guesses import fixmatch_loss
+from usl_lightning.models.guesses import fixmatch_loss, thresholded_loss
 from usl_lightning.semisup.flexmatch import (
     FlexMatch,
     adaptive_thresholds,
     confident_labels,
-    flexmatch_loss,
     record_labels_,
 )
 
@@ -95,7 +94,7 @@ def test_nothing_recorded_lets_everything_pass(warmup: bool) -> None:
 def test_values_and_gradients_are_the_loops(n: int, classes: int, seed: int) -> None:
     weak, strong = random_logits(n, classes, seed)
     thresholds = torch.rand(classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    loss, mask = flexmatch_loss(weak, strong, thresholds)
+    loss, mask = thresholded_loss(weak, strong, thresholds)
     loss.backward()
     value, gradient, passes = slow_loss(weak, strong, thresholds.tolist())
     assert loss.item() == pytest.approx(value, abs=1e-10)
@@ -106,7 +105,7 @@ def test_values_and_gradients_are_the_loops(n: int, classes: int, seed: int) -> 
 
 def test_equal_thresholds_are_fixmatch() -> None:
     weak, strong = random_logits(40, 5, 0)
-    loss, mask = flexmatch_loss(weak, strong, torch.full((5,), 0.7))
+    loss, mask = thresholded_loss(weak, strong, torch.full((5,), 0.7))
     expected, expected_mask = fixmatch_loss(weak, strong, threshold=0.7)
     assert 0 < int(mask.sum()) < 40
     assert torch.equal(mask, expected_mask)

@@ -11,10 +11,10 @@ from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import FixMatchStrong, Weak
+from usl_lightning.models.guesses import thresholded_loss
 from usl_lightning.semisup.freematch import (
     FreeMatch,
     fairness_loss,
-    freematch_loss,
     self_adaptive_thresholds,
     updated_averages,
 )
@@ -73,7 +73,7 @@ def test_forty_steps_are_the_loops() -> None:
     for seed in range(40):
         weak, strong = draw(seed)
         state = updated_averages(weak.softmax(1), *state, momentum=M)
-        loss, mask = freematch_loss(weak, strong, self_adaptive_thresholds(*state[:2]))
+        loss, mask = thresholded_loss(weak, strong, self_adaptive_thresholds(*state[:2]))
         fairness = fairness_loss(strong, mask, *state[1:])
         expected, expected_fairness, passes = slow.step(weak.numpy(), strong.detach().numpy())
         assert loss.item() == pytest.approx(expected, rel=1e-9)
@@ -96,7 +96,7 @@ def test_states_by_hand() -> None:
     assert histogram.tolist() == [0.5, 0.5]
     thresholds = self_adaptive_thresholds(tau, mean)
     assert thresholds.tolist() == pytest.approx([0.5625, 0.5625 * 0.4625 / 0.5375])
-    mask = freematch_loss(probs.log(), probs.log(), thresholds)[1]
+    mask = thresholded_loss(probs.log(), probs.log(), thresholds)[1]
     assert mask.tolist() == [True, True]
 
 
@@ -171,7 +171,7 @@ def test_a_step_updates_before_it_uses(monkeypatch: pytest.MonkeyPatch) -> None:
             )
         )
         state = updated_averages(weak.detach().softmax(1), *state, momentum=0.5)
-        unsupervised, mask = freematch_loss(weak, strong, self_adaptive_thresholds(*state[:2]))
+        unsupervised, mask = thresholded_loss(weak, strong, self_adaptive_thresholds(*state[:2]))
         expected = torch.nn.functional.cross_entropy(x, labelled.labels) + unsupervised
         expected += 2 * fairness_loss(strong, mask, *state[1:])
         torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)

@@ -66,6 +66,23 @@ def fixmatch_loss(weak_logits: Tensor, strong_logits: Tensor, *, threshold: floa
     return (losses * mask).mean(), mask
 
 
+def thresholded_loss(weak_logits: Tensor, strong_logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
+    """FixMatch's loss with a threshold for each class (FlexMatch, Eqs. 4 and 10; FreeMatch, Eq. 8).
+
+    Args:
+        weak_logits: [n, c]; no gradient flows into them.
+        strong_logits: [n, c].
+        thresholds: [c]; a pseudo-label counts if its probability is at least that of its class.
+
+    Returns:
+        The loss, averaged over all n (those below their threshold count as 0), and the mask, bool [n].
+    """
+    confidence, pseudo_labels = weak_logits.detach().softmax(1).max(1)
+    mask = confidence >= thresholds[pseudo_labels]
+    losses = F.cross_entropy(strong_logits, pseudo_labels, reduction="none")
+    return (losses * mask).mean(), mask
+
+
 def squared_difference(logits: Tensor, targets: Tensor) -> Tensor:
     """The squared difference of predictions and targets, a mean over images and classes: MixMatch's, Π's, …
 
@@ -74,6 +91,16 @@ def squared_difference(logits: Tensor, targets: Tensor) -> Tensor:
         targets: [n, c], each row a distribution; no gradient flows into them.
     """
     return F.mse_loss(logits.softmax(1), targets.detach())
+
+
+def consistency_loss(logits: Tensor, target_logits: Tensor) -> Tensor:
+    """`squared_difference` of two predictions: of two views (Π-model, Alg. 1), of student and teacher (mean teacher).
+
+    Args:
+        logits: of one view, [n, classes].
+        target_logits: of the other, [n, classes]; no gradient flows into them.
+    """
+    return squared_difference(logits, target_logits.softmax(1))
 
 
 def class_shares(labels: Tensor, weights: Tensor, classes: int) -> Tensor:
@@ -89,9 +116,14 @@ def moving_average(old: Tensor, new: Tensor, *, momentum: float) -> Tensor:
 @torch.no_grad()
 def remember(table: Tensor, indices: Tensor, rows: Tensor) -> None:
     """Put rows [n, …] into those of a table that `indices`, int64 [n], name; of one named twice the last counts."""
+    table.index_copy_(0, indices, rows[last_places(indices, len(table))].to(table.dtype))
+
+
+def last_places(indices: Tensor, count: int) -> Tensor:
+    """Of each of these places, int64 [n], the last one that is of the same image; `count`: of the images there are."""
     slots = torch.arange(len(indices), device=indices.device)
-    last = torch.zeros(len(table), dtype=torch.long, device=indices.device).scatter_reduce_(0, indices, slots, "amax")
-    table.index_copy_(0, indices, rows[last[indices]].to(table.dtype))
+    last = torch.zeros(count, dtype=torch.long, device=indices.device).scatter_reduce_(0, indices, slots, "amax")
+    return last[indices]
 
 
 class Ring(nn.Module):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.distributed import gather
 from usl_lightning.data.batch import Batch
+from usl_lightning.models.guesses import last_places
 
 
 def instance_loss(v: Tensor, bank: Tensor, indices: Tensor, *, temperature: float) -> Tensor:
@@ -46,10 +47,7 @@ def move_rows(bank: Tensor, v: Tensor, indices: Tensor, momentum: float) -> None
         indices: int64 [n], whose they are.
         momentum: share of a row that is kept, in [0, 1].
     """
-    slots = torch.arange(len(indices), device=v.device)
-    last = torch.zeros(len(bank), dtype=torch.long, device=v.device)
-    last.scatter_reduce_(0, indices, slots, "amax")
-    new = torch.lerp(v[last[indices]].to(bank.dtype), bank[indices], momentum)
+    new = torch.lerp(v[last_places(indices, len(bank))].to(bank.dtype), bank[indices], momentum)
     bank.index_copy_(0, indices, F.normalize(new, dim=1))
 
 
@@ -76,6 +74,15 @@ def noise_loss(
     log_z.copy_(torch.where(estimate.estimated, log_z, found.to(log_z.dtype)))  # type: ignore[arg-type]
     estimate.estimated.fill_(True)  # type: ignore[operator, union-attr]
     return instance_nce(logits[:, 0], logits[:, 1:], log_z.to(v.dtype), images=images)
+
+
+def bank_loss(
+    v: Tensor, bank: Tensor, estimate: nn.Module, batch: Batch, *, negatives: int | None, temperature: float
+) -> Tensor:
+    """`noise_loss`; without `negatives`, that is with all rows, `instance_loss`."""
+    if negatives is None:  # a copy: the gradient needs the rows as they were
+        return instance_loss(v, bank.to(v.dtype, copy=True), batch.indices, temperature=temperature)
+    return noise_loss(v, bank, estimate, batch, negatives=negatives, temperature=temperature)
 
 
 def check_negatives(negatives: int | None, images: int) -> None:

@@ -10,11 +10,13 @@ from usl_lightning.base.ranges import Ranges, above, at_least, whole, within
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.models.instances import check_negatives, instance_loss, instance_nce, move_rows, noise_loss
+from usl_lightning.models.instances import (
+    bank_loss,
+    check_negatives,
+    move_rows,
+)
 from usl_lightning.models.local_clusters import check_clusters, group_discrimination
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
-
-__all__ = ["NPID", "instance_loss", "instance_nce"]
 
 
 class NPID(PretrainModule):
@@ -96,7 +98,8 @@ class NPID(PretrainModule):
             projected = self.projector(each)
             with torch.autocast(projected.device.type, enabled=False):
                 v = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
-                losses.append(self._instance_loss(v, batch))
+                m, t = self.negatives, self.temperature
+                losses.append(bank_loss(v, self.bank, self, batch, negatives=m, temperature=t))
                 embeddings.append(v)
         if self.groups is None:
             loss, parts = losses[0], {}
@@ -111,8 +114,3 @@ class NPID(PretrainModule):
         move_rows(self.bank, gather(embeddings[0].detach()), gather(batch.indices), self.momentum)
         self.log_training(*embeddings, loss=loss, **parts)
         return loss
-
-    def _instance_loss(self, v: Tensor, batch: Batch) -> Tensor:
-        if self.negatives is None:  # a copy: the gradient needs the rows as they were
-            return instance_loss(v, self.bank.to(v.dtype, copy=True), batch.indices, temperature=self.temperature)
-        return noise_loss(v, self.bank, self, batch, negatives=self.negatives, temperature=self.temperature)

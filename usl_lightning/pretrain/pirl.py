@@ -11,7 +11,7 @@ from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.views.patches import patches
-from usl_lightning.models.instances import check_negatives, instance_loss, move_rows, noise_loss
+from usl_lightning.models.instances import bank_loss, check_negatives, move_rows
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 GRID = 3
@@ -105,6 +105,4 @@ class PIRL(PretrainModule):
         return self.pieces_head(embedded.view(len(batch), -1))
 
     def _loss(self, v: Tensor, batch: Batch) -> Tensor:
-        if self.negatives is None:  # a copy: the gradient needs the rows as they were
-            return instance_loss(v, self.bank.to(v.dtype, copy=True), batch.indices, temperature=self.temperature)
-        return noise_loss(v, self.bank, self, batch, negatives=self.negatives, temperature=self.temperature)
+        return bank_loss(v, self.bank, self, batch, negatives=self.negatives, temperature=self.temperature)

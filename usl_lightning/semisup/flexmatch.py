@@ -10,6 +10,7 @@ from usl_lightning.base.ranges import Ranges, at_least, within
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
+from usl_lightning.models.guesses import thresholded_loss
 from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
@@ -33,23 +34,6 @@ def adaptive_thresholds(counts: Tensor, unused: int | Tensor, *, threshold: floa
         most = torch.maximum(most, torch.as_tensor(unused, dtype=most.dtype, device=most.device))
     beta = counts / torch.where(most > 0, most, 1)
     return threshold * beta / (2 - beta)
-
-
-def flexmatch_loss(weak_logits: Tensor, strong_logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-    """FixMatch's loss with a threshold for each class (Eqs. 4 and 10).
-
-    Args:
-        weak_logits: [n, c]; no gradient flows into them.
-        strong_logits: [n, c].
-        thresholds: [c]; a pseudo-label counts if its probability is at least that of its class.
-
-    Returns:
-        The loss, averaged over all n (those below their threshold count as 0), and the mask, bool [n].
-    """
-    confidence, pseudo_labels = weak_logits.detach().softmax(1).max(1)
-    mask = confidence >= thresholds[pseudo_labels]
-    losses = F.cross_entropy(strong_logits, pseudo_labels, reduction="none")
-    return (losses * mask).mean(), mask
 
 
 def confident_labels(weak_logits: Tensor, *, threshold: float) -> Tensor:
@@ -153,7 +137,7 @@ class FlexMatch(SemiSupervisedModule):
         record_labels_(self.record, self.counts, *gather(guesses).unbind(1))
 
         supervised = F.cross_entropy(x, labelled.labels)
-        unsupervised, mask = flexmatch_loss(weak, strong, thresholds)
+        unsupervised, mask = thresholded_loss(weak, strong, thresholds)
         loss = supervised + self.unlabelled_weight * unsupervised
         self.log_guesses(weak, mask)
         self.log_classes("threshold", thresholds)

@@ -10,7 +10,7 @@ from usl_lightning.base.ranges import Ranges, at_least
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
-from usl_lightning.models.guesses import class_shares, moving_average
+from usl_lightning.models.guesses import class_shares, moving_average, thresholded_loss
 from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
 
 
@@ -41,23 +41,6 @@ def self_adaptive_thresholds(confidence: Tensor, mean_probs: Tensor) -> Tensor:
         mean_probs: p̃, [c].
     """
     return confidence * mean_probs / mean_probs.max()
-
-
-def freematch_loss(weak_logits: Tensor, strong_logits: Tensor, thresholds: Tensor) -> tuple[Tensor, Tensor]:
-    """FixMatch's loss with a threshold for each class (Eq. 8).
-
-    Args:
-        weak_logits: [n, c]; no gradient flows into them.
-        strong_logits: [n, c].
-        thresholds: [c]; a pseudo-label counts if its probability is at least that of its class.
-
-    Returns:
-        The loss, averaged over all n (those below their threshold count as 0), and the mask, bool [n].
-    """
-    confidence, pseudo_labels = weak_logits.detach().softmax(1).max(1)
-    mask = confidence >= thresholds[pseudo_labels]
-    losses = F.cross_entropy(strong_logits, pseudo_labels, reduction="none")
-    return (losses * mask).mean(), mask
 
 
 def fairness_loss(strong_logits: Tensor, mask: Tensor, mean_probs: Tensor, histogram: Tensor) -> Tensor:
@@ -149,7 +132,7 @@ class FreeMatch(SemiSupervisedModule):
         weak, strong = gather(self.guided(weak, unlabelled.indices)), gather(strong)
         thresholds = self.thresholds(weak.softmax(1))
         supervised = F.cross_entropy(x, labelled.labels)
-        unsupervised, mask = freematch_loss(weak, strong, thresholds)
+        unsupervised, mask = thresholded_loss(weak, strong, thresholds)
         fairness = fairness_loss(strong, mask, self.mean_probs, self.histogram)
         loss = supervised + self.unlabelled_weight * unsupervised + self.fairness_weight * fairness
         self.log_guesses(weak, mask)

@@ -9,18 +9,8 @@ from torch import Tensor, nn
 from usl_lightning.base.ranges import Ranges, at_least, within
 from usl_lightning.compute.optim import Optimization, ramp_up
 from usl_lightning.data.batch import ImageSpec, SemiBatch
-from usl_lightning.models.guesses import squared_difference
+from usl_lightning.models.guesses import consistency_loss
 from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
-
-
-def mean_teacher_loss(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """J: the squared difference between the predictions of student and teacher, a mean over images and classes.
-
-    Args:
-        student_logits: of one view, [n, classes].
-        teacher_logits: of another view, [n, classes]; no gradient flows into them.
-    """
-    return squared_difference(student_logits, teacher_logits.detach().softmax(1))
 
 
 class MeanTeacher(SemiSupervisedModule):
@@ -61,7 +51,7 @@ class MeanTeacher(SemiSupervisedModule):
             self.weak(unlabelled.images, unlabelled.key.fold("weak", 1)),
         )
         supervised = F.cross_entropy(x, labelled.labels)
-        unsupervised = mean_teacher_loss(student, teacher)
+        unsupervised = consistency_loss(student, teacher)
         weight = self.unlabelled_weight * ramp_up(self.global_step, self.steps_of(self.ramp))
         loss = supervised + weight * unsupervised
         self.log_training(loss=loss, supervised_loss=supervised, unsupervised_loss=unsupervised)

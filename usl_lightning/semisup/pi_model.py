@@ -9,18 +9,8 @@ from torch import Tensor, nn
 from usl_lightning.base.ranges import Ranges, at_least, within
 from usl_lightning.compute.optim import Optimization, ramp_up
 from usl_lightning.data.batch import ImageSpec, SemiBatch
-from usl_lightning.models.guesses import squared_difference
+from usl_lightning.models.guesses import consistency_loss
 from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
-
-
-def pi_loss(logits: Tensor, other_logits: Tensor) -> Tensor:
-    """The squared difference between the predictions of two views (Alg. 1), a mean over images and classes.
-
-    Args:
-        logits: of one view, [n, classes].
-        other_logits: of the other, [n, classes]; no gradient flows into them.
-    """
-    return squared_difference(logits, other_logits.detach().softmax(1))
 
 
 class PiModel(SemiSupervisedModule):
@@ -59,7 +49,7 @@ class PiModel(SemiSupervisedModule):
         )
         other = self.guided(other, unlabelled.indices)
         supervised = F.cross_entropy(x, labelled.labels)
-        unsupervised = pi_loss(u, other)
+        unsupervised = consistency_loss(u, other)
         weight = self.unlabelled_weight * ramp_up(self.global_step, self.steps_of(self.ramp))
         loss = supervised + weight * unsupervised
         self.log_training(loss=loss, supervised_loss=supervised, unsupervised_loss=unsupervised)

@@ -299,8 +299,8 @@ class USLTView(Recipe):
         )
 
 
-class CoMatchStrong(Recipe):
-    """CoMatch's second strong view (Li et al., 2021, §4.1): crop, mirror, jitter, grey; no blur.
+class CoMatchStrong(MoCoV2View):
+    """CoMatch's second strong view (Li et al., 2021, §4.1): MoCo v2's without blur.
 
     Its first strong view, the one with the classification loss, is `FixMatchStrong` in the dialect `comatch`.
 
@@ -310,16 +310,8 @@ class CoMatchStrong(Recipe):
         flip: whether to mirror.
     """
 
-    ranges: ClassVar[Ranges] = {"size": whole(1), "scale": rising(above(0, up_to=1))}
-
     def __init__(self, size: int | None = None, scale: tuple[float, float] = (0.2, 1.0), flip: bool = True) -> None:
-        super().__init__(
-            [
-                RandomResizedCrop(size, scale, flip=flip),
-                ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
-                Greyscale(p=0.2),
-            ]
-        )
+        super().__init__(size, scale, blur=0.0, flip=flip)
 
 
 class SmallGreyView(Recipe):

@@ -38,7 +38,8 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
 MADE = {
-    "photos.yaml": "folder_quickstart.yaml", "CHAIN.yaml": "digits_quickstart.yaml",
+    "photos.yaml": "folder_quickstart.yaml", "photos_2.yaml": "folder_quickstart.yaml",
+    "CHAIN.yaml": "digits_quickstart.yaml",
     "digits_METHOD.yaml": "digits_simsiam.yaml",
 }  # fmt: skip
 """Configurations that the pages let the reader write, and shipped ones like them."""

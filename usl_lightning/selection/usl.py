@@ -56,7 +56,7 @@ class Regularizer:
     exclude_same_cluster: bool = True
 
     def closeness(self, x: Tensor, labels: Tensor, picks: Tensor) -> Tensor:
-        """Σ 1/(d²)^alpha of every point to the picks that count for it; float64 [n]. picks[c] [d] is cluster c's.
+        """Σ 1/(d²)^alpha of every point to the picks that count for it; float64 [n]; a row of `picks` is a cluster's.
 
         Distances are float32, sums float64; time and memory: n·m distances, in chunks of 64 MB.
         """

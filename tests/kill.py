@@ -128,15 +128,17 @@ class Enough(Callback):
     Args:
         step: the last.
         lowers: the number of steps.
+        waits: so many seconds instead.
     """
 
-    def __init__(self, step: int, lowers: bool = False) -> None:
-        self.step, self.lowers = step, lowers
+    def __init__(self, step: int, lowers: bool = False, waits: float = 0.0) -> None:
+        self.step, self.lowers, self.waits = step, lowers, waits
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Ask Lightning to stop."""
         if trainer.global_step == self.step:
-            trainer.should_stop = True
+            time.sleep(self.waits)
+            trainer.should_stop = not self.waits
             if self.lowers:
                 trainer.fit_loop.epoch_loop.max_steps = self.step
 

@@ -420,8 +420,27 @@ def test_a_run_whose_time_is_over_says_how_to_go_on(tmp_path: Path) -> None:
     usl(tmp_path, *WORDS, "--trainer.max_time=00:01:00:00").done()
 
 
+def test_a_run_amid_which_time_is_over_says_so(tmp_path: Path) -> None:
+    slow = json.dumps([{"class_path": "kill.Enough", "init_args": {"step": 4, "waits": 1.2}}])
+    line = usl(tmp_path, *WORDS, "--trainer.max_time=00:00:00:01", f"--trainer.callbacks={slow}").mistake
+    assert "of 9: trainer.max_time 00:00:00:01 is over, give a longer one; the run is paused" in line
+
+
+@pytest.mark.parametrize(("name", "options", "told"), [
+    ("EarlyStopping", {"monitor": "nosuch"}, "trainer.callbacks: Early stopping conditioned on metric `nosuch`"),
+    ("EarlyStopping", {"monitor": "loss", "mode": "x"}, "`mode` can be min, max, got x"),
+    ("ModelCheckpoint", {"save_top_k": 2}, "is not a valid configuration"),
+    ("Timer", {"duration": {"seconds": 1}}, "cannot be written to config.yaml: "),
+])  # fmt: skip
+def test_what_a_callback_refuses_is_told_in_a_line(tmp_path: Path, name: str, options: Any, told: str) -> None:
+    given = json.dumps([{"class_path": f"pytorch_lightning.callbacks.{name}", "init_args": options}])
+    words = (f"--trainer.callbacks={given}", "--trainer.val_check_interval=2")
+    assert told in usl(tmp_path, *WORDS, *words).mistake
+
+
 @pytest.mark.parametrize("option", [
-    "fast_dev_run=true", "overfit_batches=2", "limit_train_batches=3", "limit_predict_batches=1", "barebones=true",
+    "fast_dev_run=true", "overfit_batches=2", "limit_train_batches=3", "limit_test_batches=0.5",
+    "limit_predict_batches=1", "barebones=true",
 ])  # fmt: skip
 def test_trials_are_refused(tmp_path: Path, option: str) -> None:
     line = usl(tmp_path, *WORDS, f"--trainer.{option}").mistake

@@ -329,6 +329,20 @@ def test_lines(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) 
     assert refused(capsys, "fit", "--config", SIMCLR, *words).startswith(f"usl: {line}")
 
 
+@pytest.mark.parametrize(("word", "told"), [
+    ("max_steps=null", "trainer.max_steps: expected a value, found null"),
+    ("log_every_n_steps=0", "trainer.log_every_n_steps: 0 is out of range"),
+    ("check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch: 0 is out of range"),
+    ("limit_test_batches=0.5", "trainer.limit_test_batches: 0.5 is a trial"),
+    ("callbacks=[{class_path: pytorch_lightning.callbacks.StochasticWeightAveraging}]", "changes what is learned"),
+    ("callbacks={class_path: lightning.pytorch.callbacks.GradientAccumulationScheduler}", "changes what is learned"),
+    ("callbacks=LearningRateFinder", "trainer.callbacks: LearningRateFinder changes what is learned, and no run rec"),
+])  # fmt: skip
+def test_options_of_the_trainer(word: str, told: str) -> None:
+    with pytest.raises(UslError, match=re.escape(told)):
+        check_parameters(StageCommand.parse("fit", [f"--config={SIMCLR}", f"--trainer.{word}"]))
+
+
 def test_the_file_is_named_where_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.yaml").write_text("model: {init_args: {optimizer: {lr: -1}}}")
     line = refused(capsys, "fit", "--config", SIMCLR, "--config", "mine.yaml")

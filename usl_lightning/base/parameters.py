@@ -69,10 +69,16 @@ PRECISIONS = (
 """What Lightning's Trainer takes for its precision."""
 
 TRIALS = {
-    "fast_dev_run": False, "overfit_batches": 0, "limit_train_batches": None, "limit_predict_batches": None,
-    "barebones": False,
+    "fast_dev_run": False, "overfit_batches": 0, "limit_train_batches": None, "limit_test_batches": None,
+    "limit_predict_batches": None, "barebones": False,
 }  # fmt: skip
 """Parameters of Lightning's Trainer that make a run a trial of itself, and what they are in a real one."""
+
+ALTERING = (
+    "BackboneFinetuning", "BaseFinetuning", "BatchSizeFinder", "EMAWeightAveraging", "GradientAccumulationScheduler",
+    "LearningRateFinder", "ModelPruning", "SpikeDetection", "StochasticWeightAveraging", "WeightAveraging",
+)  # fmt: skip
+"""Callbacks of Lightning that change what is learned, so that a run with one would pass for a run without."""
 
 GROUPS = {
     "trainer": "usl_lightning.engine.trainer.Trainer",
@@ -184,6 +190,9 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
             yield f"trainer.{key}", f"unknown key '{key}'", list(names)
         if key == "precision" and value is not None and str(value) not in PRECISIONS:
             yield "trainer.precision", f"expected one of {', '.join(map(repr, PRECISIONS))}, found {value}", []
+        for name in _callbacks(value) if key == "callbacks" else ():
+            if name in ALTERING:
+                yield "trainer.callbacks", f"{name} changes what is learned, and no run records it; leave it out", []
         if key in TRIALS and value != TRIALS[key]:
             trial = f"{value} is a trial with some of the images; leave it out and try with a small trainer.max_steps"
             yield f"trainer.{key}", trial, []
@@ -191,8 +200,16 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
         known = _ranges(class_path)
         for key, value in tree.get(group, {}).items():
             kind = _kind_of_source(TRAINER.get(key, "")) if group == "trainer" else UNKNOWN
-            if problem := replace(kind, optional=True, range=known.get(key)).problem(value):
+            if problem := replace(kind, optional=key != "max_steps", range=known.get(key)).problem(value):
                 yield f"{group}.{key}", problem, []
+
+
+def _callbacks(value: Any) -> Iterator[str]:
+    """Names of the classes of Lightning's callbacks."""
+    for each in value if isinstance(value, list) else [value]:
+        package, _, name = str(each.get("class_path") if isinstance(each, Mapping) else each).rpartition(".")
+        if package.partition(".")[0] in ("", "pytorch_lightning", "lightning"):
+            yield name
 
 
 def wrong_options(class_path: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -293,7 +293,8 @@ class Trainer(pytorch_lightning.Trainer):
         "max_steps": whole(1, unset=-1),  # as a method that takes no steps has it in its config.yaml
         "accumulate_grad_batches": whole(1),
         "gradient_clip_val": at_least(0),
-        "log_every_n_steps": whole(0),
+        "log_every_n_steps": whole(1),
+        "check_val_every_n_epoch": whole(1),
         "val_check_interval": above(0),
         "num_nodes": whole(1),
     }

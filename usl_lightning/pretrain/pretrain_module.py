@@ -181,7 +181,7 @@ class PretrainModule(Method):
         known = all(bool((part.labels >= 0).any()) for part in passes)
         if len(passes) == 2 and not self.trainer.sanity_checking and known:
             before, self.knn_used = self.knn_used, min(self.knn_k, int((labels >= 0).sum()))
-            if self.knn_used != before:
+            if self.knn_used not in (before, self.knn_k):
                 log.info("kNN monitor: k = %d instead of %d, of as many labels", self.knn_used, self.knn_k)
             accuracy = knn_accuracy(*bank, *passes[1], k=self.knn_used, num_classes=int(labels.max()) + 1)
             self.log("knn_accuracy", accuracy, prog_bar=True, rank_zero_only=True)

@@ -44,6 +44,9 @@ _TROUBLE = re.compile(
     r"|Key '(?P<key>[^']+)' is not expected"
 )
 
+_REFUSED = re.compile(r"^  - (?!Not a valid subclass|Expected a)(.*(?:\n {6}.*)?)", re.MULTILINE)
+"""Of a page about a union: what the class that is meant says."""
+
 
 def explain(message: str, stage: StageCommand, known: Iterable[str]) -> str:
     """One line for a parser's message: where the key was given, what is wrong with it, the nearest name.
@@ -203,19 +206,22 @@ def _plain(expected: str) -> str:
 
 
 @contextmanager
-def naming_missing_packages(stage: StageCommand) -> Iterator[None]:
-    """Make one line of a class that cannot be built because a package that it needs is not installed.
+def naming_the_cause(stage: StageCommand) -> Iterator[None]:
+    """Make one line of a class that cannot be built: a package that it needs is not installed, or it refuses a value.
 
     Raises:
-        UslError: says which.
+        UslError: says which, or why.
     """
     try:
         yield
     except ValueError as error:
         cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, ImportError):
+        while cause is not None and not isinstance(cause, ImportError | UslError):
             cause = cause.__cause__
-        if cause is None:
+        reason = _REFUSED.search(str(error))
+        if cause is None and reason is not None:
+            raise UslError(f"{stage.configs[-1]}: {' '.join(reason[1].split())}") from error
+        if not isinstance(cause, ImportError):
             raise
         raise UslError(f"{stage.configs[-1]}: {str(cause).splitlines()[0]}") from error
 

@@ -58,10 +58,15 @@ def fit(
 def _paused(cli: StageCLI, trainer: Trainer, steps: int) -> str:
     """What ended training early, and how to go on."""
     ended = f"{cli.stage.run_dir}: training ended after step {trainer.global_step} of {steps}"
-    if any(isinstance(each, Timer) and each.time_remaining() == 0 for each in trainer.callbacks):  # type: ignore[attr-defined]
-        ended += f": trainer.max_time {cli.config.trainer.max_time} is over, give a longer one"
+    longest, epochs = cli.config.trainer.max_time, cli.config.trainer.max_epochs
+    timers = [each for each in trainer.callbacks if isinstance(each, Timer)]  # type: ignore[attr-defined]
+    left = [seconds for each in timers if (seconds := each.time_remaining()) is not None]
+    if longest is not None and min(left, default=0.0) <= 0:
+        ended += f": trainer.max_time {longest} is over, give a longer one"
+    elif epochs not in (None, -1) and trainer.current_epoch >= epochs:
+        ended += f": trainer.max_epochs {epochs} is over, leave it out"
     else:
-        ended += " (trainer.max_epochs or a callback)"
+        ended += ": a callback of trainer.callbacks ended it"
     if not StageFolder(cli.stage.run_dir).has_checkpoint:
         return f"{ended}; nothing is saved: the same command begins anew"
     return f"{ended}; the run is paused: --ckpt_path last continues it"

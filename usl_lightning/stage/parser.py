@@ -1,5 +1,6 @@
 """LightningCLI for one stage: from a configuration to its data, its model and its trainer."""
 
+import re
 from typing import Any
 
 import yaml
@@ -29,7 +30,7 @@ from usl_lightning.engine.trainer import (
     watch_children,
 )
 from usl_lightning.engine.wandb_run import wandb_logger
-from usl_lightning.stage.complaints import check_keys, explain, naming_missing_packages
+from usl_lightning.stage.complaints import check_keys, explain, naming_the_cause
 from usl_lightning.stage.identity import flatten
 from usl_lightning.stage.words import RESULTS, StageCommand
 
@@ -88,7 +89,7 @@ class StageCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build the data and the model, unless only the configuration is wanted."""
         if self._build:
-            with naming_missing_packages(self.stage):
+            with naming_the_cause(self.stage):
                 super().instantiate_classes()
 
     def build(self, image: ImageSpec) -> None:
@@ -106,9 +107,12 @@ class StageCLI(LightningCLI):
 
     def resolved(self) -> dict[str, Any]:
         """The configuration with every default filled in."""
-        config: dict[str, Any] = yaml.safe_load(
-            self.parser.dump(self.config, skip_none=False, skip_link_targets=True, format="yaml")
-        )
+        try:
+            text = self.parser.dump(self.config, skip_none=False, skip_link_targets=True, format="yaml")
+        except ValueError as error:  # an object of a callback, say
+            given = re.search("Given value: (.*)", str(error))
+            raise UslError(f"cannot be written to config.yaml: {given[1] if given else error}; leave it out") from error
+        config: dict[str, Any] = yaml.safe_load(text)
         config.pop("config", None)
         config = _with_texts(config, self.config.as_dict())
         check_keys(self.stage, flatten(config))
@@ -149,7 +153,13 @@ class StageCLI(LightningCLI):
             trainer = Trainer(**own)
             if environment is not None and environment.world_size() > 1:
                 environment.validate_settings(trainer.num_devices, trainer.num_nodes)
-        except (MisconfigurationException, ImportError, TypeError, ValueError) as error:  # say, no such device
+        except (
+            MisconfigurationException,
+            ImportError,
+            TypeError,
+            ValueError,
+            OverflowError,
+        ) as error:  # say, no such device
             raise UslError(f"trainer: {' '.join(str(error).split())}") from error
         set_timeout(trainer.strategy, self.config.processes.timeout_minutes)
         watch_children(trainer.strategy)

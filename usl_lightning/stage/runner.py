@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
 from usl_lightning.base.documents import document_text
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
@@ -81,7 +83,11 @@ def run(
 
     try:
         return VERBS[stage.command](cli, trainer, checkpoint, begin, fields)
+    except MisconfigurationException as error:  # of a callback, say
+        raise UslError(f"trainer: {' '.join(str(error).split())}") from error
     except RuntimeError as error:
+        if str(error).startswith("Early stopping conditioned on metric"):
+            raise UslError(f"trainer.callbacks: {' '.join(str(error).split())}") from error
         if trainer.world_size == 1 or not says_lost(error):
             raise
         if interruption.signum is not None or _others_were_stopped(trainer):

@@ -40,6 +40,8 @@ from usl_lightning.base.ranges import (
     whole_from,
     within,
 )
+from usl_lightning.chain.options import RunOptions
+from usl_lightning.chain.pipeline import run_chain
 from usl_lightning.cli import _mistake, main
 from usl_lightning.compare.spec import Comparison
 from usl_lightning.compute.optim import Optimization
@@ -341,6 +343,41 @@ def test_lines(words: list[str], line: str, capsys: pytest.CaptureFixture[str]) 
 def test_options_of_the_trainer(word: str, told: str) -> None:
     with pytest.raises(UslError, match=re.escape(told)):
         check_parameters(StageCommand.parse("fit", [f"--config={SIMCLR}", f"--trainer.{word}"]))
+
+
+@pytest.mark.parametrize(("word", "told"), [
+    ("model.optimizer.lr={a: b}", "model.optimizer.lr: expected float, found {'a': 'b'}"),
+    ("model.view.flip={a: b}", "model.view.flip: expected bool"),
+    ("model.optimizer=5", "model.optimizer: expected keys and values, found 5"),
+    ("model.optimizer=null", "model.optimizer: expected a value, found null"),
+    ("model.view=5", "model.view.class_path: there is no class 5; expected package.module.Class"),
+    ("model.view=[1]", "model.view: expected keys and values, found [1]"),
+    ("data.batch_size={a: b}", "data.batch_size: expected int"),
+    ("seed_everything={a: b}", "seed_everything: {'a': 'b'} is no seed"),
+    ("compile=x", "compile: expected bool, found x"),
+    ("activation_checkpointing=2", "activation_checkpointing: expected bool, found 2"),
+    ("checkpoint.every_steps=x", "checkpoint.every_steps: expected int, found x"),
+    ("processes.timeout_minutes=[1]", "processes.timeout_minutes: expected float, found [1]"),
+    ("trainer.max_epochs=x", "trainer.max_epochs: expected int, found x"),
+    ("trainer.enable_progress_bar=2", "trainer.enable_progress_bar: expected bool, found 2"),
+    ("trainer.limit_val_batches=x", "trainer.limit_val_batches: expected float, found x"),
+    ("trainer.val_check_interval=00:01", "trainer.val_check_interval: expected float, found 00:01"),
+    ("trainer.gradient_clip_algorithm=x", "trainer.gradient_clip_algorithm: expected one of 'norm', 'value', found x"),
+    ("trainer.devices=x", "trainer.devices: expected a number of devices, auto, or a list of their numbers, found x"),
+    ("trainer.max_time=1", "trainer.max_time: expected DD:HH:MM:SS, or keys and values such as {hours: 1}, found 1"),
+    ("trainer.callbacks=5", "trainer.callbacks: expected classes, as in [{class_path: package.module.Class}], found 5"),
+    ("trainer.logger=[[]]", "trainer.logger: expected true, false or classes"),
+    ("trainer.strategy=5", "trainer.strategy: expected its name, or a class, found 5"),
+])  # fmt: skip
+def test_values_of_another_type_stop_a_chain_before_its_first_stage(word: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        f"stages: [{{name: a, command: fit, config: {SIMCLR}}}, {{name: b, command: fit, config: {SIMCLR}}}]\n"
+    )
+    run = RunOptions.parse([str(tmp_path / "c.yaml"), f"--out={tmp_path}", "--dry-run", f"--b.{word}"])
+    with pytest.raises(UslError) as error:
+        run_chain(run)
+    assert str(error.value).startswith("stage b: ")
+    assert told in str(error.value)
 
 
 def test_the_file_is_named_where_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,8 @@ What a class outside of this package takes is not known here; its values mean wh
 
 import ast
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
@@ -62,6 +63,45 @@ FROM_ELSEWHERE = {"image", "seed"}
 TRAINER = {"accelerator": "str", "default_root_dir": "str", "max_steps": "int", "gradient_clip_val": "float"}
 """Parameters of Lightning's Trainer whose type counts here; all others mean what YAML says."""
 
+TRAINER_TAKES = {
+    "val_check_interval": "float",
+    "gradient_clip_algorithm": "Literal['norm', 'value']",
+    "num_nodes": "int",
+}
+"""What is taken of them where Lightning takes more, or says less."""
+
+
+def _names_classes(value: Any) -> bool:
+    each = value if isinstance(value, list) else [value]
+    return all("class_path" in item if isinstance(item, Mapping) else isinstance(item, str) and item for item in each)
+
+
+def _counts_devices(value: Any) -> bool:
+    if isinstance(value, str):
+        return re.fullmatch(r"auto|-1|[0-9]{1,4}(,[0-9]{0,4})*", value) is not None
+    each = value if isinstance(value, list) else [value]
+    return bool(each) and all(type(item) is int for item in each)
+
+
+def _is_duration(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(type(item) in (int, float) for item in value.values())
+    return isinstance(value, str) and re.fullmatch(r"[0-9]+:[0-9]{2}:[0-9]{2}:[0-9]{2}", value) is not None
+
+
+_CLASSES = "classes, as in [{class_path: package.module.Class}]"
+
+TRAINER_SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "devices": (_counts_devices, "a number of devices, auto, or a list of their numbers"),
+    "max_time": (_is_duration, "DD:HH:MM:SS, or keys and values such as {hours: 1}"),
+    "callbacks": (_names_classes, _CLASSES),
+    "plugins": (_names_classes, _CLASSES),
+    "logger": (lambda value: isinstance(value, bool) or _names_classes(value), f"true, false or {_CLASSES}"),
+    "strategy": (lambda value: isinstance(value, str | Mapping), "its name, or a class"),
+    "profiler": (lambda value: isinstance(value, str | Mapping), "its name, or a class"),
+}
+"""Parameters of it that take several types: whether a value is of one of them, and what they are."""
+
 PRECISIONS = (
     "16-mixed", "16-true", "32-true", "64-true", "bf16-mixed", "bf16-true", "transformer-engine",
     "transformer-engine-float16", "16", "32", "64", "bf16",
@@ -79,6 +119,9 @@ ALTERING = (
     "LearningRateFinder", "ModelPruning", "SpikeDetection", "StochasticWeightAveraging", "WeightAveraging",
 )  # fmt: skip
 """Callbacks of Lightning that change what is learned, so that a run with one would pass for a run without."""
+
+SWITCHES = ("compile", "activation_checkpointing")
+"""What is true or false outside of the groups."""
 
 GROUPS = {
     "trainer": "usl_lightning.engine.trainer.Trainer",
@@ -98,6 +141,7 @@ class Kind:
         optional: so is None.
         number: `float` or `int`, if it takes numbers of that type alone (None aside); or `bool`; else "".
         group: dotted path of a class of this package whose parameters are below it; or "".
+        foreign: it takes an object of a class that is none of this package.
         choices: the texts that it takes, if there are only some.
         range: the numbers that it takes, if the class says so.
     """
@@ -107,6 +151,7 @@ class Kind:
     optional: bool = False
     number: str = ""
     group: str = ""
+    foreign: bool = False
     choices: tuple[str, ...] = ()
     range: Range | None = None
 
@@ -117,8 +162,10 @@ class Kind:
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value of this kind, as far as can be told without the class; None: nothing."""
         if value is None:
-            needed = (self.text or self.texts or self.number) and not self.optional
+            needed = (self.text or self.texts or self.number or self.group or self.foreign) and not self.optional
             return "expected a value, found null" if needed else None
+        if (self.group or self.foreign) and not (isinstance(value, str) and self._may_name_a_class(value)):
+            return f"expected keys and values, found {value}"
         if self.texts and not self.text and not (isinstance(value, list) and all(isinstance(x, str) for x in value)):
             return f"expected a list of texts, as in [a, b], found {value}"
         if self.choices and value not in self.choices:
@@ -128,6 +175,10 @@ class Kind:
         if not isinstance(value, right) or (isinstance(value, bool) and self.number in ("int", "float")):
             return f"expected {self.number}, found {value}"
         return None if self.range is None else self.range.problem(value)
+
+    def _may_name_a_class(self, text: str) -> bool:
+        found = find_class(self.group)
+        return all(map(str.isidentifier, text.split("."))) and not (found and _is_dataclass(found.node))
 
 
 UNKNOWN = Kind()
@@ -190,17 +241,24 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
             yield f"trainer.{key}", f"unknown key '{key}'", list(names)
         if key == "precision" and value is not None and str(value) not in PRECISIONS:
             yield "trainer.precision", f"expected one of {', '.join(map(repr, PRECISIONS))}, found {value}", []
+        if key in TRAINER_SHAPES and value is not None and not TRAINER_SHAPES[key][0](value):
+            yield f"trainer.{key}", f"expected {TRAINER_SHAPES[key][1]}, found {value}", []
         for name in _callbacks(value) if key == "callbacks" else ():
             if name in ALTERING:
                 yield "trainer.callbacks", f"{name} changes what is learned, and no run records it; leave it out", []
         if key in TRIALS and value != TRIALS[key]:
             trial = f"{value} is a trial with some of the images; leave it out and try with a small trainer.max_steps"
             yield f"trainer.{key}", trial, []
+    for key in SWITCHES:
+        if problem := Kind(number="bool").problem(tree.get(key, False)):
+            yield key, problem, []
     for group, class_path in GROUPS.items():
         known = _ranges(class_path)
+        kinds = _trainer_kinds() if group == "trainer" else parameters(class_path)
         for key, value in tree.get(group, {}).items():
-            kind = _kind_of_source(TRAINER.get(key, "")) if group == "trainer" else UNKNOWN
-            if problem := replace(kind, optional=key != "max_steps", range=known.get(key)).problem(value):
+            kind = kinds.get(key, Kind(number="float") if key in known else UNKNOWN)
+            optional = kind.optional or (group == "trainer" and key != "max_steps")
+            if problem := replace(kind, optional=optional, range=known.get(key)).problem(value):
                 yield f"{group}.{key}", problem, []
 
 
@@ -240,7 +298,7 @@ def _wrong(value: Any, kind: Kind, path: str) -> Iterator[tuple[str, str, list[s
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for number, item in enumerate(value):
             yield from _wrong(item, UNKNOWN, f"{path}[{number}]")
-    elif not isinstance(value, Mapping) and (problem := kind.problem(value)):
+    elif (kind.number or not isinstance(value, Mapping)) and (problem := kind.problem(value)):
         yield path, problem, []
 
 
@@ -249,6 +307,8 @@ def _no_class(class_path: str) -> str:
     """What to say of a dotted path that leads to no class of this package, or to no package that is installed."""
     package, dot, _ = class_path.partition(".")
     module, _, name = class_path.rpartition(".")
+    if not (dot or name[:1].isupper()):
+        return f"there is no class {class_path}; expected package.module.Class"
     if package == ROOT.name:
         missing, tree = find_class(class_path) is None, syntax_of(module)
     else:
@@ -273,17 +333,29 @@ def _near_module(names: list[str]) -> str:
     return ""
 
 
-@cache
 def trainer_parameters() -> tuple[str, ...]:
     """The names of the parameters of Lightning's Trainer, from its source; none if that is not found."""
+    return tuple(_trainer_annotations())
+
+
+@cache
+def _trainer_annotations() -> dict[str, ast.expr | None]:
     package = find_spec("pytorch_lightning")
     path = Path(package.origin or "").parent / "trainer" / "trainer.py" if package else Path()
     if not path.is_file():
-        return ()
+        return {}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            return tuple(each.arg for each in [*node.args.args, *node.args.kwonlyargs][1:])
-    return ()
+            return {each.arg: each.annotation for each in [*node.args.args, *node.args.kwonlyargs][1:]}
+    return {}
+
+
+@cache
+def _trainer_kinds() -> dict[str, Kind]:
+    """Parameter of the Trainer -> what it takes, if that is numbers, or truth values, alone; or `TRAINER` says it."""
+    kinds = {name: _kind(annotation, "") for name, annotation in _trainer_annotations().items()}
+    told = {name: _kind_of_source(source) for name, source in {**TRAINER, **TRAINER_TAKES}.items()}
+    return {name: kind for name, kind in kinds.items() if kind.number} | told
 
 
 @cache
@@ -361,8 +433,11 @@ def _kind(annotation: ast.expr | None, module: str) -> Kind:
         return Kind(text=bool(choices or names & {"str", "Path", "PathLike"}), texts=texts, optional=optional)
     if len(names) == 1 and names <= {"int", "float", "bool"}:
         return Kind(optional=optional, number=names.pop())
+    if names == {"int", "float"}:
+        return Kind(optional=optional, number="float")
     groups = [name for name in names if name.startswith(f"{ROOT.name}.")]
-    return Kind(optional=optional, group=groups[0] if len(groups) == len(names) == 1 else "")
+    foreign = bool(names) and all(name[0].isupper() and name.isidentifier() and name != "Any" for name in names)
+    return Kind(optional=optional, group=groups[0] if len(groups) == len(names) == 1 else "", foreign=foreign)
 
 
 def _members(annotation: ast.expr | None, module: str) -> Iterator[str]:
@@ -375,6 +450,10 @@ def _members(annotation: ast.expr | None, module: str) -> Iterator[str]:
             yield from _members(ast.parse(annotation.value, mode="eval").body, module)
         else:
             yield "None"
+    elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) in ("Optional", "Union"):
+        yield from ("None",) if ast.unparse(annotation.value) == "Optional" else ()
+        for member in annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]:
+            yield from _members(member, module)
     elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value).endswith("Literal"):
         elements = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
         for element in elements:

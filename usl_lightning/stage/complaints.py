@@ -240,7 +240,7 @@ def check_parameters(stage: StageCommand) -> None:
     for key in flat:
         if key.partition(".")[0] not in GROUPS:
             raise UslError(f"{_where(stage, key)}: unknown key '{key}'{did_you_mean(key, GROUPS)}; see --help")
-    as_seed(str(flat["seed_everything"]), "seed_everything")
+    as_seed(str(stage.tree()["seed_everything"]), "seed_everything")
     if flat.get("data.dataset") is not None:
         canonical_name(str(flat["data.dataset"]))
     if flat.get("data.background") is not None:

@@ -129,7 +129,7 @@ def decide_by_labels(choice: Choice, given: Given, source: ImageSource) -> Choic
     told = {kind: held_out(x, place, labels, classes)[counts] for kind, x in kinds.items()}
     found, said = decided(told, labels[counts], "published" if own is None else choice.features)
     if own is None:
-        said += "; own features are not there yet: pixels, which they begin from, stand for them"
+        said = (*said, "own features are not there yet: pixels, which they begin from, stand for them")
     chosen: Features = choice.features
     if found == "pixels":
         chosen = "own" if choice.features == "published" else choice.features
@@ -139,7 +139,8 @@ def decide_by_labels(choice: Choice, given: Given, source: ImageSource) -> Choic
     if chosen != choice.features:
         reason = f"{NAMES[chosen]}: labels speak against {NAMES[choice.features]}, which were chosen without them"
     own = None if chosen == "published" else own
-    return replace(choice, features=chosen, why=(reason, said, *choice.why[1:]), own=own)
+    taken = () if own is None else (f"own features are those of {own.checkpoint.parent.parent}",)
+    return replace(choice, features=chosen, why=(reason, *said, *taken, *choice.why[1:]), own=own)
 
 
 def likelihood(told: Tensor, labels: Tensor) -> float:
@@ -147,7 +148,7 @@ def likelihood(told: Tensor, labels: Tensor) -> float:
     return float(told.gather(1, labels[:, None]).clamp_min(LEAST).log().sum())
 
 
-def decided(told: Mapping[Kind, Tensor], labels: Tensor, without: Kind) -> tuple[Kind, str]:
+def decided(told: Mapping[Kind, Tensor], labels: Tensor, without: Kind) -> tuple[Kind, tuple[str, ...]]:
     """The features that labels speak for, and by how much.
 
     Args:
@@ -159,8 +160,10 @@ def decided(told: Mapping[Kind, Tensor], labels: Tensor, without: Kind) -> tuple
     ahead = {kind: each - likely[without] for kind, each in likely.items()}
     other = max((kind for kind in ahead if kind != without), key=lambda kind: ahead[kind])
     shares = ", ".join(f"{kind} {_right(each, labels):.0%}" for kind, each in told.items())
-    said = f"{len(labels)} labels, each held out in turn, are told rightly for {shares}"
-    said += f"; {other} by {ahead[other]:+.1f} nats over {without}, more than {doubt:.1f} decide"
+    said = (
+        f"of {len(labels)} labels, each held out in turn, are told rightly: {shares}",
+        f"likelihood of the labels by {other}: {ahead[other]:+.1f} nats beside {without}; above {doubt:.1f} it decides",
+    )
     return (other if ahead[other] > doubt else without), said
 
 

@@ -143,7 +143,7 @@ def _kept(plan: Plan) -> Iterator[str]:
 def _features(plan: Plan) -> Iterator[str]:
     """Where a stage's features come from; those of both sources stand side by side."""
     if plan.choice.own is not None:
-        yield f"      model.init_from: {_value(str(plan.choice.own.checkpoint.resolve()))}"
+        yield f"      model.init_from: {_value(str(plan.choice.own.checkpoint.absolute()))}"
     elif plan.choice.features != "published":
         yield "      model.init_from: ${pretrain.checkpoint}"
     if plan.choice.features != "own":

@@ -13,7 +13,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import PRECISIONS
 from usl_lightning.data.images.counts import most_images
 from usl_lightning.data.images.opening import open_source
-from usl_lightning.models.backbones import OURS, check_backbone
+from usl_lightning.models.backbones import OURS, create_backbone
 from usl_lightning.models.names import own_networks, unknown_network
 from usl_lightning.stage.possible import check_machine, check_networks
 
@@ -28,7 +28,7 @@ def test_every_network_is_known() -> None:
 def test_no_other_is(name: str) -> None:
     assert unknown_network(name).startswith("unknown '")
     with pytest.raises(UslError):
-        check_backbone(name or ",")
+        create_backbone(name or ",", 3)
 
 
 def test_several_networks() -> None:

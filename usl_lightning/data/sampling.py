@@ -234,12 +234,12 @@ def both(labelled: Callable[[int], Batch], unlabelled: Callable[[int], Batch], s
     return SemiBatch(labelled(step), unlabelled(step))
 
 
-def read_all(source: ImageSource, chunk: int = 1024) -> Tensor:
+def read_all(source: ImageSource) -> Tensor:
     """All images of a source, uint8 [n, c, h, w]."""
     if isinstance(source, ArraySource):
         return source.images
     images = torch.empty((len(source), source.channels, source.height, source.width), dtype=torch.uint8)
-    chunks = torch.split(torch.arange(len(source)), chunk)
+    chunks = torch.split(torch.arange(len(source)), 1024)
     bar = tqdm(source.read_batches(chunks), "reading images", len(chunks), leave=False, disable=None)
     for indices, part in zip(chunks, bar, strict=True):
         images[indices] = part

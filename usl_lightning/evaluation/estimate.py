@@ -96,18 +96,17 @@ def unseen_mass(labels: Tensor, num_classes: int) -> float:
     return math.sqrt(unseen_share(labels, num_classes) * missing / num_classes)
 
 
-def accuracy_interval(accuracy: float, images: float, confidence: float = CONFIDENCE) -> tuple[float, float]:
+def accuracy_interval(accuracy: float, images: float) -> tuple[float, float]:
     """Jeffreys' interval of a share that was seen on so many images (Brown, Cai and DasGupta, 2001, §4.3).
 
     Args:
         accuracy: the share seen, 0 … 1.
         images: above 0, not necessarily a whole number.
-        confidence: that the true share is in it, as a rule.
     """
     from scipy.special import betaincinv
 
     right, wrong = accuracy * images + 0.5, (1 - accuracy) * images + 0.5
-    low, high = (float(betaincinv(right, wrong, q)) for q in ((1 - confidence) / 2, (1 + confidence) / 2))
+    low, high = (float(betaincinv(right, wrong, q)) for q in ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return min(low, accuracy), max(high, accuracy)
 
 

@@ -64,10 +64,9 @@ def knn_accuracy(
     query_labels: Tensor,
     *,
     k: int = 200,
-    temperature: float = TEMPERATURE,
     num_classes: int,
 ) -> float:
     """The fraction of queries with a known label (not -1) that `weighted_knn` gets right, 0 … 1; NaN if none."""
     known = query_labels >= 0
-    predictions = weighted_knn(bank, bank_labels, queries[known], k=k, temperature=temperature, num_classes=num_classes)
+    predictions = weighted_knn(bank, bank_labels, queries[known], k=k, num_classes=num_classes)
     return float((predictions == query_labels[known]).double().mean())

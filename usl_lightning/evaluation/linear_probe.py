@@ -64,7 +64,6 @@ def probe_accuracy(
     *,
     num_classes: int,
     penalty: float = 1e-2,
-    iterations: int = 200,
 ) -> float:
     """Accuracy of logistic regression on standardised features, 0 … 1.
 
@@ -72,7 +71,7 @@ def probe_accuracy(
         features, labels: to fit on, [n, d] and int64 [n]; rows labelled -1 (unknown) are left out.
         test_features, test_labels: to measure on, alike.
         num_classes: how many classes there are.
-        penalty, iterations: see `fit_logistic_regression`.
+        penalty: see `fit_logistic_regression`.
 
     Returns:
         The fraction of test rows with a known label that is right; NaN if there is none.
@@ -87,9 +86,7 @@ def probe_accuracy(
     x, y = (part.to(torch.promote_types(part.dtype, torch.float32)) for part in (x, y))
     std, mean = torch.std_mean(x, dim=0, correction=0)
     scale = torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, 1.0)  # a constant column says nothing
-    weight, bias = fit_logistic_regression(
-        (x - mean) / scale, labels[known], num_classes=num_classes, penalty=penalty, iterations=iterations
-    )
+    weight, bias = fit_logistic_regression((x - mean) / scale, labels[known], num_classes=num_classes, penalty=penalty)
     found = torch.addmm(bias, (y - mean) / scale, weight.T).argmax(1)
     return float((found == test_labels[tested]).double().mean())
 

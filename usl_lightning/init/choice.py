@@ -76,7 +76,7 @@ class Choice:
         features: what the chain is to work on.
         why: for people, a line for each thing that was measured.
         seconds: it took to bring an image to the published network's features.
-        kept, kept_by_pixels: share of its neighbours that an image's view still has.
+        kept: share of its neighbours that an image's view still has.
         imbalance: of the pixels towards the published features: 0 if they tell all neighbours, 1 if none.
         backbone: the published network, or several with commas between them.
         dimensions: of its features.
@@ -88,7 +88,6 @@ class Choice:
     why: tuple[str, ...]
     seconds: float = 0.0
     kept: float = 0.0
-    kept_by_pixels: float = 0.0
     imbalance: float = 1.0
     backbone: str = BACKBONE
     dimensions: int = 1_280
@@ -162,7 +161,7 @@ def decide(features: Tensor, pixels: Tensor, *, seconds: float = 0.0) -> Choice:
         f"{by_pixels:.0%}",
         f"imbalance of pixels towards published features {imbalance:.2f} (1: chance): {plain} what is alike",
     )
-    return Choice(chosen, why, seconds, kept, by_pixels, imbalance)
+    return Choice(chosen, why, seconds, kept, imbalance)
 
 
 def kept_neighbours(images: Tensor, views: Tensor, k: int = NEIGHBOURS) -> float:

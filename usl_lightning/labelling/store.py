@@ -17,6 +17,8 @@ from usl_lightning.labels.names import NOT_SURE, check_length, check_name, check
 Answer = int | Literal["unsure"] | None
 """A class number; "unsure", from who has looked and cannot tell; None, no answer yet."""
 
+Check = Callable[[LabelIndex], None]
+"""Raises if the index is not the one that a change is for."""
 
 Beside = Callable[[int], tuple[str, str]]
 """Image that was not chosen -> its file and the hash of that, empty where there is none.
@@ -81,7 +83,7 @@ class LabelStore:
         image: int,
         answer: Answer,
         seen: Answer,
-        check: Callable[[LabelIndex], None] | None = None,
+        check: Check | None = None,
         beside: Beside | None = None,
     ) -> LabelIndex:
         """Note what one image is.
@@ -100,9 +102,7 @@ class LabelStore:
             AnsweredMeanwhileError: it has another answer by now, which is kept.
             UslError: no such image or class, or the file cannot be written.
         """
-        with self._changing() as index:
-            if check is not None:
-                check(index)
+        with self._changing(check) as index:
             index = _with_all(index, (image,), beside)
             now = answers_of(index)[image]
             if now not in (seen, answer):
@@ -113,7 +113,7 @@ class LabelStore:
         self,
         images: Sequence[int],
         answer: int | None,
-        check: Callable[[LabelIndex], None] | None = None,
+        check: Check | None = None,
         beside: Beside | None = None,
     ) -> LabelIndex:
         """Note that several images without an answer are all of one class; or, with None, take that back.
@@ -130,9 +130,7 @@ class LabelStore:
             AnsweredMeanwhileError: one of them has an answer by now; none of them is changed.
             UslError: no such image or class, or the file cannot be written.
         """
-        with self._changing() as index:
-            if check is not None:
-                check(index)
+        with self._changing(check) as index:
             index = _with_all(index, images, beside)
             known, bulk = answers_of(index), set(index.bulk)
             if answer is None:
@@ -143,7 +141,7 @@ class LabelStore:
             return self._write(with_answers(index, dict.fromkeys(images, answer), bulk=True))
 
     def change_class(
-        self, number: int, name: str | None, *, merge: bool = False, check: Callable[[LabelIndex], None] | None = None
+        self, number: int, name: str | None, *, merge: bool = False, check: Check | None = None
     ) -> LabelIndex:
         """Give a class another name, make it part of another class, or delete it.
 
@@ -160,12 +158,10 @@ class LabelStore:
         Raises:
             UslError: no such class, or a name that it cannot have.
         """
-        with self._changing() as index:
-            if check is not None:
-                check(index)
+        with self._changing(check) as index:
             return self._write(with_changed_class(index, number, name, merge=merge))
 
-    def add_class(self, name: str, check: Callable[[LabelIndex], None] | None = None) -> LabelIndex:
+    def add_class(self, name: str, check: Check | None = None) -> LabelIndex:
         """Add a class after those there are; one of that name stays what it is.
 
         Args:
@@ -178,9 +174,7 @@ class LabelStore:
         Raises:
             UslError: the name is empty, too long, looks like another class's, or means something else.
         """
-        with self._changing() as index:
-            if check is not None:
-                check(index)
+        with self._changing(check) as index:
             return self._write(with_class(index, name))
 
     def merge(self, answers: Mapping[int, Answer], classes: tuple[str, ...]) -> LabelIndex:
@@ -201,7 +195,7 @@ class LabelStore:
             return self._write(with_answers(replace(index, classes=classes), news))
 
     @contextmanager
-    def _changing(self) -> Iterator[LabelIndex]:
+    def _changing(self, check: Check | None = None) -> Iterator[LabelIndex]:
         try:
             real = real_path(self.path)  # whichever link leads to it, the lock is one
             lock = open_lock(real.with_name(f".{real.name}.lock"))
@@ -210,7 +204,10 @@ class LabelStore:
         with self._threads, lock:
             with suppress(OSError):  # a file system without locks: the threads of one server still take turns
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            yield self.read()
+            index = self.read()
+            if check is not None:
+                check(index)
+            yield index
 
     def _write(self, index: LabelIndex) -> LabelIndex:
         index = index.settled

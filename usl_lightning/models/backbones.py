@@ -174,20 +174,6 @@ def create_backbone(
     return net, int(getattr(net, "head_hidden_size", net.num_features))  # type: ignore[arg-type]
 
 
-def check_backbone(name: str) -> None:
-    """Refuse what no network is called; the names alone are looked at.
-
-    Args:
-        name: of several with commas between them, each.
-
-    Raises:
-        UslError: names it, and the nearest name there is.
-    """
-    for one in backbone_names(name):
-        if (plain := one.partition(_FOR)[0]) not in OURS:
-            _config(plain)
-
-
 def _with_projection(name: str, channels: int) -> tuple[nn.Module, int]:
     """A network of timm with its published weights and CLIP's projection, and the dimensions of the embedding."""
     if "clip" not in name:

@@ -11,7 +11,7 @@ ITERATIONS = 5
 """Of the k-means of a batch, as published."""
 
 
-def local_clusters(embeddings: Tensor, clusters: int, iterations: int = ITERATIONS) -> tuple[Tensor, Tensor]:
+def local_clusters(embeddings: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
     """k-means of a batch, from its first rows: the cluster of each row, int64 [n], and the means, [K, d].
 
     As published, the means carry the gradient of their rows, and one that has no rows is 0.
@@ -19,15 +19,14 @@ def local_clusters(embeddings: Tensor, clusters: int, iterations: int = ITERATIO
     Args:
         embeddings: [n, d].
         clusters: K, from 1 to n.
-        iterations: at least 1.
     """
     rows = embeddings.detach()
     centres = rows[:clusters]
     labels = torch.zeros(len(rows), dtype=torch.long, device=rows.device)
-    for iteration in range(iterations):
+    for iteration in range(ITERATIONS):
         half = centres.square().sum(1) / 2
         labels = (rows @ centres.T - half).argmax(1)
-        members = embeddings if iteration == iterations - 1 else rows
+        members = embeddings if iteration == ITERATIONS - 1 else rows
         counts = torch.zeros_like(half).index_add_(0, labels, torch.ones_like(rows[:, 0]))
         sums = torch.zeros_like(centres).index_add(0, labels, members)
         centres = sums / counts.clamp(min=1)[:, None]

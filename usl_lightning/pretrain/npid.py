@@ -10,11 +10,7 @@ from usl_lightning.base.ranges import Ranges, above, at_least, whole, within
 from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.models.instances import (
-    bank_loss,
-    check_negatives,
-    move_rows,
-)
+from usl_lightning.models.instances import bank_loss, check_negatives, move_rows
 from usl_lightning.models.local_clusters import check_clusters, group_discrimination
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 

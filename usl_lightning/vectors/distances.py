@@ -44,14 +44,14 @@ def check_budget(budget: int, n: int) -> None:
         raise UslError(f"budget {budget}: expected a number of images from 1 to {n}, the size of the set")
 
 
-def unit_rows(features: Tensor, name: str = "features") -> Tensor:
+def unit_rows(features: Tensor) -> Tensor:
     """`features` [n, d] with rows of length 1, as float32 (float64 stays float64).
 
     Raises:
         UslError: as `check_features`, or rows of zeros, which have no direction.
     """
-    features = check_features(features, name)
-    check_directions(features, name)
+    features = check_features(features)
+    check_directions(features)
     norms = torch.linalg.vector_norm(features, dim=1, dtype=torch.float64)
     out = torch.empty_like(features)
     for rows in chunks(len(features), 16 * features.shape[1]):

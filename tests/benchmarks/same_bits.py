@@ -153,7 +153,7 @@ def values_in(folder: Path) -> Iterator[tuple[str, Any]]:
         where = re.sub("-[0-9a-f]{20}", "", str(path.relative_to(folder)))  # a hash of the version, among others
         if path.name == "last.ckpt":
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            yield from leaves({part: checkpoint[part] for part in ("state_dict", "optimizer_states")}, where)
+            yield from leaves({part: checkpoint.get(part) for part in ("state_dict", "optimizer_states")}, where)
         elif path.name == "labels.json":
             index = json.loads(path.read_text())
             yield from ((f"{where}.{key}", index.get(key)) for key in ("indices", "labels", "followers"))

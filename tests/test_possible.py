@@ -75,3 +75,20 @@ def test_nodes_that_something_names_are_possible(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     check_machine({"trainer.num_nodes": 2})
     check_machine({"trainer.devices": 999, "trainer.accelerator": "gpu"})  # Lightning tells how many there are
+
+
+@pytest.mark.parametrize(("name", "value", "part"), [
+    ("RANK", "x", "RANK=x in the environment: expected a whole number; unset it"),
+    ("SLURM_PROCID", "", "SLURM_PROCID= in the environment"),
+    ("LOCAL_RANK", "-1", "LOCAL_RANK=-1 in the environment"),
+    ("NODE_RANK", "1", "NODE_RANK=1 in the environment, but trainer.num_nodes is 1"),
+])  # fmt: skip
+def test_a_process_that_does_not_know_which_it_is(
+    name: str, value: str, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning would end in a traceback, or the run leave no record: it would be taken for one of several."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UslError, match=part):
+        check_machine({})
+    monkeypatch.setenv(name, "0")
+    check_machine({})

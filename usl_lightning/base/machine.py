@@ -5,12 +5,13 @@ import platform
 import sys
 from importlib import metadata
 
+RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK")
+"""Variables by which a launcher tells a process which one it is."""
+
 
 def is_main_process() -> bool:
     """False in the further processes that a launcher (Lightning, torchrun, SLURM) starts for a stage."""
-    return all(
-        os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK")
-    )
+    return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "faiss-cpu", "faiss-gpu", "scikit-learn", "numpy")

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.errors import UslError, printable
+from usl_lightning.base.machine import RANKS
 from usl_lightning.data.images.counts import most_images
 from usl_lightning.models.names import unknown_network
 from usl_lightning.stage.words import StageCommand
@@ -89,6 +90,15 @@ def check_machine(flat: Mapping[str, Any]) -> None:
         UslError: names the key and what is possible.
     """
     devices, nodes = flat.get("trainer.devices"), flat.get("trainer.num_nodes")
+    for name in RANKS:
+        value = os.environ.get(name, "0")
+        if not (value.isascii() and value.isdecimal()):
+            raise UslError(f"{name}={printable(value, 60)} in the environment: expected a whole number; unset it")
+    if nodes in (None, 1) and os.environ.get("NODE_RANK", "0") != "0" and "RANK" not in os.environ:
+        raise UslError(
+            f"NODE_RANK={os.environ['NODE_RANK']} in the environment, but trainer.num_nodes is 1: unset it, or give "
+            "the number of nodes"
+        )
     if isinstance(nodes, int) and nodes > 1 and not any(name.startswith(_CLUSTER) for name in os.environ):
         raise UslError(
             f"trainer.num_nodes: {nodes}, but nothing says where the others are; start it by srun or torchrun, or set "

@@ -32,7 +32,7 @@ from usl_lightning.base.parameters import parameters
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.pipeline import stage_command
 from usl_lightning.compare.spec import Comparison
-from usl_lightning.data.images.folders import split_folders
+from usl_lightning.data.images.splits import split_folders
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.identity import differences, flatten
 from usl_lightning.stage.parser import StageCLI

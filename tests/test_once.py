@@ -15,7 +15,7 @@ from PIL import Image
 
 from usl_lightning.base.configs import load_yaml
 from usl_lightning.cli import main
-from usl_lightning.data.images import folders
+from usl_lightning.data.images import folders, splits
 from usl_lightning.labels import formats
 from usl_lightning.selection.usl import USL
 from usl_lightning.stage import identity, runner
@@ -93,7 +93,7 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(hashlib, "file_digest", lambda file, _: file.name)
     count(formats, "read", str)
     count(folders, "_walk", lambda root, *_: root)
-    count(folders, "_split_folders", lambda *_: "")
+    count(splits, "_split_folders", lambda *_: "")
     count(identity, "data_signature", lambda *_: "")
     count(StageCLI, "resolved", lambda _: "")
     return counts

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.data.images import folders, walk
+from usl_lightning.data.images import folders, splits, walk
 from usl_lightning.data.images.folder_source import open_images
 from usl_lightning.data.images.opening import has_split, open_source, read_labels
 from usl_lightning.data.images.signature import data_signature
@@ -382,7 +382,7 @@ def test_two_class_folders_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_class_lists(content: bytes, known: tuple[str, ...], names: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "classes.txt"
     path.write_bytes(content)
-    assert folders.read_class_list(path, known) == names
+    assert splits.read_class_list(path, known) == names
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_class_lists_that_are_refused(content: bytes, part: str, tmp_path: Path)
     path = tmp_path / "classes.txt"
     path.write_bytes(content)
     with pytest.raises(UslError, match=part):
-        folders.read_class_list(path)
+        splits.read_class_list(path)
 
 
 def test_classes_with_blanks_by_list(tmp_path: Path) -> None:

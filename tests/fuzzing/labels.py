@@ -10,7 +10,7 @@ from fuzzing import Reader
 from fuzzing.containers import ARRAY
 from fuzzing.mutations import JSON, TABLE
 from usl_lightning.base.errors import UslError
-from usl_lightning.data.images.folders import read_class_list
+from usl_lightning.data.images.splits import read_class_list
 from usl_lightning.labelling.answers import by_number, read_answers
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import DatasetId

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import progress
-from usl_lightning.data.images import folders
+from usl_lightning.data.images import folders, splits
 from usl_lightning.data.images.decode import decode, is_transparent, probe
 from usl_lightning.data.images.threads import map_in_order
 from usl_lightning.data.images.walk import SUFFIXES, UnreadableImageError, is_image, read_file
@@ -153,22 +153,22 @@ def inspect_folder(folder: Path, *, looked_at: int = LOOKED_AT) -> Inspection:
         what = "a file, not a folder" if folder.exists() else "no such folder"
         raise UslError(f"usl init: {folder}: {what}; expected the folder of your images")
     others = _others(folder)
-    data = folders.only_folder(folder)
-    places = folders.split_folders("folder", str(data))
+    data = splits.only_folder(folder)
+    places = splits.split_folders("folder", str(data))
     start, looks = time.perf_counter(), 0
-    splits = {}
+    looked = {}
     for name, root in places.items():
         if name == "val" and "test" in places:
             continue
-        splits[name] = _look_at(name, root, folder, others, looked_at)
-        looks += len(splits[name].looked)
-    train = splits["train"]
+        looked[name] = _look_at(name, root, folder, others, looked_at)
+        looks += len(looked[name].looked)
+    train = looked["train"]
     if not train.readable:
         raise UslError(
             f"usl init: {folder}: none of its {len(train.looked)} images can be read; first: {train.looked[0].problem}"
         )
     seconds = (time.perf_counter() - start) * (os.cpu_count() or 1) / looks
-    return Inspection(folder, data, train, splits.get("test"), others, seconds)
+    return Inspection(folder, data, train, looked.get("test"), others, seconds)
 
 
 def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: int) -> Split:
@@ -181,7 +181,7 @@ def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: 
             raise UslError(f"usl init: {root}: no image in it{there}; expected files that end in {kinds}") from error
         raise
     if name == "train":
-        folders.check_no_splits(root, listing)
+        splits.check_no_splits(root, listing)
     count = len(listing.files)
     picked = listing.files if count <= most else [listing.files[i * count // most] for i in range(most)]
     looked = map_in_order(lambda file: _look(root, file, os.path.relpath(root / file, folder)), picked)

@@ -14,7 +14,7 @@ from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import sha256_of
-from usl_lightning.data.images import folders
+from usl_lightning.data.images import folders, splits
 from usl_lightning.data.images.decode import decode
 from usl_lightning.data.images.folders import FileList, is_true
 from usl_lightning.data.images.rendering import WHITE
@@ -258,11 +258,11 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
         raise UslError(f"{place}: no such folder{here}; give the folder of the images of {index.path} with --dir")
     if place is None and name == "folder":
         raise UslError(f"{index.path}: nothing says where its images are; give their folder with --dir")
-    places = folders.split_folders(name, place)
+    places = splits.split_folders(name, place)
     if split not in places:
         raise UslError(f"{place}: has no split '{split}'; give the folder of the images of {index.path} with --dir")
     by_folder = settings.get("labels_file") is None and settings.get("classes") is None
-    only = folders.class_names(name, places["train"], settings.get("class_list")) if by_folder else None
+    only = splits.class_names(name, places["train"], settings.get("class_list")) if by_folder else None
     skip, background = settings.get("on_error") == "skip", settings.get("background") or WHITE
     pictures = FolderPictures(places[split], index, only, skip=skip, background=background)
     pictures.classes = frozenset(map(clean, settings.get("classes") or ()))

@@ -9,7 +9,7 @@ from typing import IO, Any
 
 from usl_lightning.base.arrays import DAMAGE
 from usl_lightning.base.errors import UslError
-from usl_lightning.data.images import array_files, catalog, folders
+from usl_lightning.data.images import array_files, catalog, folders, splits
 
 PUBLISHED: Mapping[str, Mapping[str, int]] = {
     "digits": {"train": 1437, "test": 360},
@@ -34,8 +34,8 @@ def most_images(
     try:
         name = catalog.canonical_name(name)
         if name in catalog.FOLDER_SETS:
-            places = folders.split_folders(name, dir)
-            only = None if labels_file else folders.class_names(name, places["train"], class_list)
+            places = splits.split_folders(name, dir)
+            only = None if labels_file else splits.class_names(name, places["train"], class_list)
             return len(folders.scan(places[split], only).files)
         if name in catalog.FILE_SETS:
             path, prefix = array_files.locate(dir)[split]

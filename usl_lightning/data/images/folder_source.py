@@ -13,7 +13,7 @@ from torch import Tensor
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import read_once, sha256_of
-from usl_lightning.data.images import folders
+from usl_lightning.data.images import folders, splits
 from usl_lightning.data.images.decode import Interpolation, Probe, decode, probe
 from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.rendering import WHITE, rendering_of
@@ -164,7 +164,7 @@ def open_folder(
     Raises:
         UslError: see `open_source`.
     """
-    places = folders.split_folders(name, dir)
+    places = splits.split_folders(name, dir)
     if split not in places:
         raise UslError(
             f"{name}: no split '{split}' in {places['train'].parent if len(places) > 1 else places['train']};"
@@ -176,7 +176,7 @@ def open_folder(
         )
     root = places[split]
     by_folder = labels_file is None and classes is None
-    wanted = folders.class_names(name, places["train"], class_list) if by_folder else None
+    wanted = splits.class_names(name, places["train"], class_list) if by_folder else None
     listing, problems = _check_readable(folders.scan(root, wanted), on_error)
     if labels_file is not None:
         base = Path(os.path.expanduser(str(dir))) if name == "folder" else root.parent
@@ -242,7 +242,7 @@ def _class_folders(train: Path, listing: FileList, split: str) -> tuple[str, ...
         other = folder_of.setdefault(composed(folder), folder)
         if other != folder:
             raise UslError(f"{train}: {other!a} and {folder!a} are one name, written in two ways; rename one")
-    folders.check_no_splits(train, listing)
+    splits.check_no_splits(train, listing)
     filled = {file.partition("/")[0] for file in listing.files if "/" in file}
     for folder in folder_of.values():
         if folder not in filled and split == "train":
@@ -278,7 +278,7 @@ def _labels_of_csv(
     cells = read_once("labels", path, lambda: label_cells(path))
     listed: tuple[str, ...] = ()
     if class_list is not None:
-        listed = folders.read_class_list(Path(class_list), {cell for _, cell in cells.values()})
+        listed = splits.read_class_list(Path(class_list), {cell for _, cell in cells.values()})
     label_of = labels_in(path, cells, listed)
     classes = listed or _classes_of(path, label_of.values())
     paths = [composed(prefixes[split] + file) for file in files]

@@ -9,7 +9,7 @@ import torch
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import as_noted
-from usl_lightning.data.images import array_files, arrays, catalog, folders
+from usl_lightning.data.images import array_files, arrays, catalog, splits
 from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.source import ArraySource, ImageSource, array_fingerprint, convert_images, dataset_id
 from usl_lightning.data.images.subset import subset_of
@@ -142,7 +142,7 @@ def has_split(name: str, split: str, *, dir: str | None = None) -> bool:
 
     name = catalog.canonical_name(name)
     if name in catalog.FOLDER_SETS:
-        return split in folders.split_folders(name, dir)
+        return split in splits.split_folders(name, dir)
     if name in catalog.FILE_SETS:
         return split in array_files.locate(dir)
     return all(part in catalog.ARRAY_SETS[name].splits for part in split.split("+"))

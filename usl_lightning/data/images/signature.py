@@ -5,7 +5,7 @@ from pathlib import Path
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import note, noted_hash
-from usl_lightning.data.images import array_files, catalog, folders
+from usl_lightning.data.images import array_files, catalog, folders, splits
 
 
 def data_signature(
@@ -43,8 +43,8 @@ def data_signature(
 
 
 def _folder_parts(name: str, dir: str | None, split: str, labels_file: str | None, class_list: str | None) -> list[str]:
-    places = folders.split_folders(name, dir)
-    only = None if labels_file else folders.class_names(name, places["train"], class_list)
+    places = splits.split_folders(name, dir)
+    only = None if labels_file else splits.class_names(name, places["train"], class_list)
     parts: list[str] = []
     for part in sorted({split, "test"} & set(places)):
         found = folders.scan(places[part], only, trust_index=False)

@@ -24,7 +24,7 @@ from torch import nn
 
 from usl_lightning.base.configs import config_parts, find_config, names_of_all, shipped_folder
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import FROM_ELSEWHERE, GROUPS, parameters
+from usl_lightning.base.parameters import FROM_ELSEWHERE, GROUPS, parameters, verbs_of
 from usl_lightning.base.ranges import (
     LARGEST,
     SEED,
@@ -378,6 +378,20 @@ def test_values_of_another_type_stop_a_chain_before_its_first_stage(word: str, t
         run_chain(run)
     assert str(error.value).startswith("stage b: ")
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize(("command", "config"), [("fit", "digits_usl.yaml"), ("select", SIMCLR)])
+def test_a_command_that_is_not_the_methods_stops_a_chain(command: str, config: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"stages: [{{name: a, command: {command}, config: {config}}}]\n")
+    run = RunOptions.parse([str(tmp_path / "c.yaml"), f"--out={tmp_path}", "--dry-run"])
+    with pytest.raises(UslError, match=rf"stage a: usl {command}: .*{config} is for usl "):
+        run_chain(run)
+
+
+def test_verbs_are_the_classes() -> None:
+    methods = {path: found for path, found in CLASSES.items() if hasattr(found, "verbs")}
+    assert len(methods) > 40
+    assert {path: verbs_of(path) for path in methods} == {path: found.verbs for path, found in methods.items()}
 
 
 def test_the_file_is_named_where_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -387,6 +387,18 @@ def _ranges(class_path: str) -> dict[str, Range]:
     return declared
 
 
+@cache
+def verbs_of(class_path: str) -> tuple[str, ...]:
+    """The commands that a method of this package is for, as its class or the nearest base says; none of others."""
+    found = find_class(class_path)
+    for line in found.node.body if found else ():
+        target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
+        if isinstance(target, ast.Name) and target.id == "verbs" and isinstance(line.value, ast.Tuple):  # type: ignore[attr-defined]
+            return tuple(ast.literal_eval(line.value))  # type: ignore[attr-defined]
+    bases = (dotted(base, found.module) for base in found.node.bases) if found else ()
+    return next((verbs for path in bases if path and (verbs := verbs_of(path))), ())
+
+
 def _of_bases(found: ClassSource) -> dict[str, Kind]:
     kinds: dict[str, Kind] = {}
     for base in reversed(found.node.bases):

@@ -12,11 +12,11 @@ from typing import Any
 
 from usl_lightning.base.configs import config_parts
 from usl_lightning.base.errors import UslError, did_you_mean, printable
-from usl_lightning.base.parameters import as_seed, wrong_parameters
+from usl_lightning.base.parameters import as_seed, verbs_of, wrong_parameters
 from usl_lightning.data.images.catalog import canonical_name
 from usl_lightning.data.images.rendering import colour_of
 from usl_lightning.stage.identity import flatten
-from usl_lightning.stage.words import StageCommand
+from usl_lightning.stage.words import COMMANDS, StageCommand
 
 GROUPS = (
     "model", "data", "trainer", "checkpoint", "processes", "seed_everything", "compile", "activation_checkpointing",
@@ -241,6 +241,10 @@ def check_parameters(stage: StageCommand) -> None:
         if key.partition(".")[0] not in GROUPS:
             raise UslError(f"{_where(stage, key)}: unknown key '{key}'{did_you_mean(key, GROUPS)}; see --help")
     as_seed(str(stage.tree()["seed_everything"]), "seed_everything")
+    verbs = verbs_of(str(flat.get("model.class_path")))
+    if verbs and stage.command in COMMANDS and stage.command not in verbs:
+        name = str(flat["model.class_path"]).rpartition(".")[2]
+        raise UslError(f"usl {stage.command}: {stage.configs[-1]} is for usl {', '.join(verbs)}: its model is {name}")
     if flat.get("data.dataset") is not None:
         canonical_name(str(flat["data.dataset"]))
     if flat.get("data.background") is not None:

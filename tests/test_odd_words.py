@@ -102,12 +102,25 @@ def test_a_chain_is_checked_whole(
         assert os.listdir(here) == ["l.json"]
 
 
-def test_a_budget_beyond_the_images_stops_a_chain_before_its_first_stage(
-    here: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("word", "said"), [
+    ("--select_usl.model.budget=1438", "select_usl: model.budget: 1438 images cannot be picked from 1437"),
+    ("--select_usl.data.split=tset", "select_usl: data.split: data set digits has no split 'tset' (did you"),
+    ("--select_usl.model.preset=cifar1", "select_usl: model.preset: expected one of 'cifar10', 'cifar100', 'cifar', "),
+    ("--train_usl.data.labels=${pretrain.labels}", "train_usl: data.labels: ${pretrain.labels}: 'pretrain' is a stage "
+     "of fit; labels is what one of select leaves"),
+    ("--train_usl.model.init_from=${select_usl.checkpoint}", "train_usl: model.init_from: ${select_usl.checkpoint}: "
+     "'select_usl' is a stage of select; checkpoint is what one of fit leaves"),
+    ("--train_usl.trainer.callbacks=LearningRateMonitorr", "train_usl: trainer.callbacks: unknown "
+     "'LearningRateMonitorr' (did you mean 'LearningRateMonitor'?)"),
+])  # fmt: skip
+def test_what_is_not_there_stops_a_chain_before_its_first_stage(
+    word: str, said: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main(["run", "digits_usl_fixmatch.yaml", "--select_usl.model.budget=1438", "--dry-run"])
-    assert capsys.readouterr().err == "usl: stage select_usl: model.budget: 1438 images cannot be picked from 1437\n"
+        main(["run", "digits_usl_fixmatch.yaml", word, "--dry-run"])
+    err = capsys.readouterr().err
+    assert err.startswith(f"usl: stage {said}")
+    assert err.count("\n") == 1
 
 
 @pytest.mark.skipif(any(Path("/dev").glob("nvidia*")), reason="there is a GPU")

@@ -380,11 +380,11 @@ def test_a_damaged_record_is_named(actor: Actor, capsys: pytest.CaptureFixture[s
 
 
 def test_what_a_stage_did_not_leave_is_named(actor: Actor, capsys: pytest.CaptureFixture[str]) -> None:
-    write(changed(set={"data.labels": "${pretrain.labels}"}))
+    write(changed(set={"data.labels": "${pretrain.self_labels}"}))
     with pytest.raises(SystemExit):
         run()
     said = capsys.readouterr().err
-    assert said.startswith("usl: ${pretrain.labels}: stage pretrain left no labels; it has checkpoint")
+    assert said.startswith("usl: ${pretrain.self_labels}: stage pretrain left no self_labels; it has checkpoint")
     assert said.count("\n") == 1
 
 

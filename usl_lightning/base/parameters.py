@@ -244,6 +244,8 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
         if key in TRAINER_SHAPES and value is not None and not TRAINER_SHAPES[key][0](value):
             yield f"trainer.{key}", f"expected {TRAINER_SHAPES[key][1]}, found {value}", []
         for name in _callbacks(value) if key == "callbacks" else ():
+            if name not in (names := (*_lightnings_callbacks(), *ALTERING)):
+                yield "trainer.callbacks", f"unknown '{name}'{did_you_mean(name, names)}", []
             if name in ALTERING:
                 yield "trainer.callbacks", f"{name} changes what is learned, and no run records it; leave it out", []
         if key in TRIALS and value != TRIALS[key]:
@@ -268,6 +270,15 @@ def _callbacks(value: Any) -> Iterator[str]:
         package, _, name = str(each.get("class_path") if isinstance(each, Mapping) else each).rpartition(".")
         if package.partition(".")[0] in ("", "pytorch_lightning", "lightning"):
             yield name
+
+
+@cache
+def _lightnings_callbacks() -> tuple[str, ...]:
+    """The names of Lightning's callbacks, from its source."""
+    for node in _lightnings("callbacks/__init__.py").body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return tuple(ast.literal_eval(node.value))
+    return ()
 
 
 def wrong_options(class_path: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -338,13 +349,16 @@ def trainer_parameters() -> tuple[str, ...]:
     return tuple(_trainer_annotations())
 
 
+def _lightnings(file: str) -> ast.Module:
+    """The source of a file of Lightning, which takes seconds to import; nothing if it is not found."""
+    package = find_spec("pytorch_lightning")
+    path = Path(package.origin or "").parent / file if package else Path()
+    return ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
+
+
 @cache
 def _trainer_annotations() -> dict[str, ast.expr | None]:
-    package = find_spec("pytorch_lightning")
-    path = Path(package.origin or "").parent / "trainer" / "trainer.py" if package else Path()
-    if not path.is_file():
-        return {}
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(_lightnings("trainer/trainer.py")):
         if isinstance(node, ast.FunctionDef) and node.name == "__init__":
             return {each.arg: each.annotation for each in [*node.args.args, *node.args.kwonlyargs][1:]}
     return {}

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -60,6 +60,7 @@ def run_chain(run: RunOptions) -> None:
 
 _OF_THE_CHAIN = ("config", "c", "run_dir", "ckpt_path", "extend", "wandb")
 _OUTPUTS = ("checkpoint", "labels", "priors", "self_labels")
+_LEFT_BY = {"checkpoint": "fit", "labels": "select"}
 
 
 def _queue(run: RunOptions) -> None:
@@ -153,7 +154,7 @@ def _check_stages(run: RunOptions) -> None:
     Raises:
         UslError: names the stage, the key and what was expected.
     """
-    earlier: list[str] = []
+    earlier: dict[str, str] = {}
     for stage in run.chain.stages:
         overrides = {"seed_everything": str(run.seed), **stage.set}
         command = StageCommand(stage.command, [stage.config], overrides, run.folder(stage.name).path)
@@ -163,11 +164,15 @@ def _check_stages(run: RunOptions) -> None:
             check_possible(command, here=run.slurm is None and not run.launcher)
         except UslError as error:
             raise UslError(f"stage {stage.name}: {str(error).removeprefix('--')}") from error
-        earlier.append(stage.name)
+        earlier[stage.name] = stage.command
 
 
-def _check_sources(run: RunOptions, stage: Stage, earlier: Sequence[str]) -> None:
+def _check_sources(run: RunOptions, stage: Stage, earlier: Mapping[str, str]) -> None:
     """Refuse what a stage is to take from where it cannot be, and options that are no parameters.
+
+    Args:
+        run, stage: what is to be run.
+        earlier: name -> command of the stages before.
 
     Raises:
         UslError: names the key.
@@ -181,6 +186,11 @@ def _check_sources(run: RunOptions, stage: Stage, earlier: Sequence[str]) -> Non
                 raise UslError(f"{key}: ${{{source}.{output}}}: '{source}' is no earlier stage{near}")
             if output not in _OUTPUTS and (near := did_you_mean(output, _OUTPUTS)):
                 raise UslError(f"{key}: ${{{source}.{output}}}: no such output{near}")
+            if (command := _LEFT_BY.get(output, earlier[source])) != earlier[source]:
+                raise UslError(
+                    f"{key}: ${{{source}.{output}}}: '{source}' is a stage of {earlier[source]}; {output} is what one "
+                    f"of {command} leaves"
+                )
         own = os.path.abspath(run.out / run.name) + os.sep
         path = os.path.abspath(os.path.expanduser(value))
         named = names_a_file(key) and value not in ("", "null") and not REFERENCE.search(value)

@@ -114,6 +114,8 @@ PRESETS = {
 }  # fmt: skip
 """cifar10: up to 100 labels; cifar100: more; imagenet: MoCo features; imagenet_clip: CLIP features."""
 
+PresetName = Literal["cifar10", "cifar100", "cifar", "imagenet", "imagenet_clip"]
+
 BY_BUDGET = "cifar"
 """The preset that is cifar10 or cifar100 by the budget, as Table 14 has them for small-scale data sets."""
 
@@ -327,7 +329,7 @@ class USL(Selector):
 
     def __init__(
         self,
-        preset: str = "cifar10",
+        preset: PresetName = "cifar10",
         clusters: int | None = None,
         k: int | None = None,
         weight: float | None = None,

@@ -9,6 +9,7 @@ from typing import Any
 
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.machine import RANKS
+from usl_lightning.data.images.catalog import ARRAY_SETS, canonical_name, parts_of
 from usl_lightning.data.images.counts import most_images
 from usl_lightning.models.names import unknown_network
 from usl_lightning.stage.words import StageCommand
@@ -37,6 +38,7 @@ def check_possible(stage: StageCommand, *, here: bool) -> None:
     """
     flat = stage.flat()
     check_networks(flat)
+    check_split(flat)
     if here:
         check_machine(flat)
     if stage.command == "select":
@@ -59,6 +61,23 @@ def check_networks(flat: Mapping[str, Any]) -> None:
             problem = unknown_network(str(name).strip().partition(_OWN)[0])
             if problem:
                 raise UslError(f"{key}: {problem}")
+
+
+def check_split(flat: Mapping[str, Any]) -> None:
+    """Refuse a split that a set, of whose files each is a split, has not.
+
+    Args:
+        flat: the configuration as dotted keys.
+
+    Raises:
+        UslError: names those there are.
+    """
+    name = flat.get("data.dataset")
+    if name is not None and canonical_name(str(name)) in ARRAY_SETS:
+        try:
+            parts_of(canonical_name(str(name)), str(flat.get("data.split", "train")))
+        except UslError as error:
+            raise UslError(f"data.split: {error}") from error
 
 
 def check_budget(flat: Mapping[str, Any]) -> None:

@@ -485,7 +485,7 @@ def test_a_flat_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert chain.stages[0].set["data.dir"] == str(root)
     built = stages_of(path, labels)
     assert built["train"].model.image.classes == names
-    assert json.loads(chain.stages[0].set["model.view"])["init_args"]["flip"] is True
+    assert yaml.safe_load(chain.stages[0].set["model.view"])["init_args"]["flip"] is True
     source = built["select"].datamodule.train_source
     assert (source.channels, source.height, source.width) == (1, 16, 16)
     assert source.classes == ("cat", "golden retriever")

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Required, Unpack
 
@@ -21,6 +22,7 @@ from usl_lightning.data.images.subset import SubsetSource
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.passes import batch_that_fits, pass_over
 from usl_lightning.data.sampling import (
+    BalancedSampler,
     Draw,
     Pass,
     StepLoader,
@@ -410,10 +412,19 @@ class SemiSupervisedData(LabelledData):
         batch_size: B, labelled images of the global batch. With fewer labels than B they repeat.
         unlabelled_ratio: μ; the global batch has μB unlabelled images.
         include_labelled: the labelled images are among the unlabelled ones too (FixMatch's default).
+        labelled_per_class: instead of B labelled images draw this many of each class, repeated where there are fewer.
+        classes_per_step: with that, of how many classes in a step; default: of all that have a label.
         images: as for `LabelledData`.
+
+    Raises:
+        UslError: `classes_per_step` without `labelled_per_class`.
     """
 
-    ranges: ClassVar[Ranges] = {"unlabelled_ratio": whole(1)}
+    ranges: ClassVar[Ranges] = {
+        "unlabelled_ratio": whole(1),
+        "labelled_per_class": whole(1),
+        "classes_per_step": whole(1),
+    }
 
     def __init__(
         self,
@@ -421,10 +432,32 @@ class SemiSupervisedData(LabelledData):
         batch_size: int = 64,
         unlabelled_ratio: int = 7,
         include_labelled: bool = True,
+        labelled_per_class: int | None = None,
+        classes_per_step: int | None = None,
         **images: Unpack[LabelledOptions],
     ) -> None:
         super().__init__(labels, batch_size=batch_size, **images)
         self.unlabelled_ratio, self.include_labelled = unlabelled_ratio, include_labelled
+        self.labelled_per_class, self.classes_per_step = labelled_per_class, classes_per_step
+        if classes_per_step is not None and labelled_per_class is None:
+            raise UslError("data.classes_per_step: expected with data.labelled_per_class alone")
+
+    def setup(self, stage: str) -> None:
+        """Open the images; before training, warn of classes without a label, or with fewer than a step draws."""
+        super().setup(stage)
+        if stage != "fit" or self.labelled_per_class is None:
+            return
+        counts = torch.bincount(torch.tensor(self.index.for_training()[1]))
+        counts = counts[counts > 0]
+        if self.classes_per_step is not None and self.classes_per_step > len(counts):
+            raise UslError(f"data.classes_per_step: {self.classes_per_step}, but {len(counts)} classes have a label")
+        few = counts < self.labelled_per_class
+        if self._processes[0] == 0 and few.any():
+            log.warning(
+                "data.labelled_per_class: %d, but %d of the %d labelled classes have fewer labels (the rarest %d); "
+                "their images are repeated in a step",
+                self.labelled_per_class, int(few.sum()), len(counts), int(counts.min()),
+            )  # fmt: skip
 
     @property
     def unlabelled_count(self) -> int:
@@ -450,6 +483,18 @@ class SemiSupervisedData(LabelledData):
         rest = rest[~torch.isin(rest, torch.tensor(self.index.indices))]
         some = rest[permutation(len(rest), self.seed, "guesses")[:GUESSED]].sort().values
         return [*test, self._pass(self.split, images=some)] if len(some) else test
+
+    def _draw_labelled(self) -> Draw:
+        draw = super()._draw_labelled()
+        if self.labelled_per_class is None or draw.labels is None:
+            return draw
+        sampler = BalancedSampler(draw.labels, self.labelled_per_class, self.classes_per_step, self.seed, draw.name)
+        if sampler.batch_size % self._processes[1]:
+            raise UslError(
+                f"data.labelled_per_class: {self.labelled_per_class} make {sampler.batch_size} images, which cannot be "
+                f"divided over {self._processes[1]} processes"
+            )
+        return replace(draw, sampler=sampler, slots=self._slots(sampler.batch_size))
 
     def _unlabelled(self, labelled: Tensor) -> Tensor:
         everything = torch.arange(len(self.train_source))

@@ -63,6 +63,39 @@ class StepSampler:
         return self._order
 
 
+class BalancedSampler:
+    """The positions of a global batch that has equally many images of each class, for every step.
+
+    Which of a class, and which classes if not all, is drawn anew at each step. A class with fewer images than places
+    has each of them equally often, to within one.
+
+    Args:
+        labels: int64 [n], of the images to draw from, at least one.
+        per_class: images of each class.
+        classes: of them in a step; None: all that have a label.
+        parts: what is drawn is a function of: the seed and a name.
+    """
+
+    def __init__(self, labels: Tensor, per_class: int, classes: int | None, *parts: int | str) -> None:
+        self._labels, self._per_class, self._parts = labels, per_class, parts
+        counts = torch.bincount(labels)
+        self._counts = counts[counts > 0]
+        self._firsts = self._counts.cumsum(0) - self._counts
+        self._drawn = len(self._counts) if classes is None else classes
+
+    @property
+    def batch_size(self) -> int:
+        """Places in the global batch."""
+        return self._drawn * self._per_class
+
+    def __call__(self, step: int) -> Tensor:
+        """Positions in {0, …, n - 1} of the global batch of `step` (0-based), class by class, int64 [batch_size]."""
+        order = permutation(len(self._labels), *self._parts, "images", step)
+        order = order[self._labels[order].argsort(stable=True)]
+        classes = permutation(len(self._counts), *self._parts, "classes", step)[: self._drawn, None]
+        return order[self._firsts[classes] + torch.arange(self._per_class) % self._counts[classes]].flatten()
+
+
 def drawn_neighbors(neighbors: Tensor, indices: Tensor, key: Key) -> Tensor:
     """One neighbour of each image, drawn anew at every step.
 
@@ -178,7 +211,7 @@ class Draw:
     """This process's part of the global batch of a step; pixels of resident images (no source) come later."""
 
     source: ImageSource | None
-    sampler: StepSampler
+    sampler: Callable[[int], Tensor]
     slots: Tensor
     seed: int
     name: str

@@ -49,6 +49,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "EMANFixMatch": {"": {"threshold": 0.15, "ema_decay": 0.5}},
     "SelfTraining": {"": {"threshold": 0.15, "ema_decay": 0.5}},
     "CoMatch": {"": {"bank_size": 80, "aligned_batches": 3, "graph_threshold": 0.15}},  # both wrap
+    "CMSFSemi": {"": {"bank_size": 80, "cache_size": 30, "neighbours": 3}},  # both wrap
     "FlexMatch": {"": {}, "guided": {"prior_file": "priors.npz", "prior_steps": 2, "prior_after": "update"}},
     "Distill": {"": {"distillation_weight": 0.8}},  # both of its losses
     "FineTune": {"": {}, "linear": {"tuned": "linear", "projection_layers_kept": 0, "ema_decay": 0.9}},

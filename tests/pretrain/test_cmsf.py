@@ -12,7 +12,8 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch
 from usl_lightning.data.views import Weak
-from usl_lightning.pretrain.msf import MSF, constrained_loss
+from usl_lightning.models.mean_shift import constrained_loss
+from usl_lightning.pretrain.msf import MSF
 from usl_lightning.vectors.kmeans import kmeans
 
 K = 3

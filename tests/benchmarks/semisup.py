@@ -1,10 +1,12 @@
 """What the stage-3 methods reach from the same few labels chosen by USL.
 
     python tests/benchmarks/semisup.py digits --budget 20 --seeds 0 1 2
+    python tests/benchmarks/semisup.py digits --methods paws cmsf_semi
     python tests/benchmarks/semisup.py fashion_mnist --budget 40 --steps 300 --seeds 0 1 2
 
 For each seed a chain: SimCLR, USL, then each method from that encoder, by the shipped configurations. Prints a table
-and writes results/semisup_<set>.json. No label of the test images reaches anything but these figures.
+and writes results/semisup_<set>.json, where the rows of other methods stay if they were measured alike. No label of the
+test images reaches anything but these figures.
 """
 
 import argparse
@@ -63,21 +65,23 @@ def main() -> None:
     arguments = parser.parse_args()
     runs: dict[int, dict[str, tuple[float, float]]] = {}
     out = Path(__file__).parent / "results" / f"semisup_{arguments.dataset}.json"
+    about = {"machine": machine(), **{name: getattr(arguments, name) for name in ("budget", "steps", "seeds")}}
+    before = json.loads(out.read_text()) if out.exists() else {}
+    kept = before["methods"] if {**before, **about} == before else {}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "methods.yaml"
         path.write_text(yaml.safe_dump(chain(arguments.dataset, arguments.budget, arguments.methods, arguments.steps)))
         for seed in arguments.seeds:
             runs[seed] = run(path, seed, Path(folder))
-            rows = {
-                method: {
-                    "mean": statistics.mean(one[method][0] for one in runs.values()),
-                    "test_accuracy": [one[method][0] for one in runs.values()],
-                    "seconds": [one[method][1] for one in runs.values()],
-                }
-                for method in arguments.methods
-            }
-            about = {"machine": machine(), "budget": arguments.budget, "steps": arguments.steps, "seeds": [*runs]}
-            out.write_text(json.dumps({**about, "methods": rows}, indent=1) + "\n")
+    rows = {
+        method: {
+            "mean": statistics.mean(one[method][0] for one in runs.values()),
+            "test_accuracy": [one[method][0] for one in runs.values()],
+            "seconds": [one[method][1] for one in runs.values()],
+        }
+        for method in arguments.methods
+    }
+    out.write_text(json.dumps({**about, "methods": {**kept, **rows}}, indent=1) + "\n")
     print(
         f"\n{arguments.dataset}, {arguments.budget} labels by USL\n"
         f"{'method':12} {'mean':>6}  each seed          seconds"

@@ -122,6 +122,7 @@ PLAIN = ("010", "1.10", "1e3", "true", "Null", "~", "", ".inf", "yes", "0x10", "
 @given(st.recursive(st.sampled_from(PLAIN).map(Plain) | ODD_TEXT, lambda inner: st.lists(
     inner, max_size=3).map(Listed) | st.dictionaries(st.sampled_from("abc"), inner, max_size=3).map(Mapped),
     max_leaves=8).filter(lambda value: not isinstance(value, str)))  # fmt: skip
+@example(["\u0663"])  # a digit, of no number that YAML has
 def test_what_would_be_typed_is_read(value: Any) -> None:
     """Each scalar comes back as the text it was, and with the meaning that it had."""
     again = parse_document(typed_text(value), "")
@@ -281,12 +282,12 @@ def test_a_text_of_a_chain_is_as_typed(text: str, tmp_path: Path) -> None:
 def test_a_text_of_a_comparison_is_as_typed(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / text).touch()
-    own = f"{{class_path: usl, init_args: {{preset: {text}}}}}"
+    own = f"{{class_path: usl, init_args: {{cache: {text}}}}}"
     content = f"data: {{dataset: folder, dir: {text}}}\nselectors: [random, {own}]\nbudgets: [4]\n"
     (tmp_path / "c.yaml").write_text(content)
     comparison = Comparison.read(tmp_path / "c.yaml", {"features.features": text, "data.cache": text})
     assert (comparison.data["dir"], comparison.data["cache"]) == (text, text)
-    assert (comparison.features["features"], comparison.selectors[1].options["preset"]) == (text, text)
+    assert (comparison.features["features"], comparison.selectors[1].options["cache"]) == (text, text)
 
 
 @pytest.mark.parametrize("own", ["data: {dir: 010}", "data: {init_args: {dir: 010}}"])

@@ -24,7 +24,7 @@ from torch import nn
 
 from usl_lightning.base.configs import config_parts, find_config, names_of_all, shipped_folder
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import FROM_ELSEWHERE, GROUPS, parameters, verbs_of
+from usl_lightning.base.parameters import FROM_ELSEWHERE, GROUPS, as_count, parameters, verbs_of
 from usl_lightning.base.ranges import (
     LARGEST,
     SEED,
@@ -461,6 +461,20 @@ def test_a_range_may_begin_at_another_parameter(clusters: int, right: bool, caps
     spec = ImageSpec(1, 8, 8, (0.5,), (0.5,))
     with pytest.raises(UslError, match=rf"^USL\.clusters: {clusters} is out of range; expected 40 to 42 \("):
         USL(image=spec, budget=40, clusters=clusters)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "\u00b2", "\u0663", "-1", "+1", "1_0", " 1", "1.0", ""])
+def test_texts_that_are_no_count(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert as_count(text) is None
+    Path("l.json").write_text('{"indices": [0]}')
+    expected = "expected how many, or names: 2 or more, each once, as in cat,dog"
+    for words, said in [
+        (["label", "l.json", f"--port={text}"], "expected a number from 1 to 65535"),
+        (["init", ".", f"--classes={text}"], expected),
+        (["more", "runs/x", f"--budget={text}"], "expected the images of the round, 1 or more"),
+        (["report", "runs/x", f"--contrast={text}"], "expected a number of images, from 0 to 9999"),
+    ]:
+        assert refused(capsys, *words).endswith(said)
 
 
 @pytest.mark.parametrize("seed", ["-1", "4294967296", "9" * 5000, "1.5", ".nan", "²", "true", "x"])

@@ -228,7 +228,7 @@ class _Reading:
             raise self._refuse(node, f"the tag {node.tag} means nothing here; leave it out")
         if tagged or node.style in _QUOTED:
             return text
-        if text.lstrip("+-").isdecimal() and not _INT.fullmatch(text):
+        if text.isascii() and text.lstrip("+-").isdecimal() and not _INT.fullmatch(text):
             raise self._refuse(node, f"a number of {len(text):,} digits; expected fewer than 400")
         return Plain(text)  # whatever YAML 1.1 took it for
 

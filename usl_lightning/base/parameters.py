@@ -25,10 +25,15 @@ def as_seed(value: str, where: str) -> int:
     Raises:
         UslError: no whole number from 0 to 2³² − 1, which is what NumPy takes.
     """
-    text = str(value)
-    if not (text.isascii() and text.isdecimal() and len(text) < 20 and SEED.problem(int(text)) is None):
-        raise UslError(f"{where}: {text[:40]} is no seed; expected a whole number from {SEED}")
-    return int(text)
+    seed = as_count(str(value))
+    if seed is None or SEED.problem(seed) is not None:
+        raise UslError(f"{where}: {str(value)[:40]} is no seed; expected a whole number from {SEED}")
+    return seed
+
+
+def as_count(text: str) -> int | None:
+    """The whole number, from 0, that a text of up to 18 digits says; None for any other text."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 18 else None
 
 
 def home(text: str) -> Path:

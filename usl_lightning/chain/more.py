@@ -7,7 +7,7 @@ from pathlib import Path
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import options
+from usl_lightning.base.parameters import as_count, options
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.pipeline import run_chain
 from usl_lightning.chain.plan import Plan
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = Path(words[0])
     given = known_options("more", words[1:])
     budget = given.get("budget", "")
-    if not (budget.isascii() and budget.isdecimal() and len(budget) < 10 and int(budget)):
+    if not as_count(budget):
         raise UslError(f"usl more: --budget {budget or 'is missing'}: expected the images of the round, 1 or more")
     run_chain(_longer(folder, budget, dry="dry-run" in given))
 

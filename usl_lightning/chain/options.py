@@ -8,7 +8,7 @@ from pathlib import Path
 from usl_lightning.base.commands import COMMANDS
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.parameters import as_seed, home, options
+from usl_lightning.base.parameters import as_count, as_seed, home, options
 from usl_lightning.chain.added import Added
 from usl_lightning.chain.file import REFERENCE, Chain
 from usl_lightning.chain.plan import Plan
@@ -129,10 +129,10 @@ def added_rounds(path: Path, given: Sequence[tuple[str, str]]) -> list[tuple[str
 
 def _rounds(text: str) -> list[int]:
     """The budgets of further rounds, `40,40`."""
-    numbers = text.split(",")
-    if not all(number.isascii() and number.isdecimal() and len(number) < 10 and int(number) for number in numbers):
+    numbers = [as_count(number) or 0 for number in text.split(",")]
+    if not all(numbers):
         raise UslError(f"usl run: --more {text}: expected the images of each further round, 1 or more, such as 40,40")
-    return [int(number) for number in numbers]
+    return numbers
 
 
 def _words(text: str) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import write_json
 from usl_lightning.base.interrupt import HEEDED, Interruption
+from usl_lightning.base.parameters import as_count
 from usl_lightning.chain import slurm
 from usl_lightning.chain.file import REFERENCE, Stage
 from usl_lightning.chain.options import RunOptions
@@ -122,7 +123,7 @@ def _check_budgets(run: RunOptions) -> None:
     known = next((dataset for path in chosen if path.exists() and (dataset := LabelIndex.read(path).dataset)), None)
     for stage in run.chain.stages if known is not None else ():
         budget = stage.set.get("model.budget", "") if "model.keep_from" in stage.set else ""
-        if known is not None and budget.isdecimal() and int(budget) > known.size:
+        if known is not None and (as_count(budget) or 0) > known.size:
             raise UslError(f"stage {stage.name}: model.budget: {budget} images cannot be picked from {known.size}")
 
 

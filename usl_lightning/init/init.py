@@ -12,7 +12,7 @@ from usl_lightning.base.atomic import check_replaceable
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
-from usl_lightning.base.parameters import home
+from usl_lightning.base.parameters import as_count, home
 from usl_lightning.chain.file import Chain
 from usl_lightning.chain.naming import most_labels_in
 from usl_lightning.labels.names import checked, clean
@@ -114,10 +114,13 @@ def _classes(text: str | None) -> tuple[tuple[str, ...] | None, int | None]:
     if text is None:
         return None, None
     names = [clean(name) for name in text.split(",") if name.strip()]
-    count = int(text) if text.isdecimal() else len(names)
+    said = as_count(text)
+    count = len(names) if said is None else said
     if count < 2 or len(set(names)) < len(names) or text == "true":
-        raise UslError(f"usl init: --classes {text}: expected how many, or names: 2 or more, each once, as in cat,dog")
-    return (() if text.isdecimal() else checked(names, "usl init: --classes")), count
+        raise UslError(
+            f"usl init: --classes {text[:60]}: expected how many, or names: 2 or more, each once, as in cat,dog"
+        )
+    return (() if said is not None else checked(names, "usl init: --classes")), count
 
 
 def main(arguments: Sequence[str]) -> None:

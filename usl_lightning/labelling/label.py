@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import home
+from usl_lightning.base.parameters import as_count, home
 from usl_lightning.chain.naming import label_file_in
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labelling.private import leading_to
@@ -70,8 +70,8 @@ class LabelOptions:
         for key, value in known_options("label", words).items():
             if key == "no-browser" and value in ("true", "false"):
                 typed.browser = value == "false"
-            elif key == "port" and value.isdecimal() and 0 < int(value) < 65536:
-                typed.port = int(value)
+            elif key == "port" and 0 < (port := as_count(value) or 0) < 65536:
+                typed.port = port
             elif key == "dir" and value != "true":
                 typed.dir = value
             elif key == "classes" and value != "true":

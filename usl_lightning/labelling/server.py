@@ -16,6 +16,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.parameters import as_count
 from usl_lightning.labelling import queue
 from usl_lightning.labelling.guard import Guard, body_of, problem
 from usl_lightning.labelling.guessing import Guesses, Guessing
@@ -188,8 +189,7 @@ class LabellingApp:
         return None if told is None or told["key"] == known else told
 
     async def _row(self, request: Request) -> Response:
-        asked = request.query_params.get("image", "")
-        image = int(asked) if asked.isascii() and asked.isdecimal() and len(asked) < 19 else None
+        image = as_count(request.query_params.get("image", ""))
         without, beside = (request.query_params.get(key, "") for key in ("without", "beside"))
         row = await run_in_threadpool(self._row_of, image, without, beside == "true")
         return Response(status_code=204) if row is None else JSONResponse(row)

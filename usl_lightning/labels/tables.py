@@ -11,6 +11,7 @@ from pathlib import Path
 from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import composed, unguarded
 from usl_lightning.base.errors import UslError, printable
+from usl_lightning.base.parameters import as_count
 from usl_lightning.labels.entries import short
 from usl_lightning.labels.names import check_one_line, check_single, clean, is_not_sure, name_in
 
@@ -127,4 +128,4 @@ def whole_numbers(names: Collection[str]) -> dict[str, str]:
 
 def is_number(text: str) -> bool:
     """Whether it is a whole number, from 0."""
-    return text.isascii() and text.isdigit() and len(text) <= 18
+    return as_count(text) is not None

@@ -11,7 +11,7 @@ from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.machine import this_machine
-from usl_lightning.base.parameters import home
+from usl_lightning.base.parameters import as_count, home
 from usl_lightning.base.version import __version__
 from usl_lightning.report.markup import Html, Names, render, tag
 from usl_lightning.report.run import RunReport, read_run
@@ -63,10 +63,10 @@ def _parse(arguments: Sequence[str]) -> tuple[Path, Path | None, int]:
         raise UslError("usl report: --out: its value is missing; expected FILE.html")
     if folder is None:
         raise UslError("usl report: expected the folder of a run, e.g. usl report runs/digits_quickstart")
-    contrast = given.get("contrast", str(CONTRAST))
-    if not (contrast.isascii() and contrast.isdecimal() and len(contrast) < 5):
-        raise UslError(f"usl report: --contrast {contrast}: expected a number of images, from 0 to 9999")
-    return home(folder), home(given["out"]) if "out" in given else None, int(contrast)
+    contrast = as_count(given.get("contrast", str(CONTRAST)))
+    if contrast is None or contrast > 9999:
+        raise UslError(f"usl report: --contrast {given['contrast']}: expected a number of images, from 0 to 9999")
+    return home(folder), home(given["out"]) if "out" in given else None, contrast
 
 
 def write_report(folder: Path, out: Path | None = None, contrast: int = CONTRAST) -> Path:

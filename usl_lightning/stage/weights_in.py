@@ -8,7 +8,7 @@ import torch
 
 from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import home, options
+from usl_lightning.base.parameters import as_count, home, options
 from usl_lightning.models.foreign import import_checkpoint
 
 OPTIONS = ("as", "backbone", "image_size", "out")
@@ -45,9 +45,9 @@ class ImportOptions:
         if not files or "as" not in given or "out" not in given:
             raise UslError("usl import: expected FILE --as KIND --out FILE.ckpt")
         size = given.get("image_size")
-        if size is not None and not (size.isascii() and size.isdecimal() and 0 < int(size) < 10_000):
+        side = None if size is None else as_count(size) or 0
+        if side is not None and not 0 < side < 10_000:
             raise UslError(f"--image_size {size}: expected a whole number of pixels")
-        side = None if size is None else int(size)
         return cls(home(files[0]), given["as"], home(given["out"]), given.get("backbone"), side)
 
 

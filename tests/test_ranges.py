@@ -186,7 +186,8 @@ def test_shipped_configurations_are_in_range() -> None:
         if "selectors" in own:
             Comparison.read(path, {"features.backbone": "resnet18"})
         elif not {"stages", "rounds", "columns"} & own.keys():
-            check_parameters(StageCommand("fit", [path]))
+            model = str(StageCommand("fit", [path]).flat()["model.class_path"])
+            check_parameters(StageCommand(verbs_of(model)[0], [path]))
 
 
 NUMBER = r"(-?\d+(?:\.\d+)?)"
@@ -249,10 +250,11 @@ def told(path: str, name: str, value: Any) -> str | None:
     """What the command line says of one parameter of a class, before anything is imported."""
     group = {class_path: group for group, class_path in GROUPS.items()}.get(path, "model")
     overrides = {f"{group}.{name}": yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()}
+    verb = "fit"
     if group == "model":
-        overrides = {"model.class_path": path, **overrides}
+        overrides, verb = {"model.class_path": path, **overrides}, next(iter(verbs_of(path)), "fit")
     try:
-        check_parameters(StageCommand("fit", [], overrides))
+        check_parameters(StageCommand(verb, [], overrides))
     except UslError as error:
         return str(error)
     return None

@@ -67,8 +67,8 @@ class CMSFSemi(SemiSupervisedModule):
         bank_size: embeddings kept of all images; at least the global batch.
         cache_size: embeddings kept of labelled images.
         momentum: of the target, in [0, 1), constant.
-        trainings: of the network of pseudo-labels, in an epoch of the unlabelled images; published: 1 with batches of
-            1,024 or more.
+        trainings: of the network of pseudo-labels, in an epoch of the unlabelled images; published: 1 where batches are
+            of 1,024 images.
         passes: over the embeddings in each.
         hidden_dim: of projector and predictor; twice the features' in the published code.
         projection_dim: of their outputs; a quarter of the features' there. The pseudo-labels' hidden layer has twice

@@ -198,7 +198,7 @@ def test_a_metric_that_cannot_be_noted() -> None:
 
 def test_a_validation_by_the_clock_is_refused(tmp_path: Path) -> None:
     line = usl(tmp_path, *WORDS, "--trainer.val_check_interval", "00:00:00:01").mistake
-    assert "trainer.val_check_interval: 00:00:00:01: expected a number of batches" in line
+    assert "trainer.val_check_interval: expected a number of batches; a run that is continued would not repeat" in line
     assert list(tmp_path.iterdir()) == []
 
 

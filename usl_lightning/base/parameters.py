@@ -69,7 +69,6 @@ TRAINER = {"accelerator": "str", "default_root_dir": "str", "max_steps": "int", 
 """Parameters of Lightning's Trainer whose type counts here; all others mean what YAML says."""
 
 TRAINER_TAKES = {
-    "val_check_interval": "float",
     "gradient_clip_algorithm": "Literal['norm', 'value']",
     "num_nodes": "int",
 }
@@ -97,6 +96,10 @@ def _is_duration(value: Any) -> bool:
 _CLASSES = "classes, as in [{class_path: package.module.Class}]"
 
 TRAINER_SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "val_check_interval": (
+        lambda value: type(value) in (int, float),
+        "a number of batches; a run that is continued would not repeat validations by the clock",
+    ),
     "devices": (_counts_devices, "a number of devices, auto, or a list of their numbers"),
     "max_time": (_is_duration, "DD:HH:MM:SS, or keys and values such as {hours: 1}"),
     "callbacks": (_names_classes, _CLASSES),
@@ -170,7 +173,8 @@ class Kind:
             needed = (self.text or self.texts or self.number or self.group or self.foreign) and not self.optional
             return "expected a value, found null" if needed else None
         if (self.group or self.foreign) and not (isinstance(value, str) and self._may_name_a_class(value)):
-            return f"expected keys and values, found {value}"
+            name = self.group.rpartition(".")[2]
+            return f"expected {f'parameters of {name}' if name else 'keys and values'}, found {value}"
         if self.texts and not self.text and not (isinstance(value, list) and all(isinstance(x, str) for x in value)):
             return f"expected a list of texts, as in [a, b], found {value}"
         if self.choices and value not in self.choices:
@@ -248,11 +252,11 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
             yield "trainer.precision", f"expected one of {', '.join(map(repr, PRECISIONS))}, found {value}", []
         if key in TRAINER_SHAPES and value is not None and not TRAINER_SHAPES[key][0](value):
             yield f"trainer.{key}", f"expected {TRAINER_SHAPES[key][1]}, found {value}", []
-        for name in _callbacks(value) if key == "callbacks" else ():
-            if name not in (names := (*_lightnings_callbacks(), *ALTERING)):
-                yield "trainer.callbacks", f"unknown '{name}'{did_you_mean(name, names)}", []
+        for name in _callbacks(value) if key == "callbacks" and value is not None else ():
             if name in ALTERING:
                 yield "trainer.callbacks", f"{name} changes what is learned, and no run records it; leave it out", []
+            elif name not in _lightnings_callbacks():
+                yield "trainer.callbacks", f"unknown '{name}'{did_you_mean(name, _lightnings_callbacks())}", []
         if key in TRIALS and value != TRIALS[key]:
             trial = f"{value} is a trial with some of the images; leave it out and try with a small trainer.max_steps"
             yield f"trainer.{key}", trial, []
@@ -323,7 +327,7 @@ def _no_class(class_path: str) -> str:
     """What to say of a dotted path that leads to no class of this package, or to no package that is installed."""
     package, dot, _ = class_path.partition(".")
     module, _, name = class_path.rpartition(".")
-    if not (dot or name[:1].isupper()):
+    if class_path and not (dot or name[:1].isupper()):
         return f"there is no class {class_path}; expected package.module.Class"
     if package == ROOT.name:
         missing, tree = find_class(class_path) is None, syntax_of(module)

@@ -235,6 +235,8 @@ def check_parameters(stage: StageCommand) -> None:
     for key, problem, names in wrong_parameters(stage.tree()):
         leaf = key.rpartition(".")[2]
         near = f"{did_you_mean(leaf, names)}; {_expected(names)}" if names else ""
+        if leaf == "class_path" and "." not in (given := str(stage.flat().get(key))):
+            near = _nearest_method(given)
         raise UslError(f"{_where(stage, key)}: {printable(problem, 300)}{near}")
     flat = stage.flat()
     for key in flat:

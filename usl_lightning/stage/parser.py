@@ -141,11 +141,6 @@ class StageCLI(LightningCLI):
         environment = cluster_environment()
         if environment is not None:
             own["plugins"].append(environment)
-        if not isinstance(own["val_check_interval"], int | float | None):
-            raise UslError(
-                f"trainer.val_check_interval: {own['val_check_interval']}: expected a number of batches; a run that is "
-                "continued would not repeat validations by the clock"
-            )
         check_precision(own["precision"], own["accelerator"])
         check_averages(self.model, own["precision"])
         own["sync_batchnorm"] = syncs_batch_norm(self.model, own["sync_batchnorm"], own["accelerator"])

@@ -265,7 +265,8 @@ def test_the_command_line_refuses_what_is_out_of_range(path: str, name: str) -> 
     allowed, kind = ranges_of(CLASSES[path])[name], parameters(path).get(name)
     if kind is None and path not in GROUPS.values():
         return  # a base's, whose parameter this class does not take
-    said = rf"\S+ is out of range; expected .*{re.escape(str(allowed))}|expected (int|float|a number of batches; .*), found \S+"
+    type_ = r"expected (int|float|a number of batches; .*), found \S+"
+    said = rf"\S+ is out of range; expected .*{re.escape(str(allowed))}|{type_}"
     for value in outside(allowed):
         for given in (value,) if kind is not None and kind.number else (value, [value]):
             line = told(path, name, given)

@@ -9,7 +9,7 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.vectors import neighbors
 from usl_lightning.vectors.distances import exact_arithmetic, squared_distances, unit_rows
-from usl_lightning.vectors.neighbors import Lists, approximate_knn, knn, nearest_neighbors
+from usl_lightning.vectors.neighbors import approximate_knn, knn, nearest_neighbors
 
 
 def slow_knn(x: Tensor, k: int, include_self: bool = True) -> tuple[np.ndarray, np.ndarray]:
@@ -165,48 +165,6 @@ def test_approximate_puts_a_missed_point_back() -> None:
     found = approximate_knn(torch.cat([torch.ones(60, 4), -torch.ones(60, 4)]), 5)
     assert torch.equal(found.indices[:, 0], torch.arange(120))
     assert all(len(set(row)) == 5 for row in found.indices.tolist())
-
-
-def blobs(sizes: list[int], seed: int = 0) -> Tensor:
-    """Far from one another, each of whole numbers, with ties and duplicates; in a random order."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.cat([torch.randint(0, 3, (n, 4), generator=generator) + 1000 * i for i, n in enumerate(sizes)]).float()
-    return x[torch.randperm(len(x), generator=generator)]
-
-
-def test_lists_part_the_points() -> None:
-    x = blobs([90, 160, 300, 33, 500])
-    lists = Lists(x, seed=3)
-    assert len(lists) == len(x) // neighbors.LIST_SAMPLE
-    assert torch.equal(torch.cat([lists.rows(i) for i in range(len(lists))]).sort().values, torch.arange(len(x)))
-    for number in range(len(lists)):
-        ranked = lists.ranked(number)
-        assert int(ranked[0]) == number
-        assert torch.equal(ranked.sort().values, torch.arange(len(lists)))
-        near = lists.near(number, 1, 70)
-        assert len(near) >= 70
-        assert torch.equal(near, near.unique())
-        assert torch.isin(lists.rows(number), near).all()
-
-
-@pytest.mark.parametrize("include_self", [True, False])
-def test_neighbours_in_near_lists_are_found_exactly(include_self: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A blob is one list or a few, so that its points' neighbours are all in near ones."""
-    monkeypatch.setattr(neighbors, "LIST_SAMPLE", 4)
-    x = blobs([40] * 50)
-    found = approximate_knn(x, 20, include_self=include_self, recall=1.0)
-    distances, indices = knn(x, 20, include_self=include_self)
-    assert found.measured_recall == 1.0
-    assert torch.equal(found.indices, indices)
-    assert torch.equal(found.squared_distances, distances)
-
-
-def test_lists_that_tell_nothing_leave_the_exact_search() -> None:
-    """In many directions all points are as far from one another."""
-    x = torch.randn(4000, 512, generator=torch.Generator().manual_seed(0))
-    found = approximate_knn(x, 5, recall=0.99)
-    assert found.measured_recall == 1.0
-    assert torch.equal(found.indices, knn(x, 5)[1])
 
 
 def test_rule_for_the_approximate_index(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Nearest neighbours: exact up to a size, then among the points of near lists, with the recall measured.
+"""Nearest neighbours: exact up to a size, then an inverted-file index with its recall measured.
 
 Order is part of the result: neighbours are sorted by (squared distance rounded to float32, index), as if
 every distance were computed in float64 from the differences. Ties, duplicates among them, go to the lower
@@ -11,15 +11,15 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.progress import progress, shown
+from usl_lightning.base.progress import shown
 from usl_lightning.compute.device import chunks
-from usl_lightning.data.keys import permutation
-from usl_lightning.vectors.assignment import nearest_centroid
+from usl_lightning.data.keys import derive_seed, permutation
 from usl_lightning.vectors.distances import check_features, exact_arithmetic, squared_distances
 from usl_lightning.vectors.memory import check_memory
 
@@ -30,12 +30,6 @@ EXACT_UP_TO = 70_000
 
 SAMPLE = 1_000
 """Random queries that the recall of an approximate index is measured on: its standard error is below 0.005."""
-
-LIST_SAMPLE, LIST_ITERATIONS = 32, 10
-"""Points a list and iterations of the k-means of `Lists`."""
-
-VOTERS, NEAR = 32, 64
-"""Points of a list that say which lists are near it, and how many of these each of them names."""
 
 SMALL = 4_000_000
 """Up to this many pairs, the plain float64 search is used."""
@@ -102,40 +96,44 @@ def knn(features: Tensor, k: int, *, include_self: bool = True, queries: Tensor 
 def approximate_knn(
     features: Tensor, k: int, *, include_self: bool = True, recall: float = 0.95, seed: int = 0
 ) -> Neighbors:
-    """Nearly all of the k nearest neighbours: exactly those among the points of near lists.
+    """Nearly all of the k nearest neighbours, by faiss's inverted-file index (IVF), on the CPU.
 
-    The points are split into 4√n `Lists`. All points of a list are compared with all points of as many lists near it
-    as hold the share `recall` of the true neighbours of 1,000 random points: products of matrices, which an inverted
-    file, that looks at other lists for each point, has not. Distances and order are as in `knn`, as are arguments,
-    results and errors. Where half of the lists do not hold them, it is `knn`. Memory: `approximate_memory`.
+    The points are split into 4√n lists by k-means; the number of lists looked at grows from 4 by a quarter at a time
+    until the recall measured on 1,000 random queries (against exact search) reaches `recall`. Distances and order
+    are as in `knn`. Memory: `approximate_memory`. Arguments, results and errors as in `knn`.
     """
     x = check_features(features)
     _check_k(k, len(x) if include_self else len(x) - 1)
     check_memory(approximate_memory(len(x), x.shape[1], k), f"{k} neighbours of {len(x)} points")
-    distances = torch.empty(len(x), k, device=x.device)
-    indices = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+    import faiss
+
+    sample = permutation(len(x), seed, "recall")[:SAMPLE].to(x.device)
+    index = _inverted_file(x.float().cpu().numpy(), seed)
+    search = _faiss_search(index)
     with exact_arithmetic(x.device):
-        lists = Lists(x, seed)
-        sample = permutation(len(x), seed, "recall")[:SAMPLE].to(x.device)
         truth = _decode(_certified_search(x, x[sample], k, sample, include_self))[1]
-        count = lists.enough(sample, truth, recall)
-        if 2 * count > len(lists):
-            return Neighbors(*knn(x, k, include_self=include_self), measured_recall=1.0)
-        log.info("neighbours: among the points of %d of %d lists", count, len(lists))
-        with progress("neighbours", len(x), "row") as bar:
-            for number in range(len(lists)):
-                rows, near = lists.rows(number), lists.near(number, count, k + 1)
-                keys = _certified_search(x[near], x[rows], k, torch.searchsorted(near, rows), include_self)
-                distances[rows], found = _decode(keys)
-                indices[rows] = near[found]
-                bar.update(len(rows))
-    return Neighbors(distances, indices, _recall(indices[sample], truth))
+        index.nprobe, measured = 3, 0.0
+        while measured < recall and index.nprobe < index.nlist:
+            index.nprobe = min(index.nlist, index.nprobe + 1 + index.nprobe // 4)
+            found = _decode(_listed_search(x, x[sample], k, sample, include_self, search))[1]
+            measured = _recall(found, truth)
+        log.info(
+            "neighbours: faiss %s, %d of %d lists searched, recall %.3f on %d queries",
+            faiss.__version__, index.nprobe, index.nlist, measured, len(sample),
+        )  # fmt: skip
+        distances = torch.empty(len(x), k)
+        indices = torch.empty(len(x), k, dtype=torch.int64)
+        order = _by_list(index).to(x.device)
+        for part in shown(chunks(len(x), 64 * (k + x.shape[1])), "neighbours", len(x)):
+            rows = order[part]
+            distances[rows], indices[rows] = _decode(_listed_search(x, x[rows], k, rows, include_self, search))
+    return Neighbors(distances.to(x.device), indices.to(x.device), measured)
 
 
 def approximate_memory(n: int, d: int, k: int) -> int:
-    """Bytes that `approximate_knn` needs beside float32 features [n, d]: the lists and the result; 0.5 GB for samples
-    and for the points of some lists."""
-    return n * 32 + n * k * 12 + 500_000_000
+    """Bytes that `approximate_knn` needs beside float32 features [n, d]: its index, whose lists double as they
+    grow, and the result; 0.4 GB for samples and chunks."""
+    return n * (2 * 4 * d + 16) + n * k * 12 + 400_000_000
 
 
 def exact_memory(n: int, d: int, k: int) -> int:
@@ -144,72 +142,13 @@ def exact_memory(n: int, d: int, k: int) -> int:
 
 
 def nearest_neighbors(features: Tensor, k: int, *, include_self: bool = True) -> Neighbors:
-    """`knn` up to 70,000 points or on a GPU, `approximate_knn` above."""
-    cpu = features.device.type == "cpu"
-    if cpu and len(features) > EXACT_UP_TO:
+    """`knn` up to 70,000 points or on a GPU, `approximate_knn` above (where faiss is installed)."""
+    large = len(features) > EXACT_UP_TO and features.device.type == "cpu"
+    if large and _has_faiss():
         return approximate_knn(features, k, include_self=include_self)
-    if cpu and features.ndim == 2:
+    if features.device.type == "cpu" and features.ndim == 2:
         check_memory(exact_memory(len(features), features.shape[1], k), f"{k} neighbours of {len(features)} points")
     return Neighbors(*knn(features, k, include_self=include_self), measured_recall=1.0)
-
-
-class Lists:
-    """Points of which those near one another are in one list, as k-means with 4√n centroids finds them.
-
-    Args:
-        x: [n, d].
-        seed: of the sample that k-means clusters.
-    """
-
-    def __init__(self, x: Tensor, seed: int) -> None:
-        self.x = x
-        count = max(1, min(4 * math.isqrt(len(x)), len(x) // LIST_SAMPLE))
-        some = x[permutation(len(x), seed, "lists")[: LIST_SAMPLE * count].to(x.device)]
-        centroids = some[:count].double()
-        for _ in range(LIST_ITERATIONS):
-            labels = nearest_centroid(some, centroids)
-            sums = torch.zeros_like(centroids).index_add_(0, labels, some.double())
-            sizes = torch.bincount(labels, minlength=count)[:, None]
-            centroids = torch.where(sizes > 0, sums / sizes.clamp(min=1), centroids)
-        self.label = nearest_centroid(x, centroids)
-        self.centroids, self.sizes = centroids.to(some.dtype), torch.bincount(self.label, minlength=count)
-        self._order = torch.argsort(self.label, stable=True)
-        self._ends = self.sizes.cumsum(0)
-
-    def __len__(self) -> int:
-        return len(self.centroids)
-
-    def rows(self, number: int) -> Tensor:
-        """The points of a list, ascending."""
-        end = int(self._ends[number])
-        return self._order[end - int(self.sizes[number]) : end]
-
-    def ranked(self, number: int) -> Tensor:
-        """All lists: itself, those that are early among the nearest to `VOTERS` of its points, and the others by
-        the distance of their centroids."""
-        points = torch.cat([self.centroids[number, None], self.x[self.rows(number)[:VOTERS]].to(self.centroids.dtype)])
-        distances = torch.cdist(points, self.centroids)
-        near = distances[1:].topk(min(NEAR, len(self)), largest=False, sorted=True).indices
-        weights = (1 / torch.arange(4.0, 4.0 + near.shape[1], device=near.device)).expand(near.shape)
-        votes = torch.zeros(len(self), device=near.device).index_add_(0, near.flatten(), weights.flatten())
-        votes[number] = torch.inf
-        order = distances[0].argsort(stable=True)
-        return order[votes[order].argsort(descending=True, stable=True)]
-
-    def near(self, number: int, count: int, least: int) -> Tensor:
-        """The points of the first `count` lists of its order, of more if those are not `least`, ascending."""
-        ranked = self.ranked(number)
-        while int(self.sizes[ranked[:count]].sum()) < least:
-            count *= 2
-        return torch.cat([self.rows(each) for each in ranked[:count].tolist()]).sort().values
-
-    def enough(self, rows: Tensor, neighbors: Tensor, recall: float) -> int:
-        """How many lists hold a share of the neighbours [m, k] of some rows [m]."""
-        places = torch.empty_like(neighbors)
-        for number in torch.unique(self.label[rows]).tolist():
-            own = self.label[rows] == number
-            places[own] = torch.argsort(self.ranked(number))[self.label[neighbors[own]]]
-        return int(places.flatten().sort().values[math.ceil(recall * places.numel()) - 1]) + 1
 
 
 def _check_k(k: int, available: int) -> None:
@@ -358,6 +297,42 @@ def _faiss_search(index: Any) -> Search:
         return torch.from_numpy(rough), torch.from_numpy(indices)
 
     return search
+
+
+def _inverted_file(x: Any, seed: int) -> Any:
+    """A trained faiss IVF index of x [n, d] with 4√n lists, in small sets fewer: 39 points each, as faiss advises."""
+    import faiss
+
+    lists = max(1, min(4 * math.isqrt(len(x)), len(x) // 39))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(x.shape[1]), x.shape[1], lists)
+    index.cp.seed = derive_seed(seed, "inverted file") & 0x7FFFFFFF
+    index.cp.max_points_per_centroid = 64
+    index.cp.min_points_per_centroid = 1
+    index.train(x)
+    index.add(x)
+    return index
+
+
+def _by_list(index: Any) -> Tensor:
+    """int64 [n]: the points list by list. Asked for in this order, neighbours search lists that are in the cache."""
+    import faiss
+
+    lists = index.invlists
+    filled = [i for i in range(index.nlist) if lists.list_size(i)]
+    return torch.from_numpy(np.concatenate([faiss.rev_swig_ptr(lists.get_ids(i), lists.list_size(i)) for i in filled]))
+
+
+def _listed_search(x: Tensor, q: Tensor, k: int, selves: Tensor, include_self: bool, search: Search) -> Tensor:
+    """Keys [q, k] of what the inverted file finds; the point itself is put back if it was missed, and rows
+    with too few finds are searched fully."""
+    candidates = search(q, min(len(x), k + 1))[1].to(x.device)
+    missing = (candidates < 0).any(1)
+    absent = ~(candidates == selves[:, None]).any(1)
+    candidates[absent, -1] = selves[absent]
+    keys = _refined_keys(x, q, candidates.clamp_(min=0), selves, include_self)[:, :k]
+    if missing.any():
+        keys[missing] = _complete_search(x, q[missing], k, selves[missing], include_self)
+    return keys
 
 
 def _recall(found: Tensor, truth: Tensor) -> float:

@@ -196,6 +196,7 @@ class _Reading:
         return UslError(f"{self._where}: line {node.start_mark.line + 1}: {problem}")
 
     def value(self, node: yaml.Node) -> Any:
+        """What a node says, its texts as they were typed; refuses what has no end."""
         self._count += 1
         if self._count > LARGEST:
             raise self._refuse(node, f"more than {LARGEST:,} values, aliases (*) repeat each other; write them out")

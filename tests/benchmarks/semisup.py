@@ -41,14 +41,18 @@ def chain(dataset: str, budget: int, methods: list[str], steps: int | None) -> d
     return {"seed": 0, "stages": stages}
 
 
-def run(path: Path, seed: int, out: Path) -> dict[str, tuple[float, float]]:
-    """Test accuracy and seconds of each method."""
+def run(path: Path, seed: int, out: Path) -> dict[str, dict[str, float]]:
+    """Test accuracy, calibration error and seconds of each method."""
     command = [sys.executable, "-m", "usl_lightning.cli", "run", str(path), "--seed", str(seed)]
     subprocess.run([*command, "--name", f"seed{seed}", "--out", str(out)], check=True)
     summary = json.loads((out / f"seed{seed}" / "summary.json").read_text())
     stages = {stage["name"].removeprefix("train_"): stage for stage in summary["stages"]}
     return {
-        name: (stage["metrics"]["test_accuracy"], stage["seconds"])
+        name: {
+            "test_accuracy": stage["metrics"]["test_accuracy"],
+            "calibration_error": stage["metrics"]["test_calibration_error"],
+            "seconds": stage["seconds"],
+        }
         for name, stage in stages.items()
         if name not in ("pretrain", "select_usl")
     }
@@ -63,7 +67,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of each method; default: as configured")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     arguments = parser.parse_args()
-    runs: dict[int, dict[str, tuple[float, float]]] = {}
     out = Path(__file__).parent / "results" / f"semisup_{arguments.dataset}.json"
     about = {"machine": machine(), **{name: getattr(arguments, name) for name in ("budget", "steps", "seeds")}}
     before = json.loads(out.read_text()) if out.exists() else {}
@@ -71,24 +74,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "methods.yaml"
         path.write_text(yaml.safe_dump(chain(arguments.dataset, arguments.budget, arguments.methods, arguments.steps)))
-        for seed in arguments.seeds:
-            runs[seed] = run(path, seed, Path(folder))
+        runs = [run(path, seed, Path(folder)) for seed in arguments.seeds]
     rows = {
         method: {
-            "mean": statistics.mean(one[method][0] for one in runs.values()),
-            "test_accuracy": [one[method][0] for one in runs.values()],
-            "seconds": [one[method][1] for one in runs.values()],
+            "mean": statistics.mean(one[method]["test_accuracy"] for one in runs),
+            **{key: [one[method][key] for one in runs] for key in ("test_accuracy", "calibration_error", "seconds")},
         }
         for method in arguments.methods
     }
     out.write_text(json.dumps({**about, "methods": {**kept, **rows}}, indent=1) + "\n")
     print(
         f"\n{arguments.dataset}, {arguments.budget} labels by USL\n"
-        f"{'method':12} {'mean':>6}  each seed          seconds"
+        f"{'method':18} {'mean':>6}  each seed          calibration error  seconds"
     )
     for method, row in rows.items():
         each = " ".join(f"{accuracy:.3f}" for accuracy in row["test_accuracy"])
-        print(f"{method:12} {row['mean']:6.3f}  {each}  {[round(s) for s in row['seconds']]}")
+        error = statistics.mean(row["calibration_error"])
+        print(f"{method:18} {row['mean']:6.3f}  {each}  {error:17.3f}  {[round(s) for s in row['seconds']]}")
 
 
 if __name__ == "__main__":

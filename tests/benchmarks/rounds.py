@@ -7,8 +7,9 @@ Sets: digits, Fashion-MNIST (1,000 images to choose from, 2,000 new ones) and em
 with the features of the published network (EfficientNet-Lite0), kept in a file; digits and Fashion-MNIST also with
 principal components of their pixels. The first round is k-means + nearest, the best of 20 starts, as are the images
 chosen at once; the classifier between and after the rounds is Blend. The accuracy is that on new images. The noise of a
-difference is its standard error over sets and seeds. Each run is kept, so that a broken one goes on. Figures go to
-tests/benchmarks/results/rounds.json; rounds_again.json has those of some selectors with Blend as it was later.
+difference is its standard error over sets and seeds. CBSSAL and MMA look at four weak views of each image, drawn once.
+VAAL, which trains two networks a round, is not among them. Each run is kept, so that a broken one goes on. Figures go
+to tests/benchmarks/results/rounds.json.
 """
 
 import argparse
@@ -17,22 +18,28 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from machine import machine
 from picture_sets import made
 from torch import Tensor
 
 from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.opening import open_source
-from usl_lightning.features.published import extract_features
+from usl_lightning.data.keys import Key
+from usl_lightning.data.views import Weak
+from usl_lightning.features.published import extract_features, published_encoder, seen_by
 from usl_lightning.init.choice import BACKBONE
 from usl_lightning.selection.badge import BADGE
 from usl_lightning.selection.bald import BALD
+from usl_lightning.selection.cbssal import CBSSAL
 from usl_lightning.selection.core_gcn import CoreGCN
 from usl_lightning.selection.coreset import select_coreset
 from usl_lightning.selection.dropquery import DropQuery
@@ -41,10 +48,12 @@ from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
 from usl_lightning.selection.least_confidence import LeastConfidence
 from usl_lightning.selection.margin import Margin
 from usl_lightning.selection.maxherding import select_maxherding
+from usl_lightning.selection.mma import MMA
 from usl_lightning.selection.next_selector import Known, NextSelector
 from usl_lightning.selection.random import select_random
 from usl_lightning.selection.tod import TOD, output_discrepancy
 from usl_lightning.selection.uherding import UHerding
+from usl_lightning.selection.view_selector import ViewSelector
 from usl_lightning.semisup.blend import Blend
 from usl_lightning.vectors.density import keep_first
 from usl_lightning.vectors.distances import unit_rows
@@ -56,14 +65,27 @@ COMPONENTS = {"digits": 20, "fashion": 64}
 AT_ONCE = "k-means, at once"
 kmeans = partial(select_kmeans_nearest, restarts=20)
 
-Choice = Callable[[Known, Known | None, int, int], Tensor]
+VIEWS = 4
+
+
+@dataclass(frozen=True)
+class Seen(Known):
+    """And the features of views of each image, unit rows [VIEWS, n, d]."""
+
+    views: Tensor = field(kw_only=True)
+
+
+Choice = Callable[[Seen, Known | None, int, int], Tensor]
 """Known, what was known a round before, how many more, seed -> the images of the next round."""
+
+Set = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""Features and labels of the images to choose from, and of new ones; views of the former."""
 
 
 def displacing(select: Callable[..., Tensor]) -> Choice:
     """A selector of the whole budget, of whose picks each kept image displaces the nearest, as with --keep."""
 
-    def choose(known: Known, earlier: Known | None, count: int, seed: int) -> Tensor:
+    def choose(known: Seen, earlier: Known | None, count: int, seed: int) -> Tensor:
         picks = select(known.features, len(known.kept) + count, seed=seed)
         return keep_first(known.kept, picks, known.features)[len(known.kept) :]
 
@@ -76,17 +98,28 @@ def looking(method: type[NextSelector], **options: Any) -> Choice:
     return lambda known, earlier, count, seed: model.pick(known, count, seed)
 
 
-def random(known: Known, earlier: Known | None, count: int, seed: int) -> Tensor:
+def looking_at_views(method: type[ViewSelector], **options: Any) -> Choice:
+    """A selector that looks at what the classifier makes of views."""
+    model = method(image=ImageSpec(3, 8, 8, (), ()), budget=1, views=VIEWS, **options)
+
+    def choose(known: Seen, earlier: Known | None, count: int, seed: int) -> Tensor:
+        model.scores = model.score(known.classify(view) for view in known.views)
+        return model.pick(known, count, seed)
+
+    return choose
+
+
+def random(known: Seen, earlier: Known | None, count: int, seed: int) -> Tensor:
     """Others at random."""
     return known.open[select_random(len(known.open), count, seed=seed + 1000 * len(known.kept))]
 
 
-def coreset(known: Known, earlier: Known | None, count: int, seed: int) -> Tensor:
+def coreset(known: Seen, earlier: Known | None, count: int, seed: int) -> Tensor:
     """The farthest from the labelled."""
     return select_coreset(known.features, len(known.kept) + count, first=known.kept)[len(known.kept) :]
 
 
-def tod(known: Known, earlier: Known | None, count: int, seed: int) -> Tensor:
+def tod(known: Seen, earlier: Known | None, count: int, seed: int) -> Tensor:
     """TOD, which looks at two classifiers."""
     model = TOD(image=ImageSpec(3, 8, 8, (), ()), budget=1, features="at hand")
     if earlier is not None:
@@ -109,13 +142,16 @@ CHOICES: dict[str, Choice] = {
     "least confidence": looking(LeastConfidence),
     "k-means, displaced": displacing(kmeans),
     "MaxHerding, displaced": displacing(select_maxherding),
+    "CBSSAL": looking_at_views(CBSSAL),
+    "MMA": looking_at_views(MMA),
+    "MMA, 20 clusters": looking_at_views(MMA, clusters=20),
     "UncertainGCN": looking(CoreGCN, rule="uncertain"),
     "CoreGCN": looking(CoreGCN),
 }
 
 
-def feature_sets(folder: Path) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Name -> features and labels of the images to choose from, and of new ones."""
+def feature_sets(folder: Path) -> dict[str, Set]:
+    """Name -> a set."""
     sets = {}
     for name, sizes in SIZES.items():
         kept = folder / f"{name}.npz"
@@ -128,17 +164,35 @@ def feature_sets(folder: Path) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor
                 arrays[f"{split}_labels"] = source.labels[some].numpy()
                 arrays[f"{split}_published"] = extract_features(files, BACKBONE).numpy()
                 arrays[f"{split}_pixels"] = source.read(some)[:, 0].flatten(1).float().numpy()
+                if split == "train":
+                    arrays |= views_of(source, some, flip=name != "digits")
             np.savez(kept, **arrays)
         loaded = {key: torch.from_numpy(value) for key, value in np.load(kept).items()}
         labels = loaded["train_labels"].long(), loaded["test_labels"].long()
-        sets[f"{name}, published"] = (loaded["train_published"], labels[0], loaded["test_published"], labels[1])
+        seen = [loaded[f"{part}_published"] for part in ("train", "test", "views")]
+        sets[f"{name}, published"] = (seen[0], labels[0], seen[1], labels[1], seen[2])
         if name in COMPONENTS:
             mean = loaded["train_pixels"].double().mean(0)
-            centred = [loaded[f"{split}_pixels"].double() - mean for split in ("train", "test")]
+            centred = [loaded[f"{part}_pixels"].double() - mean for part in ("train", "test", "views")]
             axes = torch.linalg.eigh(centred[0].T @ centred[0]).eigenvectors.flip(1)[:, : COMPONENTS[name]]
             own = [(each @ axes).float() for each in centred]
-            sets[f"{name}, components"] = (own[0], labels[0], own[1], labels[1])
+            sets[f"{name}, components"] = (own[0], labels[0], own[1], labels[1], own[2])
     return sets
+
+
+def views_of(source: FolderSource, rows: Tensor, *, flip: bool) -> dict[str, Any]:
+    """Weak views of some images: as the published network describes them [VIEWS, n, d], and their pixels."""
+    seen, encoder, weak = seen_by(BACKBONE, source), published_encoder(BACKBONE), Weak(flip=flip)
+    kinds: dict[str, list[list[Tensor]]] = {"views_published": [], "views_pixels": []}
+    with torch.inference_mode():
+        for number in range(VIEWS):
+            for parts in kinds.values():
+                parts.append([])
+            for some in rows.split(50):
+                key = Key.of(number, slots=some)
+                kinds["views_published"][number].append(encoder(weak(seen.read(some), key)))
+                kinds["views_pixels"][number].append(weak(source.read(some), key)[:, 0].flatten(1) * 255)
+    return {name: torch.stack([torch.cat(part) for part in parts]).numpy() for name, parts in kinds.items()}
 
 
 def learned(x: Tensor, labels: Tensor, rows: Tensor, seed: int) -> Blend:
@@ -155,10 +209,10 @@ def _first(x: Tensor, labels: Tensor, budget: int, seed: int) -> tuple[Tensor, B
     return rows, learned(x, labels, rows, seed)
 
 
-def run(data: tuple[Tensor, Tensor, Tensor, Tensor], choice: Choice, args: Any, seed: int) -> dict[str, Any]:
+def run(data: Set, choice: Choice, args: Any, seed: int) -> dict[str, Any]:
     """The accuracy on new images after each round."""
-    x, labels, new, truth = data
-    x, new = unit_rows(x), unit_rows(new)
+    x, labels, new, truth, views = data
+    x, new, views = unit_rows(x), unit_rows(new), F.normalize(views, dim=2)
     told, seconds, earlier = [], 0.0, None
     rows, model = once(lambda: _first(x, labels, args.budget, seed), x, "first round", args.budget, seed)
     for number in range(args.rounds):
@@ -175,15 +229,15 @@ def run(data: tuple[Tensor, Tensor, Tensor, Tensor], choice: Choice, args: Any, 
         )
         if number + 1 < args.rounds:
             start = time.perf_counter()
-            known = Known(x, lambda f, votes=model.votes: votes(f).softmax(1), rows, rows, labels[rows])
+            known = Seen(x, lambda f, votes=model.votes: votes(f).softmax(1), rows, rows, labels[rows], views=views)
             rows, earlier = torch.cat([rows, choice(known, earlier, args.budget, seed)]), known
             seconds += time.perf_counter() - start
     return {"rounds": told, "seconds": round(seconds / max(1, args.rounds - 1), 3)}
 
 
-def at_once(data: tuple[Tensor, Tensor, Tensor, Tensor], select: Callable[..., Tensor], args: Any, seed: int) -> Any:
+def at_once(data: Set, select: Callable[..., Tensor], args: Any, seed: int) -> Any:
     """The accuracy on new images of as many labels at once."""
-    x, labels, new, truth = data
+    x, labels, new, truth, _ = data
     x, new = unit_rows(x), unit_rows(new)
     rows = select(x, args.budget * args.rounds, seed=seed)
     right = learned(x, labels, rows, seed).votes(new).argmax(1) == truth

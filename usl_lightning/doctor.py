@@ -1,6 +1,5 @@
 """`usl doctor`: what this machine has, on one screen; the exit code says whether a run can work here."""
 
-import os
 import platform
 import shutil
 import tempfile
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.machine import cores
 from usl_lightning.base.parameters import home
 from usl_lightning.base.version import __version__
 from usl_lightning.data.images.catalog import ARRAY_SETS, data_folder, locate
@@ -105,8 +105,7 @@ def packages(names: Sequence[str]) -> Finding:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield Finding("cpu", f"{cores} cores, {torch.get_num_threads()} threads")
+    yield Finding("cpu", f"{cores()} cores, {torch.get_num_threads()} threads")
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     if gpus:
         text = ", ".join(f"{gpu.name} ({gpu.total_memory / 2**30:.0f} GB)" for gpu in gpus)

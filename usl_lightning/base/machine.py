@@ -14,17 +14,21 @@ def is_main_process() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in RANKS)
 
 
+def cores() -> int:
+    """Processors that this process may run on: fewer than the machine has where a scheduler or `taskset` says so."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "faiss-cpu", "faiss-gpu", "scikit-learn", "numpy")
 """Packages whose versions are noted, those that are installed."""
 
 
 def this_machine() -> dict[str, str]:
     """Name -> value: `python`, `platform`, `processor`, `gpu` (if torch is imported and sees one), and `packages`."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": f"{_processor()}, {cores} cores",
+        "processor": f"{_processor()}, {cores()} cores",
     }
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -1,7 +1,6 @@
 """Lightning data modules: one for each kind of stage."""
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -12,6 +11,7 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.machine import cores
 from usl_lightning.base.ranges import SEED, Ranged, Ranges, one_of, whole
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.folder_source import FolderSource
@@ -325,7 +325,7 @@ class ImageData(Ranged, LightningDataModule):
     def _workers(self, split: str) -> int:
         if split in self._resident:
             return 0
-        return min(8, os.cpu_count() or 1) if self.workers is None else self.workers
+        return min(8, cores()) if self.workers is None else self.workers
 
 
 class LabelledData(ImageData):

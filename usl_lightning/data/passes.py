@@ -1,10 +1,9 @@
 """Passes over all images of a source, outside of training."""
 
-import os
-
 import torch
 from torch import Tensor
 
+from usl_lightning.base.machine import cores
 from usl_lightning.data.batch import Batch
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.sampling import Pass, StepLoader
@@ -41,7 +40,7 @@ def pass_over(
         pin: put batches in page-locked memory, for a CUDA device.
     """
     batches = -(-len(images) // batch_size)
-    asked = min(8, os.cpu_count() or 1) if workers is None else workers
+    asked = min(8, cores()) if workers is None else workers
     return StepLoader(
         Pass(source, source.labels, images, batch_size, seed, source.split),
         first=lambda: first,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.machine import cores
 from usl_lightning.base.progress import progress
 from usl_lightning.data.images import folders, splits
 from usl_lightning.data.images.decode import decode, is_transparent, probe
@@ -167,7 +168,7 @@ def inspect_folder(folder: Path, *, looked_at: int = LOOKED_AT) -> Inspection:
         raise UslError(
             f"usl init: {folder}: none of its {len(train.looked)} images can be read; first: {train.looked[0].problem}"
         )
-    seconds = (time.perf_counter() - start) * (os.cpu_count() or 1) / looks
+    seconds = (time.perf_counter() - start) * cores() / looks
     return Inspection(folder, data, train, looked.get("test"), others, seconds)
 
 

@@ -1,7 +1,6 @@
 """How fast this machine learns from images: the network, size and precision that its time allows, measured."""
 
 import hashlib
-import os
 import statistics
 import time
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.machine import cores
 from usl_lightning.base.progress import progress
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.keys import Key
@@ -76,8 +76,8 @@ def machine_name() -> str:
         return names[0] if len(names) == 1 else f"{len(names)} GPUs ({names[0]})"
     if device_name() == "mps":
         return "an Apple GPU"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU core{'s' * (cores != 1)}"
+    number = cores()
+    return f"{number} CPU core{'s' * (number != 1)}"
 
 
 def busyness(rounds: int = 7) -> float:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from usl_lightning.base.errors import UslError, printable
-from usl_lightning.base.machine import RANKS
+from usl_lightning.base.machine import RANKS, cores
 from usl_lightning.data.images.catalog import ARRAY_SETS, canonical_name, parts_of
 from usl_lightning.data.images.counts import most_images
 from usl_lightning.models.names import unknown_network
@@ -127,16 +127,12 @@ def check_machine(flat: Mapping[str, Any]) -> None:
         return
     if str(flat.get("trainer.precision")) in ("16", "16-mixed", "16-true"):
         raise UslError(f"trainer.precision: {flat['trainer.precision']} is not for a CPU; use bf16-mixed or 32-true")
-    text, cores = str(devices), _cores()
-    most = 4 * cores
+    text, most = str(devices), 4 * cores()
     if text.isascii() and text.isdecimal() and int(text[:9]) > most:
         raise UslError(
-            f"trainer.devices: {text[:9]} processes on the {cores} cores of this machine's CPU; expected at most {most}"
+            f"trainer.devices: {text[:9]} processes on the {cores()} cores of this machine's CPU; "
+            f"expected at most {most}"
         )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _computes_on_cpu(accelerator: Any) -> bool:

@@ -17,6 +17,7 @@ from usl_lightning.base.atomic import check_replaceable
 from usl_lightning.base.documents import guarded
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
+from usl_lightning.base.machine import cores
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.folder_source import FolderSource, open_images
@@ -176,7 +177,7 @@ def classify(
         every: keep the probability of every class, not of the likeliest alone.
     """
     share = process_range(len(source), trainer.global_rank, trainer.world_size)
-    processes = (min(8, os.cpu_count() or 1) if workers is None else workers) if isinstance(source, FolderSource) else 0
+    processes = (min(8, cores()) if workers is None else workers) if isinstance(source, FolderSource) else 0
     loader = StepLoader(_Reading(source, share, batch_size), stop=-(-len(share) // batch_size), workers=processes)
     best = _Best(every)
     trainer.callbacks.append(best)  # type: ignore[attr-defined]

@@ -1,10 +1,11 @@
 """Work on all cores of this process, in order, with little waiting in memory."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from usl_lightning.base.machine import cores
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -15,7 +16,7 @@ def map_in_order(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
 
     For work that releases the interpreter's lock, such as decoding images.
     """
-    threads = os.cpu_count() or 1
+    threads = cores()
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:

@@ -16,6 +16,9 @@ def problem_of(content: Any) -> str | None:
             return f"{key}: expected keys and values"
     if not all(isinstance(note, str) for note in content.get("notes", {}).values()):
         return "notes: expected texts"
+    judged = content.get("judged_by_labels")
+    if judged is not None and not (isinstance(judged, Mapping) and _is_reliability(judged.get("reliability"))):
+        return "judged_by_labels: reliability: expected three figures of each bin"
     classes = content.get("classes", [])
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         return "classes: expected texts"
@@ -34,6 +37,15 @@ def is_confusion(rows: Any, classes: int) -> bool:
     """Whether these are the counts of a confusion matrix."""
     return _is_list(rows, classes) and all(
         _is_list(row, classes) and all(type(count) is int and count >= 0 for count in row) for row in rows
+    )
+
+
+def _is_reliability(bins: Any) -> bool:
+    """Whether each bin of confidence has three figures, and no negative one."""
+    if not isinstance(bins, list):
+        return False
+    return all(
+        _is_list(each, 3) and all(type(one) in (int, float) and 0 <= one < 1e15 for one in each) for each in bins
     )
 
 

@@ -105,7 +105,7 @@ def page(run: RunReport, contrast: int = CONTRAST) -> Html:
     choices = chosen.read_choices(run)
     parts: dict[str, Html | None] = {
         "Not finished": results.unfinished(run),
-        "Results": results.results(run),
+        "Results": results.results(run, names),
         "Rounds": rounds.rounds(run, names),
         "Predictions": predictions.predictions(run),
         "Chosen images": chosen.galleries(choices, contrast) if choices else None,

@@ -21,7 +21,7 @@ UNSURE, DOUBTED = 24, 24
 
 _UNSURE = (
     "Images without a label whose two likeliest classes are nearest to each other. Labels of images like these teach "
-    "most; more of them are chosen with a larger budget and --keep."
+    "most: usl more RUN_DIR --budget N asks for those that help most."
 )
 _DOUBTED = (
     "Labels that the classifier would not have given while they were held out (confident learning, Northcutt et al., "

@@ -1,37 +1,41 @@
 """Sections of a report that say how it went: results, figures of each stage, times, commands, machine."""
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from usl_lightning.labels import LabelIndex
-from usl_lightning.report.markup import Child, Html, code, section, table, tag
+from usl_lightning.report.estimates import NONE, estimate, estimates
+from usl_lightning.report.markup import Child, Html, Names, code, section, table, tag
 from usl_lightning.report.run import RunReport, StageReport, read_curves
 from usl_lightning.report.svg import figure, is_number
 
-NONE = "–"
 
-
-def results(run: RunReport) -> Html | None:
+def results(run: RunReport, names: Names) -> Html | None:
     """The headline: what each classifier gets right, and from which labels. None if the run trains no classifier."""
     trained = [(stage, run.labels_of(stage)) for stage in run.stages if stage.trained]
     if not trained:
         return None
+    told = any(estimate(stage) != NONE for stage, _ in trained)
     header = (
-        "Labels chosen by", "Labels", "Classes covered", "Trained by", "Test accuracy", "Median of the last",
-        "Calibration error", "Time",
+        "Labels chosen by", "Labels", "Classes covered", "Trained by", "Test accuracy",
+        *(["Estimated accuracy"] if told else []), "Median of the last", "Calibration error", "Time",
     )  # fmt: skip
     rows = [
         (
             chosen_by(run, stage, index), _labelled(index), _covered(index), stage.model, accuracy(stage),
-            _share(stage, "test_accuracy_median"), _share(stage, "test_calibration_error"), duration(stage.seconds),
+            *([estimate(stage)] if told else []), _share(stage, "test_accuracy_median"),
+            _share(stage, "test_calibration_error"), duration(stage.seconds),
         )
         for stage, index in trained
     ]  # fmt: skip
-    tiles = [_tile(run, stage, index) for stage, index in trained if is_number(stage.metrics.get("test_accuracy"))]
-    note = _UNMEASURED if _unmeasured(run) else _ACCURACY
+    tiles = [_tile(run, stage, index) for stage, index in trained if _right(stage)]
     shown = tag("ul", tiles, class_="tiles") if tiles else None
-    return section("results", "Results", shown, table("Classifiers", header, rows), tag("p", note, class_="note"))
+    note = (
+        None if told and not _tested(run) else tag("p", _UNMEASURED if _unmeasured(run) else _ACCURACY, class_="note")
+    )
+    parts = [shown, table("Classifiers", header, rows), note, *estimates([stage for stage, _ in trained], names)]
+    return section("results", "Results", *parts)
 
 
 _ACCURACY = (
@@ -46,26 +50,51 @@ _UNMEASURED = (
 )
 
 
+def _tested(run: RunReport) -> bool:
+    """Whether a classifier was measured on test images."""
+    return any(is_number(stage.metrics.get("test_accuracy")) for stage in run.stages if stage.trained)
+
+
 def _unmeasured(run: RunReport) -> bool:
-    """Whether classifiers were trained and none could be measured."""
+    """Whether classifiers were trained, none could be measured, and of none the labels tell how good it is."""
     trained = [stage for stage in run.stages if stage.complete and stage.trained]
-    return bool(trained) and not any(is_number(stage.metrics.get("test_accuracy")) for stage in trained)
+    return bool(trained) and not any(map(_right, trained))
+
+
+def _right(stage: StageReport) -> tuple[float, str] | None:
+    """How often a classifier is right, and how that is known: on test images, else by its labels; None: not at all."""
+    for key, how in (("test_accuracy", ""), ("estimated_accuracy", "estimated")):
+        if is_number(value := stage.metrics.get(key)):
+            return float(value), how
+    return None
 
 
 def headline(run: RunReport) -> str:
     """The run in a sentence."""
     best = [s for s in run.stages if is_number(s.metrics.get("test_accuracy")) and s.trained]
+    told = [s for s in run.stages if estimate(s) != NONE and s.trained]
+    if not best and told:
+        said = [f"{estimate(s)} with {_from(run, s)}" for s in sorted(told, key=_by("estimated_accuracy"))]
+        return f"Estimated accuracy: {'; '.join(said)}."
     if not best:
         done = sum(stage.complete for stage in run.stages)
         if _unmeasured(run) and not run.missing:
             return "Complete; there were no test images to tell the accuracy by."
         return f"{done} of {len(run.stages)} stages complete." if len(run.stages) > 1 else f"{run.stages[0].model}."
-    said = []
-    for stage in sorted(best, key=lambda s: -float(s.metrics["test_accuracy"])):
-        index = run.labels_of(stage)
-        count = "its" if index is None else _labelled(index)
-        said.append(f"{accuracy(stage)} with {count} labels chosen by {chosen_by(run, stage, index)} ({stage.model})")
+    said = [f"{accuracy(s)} with {_from(run, s)}" for s in sorted(best, key=_by("test_accuracy"))]
     return f"Test accuracy: {'; '.join(said)}."
+
+
+def _by(metric: str) -> Callable[[StageReport], float]:
+    """Sorts stages, the best first."""
+    return lambda stage: -float(stage.metrics[metric])
+
+
+def _from(run: RunReport, stage: StageReport) -> str:
+    """`32 labels chosen by USL (Blend)`."""
+    index = run.labels_of(stage)
+    count = "its" if index is None else _labelled(index)
+    return f"{count} labels chosen by {chosen_by(run, stage, index)} ({stage.model})"
 
 
 def chosen_by(run: RunReport, stage: StageReport, index: LabelIndex | None) -> str:
@@ -96,12 +125,12 @@ def duration(seconds: float | None) -> str:
 
 
 def _labelled(index: LabelIndex | None) -> str:
-    """How many images teach: all but those that a person was not sure of."""
-    return NONE if index is None else f"{len(index) - len(index.unsure):,}"
+    """How many images teach: those with a label; of an index without any, which the data set knows, all."""
+    return NONE if index is None else f"{index.labelled or len(index) - len(index.unsure):,}"
 
 
 def _covered(index: LabelIndex | None) -> str:
-    if index is None or not index.classes or index.unlabelled:
+    if index is None or not index.classes or not index.labelled:
         return NONE
     return f"{len(set(index.labels) - {None})} of {len(index.classes)}"
 
@@ -112,11 +141,11 @@ def _share(stage: StageReport, name: str) -> str:
 
 
 def _tile(run: RunReport, stage: StageReport, index: LabelIndex | None) -> Html:
-    value = float(stage.metrics["test_accuracy"])
+    value, how = _right(stage) or (0.0, "")
     count = "" if index is None else f"{_labelled(index)} labels chosen by "
     return tag(
         "li", tag("strong", figure(value, percent=True)), tag("span", f"{count}{chosen_by(run, stage, index)}"),
-        tag("span", stage.model, class_="muted"), style=f"--v:{value:.4f}",
+        tag("span", f"{stage.model}{', ' * bool(how)}{how}", class_="muted"), style=f"--v:{value:.4f}",
     )  # fmt: skip
 
 

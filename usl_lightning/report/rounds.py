@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from usl_lightning.labels import LabelIndex
+from usl_lightning.report.estimates import NONE, estimate
 from usl_lightning.report.markup import Html, Names, section, table, tag
-from usl_lightning.report.results import NONE, accuracy
+from usl_lightning.report.results import accuracy
 from usl_lightning.report.run import RunReport, StageReport
-from usl_lightning.report.svg import Lines, figure, is_number, line_chart
+from usl_lightning.report.svg import Lines, is_number, line_chart
 
 NAMED = 12
 """Classes of a round whose numbers are told, at most: the most frequent."""
@@ -62,7 +63,7 @@ def rounds(run: RunReport, names: Names) -> Html | None:
     rows = [
         (
             number, each.selection.model, len(each.added), _labelled(each.index),
-            accuracy(each.classifier) if each.classifier else NONE, _estimate(each.classifier), _classes(each),
+            accuracy(each.classifier) if each.classifier else NONE, estimate(each.classifier), _classes(each),
         )
         for number, each in enumerate(found, 1)
     ]  # fmt: skip
@@ -102,14 +103,6 @@ def _ends(found: list[Round], which: int) -> list[tuple[float, float]]:
         if interval is not None:
             points.append((_labelled(each.index), float(interval[which])))
     return points
-
-
-def _estimate(classifier: StageReport | None) -> str:
-    metrics = classifier.metrics if classifier else {}
-    value, interval = metrics.get("estimated_accuracy"), metrics.get("estimated_interval")
-    if not is_number(value) or interval is None:
-        return NONE
-    return f"{figure(value, percent=True)} ({figure(interval[0], percent=True)} to {figure(interval[1], percent=True)})"
 
 
 def _classes(each: Round) -> str:

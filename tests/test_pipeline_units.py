@@ -13,7 +13,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.chain import pipeline
 from usl_lightning.chain.file import Chain, Stage
 from usl_lightning.chain.options import RunOptions
-from usl_lightning.chain.summary import summarise, table
+from usl_lightning.chain.summary import estimates, summarise, table
 from usl_lightning.cli import main
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.words import StageCommand
@@ -401,6 +401,7 @@ def test_summary_and_table(actor: Actor, capsys: pytest.CaptureFixture[str]) -> 
         "selection": "usl", "method": "method", "budget": 3, "classes_covered": 2, "class_counts": [1, 0, 2],
         "test_accuracy": 0.5, "labels": "runs/chain/choose/labels.json", "seconds": 1.2,
         "test_accuracy_median": None, "estimated_accuracy": None, "estimated_interval": None,
+        "estimated_with_40_more": None,
     }  # fmt: skip
     assert summary["results"] == [expected]
     printed = capsys.readouterr().out.splitlines()
@@ -408,6 +409,16 @@ def test_summary_and_table(actor: Actor, capsys: pytest.CaptureFixture[str]) -> 
         "selection", "labels", "classes", "covered", "method", "test", "accuracy", "seconds",
     ]  # fmt: skip
     assert printed[-2].split() == ["usl", "3", "2", "of", "3", "method", "0.500", "1.2"]
+
+
+def test_the_table_says_what_estimates_are_and_what_more_labels_bring() -> None:
+    told = {"estimated_accuracy": 0.8, "estimated_interval": [0.7, 0.9], "selection": "usl", "method": "blend"}
+    more, unknown = {**told, "estimated_with_40_more": 0.851}, {**told, "estimated_with_40_more": None}
+    line = "estimated accuracy: by the labels alone, with a 90% interval"
+    assert estimates({"results": [more]}) == [f"{line}; with 40 labels more about 0.85"]
+    assert estimates({"results": [unknown, more]}) == [f"{line}; with 40 labels more about 0.85 (usl, blend)"]
+    assert estimates({"results": [unknown]}) == [line]
+    assert estimates({"results": [{**told, "estimated_accuracy": None}]}) == []
 
 
 @pytest.mark.parametrize("content", ["[5, 2, 9]", json.dumps({**INDEX, "classes": [], "method": {}})])

@@ -40,3 +40,12 @@ def test_labels_choose_the_better_of_two_and_leave_them_alike_without_a_reason(g
     judgement = trial.judge(torch.full((50,), 0.5), torch.full((200,), 1 / 200), 200)
     assert judgement.weights == trial.weights.tolist()
     assert Judgement.of(asdict(judgement)) == judgement
+
+
+def test_nothing_is_foretold_of_more_labels_than_there_are_images_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = torch.arange(60) % 3
+    one = torch.nn.functional.one_hot(labels, 3).float()
+    trial = Trial([Told(one)], labels, stratified_folds(labels, 5, 1, seed=0), (1.0,))
+    monkeypatch.setattr(Trial, "_with_more", lambda self, estimate: 0.9)
+    for images, told in ((40, 0.9), (39, None)):
+        assert trial.judge(torch.full((images,), 0.8), torch.full((60,), 1 / 60), 60).with_more == told

@@ -236,7 +236,8 @@ def test_in_a_chain_the_summary_has_the_estimate(
     assert summary["results"][0]["estimated_accuracy"] == told["estimated_accuracy"]
     assert summary["results"][0]["estimated_interval"] == told["estimated_interval"]
     shown = capsys.readouterr().out
-    assert "estimated accuracy" in shown
+    assert summary["results"][0]["estimated_with_40_more"] == told.get("estimated_with_40_more")
+    assert "estimated accuracy: by the labels alone, with a 90% interval" in shown
     assert f"{told['estimated_accuracy']:.2f} (" in shown
 
 

@@ -16,7 +16,7 @@ from usl_lightning.chain.file import REFERENCE, Stage
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.plan import Plan
 from usl_lightning.chain.process import start_stage
-from usl_lightning.chain.summary import draw_summary, summarise, table, what_next
+from usl_lightning.chain.summary import draw_summary, estimates, summarise, table, what_next
 from usl_lightning.chain.waiting import WAITING, Waiting
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.answers import KEY
@@ -93,7 +93,7 @@ def conclude(run: RunOptions, ran: bool = True) -> None:
         draw_summary(run, summary)
     if run.brief:
         return
-    print(table(summary))
+    print("\n".join([table(summary), *estimates(summary)]))
     print(f"next: {what_next(run, summary)}")
 
 

@@ -60,6 +60,7 @@ def _branch(run: RunOptions, stage: Stage, record: Mapping[str, Any]) -> dict[st
         "test_accuracy_median": record.get("metrics", {}).get("test_accuracy_median"),
         "estimated_accuracy": record.get("metrics", {}).get("estimated_accuracy"),
         "estimated_interval": record.get("metrics", {}).get("estimated_interval"),
+        "estimated_with_40_more": record.get("metrics", {}).get("estimated_with_40_more"),
         "seconds": record.get("seconds"), **_new(run, path, index),
     }  # fmt: skip
 
@@ -134,6 +135,18 @@ def what_next(run: RunOptions, summary: Mapping[str, Any]) -> str:
     folder = shlex.quote(str(run.out / run.name))
     look = f"usl report {folder} shows it"
     return f"{look}; usl predict {folder} FOLDER classifies other images" if summary["results"] else look
+
+
+def estimates(summary: Mapping[str, Any]) -> list[str]:
+    """What the estimates of the table are, and what more labels would bring where that can be told."""
+    results = summary["results"]
+    if all(_estimate(each) == "-" for each in results):
+        return []
+    told = [each.get("estimated_with_40_more") for each in results]
+    whose = [f" ({each['selection']}, {each['method']})" if len(results) > 1 else "" for each in results]
+    after = [f"{value:.2f}{name}" for value, name in zip(told, whose, strict=True) if value is not None]
+    more = f"; with 40 labels more about {', '.join(after)}" if after else ""
+    return [f"estimated accuracy: by the labels alone, with a 90% interval{more}"]
 
 
 def _added(result: Mapping[str, Any]) -> str:

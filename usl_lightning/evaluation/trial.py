@@ -32,7 +32,7 @@ class Judgement:
 
     Attributes:
         estimate: of its accuracy; None: they are too few to tell.
-        with_more: the accuracy with `MORE` labels more; None: there is no telling.
+        with_more: the accuracy with `MORE` labels more; None: there is no telling, or there are no such images.
         settings, temperatures: those chosen, of each learner.
         weights: of each in their mean.
         reliability: of each bin three numbers, of held-out labels: how many, classified rightly, sum of confidences.
@@ -124,7 +124,8 @@ class Trial:
         estimate = estimate_accuracy(told, self.labels, self.counts, confidences, share)
         raw = log_mean(torch.stack([each.uncalibrated for each in self.found]), self.weights).exp()
         bins = reliability(told, self.labels, self.counts)
-        with_more = None if estimate is None or labels > len(self.labels) else self._with_more(estimate)
+        few = labels > len(self.labels) or len(confidences) < MORE  # the labels are a part, or there are no more images
+        with_more = None if estimate is None or few else self._with_more(estimate)
         return Judgement(
             estimate,
             with_more,

@@ -125,6 +125,15 @@ def test_nothing_is_mixed_into_a_folder_that_is_there(
     assert len(list((tmp_path / "sorted").rglob("*.png"))) == 2, "an empty one is as good as none"
 
 
+def test_copies_do_not_become_images_of_the_folder_they_are_of(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = home / "new" / "may" / "sorted"
+    words = ("predict", home / "runs/photos", home / "new", "--out", tmp_path / "p.csv", "--sort-into", target)
+    assert refused(capsys, *words).startswith(f"usl predict: --sort-into {target}: inside the folder of the images")
+    assert not target.exists()
+
+
 def test_names_that_are_no_folders() -> None:
     assert folder_names(["a/b", "a_b", "A_B", "..", "", "cat"]) == ["a_b", "a_b_2", "A_B_3", "_", "__2", "cat"]
 

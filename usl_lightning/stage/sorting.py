@@ -20,7 +20,7 @@ def check_sorting(source: ImageSource, target: Path) -> None:
         target: the folder that is to be made.
 
     Raises:
-        UslError: it is there already and holds something, cannot be written, or the images are no files.
+        UslError: it is there already and holds something, is among the images, or these are no files.
     """
     if not isinstance(source, FolderSource):
         raise UslError(f"usl predict: --sort-into {target}: the images are no files; give a folder of images")
@@ -28,6 +28,11 @@ def check_sorting(source: ImageSource, target: Path) -> None:
         raise UslError(
             f"usl predict: --sort-into {target}: it is there already; expected a new folder, or an empty one, so that "
             "nothing is mixed"
+        )
+    if target.resolve().is_relative_to(source.root.resolve()):
+        raise UslError(
+            f"usl predict: --sort-into {target}: inside the folder of the images, of which the copies would be some "
+            "the next time; expected one outside"
         )
 
 

@@ -253,6 +253,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     [
         (["--labels", "nowhere.json"], "nowhere.json"),
         (["--labels", "runs/nothing"], "runs/nothing: no such folder; expected that of a run, runs/NAME"),
+        (["--labels", "32"], "expected a run or a label file that is there; how many images to label is --budget 32"),
         (["--labels", "open.json"], "open.json: none of its 5 images has a label yet; usl label open.json"),
         (["--labels", "others.json"], "others.json: chosen from folder/train (9 images"),
         (["--labels", "some.json", "--budget", "11"], "--budget 11: the 12 images of some.json count; expected 12 or"),

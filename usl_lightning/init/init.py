@@ -134,6 +134,8 @@ def main(arguments: Sequence[str]) -> None:
         raise UslError(f"usl init: {given.output} is there already; --force replaces it, --output FILE.yaml is another")
     sheet = given.output.with_name(f"{given.output.stem}_seen.png")
     check_replaceable(sheet, partial(is_png_of, "usl init"), "usl init: --output")
+    if given.labels is not None:
+        label_file(given)
     from usl_lightning.init.folder import inspect_folder
 
     found = inspect_folder(given.folder)
@@ -199,6 +201,11 @@ def label_file(given: InitOptions) -> Path | None:
         return None
     if given.labels is not None:
         asked = home(given.labels)
+        if as_count(given.labels) is not None and not asked.exists():
+            raise UslError(
+                f"usl init: --labels {asked}: expected a run or a label file that is there; how many images to label "
+                f"is --budget {asked}"
+            )
         found = asked if asked.suffix in (".json", ".csv", ".npy") else most_labels_in(asked)
         if found is None:
             raise UslError(f"usl init: --labels {asked}: no image has a label in this run yet; usl label {asked}")

@@ -4,6 +4,7 @@ import csv
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -174,10 +175,81 @@ def test_a_classifier_from_python(home: Path) -> None:
         assert torch.equal(classifier.predict(same).probabilities, told.probabilities)
     for one in (paths[0], pictures[0], arrays[0], tensor[0]):
         assert torch.allclose(classifier.predict(one).probabilities, told.probabilities[:1], atol=1e-6)
-    with pytest.raises(UslError, match=r"image 0: float64 \[16, 16, 3\]; expected uint8"):
-        classifier.predict(arrays / 255.0)
-    with pytest.raises(UslError, match="no image is given"):
-        classifier.predict([])
+    mixed = [paths[0], pictures[1]] if len(paths) == 2 else paths
+    assert torch.equal(classifier.predict(mixed).probabilities, told.probabilities)
+    checkpoint = run / "train/checkpoints/last.ckpt"
+    assert torch.equal(Classifier.load(checkpoint).predict(paths).probabilities, told.probabilities)
+    with pytest.raises(UslError, match="select: no classifier; expected a stage that learned from labels"):
+        Classifier.load(run / "select")
+
+
+@pytest.fixture(scope="module")
+def colours(home: Path) -> Classifier:
+    """The classifier of the run."""
+    return Classifier.load(home / "runs/photos")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "RGBX", "RGBa"])
+def test_an_image_is_seen_as_its_file_would_be(mode: str, colours: Classifier, home: Path, tmp_path: Path) -> None:
+    colour = Image.open(home / "new/2.png").convert("RGB")
+    if mode.startswith("I"):
+        deep = np.asarray(colour.convert("L")).astype(np.uint16) * 257
+        image = Image.fromarray(deep.astype(np.int32 if mode == "I" else np.uint16))
+        Image.fromarray(deep).save(tmp_path / "x.png")
+    else:
+        image = colour.convert("RGBA").convert(mode) if mode == "RGBa" else colour.convert(mode)
+        (image if mode in ("1", "L", "LA", "P", "RGBA") else image.convert("RGB")).save(tmp_path / "x.png")
+    assert image.mode == mode
+    expected = colours.predict(tmp_path / "x.png").probabilities
+    torch.testing.assert_close(colours.predict(image).probabilities, expected)
+
+
+def test_alpha_and_orientation_of_an_image_count(colours: Classifier, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 24, 4), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "alpha.png")
+    expected = colours.predict(tmp_path / "alpha.png").probabilities
+    for image in (pixels, torch.from_numpy(pixels).permute(2, 0, 1)):
+        torch.testing.assert_close(colours.predict(image).probabilities, expected)
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    Image.fromarray(pixels[:, :, :3]).save(tmp_path / "turned.png", exif=tags)
+    upright = Image.fromarray(np.rot90(pixels[:, :, :3], -1).copy())
+    expected = colours.predict(upright).probabilities
+    for image in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png")):
+        torch.testing.assert_close(colours.predict(image).probabilities, expected)
+
+
+def test_grey_arrays_are_images_of_one_channel(colours: Classifier) -> None:
+    grey = np.random.default_rng(0).integers(0, 256, (5, 16, 16), dtype=np.uint8)
+    expected = colours.predict(np.repeat(grey[..., None], 3, 3)).probabilities
+    for images in (grey, grey[..., None], list(grey), torch.from_numpy(grey)[:, None]):
+        torch.testing.assert_close(colours.predict(images).probabilities, expected)
+    for image in (grey[0], grey[0, :, :, None]):
+        torch.testing.assert_close(colours.predict(image).probabilities, expected[:1])
+
+
+BLANK = np.zeros((16, 16, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("images", "line"),
+    [
+        ([], "no image is given"),
+        (BLANK / 255.0, r"image 0: float64 \[16, 16, 3\]; expected a file, or an image"),
+        (BLANK.transpose(2, 0, 1), r"\[3, 16, 16\] may be one image or several; expected \[h, w, 3\] of one"),
+        (BLANK[:0], r"image 0: uint8 \[0, 16, 3\]; expected"),
+        (torch.zeros(16, 16, 3, dtype=torch.uint8), r"image 0: uint8 \[16, 3, 16\]; expected"),
+        (None, "images: NoneType; expected a file"),
+        (5, "images: int; expected a file"),
+        (b"x", "images: bytes; expected a file"),
+        ([BLANK, None], "image 1: NoneType; expected a file"),
+        (Image.fromarray(BLANK[:, :, 0].astype(np.float32)), "image 0: of mode F, whose range is not known"),
+        (["nowhere.png"], "nowhere.png: no such image file"),
+    ],
+)
+def test_what_is_no_image_is_said(images: Any, line: str, colours: Classifier) -> None:
+    with pytest.raises(UslError, match=line):
+        colours.predict(images)
 
 
 def test_the_label_file_of_a_run(home: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Self
 
+from usl_lightning.base.parameters import home
 from usl_lightning.chain.naming import spelled_out
 from usl_lightning.stage.classifier import LoadedClassifier
 
@@ -15,9 +16,12 @@ class Classifier(LoadedClassifier):
         """Load the classifier of a run, as `usl predict RUN` finds it.
 
         Args:
-            run: `runs/NAME`, or `runs/NAME/STAGE`.
+            run: `runs/NAME`, or `runs/NAME/STAGE`; or a checkpoint of such a stage, in its folder `checkpoints`.
 
         Raises:
             UslError: there is none.
         """
-        return cls.of(spelled_out("predict", [str(run)]))
+        path = home(str(run))
+        if path.is_file():
+            return cls.of(spelled_out("predict", [str(path.absolute().parent.parent), f"--ckpt_path={path}"]))
+        return cls.of(spelled_out("predict", [str(path)]))

@@ -46,6 +46,8 @@ def classifier_in(run: Path, command: str) -> StageFolder:
     """
     stages = list(_stages(run, command))
     if len(stages) == 1 and stages[0].path == run:
+        if command == "predict" and not _learned_from_labels(stages[0]):
+            raise UslError(f"usl predict: {run}: no classifier; expected a stage that learned from labels")
         return stages[0]
     trained = [stage for stage in stages if stage.complete and _learned_from_labels(stage)]
     if not trained:

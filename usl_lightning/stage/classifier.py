@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from pytorch_lightning import LightningModule
 from torch import Tensor
 
@@ -27,8 +27,16 @@ from usl_lightning.stage.words import StageCommand
 
 BATCH = 64
 
+CHANNELS = (1, 3, 4)
+"""Of an array: grey, colour, colour with alpha, which is laid on the background of the training."""
+
 Picture = str | Path | Image.Image | Tensor | NDArray[np.uint8]
-"""A file; or an image: of Pillow, uint8 [h, w] or [h, w, 3] of NumPy, uint8 [1 or 3, h, w] of PyTorch."""
+"""A file; or an image: of Pillow, uint8 [h, w] or [h, w, channels] of NumPy, uint8 [channels, h, w] of PyTorch."""
+
+EXPECTED = (
+    "expected a file, or an image: Pillow's, uint8 [h, w] or [h, w, 1, 3 or 4] of NumPy, uint8 [1, 3 or 4, h, w] of "
+    "PyTorch"
+)
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,8 @@ class LoadedClassifier:
 
         Args:
             images: a folder, whose images are taken in the order of their paths; a file; an image; several files or
-                images in a list, or in an array uint8 [n, h, w, 3] of NumPy or uint8 [n, c, h, w] of PyTorch.
+                images in a list, or in an array uint8 [n, h, w] or [n, h, w, channels] of NumPy or uint8
+                [n, channels, h, w] of PyTorch.
 
         Raises:
             UslError: no image, one that cannot be read, or what is none.
@@ -125,40 +134,64 @@ class LoadedClassifier:
         if several and all(isinstance(each, str | Path) for each in several):
             return open_files(several, **wanted), tuple(map(str, several))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="usl-images-")))
-        paths = [folder / f"{number:08}.png" for number in range(len(several))]
-        for number, (image, path) in enumerate(zip(several, paths, strict=True)):
-            _picture(image, number).save(path, compress_level=1)  # so all is as if it had been a file
+        paths = []
+        for number, image in enumerate(several):
+            paths.append(Path(image) if isinstance(image, str | Path) else folder / f"{number:08}.png")
+            if not isinstance(image, str | Path):  # so all is as if it had been a file
+                _picture(image, number).save(paths[-1], compress_level=1)
         return open_files(paths, **wanted), None
 
 
 def _listed(images: Any) -> list[Any]:
-    """Images one by one."""
+    """Images one by one.
+
+    Raises:
+        UslError: there is none to be taken from it, or an array that may be one image or several.
+    """
     if isinstance(images, str | Path | Image.Image):
         return [images]
     if isinstance(images, Tensor):
         return list(images if images.dim() == 4 else images[None])
     if isinstance(images, np.ndarray):
-        whole = images.ndim == 4 or (images.ndim == 3 and images.shape[2] != 3)
-        return list(images if whole else images[None])
-    return list(images)
+        if images.ndim == 3 and images.shape[2] not in CHANNELS and images.shape[0] in CHANNELS:
+            raise UslError(
+                f"images: {list(images.shape)} may be one image or several; expected [h, w, 3] of one, [n, h, w, 3] of "
+                "several, or a list of them"
+            )
+        several = images.ndim == 4 or (images.ndim == 3 and images.shape[2] not in CHANNELS)
+        return list(images if several else images[None])
+    if isinstance(images, Iterable) and not isinstance(images, bytes):
+        return list(images)
+    raise UslError(f"images: {type(images).__name__}; {EXPECTED}")
 
 
 def _picture(image: Any, number: int) -> Image.Image:
-    """An image as Pillow's.
+    """An image as Pillow's, in a mode that PNG has, turned as its orientation says.
 
     Raises:
         UslError: it is none.
     """
     if isinstance(image, Image.Image):
-        return image
+        return _plain(ImageOps.exif_transpose(image), number)
+    if not isinstance(image, Tensor | np.ndarray):
+        raise UslError(f"image {number}: {type(image).__name__}; {EXPECTED}")
     if isinstance(image, Tensor):
         image = (image.permute(1, 2, 0) if image.dim() == 3 else image).cpu()
     array = np.asarray(image)
+    flat = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in CHANNELS)
+    if array.dtype != np.uint8 or not flat or array.size == 0:
+        raise UslError(f"image {number}: {array.dtype} {list(array.shape)}; {EXPECTED}")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
-    if array.dtype != np.uint8 or array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3):
-        raise UslError(
-            f"image {number}: {array.dtype} {list(array.shape)}; expected uint8 [h, w] or [h, w, 3] (PyTorch: "
-            "[1 or 3, h, w])"
-        )
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _plain(image: Image.Image, number: int) -> Image.Image:
+    """An image of Pillow in a mode that PNG has; what files of such a mode would be, see `decode`."""
+    if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
+        return image
+    if image.mode == "I" and 0 <= image.getextrema()[0] <= image.getextrema()[1] < 1 << 16:  # type: ignore[operator]
+        return Image.fromarray(np.asarray(image).astype(np.uint16))
+    if image.mode in ("F", "I", "LAB"):
+        raise UslError(f"image {number}: of mode {image.mode}, whose range is not known; expected RGB or grey")
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")

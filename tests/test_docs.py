@@ -7,13 +7,16 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 from usl_lightning.base.configs import find_config, names_of_all, shipped_folder
 from usl_lightning.base.errors import UslError
@@ -35,6 +38,7 @@ from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.words import OPTIONS, StageCommand
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DOCS = ROOT / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text(encoding="utf-8") for path in sorted(DOCS.rglob("*.md"))}
 MADE = {
@@ -130,6 +134,23 @@ def test_no_page_asks_the_network_for_anything(site: Path) -> None:
         assert outside == [], page
     for sheet in site.rglob("*.css"):
         assert not re.search(r"url\(\s*['\"]?(https?:)?//|@import", sheet.read_text(encoding="utf-8")), sheet
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")
+def test_the_search_works_on_pages_from_the_disk(site: Path) -> None:
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        for name in ("index.html", "how-to/own-images.html"):
+            page = browser.new_page()
+            page.set_default_timeout(120_000)
+            page.goto((site / name).as_uri())
+            page.locator(".md-search__input").first.click()
+            page.keyboard.type("label propagation")
+            found = page.locator(".md-search-result__link").first
+            found.wait_for()
+            assert Path(unquote(urlsplit(found.evaluate("link => link.href")).path)).is_file()
+        browser.close()
 
 
 def test_equations_are_mathml(site: Path) -> None:

@@ -1,5 +1,6 @@
 """`usl init`: what it finds in a folder, what it plans, and that the chain it writes is one that runs."""
 
+import io
 import json
 import os
 from collections.abc import Mapping
@@ -14,10 +15,11 @@ import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from runs import usl
 from torch import nn
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.chain.file import REFERENCE, Chain
 from usl_lightning.cli import main
 from usl_lightning.data.images.opening import open_source
@@ -341,6 +343,15 @@ def test_images_that_are_all_the_same_are_refused(here: Path, capsys: pytest.Cap
         path.write_bytes(first)
     line = "usl init: same: all images are the same one; expected different ones to learn from"
     assert refusal(capsys, "same").strip() == line
+    for number, path in enumerate(sorted(root.iterdir())):  # other files, the same pixels
+        note = PngImagePlugin.PngInfo()
+        note.add_text("number", str(number))
+        Image.open(io.BytesIO(first)).save(path, pnginfo=note)
+    source = open_source("folder", "train", dir=str(root), image_size=1)
+    with pytest.raises(UslError, match="the 12 images that were looked at are all the same; expected different ones"):
+        choose_features(source)
+    for path in root.iterdir():
+        path.write_bytes(first)
     picture(root / "other.png", 13, 13)
     assert len(inspect_folder(root).copies[0]) == 12
     assert check_budget(inspect_folder(root), Wishes()) == 3

@@ -106,7 +106,7 @@ def choose_features(source: ImageSource, seed: int = 0, backbone: str | None = N
         backbone: the published network that was asked for, or several; None: the one that comes with the package.
 
     Raises:
-        UslError: the network that was asked for has no weights here.
+        UslError: the network that was asked for has no weights here, or all images are the same.
     """
     name = backbone or BACKBONE
     try:
@@ -132,6 +132,10 @@ def choose_features(source: ImageSource, seed: int = 0, backbone: str | None = N
             for _ in part:
                 bar.update()
     looked, seen_small = torch.cat(features, 1), torch.cat(pixels, 1)
+    if bool((seen_small[0] == seen_small[0, 0]).all()):
+        raise UslError(
+            f"usl init: the {len(rows)} images that were looked at are all the same; expected different ones"
+        )
     choice = decide(looked, seen_small, seconds=spent / len(rows))
     sample = Sample(rows, looked[0], seen_small[0])
     return replace(choice, backbone=name, dimensions=encoder.feature_dim, sample=sample)

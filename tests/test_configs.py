@@ -181,6 +181,25 @@ def test_the_usl_papers_fixmatch_is_the_implementation_that_it_ran(name: str, st
     assert own.get("model.strong.dialect", "default") == "default"
 
 
+def test_the_usl_papers_fixmatch_on_imagenet_is_that_of_eman() -> None:
+    """A rate of 0.03, decay of 1e-4, 5 epochs of warm-up and drops at 30 and 40 of 50 (appendix 6.12.2)."""
+    flat, epoch = set_by("imagenet_eman.yaml"), (1_281_167 - 12_820) // 320
+    assert flat["model.class_path"].endswith(".EMANFixMatch")
+    assert (flat["model.optimizer.lr"], flat["model.optimizer.weight_decay"]) == (0.03, 1e-4)
+    assert (flat["trainer.max_steps"], flat["model.optimizer.warmup_steps"]) == (50 * epoch, 5 * epoch)
+    assert (flat["model.optimizer.schedule"], flat["model.optimizer.milestones"]) == ("milestones", [30 / 50, 40 / 50])
+    assert (flat["model.threshold"], flat["model.unlabelled_weight"], flat["data.unlabelled_ratio"]) == (0.7, 10.0, 5)
+    assert not flat["model.optimizer.nesterov"]
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "flexmatch"])
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "stl10", "svhn"])
+def test_matching_has_its_authors_momentum(dataset: str, method: str) -> None:
+    flat = set_by(f"{dataset}_{method}.yaml")
+    assert flat["model.optimizer.nesterov"] is True
+    assert method == "fixmatch" or flat["model.strong.dialect"] == "torchssl"
+
+
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "bloodmnist", "stl10"])
 def test_the_usl_papers_fine_tuning_has_its_codes_view_and_mode(dataset: str) -> None:
     flat = set_by(f"{dataset}_simclrv2.yaml")

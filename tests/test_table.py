@@ -123,6 +123,22 @@ def test_what_was_typed_beats_the_file() -> None:
     assert all(stage.set["data.workers"] == "0" for stage in cell.stages)
 
 
+def test_another_metric_may_be_shown() -> None:
+    """The median of the late evaluations stands beside the published figure too, in percent; other figures do not."""
+    path = write(metric="test_accuracy", columns={"10 labels": {}, "Classes": {"metric": "classes_covered"}},
+                 published={"Random": [6.0, 8], "Stratified": ["10 ± 0.5", 10]})  # fmt: skip
+    own, late, other = (Table.read(path, given) for given in (
+        {}, {"metric": "test_accuracy_median"}, {"metric": "first.balance"}))  # fmt: skip
+    assert own.published == late.published
+    assert set(other.published) == {("Random", "Classes"), ("Stratified", "Classes")}
+    assert [table.unit("10 labels") for table in (own, late, other)] == [100, 100, 1]
+    assert [table.unit("Classes") for table in (own, late, other)] == [1, 1, 1]
+    assert [table.cells()[0].metric for table in (own, late, other)] == [
+        ("choose", "test_accuracy"), ("choose", "test_accuracy_median"), ("first", "balance"),
+    ]  # fmt: skip
+    assert {table.cells()[1].metric for table in (own, late, other)} == {("choose", "classes_covered")}
+
+
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
@@ -169,6 +185,8 @@ def test_the_same_name_twice_is_refused() -> None:
         (["small.yaml", "--chose.model.budget", "3"], r"unknown option --chose.model.budget"),
         (["small.yaml", "--slurm", "now"], "expected print or submit"),
         (["small.yaml", "--name"], "--name: its value is missing"),
+        (["small.yaml", "--metric"], "--metric: its value is missing"),
+        (["small.yaml", "--metric", "chose.balance"], r"there is no stage 'chose' \(did you mean 'choose'"),
         (["small.yaml", "--choose.model.budgt", "3"], "stage choose .row 'Random'.*unknown key 'budgt'"),
         (["small.yaml", "--only", "x-1"], "--only x-1: no cell of the table has it"),
         (["digits_quickstart.yaml"], "not a table, it has no 'rows:' and 'columns:'; usl run"),

@@ -78,8 +78,8 @@ class TableRun:
             raise UslError("usl table: expected a table, e.g. usl table digits_table.yaml; `usl configs` lists them")
         path, given = find_config(arguments[0]), options(arguments[1:])
         own = {key: value for key, value in given if key in _OWN}
-        for key in ("name", "out", "only"):
-            if own.get(key, "x") in ("", "true"):
+        for key in ("name", "out", "only", "metric"):
+            if dict(given).get(key, "x") in ("", "true"):
                 raise UslError(f"usl table: --{key}: its value is missing")
         if own.get("slurm", "print") not in ("true", "print", "submit"):
             raise UslError(f"usl table: --slurm {own['slurm']}: expected print or submit")

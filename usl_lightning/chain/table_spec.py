@@ -20,6 +20,9 @@ CHANGES = ("config", "command", "set")
 SHARED = ("data", "trainer", "checkpoint", "processes")
 """`usl table FILE --data.dir X` gives a parameter of these groups to every stage."""
 
+_SHARE = re.compile(r".*accuracy(_median|_online)?")
+"""A metric that is shown in percent."""
+
 _FIGURE = re.compile(r"\s*(-?\d+(?:\.\d+)?)\s*(?:(?:±|\+-)\s*(\d+(?:\.\d+)?)\s*)?")
 
 
@@ -112,7 +115,7 @@ class Table:
 
         Args:
             path: the YAML file.
-            given: `rows`, `columns`, `seeds`, `STAGE.KEY` and `data.KEY` as typed.
+            given: `rows`, `columns`, `seeds`, `metric`, `STAGE.KEY` and `data.KEY` as typed.
 
         Raises:
             UslError: names the file or the option, the key and what was expected.
@@ -145,10 +148,12 @@ class Table:
             source=str(settled(content.get("source") or "")),
         )
         table._read_published(content.get("published"))
+        if "metric" in given:
+            table._show(given["metric"])
         table.rows = _chosen(table.rows, given.get("rows"), "rows")
         table.columns = _chosen(table.columns, given.get("columns"), "columns")
         table.typed = _typed(
-            {key: text for key, text in given.items() if key not in ("rows", "columns", "seeds")}, names
+            {key: text for key, text in given.items() if key not in ("rows", "columns", "seeds", "metric")}, names
         )
         return table
 
@@ -168,8 +173,17 @@ class Table:
 
     def unit(self, column: str) -> float:
         """What its figures are multiplied by: 100 for accuracies, which are shown in percent."""
-        metric = next((line.metric for line in self.columns if line.name == column), "") or self.metric
-        return 100.0 if metric.endswith("accuracy") else 1.0
+        return 100.0 if _SHARE.fullmatch(self._own(column) or self.metric) else 1.0
+
+    def _own(self, column: str) -> str:
+        """The metric that a column has in place of the table's; "" if it has none."""
+        return next((line.metric for line in self.columns if line.name == column), "")
+
+    def _show(self, metric: str) -> None:
+        """Another metric than the file's; published figures stay where they are of it, or of its late median."""
+        kept = metric in (self.metric, f"{self.metric}_median")
+        self.published = {place: told for place, told in self.published.items() if kept or self._own(place[1])}
+        self.metric = metric
 
     def _cell(self, row: Line, column: Line, seed: int) -> Cell:
         entries = [self._changed(entry, (column, row)) for entry in self.stages]
@@ -306,7 +320,7 @@ def _typed(given: Mapping[str, str], stages: Sequence[str]) -> dict[str, str]:
     for key in given:
         group, _, name = key.partition(".")
         if group not in groups or not name:
-            own = ("rows", "columns", "seeds", "name", "out", "dry-run", "slurm", "slurm-header", "wandb")
+            own = ("rows", "columns", "seeds", "metric", "name", "out", "dry-run", "slurm", "slurm-header", "wandb")
             expected = (*own, *(f"{each}.KEY" for each in groups))
             near = did_you_mean(key, expected)
             raise UslError(f"usl table: unknown option --{key}{near}; expected --{', --'.join(expected)}")

@@ -5,9 +5,10 @@ import pytest
 import torch
 from real_features import NAMES, real_features
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.selection.as3l import Largest, select_as3l
 from usl_lightning.vectors.kmeans import kmeans
-from usl_lightning.vectors.tightened import finetuned_features, run_seed
+from usl_lightning.vectors.tightened import finetuned_features, run_seed, tightened
 
 
 @pytest.mark.parametrize("largest", ["of_all", "of_each"])
@@ -49,6 +50,22 @@ def test_fine_tuning_is_least_squares_in_the_limit() -> None:
     )
     assert least <= error < least + 0.1 * (start - least)
     assert torch.equal(finetuned_features(x, centres, epochs=0), x)
+
+
+def test_with_one_grouping_it_is_the_middles_of_clusters_of_fine_tuned_features() -> None:
+    """K-medoids on fine-tuned features, as the paper's Table 4 means it: the fine-tuning stays that of C runs."""
+    x = real_features("digits", 200)
+    tuned = tightened(x, 8, seed=3, clusterings=4, epochs=5, iterations=200)
+    labels = kmeans(tuned, 8, seed=run_seed(3, "after", 0))[0]
+    middles = []
+    for cluster in labels.bincount().argsort(descending=True, stable=True):
+        members = torch.nonzero(labels == cluster)[:, 0]
+        points = tuned[members].double()
+        middles.append(int(members[(points - points.median(0).values).square().sum(1).argmin()]))
+    assert select_as3l(x, 8, seed=3, clusterings=4, epochs=5, groupings=1).tolist() == middles
+    assert torch.equal(select_as3l(x, 8, epochs=2, groupings=6), select_as3l(x, 8, epochs=2))
+    with pytest.raises(UslError, match="groupings=0: expected at least 1, 0 and 1"):
+        select_as3l(x, 8, groupings=0)
 
 
 def test_what_the_first_run_cut_in_two_is_not_privileged() -> None:

@@ -303,7 +303,7 @@ def test_every_choice_of_maxherding_has_the_highest_gain(name: str) -> None:
         (partial(select_rdss, gamma=0.0), "gamma=0.0: expected a number above 0"),
         (partial(select_activeft, temperature=0.0), "temperature=0.0: expected a number above 0"),
         (partial(select_activeft, iterations=-1), "iterations=-1 of ActiveFT: expected 0 or more"),
-        (partial(select_as3l, clusterings=0), "clusterings=0, epochs=40: expected at least 1 and 0"),
+        (partial(select_as3l, clusterings=0), "clusterings=0, epochs=40, groupings=0: expected at least 1, 0 and 1"),
     ],
 )
 def test_bad_parameters(select: Callable[..., Tensor], message: str) -> None:

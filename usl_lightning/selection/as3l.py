@@ -26,6 +26,7 @@ def select_as3l(
     epochs: int = 40,
     iterations: int = 200,
     largest: Largest = "of_all",
+    groupings: int | None = None,
 ) -> Tensor:
     """Select as AS3L does (Wen, Pizarro, Williams, "Active self-semi-supervised learning", section 3.2).
 
@@ -46,6 +47,8 @@ def select_as3l(
         iterations: of each k-means run, at most.
         largest: which groups of points that share a cluster in every run have their median picked: the largest of all,
             the plainer reading of "share a class in all C runs"; or the largest in each cluster of the first run.
+        groupings: k-means runs after the fine-tuning; None: C. 1 is the paper's "k-medoids on fine-tuned features"
+            (Table 4).
 
     Returns:
         int64 [budget], distinct, the largest group's first, or in the order of the first run's clusters; if there are
@@ -59,14 +62,13 @@ def select_as3l(
     or the tuned features), however many clusterings; and C labels a point.
     """
     check_budget(budget, len(features))
-    if clusterings < 1 or epochs < 0:
-        raise UslError(f"clusterings={clusterings}, epochs={epochs}: expected at least 1 and 0")
+    groupings = clusterings if groupings is None else groupings
+    if clusterings < 1 or epochs < 0 or groupings < 1:
+        raise UslError(f"{clusterings=}, {epochs=}, {groupings=}: expected at least 1, 0 and 1")
     x = unit_rows(features)
     tuned = tightened(x, budget, seed=seed, clusterings=clusterings, epochs=epochs, iterations=iterations)
     del x
-    after = [
-        kmeans(tuned, budget, seed=run_seed(seed, "after", c), iterations=iterations)[0] for c in range(clusterings)
-    ]
+    after = [kmeans(tuned, budget, seed=run_seed(seed, "after", c), iterations=iterations)[0] for c in range(groupings)]
     return _medians(tuned, torch.stack(after, 1), budget, largest)
 
 
@@ -99,12 +101,18 @@ class AS3L(Selector):
         epochs: of the fine-tuning.
         iterations: of k-means, at most.
         largest: which groups have their median picked, see `select_as3l`.
+        groupings: k-means runs after the fine-tuning, if not as many as before.
         options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     revision: int = 3
 
-    ranges: ClassVar[Ranges] = {"clusterings": whole(1), "epochs": whole(0), "iterations": whole(1)}
+    ranges: ClassVar[Ranges] = {
+        "clusterings": whole(1),
+        "epochs": whole(0),
+        "iterations": whole(1),
+        "groupings": whole(1),
+    }
 
     def __init__(
         self,
@@ -112,12 +120,14 @@ class AS3L(Selector):
         epochs: int = 40,
         iterations: int = 200,
         largest: Largest = "of_all",
+        groupings: int | None = None,
         **options: Unpack[SelectorOptions],
     ) -> None:
         super().__init__(**options)
         self._select = partial(
-            select_as3l, clusterings=clusterings, epochs=epochs, iterations=iterations, largest=largest
-        )
+            select_as3l, clusterings=clusterings, epochs=epochs, iterations=iterations, largest=largest,
+            groupings=groupings,
+        )  # fmt: skip
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_as3l`."""

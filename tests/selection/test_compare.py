@@ -37,6 +37,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write()
 
 
+@pytest.fixture
+def bench_head() -> Path:
+    """A checkpoint with a projection head."""
+    main(["fit", "--config=digits_simclr.yaml", "--trainer.max_steps=2", "--run_dir=network"])
+    return Path("network/checkpoints/last.ckpt")
+
+
 def digits() -> ImageSource:
     return open_source("digits", "train")
 
@@ -210,6 +217,20 @@ def test_an_oracle_and_a_selector_with_features_of_its_own() -> None:
     assert found["stratified", 10, 3]["class_counts"] == [1] * 10
     expected = select_coreset(torch.from_numpy(np.load("other.npy")), 10, seed=3)
     assert found["own", 10, 3]["indices"] == expected.tolist()
+
+
+def test_the_features_of_a_projection_head_may_be_compared(bench_head: Path) -> None:
+    """What is chosen from is what `usl select --model.head projection` looks at."""
+    write(features=None, selectors=["coreset"])
+    for head in ("encoder", "projection"):
+        words = [f"--features.init_from={bench_head}", f"--features.head={head}", "--budgets=5", "--seeds=0"]
+        main(["compare", "mine.yaml", *words, f"--out={head}"])
+        main(["select", "--config=digits_coreset.yaml", f"--model.init_from={bench_head}", f"--model.head={head}",
+              "--model.budget=5", f"--run_dir=picked_{head}"])  # fmt: skip
+        picked = json.loads(Path(f"picked_{head}", "labels.json").read_text())["indices"]
+        assert cells(Path(head))["coreset", 5, 0]["indices"] == picked
+    one, other = (cells(Path(head))["coreset", 5, 0]["indices"] for head in ("encoder", "projection"))
+    assert one != other
 
 
 def test_the_command_line_beats_the_file() -> None:

@@ -21,7 +21,7 @@ KEYS = ("data", "features", "selectors", "budgets", "seeds")
 SOURCES = ("init_from", "backbone", "features")
 
 
-FEATURE_KEYS = (*SOURCES, "weights", "pretrained", "cache")
+FEATURE_KEYS = (*SOURCES, "weights", "pretrained", "head", "cache")
 
 
 ENTRY_KEYS = ("class_path", "init_args", "name")

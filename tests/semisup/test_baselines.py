@@ -22,6 +22,7 @@ from usl_lightning.semisup.pi_model import PiModel
 from usl_lightning.semisup.pseudo_label import PseudoLabel, pseudo_label_loss
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 from usl_lightning.semisup.uda import UDA, annealed_cross_entropy, annealing_threshold, uda_loss
+from usl_lightning.semisup.vat import VAT
 
 N, C = 7, 4
 
@@ -168,6 +169,16 @@ def test_a_step_is_the_papers(monkeypatch: pytest.MonkeyPatch, method: Any, step
         unsupervised = consistency_loss(seen(model, U, "weak", 1), teacher)
     expected = supervised + 7 * min(1, step / 4) * unsupervised
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [PseudoLabel, PiModel, MeanTeacher, VAT])
+def test_what_is_told_of_guesses_is_what_guides(monkeypatch: pytest.MonkeyPatch, method: Any) -> None:
+    """With a prior the network learns the posterior's classes, and these are logged."""
+    model = made(monkeypatch, method, Weak())
+    prior = torch.tensor([-9.0, 9.0, -9.0])
+    monkeypatch.setattr(model, "guided", lambda logits, _: prior.expand_as(logits))
+    model.training_step(BATCH, 0)
+    assert model.guess_share.nonzero().flatten().tolist() == [1]
 
 
 def test_a_step_of_uda(monkeypatch: pytest.MonkeyPatch) -> None:

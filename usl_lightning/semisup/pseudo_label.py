@@ -64,10 +64,11 @@ class PseudoLabel(SemiSupervisedModule):
             self.weak(labelled.images, labelled.key.fold("weak")),
             self.weak(unlabelled.images, unlabelled.key.fold("weak")),
         )
+        guess = self.guided(u, unlabelled.indices)
         supervised = F.cross_entropy(x, labelled.labels)
-        unsupervised, mask = pseudo_label_loss(u, self.guided(u, unlabelled.indices), threshold=self.threshold)
+        unsupervised, mask = pseudo_label_loss(u, guess, threshold=self.threshold)
         weight = self.unlabelled_weight * ramp_up(self.global_step, self.steps_of(self.ramp))
         loss = supervised + weight * unsupervised
         self.log_training(loss=loss, supervised_loss=supervised, unsupervised_loss=unsupervised)
-        self.log_guesses(u, mask)
+        self.log_guesses(guess, mask)
         return loss

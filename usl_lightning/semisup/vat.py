@@ -128,12 +128,13 @@ class VAT(SemiSupervisedModule):
         views = self.weak(unlabelled.images, unlabelled.key.fold("weak"))
         with torch.autocast(views.device.type, enabled=False), kept_statistics(self.model):
             u, perturbed = self._predictions(views, unlabelled.key.fold("direction"))
+        guess = self.guided(u, unlabelled.indices)
         supervised = F.cross_entropy(x, labelled.labels)
-        smoothness, uncertainty = divergence(self.guided(u, unlabelled.indices), perturbed), entropy(u)
+        smoothness, uncertainty = divergence(guess, perturbed), entropy(u)
         weight = self.unlabelled_weight * ramp_up(self.global_step, self.steps_of(self.ramp))
         loss = supervised + weight * smoothness + self.entropy_weight * uncertainty
         self.log_training(loss=loss, supervised_loss=supervised, smoothness_loss=smoothness, entropy_loss=uncertainty)
-        self.log_guesses(u, torch.ones_like(u[:, 0]))
+        self.log_guesses(guess, torch.ones_like(guess[:, 0]))
         return loss
 
     def _predictions(self, views: Tensor, key: Key) -> tuple[Tensor, Tensor]:

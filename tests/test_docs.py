@@ -379,6 +379,16 @@ def test_figures_of_methods_are_those_that_were_measured() -> None:
     assert [float(cell) for cell in cells] == pytest.approx(means, abs=0.00051)
 
 
+def test_costs_of_methods_are_those_that_were_measured() -> None:
+    measured = json.loads((ROOT / "tests/benchmarks/results/methods_throughput_b8.json").read_text())["rows"]
+    heads, _, cells = (
+        line for line in section("methods/index.md", "What a step costs").splitlines() if line.startswith("|")
+    )
+    names, costs = ([cell.strip() for cell in line.split("|")[1:-1]] for line in (heads, cells))
+    assert set(names) == set(measured) - {"FixMatch"}
+    assert [float(cost) for cost in costs] == pytest.approx([measured[n]["relative_cost"] for n in names], abs=0.0051)
+
+
 def test_figures_of_own_images_are_those_that_were_measured() -> None:
     measured = json.loads((ROOT / "tests/benchmarks/results/own_images_emoji.json").read_text())
     text = (ROOT / "README.md").read_text(encoding="utf-8")

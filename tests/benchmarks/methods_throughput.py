@@ -5,7 +5,8 @@
 WRN-28-2, B=64, 7 times as many unlabelled images, 32×32×3 made from real photographs, bf16 autocast; each method with
 the views of its CIFAR-10 configuration. The methods take turns, a step each, so that whatever else the machine does
 hits all alike; a method's cost is the median over the turns of its seconds over FixMatch's in the same turn. CoMatch's
-bank is full from the first step, as it is in training after five. Prints a table and writes
+bank is full from the first step, as it is in training after five; "guided" is FlexMatch with a prior of AS3L's six
+clusterings. Prints a table and writes
 results/methods_throughput.json, with another batch size results/methods_throughput_b<B>.json.
 """
 
@@ -15,18 +16,24 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from machine import machine
-from training_steps import COUNT, DEVICE, RATIO, SIDE, SPEC, B, pixels, seconds_of, training_steps
+from training_steps import CLASSES, COUNT, DEVICE, RATIO, SIDE, SPEC, UNLABELLED, B, pixels, seconds_of, training_steps
 from views import photos
 
 from usl_lightning.compute.device import keep_freed_memory
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.views import CoMatchStrong, FixMatchStrong, Weak
+from usl_lightning.semisup.boss import BOSS
 from usl_lightning.semisup.comatch import CoMatch
 from usl_lightning.semisup.fixmatch import FixMatch
 from usl_lightning.semisup.flexmatch import FlexMatch
+from usl_lightning.semisup.freematch import FreeMatch
 from usl_lightning.semisup.mixmatch import MixMatch
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
+from usl_lightning.semisup.softmatch import SoftMatch
+from usl_lightning.semisup.uda import UDA
+from usl_lightning.vectors.priors import MULTIPLES, Prior
 
 SGD = Optimization(nesterov=True)
 
@@ -40,9 +47,25 @@ def comatch(batch_size: int) -> CoMatch:
     return model
 
 
+def guided(_: int) -> FlexMatch:
+    """FlexMatch with a prior of all images, of any clusters."""
+    model = FlexMatch(SPEC, Weak(), FixMatchStrong("torchssl"), SGD, prior_file="not read")
+    assert model.guidance is not None
+    runs, most = len(MULTIPLES), CLASSES * MULTIPLES[-1]
+    clusters = torch.randint(most, (UNLABELLED, runs), dtype=torch.int32)
+    tables = torch.rand(runs, most, CLASSES).softmax(2)
+    model.guidance._take(Prior(clusters, tables, torch.full((UNLABELLED,), 1 / runs)))
+    return model
+
+
 METHODS: dict[str, Callable[[int], SemiSupervisedModule]] = {
     "FixMatch": lambda _: FixMatch(SPEC, Weak(), FixMatchStrong(), SGD),
-    "FlexMatch": lambda _: FlexMatch(SPEC, Weak(), FixMatchStrong(), SGD),
+    "FlexMatch": lambda _: FlexMatch(SPEC, Weak(), FixMatchStrong("torchssl"), SGD),
+    "guided": guided,
+    "FreeMatch": lambda _: FreeMatch(SPEC, Weak(), FixMatchStrong("torchssl"), SGD),
+    "SoftMatch": lambda _: SoftMatch(SPEC, Weak(), FixMatchStrong("torchssl"), SGD),
+    "BOSS": lambda _: BOSS(SPEC, Weak(), FixMatchStrong("torchssl"), SGD),
+    "UDA": lambda _: UDA(SPEC, Weak(), FixMatchStrong("torchssl"), SGD),
     "CoMatch": comatch,
     "MixMatch": lambda _: MixMatch(SPEC, Weak(), SGD),
 }

@@ -82,7 +82,7 @@ def test_odd_words(words: list[str], said: str, here: Path, capsys: pytest.Captu
     ("run_dir", "x", "run_dir: the chain sees to that"),
     ("model.backbone", "smal", "model.backbone: unknown 'smal' (did you mean 'small'?); expected one of"),
     ("model.backbone", "resnet50.a1_in2k", "model.backbone: unknown 'resnet50.a1_in2k'"),
-    ("trainer.precision", "bf17", "trainer.precision: expected one of '16-mixed'"),
+    ("trainer.precision", "bf17", "trainer.precision: unknown 'bf17'"),
     ("trainer.num_nodes", "2", "trainer.num_nodes: 2, but nothing says where the others are; start it by srun"),
     ("foo", "1", "unknown key 'foo'"),
     ("mdel.threshold", "1", "unknown key 'mdel.threshold'"),

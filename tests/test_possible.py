@@ -1,20 +1,28 @@
 """What is told of networks, images and devices without torch is what torch, timm and the readers tell."""
 
+import inspect
+import re
+import sys
 import typing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 from lightning_fabric.connector import _PRECISION_INPUT_INT, _PRECISION_INPUT_STR, _PRECISION_INPUT_STR_ALIAS
 from PIL import Image
+from pytorch_lightning.accelerators import AcceleratorRegistry
+from pytorch_lightning.strategies import StrategyRegistry
+from pytorch_lightning.trainer.setup import _init_profiler
 
+from usl_lightning.base import trainer
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import PRECISIONS
 from usl_lightning.data.images.counts import most_images
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.models.backbones import OURS, create_backbone
 from usl_lightning.models.names import own_networks, unknown_network
+from usl_lightning.stage import possible
 from usl_lightning.stage.possible import check_machine, check_networks
 
 
@@ -40,7 +48,15 @@ def test_several_networks() -> None:
 
 def test_the_precisions_are_lightnings() -> None:
     known = (_PRECISION_INPUT_INT, _PRECISION_INPUT_STR, _PRECISION_INPUT_STR_ALIAS)
-    assert {str(value) for kind in known for value in typing.get_args(kind)} == set(PRECISIONS)
+    assert {str(value) for kind in known for value in typing.get_args(kind)} == set(trainer.NAMES["precision"])
+
+
+def test_the_names_of_strategies_accelerators_and_profilers_are_lightnings() -> None:
+    started = {name for name in StrategyRegistry.available_strategies() if re.match("ddp_(spawn|fork|notebook)", name)}
+    assert set(trainer.NAMES["strategy"]) == {"auto", *StrategyRegistry.available_strategies()} - started
+    assert set(trainer.NAMES["accelerator"]) == {"auto", "gpu", *AcceleratorRegistry.available_accelerators()}
+    told = re.findall(r'"(\w+)": \w+Profiler', inspect.getsource(_init_profiler))
+    assert set(told) == set(trainer.NAMES["profiler"])
 
 
 def test_images_are_counted_unread(tmp_path: Path) -> None:
@@ -74,7 +90,27 @@ def test_nodes_that_something_names_are_possible(monkeypatch: pytest.MonkeyPatch
         check_machine({"trainer.num_nodes": 2})
     monkeypatch.setenv("MASTER_ADDR", "10.0.0.1")
     check_machine({"trainer.num_nodes": 2})
+    monkeypatch.setattr(possible, "_GPUS", ("/dev/null",))
     check_machine({"trainer.devices": 999, "trainer.accelerator": "gpu"})  # Lightning tells how many there are
+
+
+@pytest.mark.parametrize(("key", "value", "part"), [
+    ("accelerator", "gpu", "gpu, but this machine has no GPU; use auto or cpu"),
+    ("devices", "0", "0 on a CPU; expected a number of processes, 1 or more"),
+    ("devices", [0], r"\[0\] on a CPU; expected a number of processes"),
+    ("strategy", "fsdp_cpu_offload", "fsdp_cpu_offload is not for a CPU; use ddp"),
+    ("strategy.class_path", "pytorch_lightning.strategies.FSDPStrategy", "fsdpstrategy is not for a CPU"),
+    ("strategy", "xla", "xla needs the package torch_xla; pip install torch_xla"),
+    ("accelerator", "tpu", "tpu needs the package torch_xla"),
+    ("precision", "transformer-engine", "transformer-engine needs the package transformer_engine"),
+    ("logger", [{"class_path": "MLFlowLogger"}], "MLFlowLogger needs the package mlflow; pip install mlflow"),
+])  # fmt: skip
+def test_what_this_machine_lacks(key: str, value: Any, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(possible, "_GPUS", ())
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(trainer, "find_spec", lambda name: None)
+    with pytest.raises(UslError, match=rf"^trainer\.{key.partition('.')[0]}: {part}"):
+        check_machine({f"trainer.{key}": value})
 
 
 @pytest.mark.parametrize(("name", "value", "part"), [

@@ -5,15 +5,14 @@ What a class outside of this package takes is not known here; its values mean wh
 
 import ast
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from usl_lightning.base import ranges
+from usl_lightning.base import ranges, trainer
 from usl_lightning.base.classes import ROOT, ClassSource, dotted, find_class, syntax_of
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.ranges import SEED, Range
@@ -64,69 +63,6 @@ def options(arguments: Sequence[str]) -> list[tuple[str, str]]:
 
 FROM_ELSEWHERE = {"image", "seed"}
 """Parameters that other parts of the configuration give."""
-
-TRAINER = {"accelerator": "str", "default_root_dir": "str", "max_steps": "int", "gradient_clip_val": "float"}
-"""Parameters of Lightning's Trainer whose type counts here; all others mean what YAML says."""
-
-TRAINER_TAKES = {
-    "gradient_clip_algorithm": "Literal['norm', 'value']",
-    "num_nodes": "int",
-}
-"""What is taken of them where Lightning takes more, or says less."""
-
-
-def _names_classes(value: Any) -> bool:
-    each = value if isinstance(value, list) else [value]
-    return all("class_path" in item if isinstance(item, Mapping) else isinstance(item, str) and item for item in each)
-
-
-def _counts_devices(value: Any) -> bool:
-    if isinstance(value, str):
-        return re.fullmatch(r"auto|-1|[0-9]{1,4}(,[0-9]{0,4})*", value) is not None
-    each = value if isinstance(value, list) else [value]
-    return bool(each) and all(type(item) is int for item in each)
-
-
-def _is_duration(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(type(item) in (int, float) for item in value.values())
-    return isinstance(value, str) and re.fullmatch(r"[0-9]+:[0-9]{2}:[0-9]{2}:[0-9]{2}", value) is not None
-
-
-_CLASSES = "classes, as in [{class_path: package.module.Class}]"
-
-TRAINER_SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "val_check_interval": (
-        lambda value: type(value) in (int, float),
-        "a number of batches; a run that is continued would not repeat validations by the clock",
-    ),
-    "devices": (_counts_devices, "a number of devices, auto, or a list of their numbers"),
-    "max_time": (_is_duration, "DD:HH:MM:SS, or keys and values such as {hours: 1}"),
-    "callbacks": (_names_classes, _CLASSES),
-    "plugins": (_names_classes, _CLASSES),
-    "logger": (lambda value: isinstance(value, bool) or _names_classes(value), f"true, false or {_CLASSES}"),
-    "strategy": (lambda value: isinstance(value, str | Mapping), "its name, or a class"),
-    "profiler": (lambda value: isinstance(value, str | Mapping), "its name, or a class"),
-}
-"""Parameters of it that take several types: whether a value is of one of them, and what they are."""
-
-PRECISIONS = (
-    "16-mixed", "16-true", "32-true", "64-true", "bf16-mixed", "bf16-true", "transformer-engine",
-    "transformer-engine-float16", "16", "32", "64", "bf16",
-)  # fmt: skip
-"""What Lightning's Trainer takes for its precision."""
-
-TRIALS = {
-    "fast_dev_run": False, "overfit_batches": 0, "limit_train_batches": None, "limit_test_batches": None,
-    "limit_predict_batches": None, "barebones": False,
-}  # fmt: skip
-"""Parameters of Lightning's Trainer that make a run a trial of itself, and what they are in a real one."""
-
-ALTERING = (
-    "BackboneFinetuning", "BaseFinetuning", "BatchSizeFinder", "EMAWeightAveraging", "GradientAccumulationScheduler",
-    "LearningRateFinder", "ModelPruning", "SpikeDetection", "StochasticWeightAveraging", "WeightAveraging",
-)  # fmt: skip
-"""Callbacks of Lightning that change what is learned, so that a run with one would pass for a run without."""
 
 SWITCHES = ("compile", "activation_checkpointing")
 """What is true or false outside of the groups."""
@@ -212,7 +148,7 @@ def kind_at(tree: Mapping[str, Any], path: list[str]) -> Kind:
         path: keys, as in `["model", "optimizer", "lr"]`.
     """
     if path[:1] == ["trainer"] and len(path) == 2:
-        return _kind_of_source(TRAINER.get(path[1], ""))
+        return _kind_of_source(trainer.TYPES.get(path[1], ""))
     node: Any = tree
     known: Mapping[str, Kind] = {}
     kind = UNKNOWN
@@ -244,50 +180,23 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
             found = "null" if tree[group] is None else repr(tree[group])
             yield group, f"expected keys and values, found {found}", []
             return
-    names = trainer_parameters()
     for key, value in tree.get("trainer", {}).items():
-        if names and key not in names:
-            yield f"trainer.{key}", f"unknown key '{key}'", list(names)
-        if key == "precision" and value is not None and str(value) not in PRECISIONS:
-            yield "trainer.precision", f"expected one of {', '.join(map(repr, PRECISIONS))}, found {value}", []
-        if key in TRAINER_SHAPES and value is not None and not TRAINER_SHAPES[key][0](value):
-            yield f"trainer.{key}", f"expected {TRAINER_SHAPES[key][1]}, found {value}", []
-        for name in _callbacks(value) if key == "callbacks" and value is not None else ():
-            if name in ALTERING:
-                yield "trainer.callbacks", f"{name} changes what is learned, and no run records it; leave it out", []
-            elif name not in _lightnings_callbacks():
-                yield "trainer.callbacks", f"unknown '{name}'{did_you_mean(name, _lightnings_callbacks())}", []
-        if key in TRIALS and value != TRIALS[key]:
-            trial = f"{value} is a trial with some of the images; leave it out and try with a small trainer.max_steps"
-            yield f"trainer.{key}", trial, []
+        for wrong, names in trainer.problems(key, value):
+            yield f"trainer.{key}", wrong, names
+        for class_path, _ in trainer.classes(key, value):
+            if "." in class_path and (no_class := _no_class(class_path)):
+                yield f"trainer.{key}", no_class, []
     for key in SWITCHES:
         if problem := Kind(number="bool").problem(tree.get(key, False)):
             yield key, problem, []
-    for group, class_path in GROUPS.items():
-        known = _ranges(class_path)
-        kinds = _trainer_kinds() if group == "trainer" else parameters(class_path)
+    for group, path in GROUPS.items():
+        known = _ranges(path)
+        kinds = _trainer_kinds() if group == "trainer" else parameters(path)
         for key, value in tree.get(group, {}).items():
             kind = kinds.get(key, Kind(number="float") if key in known else UNKNOWN)
             optional = kind.optional or (group == "trainer" and key != "max_steps")
             if problem := replace(kind, optional=optional, range=known.get(key)).problem(value):
                 yield f"{group}.{key}", problem, []
-
-
-def _callbacks(value: Any) -> Iterator[str]:
-    """Names of the classes of Lightning's callbacks."""
-    for each in value if isinstance(value, list) else [value]:
-        package, _, name = str(each.get("class_path") if isinstance(each, Mapping) else each).rpartition(".")
-        if package.partition(".")[0] in ("", "pytorch_lightning", "lightning"):
-            yield name
-
-
-@cache
-def _lightnings_callbacks() -> tuple[str, ...]:
-    """The names of Lightning's callbacks, from its source."""
-    for node in _lightnings("callbacks/__init__.py").body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
-            return tuple(ast.literal_eval(node.value))
-    return ()
 
 
 def wrong_options(class_path: str, options: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -353,31 +262,11 @@ def _near_module(names: list[str]) -> str:
     return ""
 
 
-def trainer_parameters() -> tuple[str, ...]:
-    """The names of the parameters of Lightning's Trainer, from its source; none if that is not found."""
-    return tuple(_trainer_annotations())
-
-
-def _lightnings(file: str) -> ast.Module:
-    """The source of a file of Lightning, which takes seconds to import; nothing if it is not found."""
-    package = find_spec("pytorch_lightning")
-    path = Path(package.origin or "").parent / file if package else Path()
-    return ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "")
-
-
-@cache
-def _trainer_annotations() -> dict[str, ast.expr | None]:
-    for node in ast.walk(_lightnings("trainer/trainer.py")):
-        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
-            return {each.arg: each.annotation for each in [*node.args.args, *node.args.kwonlyargs][1:]}
-    return {}
-
-
 @cache
 def _trainer_kinds() -> dict[str, Kind]:
-    """Parameter of the Trainer -> what it takes, if that is numbers, or truth values, alone; or `TRAINER` says it."""
-    kinds = {name: _kind(annotation, "") for name, annotation in _trainer_annotations().items()}
-    told = {name: _kind_of_source(source) for name, source in {**TRAINER, **TRAINER_TAKES}.items()}
+    """Parameter of the Trainer -> what it takes, if that is numbers, or truth values, alone; or a table says it."""
+    kinds = {name: _kind(annotation, "") for name, annotation in trainer.annotations().items()}
+    told = {name: _kind_of_source(source) for name, source in {**trainer.TYPES, **trainer.TAKES}.items()}
     return {name: kind for name, kind in kinds.items() if kind.number} | told
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from usl_lightning.base import trainer
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.machine import RANKS, cores
 from usl_lightning.data.images.catalog import ARRAY_SETS, canonical_name, parts_of
@@ -123,16 +124,41 @@ def check_machine(flat: Mapping[str, Any]) -> None:
             f"trainer.num_nodes: {nodes}, but nothing says where the others are; start it by srun or torchrun, or set "
             "MASTER_ADDR, MASTER_PORT and NODE_RANK"
         )
-    if not _computes_on_cpu(flat.get("trainer.accelerator")):
+    check_packages(flat)
+    accelerator = flat.get("trainer.accelerator")
+    if not _computes_on_cpu(accelerator):
+        if accelerator in ("gpu", "cuda", "mps") and _computes_on_cpu("auto"):
+            raise UslError(f"trainer.accelerator: {accelerator}, but this machine has no GPU; use auto or cpu")
         return
+    strategy = str(flat.get("trainer.strategy.class_path", flat.get("trainer.strategy"))).rpartition(".")[2].lower()
+    if strategy.startswith(("fsdp", "deepspeed")):
+        raise UslError(f"trainer.strategy: {strategy} is not for a CPU; use ddp")
     if str(flat.get("trainer.precision")) in ("16", "16-mixed", "16-true"):
         raise UslError(f"trainer.precision: {flat['trainer.precision']} is not for a CPU; use bf16-mixed or 32-true")
     text, most = str(devices), 4 * cores()
+    if devices not in (None, "auto") and not (text.isascii() and text.isdecimal() and int(text[:9]) > 0):
+        raise UslError(f"trainer.devices: {printable(text, 60)} on a CPU; expected a number of processes, 1 or more")
     if text.isascii() and text.isdecimal() and int(text[:9]) > most:
         raise UslError(
             f"trainer.devices: {text[:9]} processes on the {cores()} cores of this machine's CPU; "
             f"expected at most {most}"
         )
+
+
+def check_packages(flat: Mapping[str, Any]) -> None:
+    """Refuse names of the Trainer's that need a package which is not installed.
+
+    Args:
+        flat: the configuration as dotted keys.
+
+    Raises:
+        UslError: names the package.
+    """
+    for key, value in flat.items():
+        group, _, name = key.removesuffix(".class_path").partition(".")
+        missing = trainer.missing_package(name, value) if group == "trainer" else None
+        if missing is not None:
+            raise UslError(f"trainer.{name}: {missing[0]} needs the package {missing[1]}; pip install {missing[1]}")
 
 
 def _computes_on_cpu(accelerator: Any) -> bool:

@@ -325,7 +325,18 @@ def test_guesses_go_along_as_predictions_and_come_back_as_nothing(
     ("a.csv", "index,label\nI0,unlabeled\n", "'unlabeled' may mean 'no label'"),
     ("a.json", '[{"data": {"index": I0}, "annotations": [{"result": [{"type": "choices", "from_name": "a", "value": '
                '{"choices": ["cat"]}}, {"type": "choices", "from_name": "b", "value": {"choices": ["x"]}}]}]}]',
-     "not a task of one choice each"),
+     'its choices are of several questions, "a, b"; call that of the class label'),
+    ("a.json", '[{"data": {"index": I0}, "annotations": [{"result": [{"type": "choices", "from_name": "a", "value": '
+               '{"choices": ["cat"]}}]}]}, {"data": {"index": I1}, "annotations": [{"result": [{"type": "choices", '
+               '"from_name": "b", "value": {"choices": ["x"]}}]}]}]',
+     'its choices are of several questions, "a, b"; call that of the class label'),
+    ("a.json", '[{"index": I0, "label": "cat"}, {"index": I1, "choice": "cow"}]',
+     "entry 1: 'label' is empty, but 'choice' is \"cow\"; put all answers into label, or leave choice out"),
+    ("a.json", '[{"index": I0, "label": "cat"}, {"index": I1, "kind": "cat", "label": null}]',
+     "entry 1: 'label' is empty, but 'kind' is \"cat\""),
+    ("a.json", '[{"index": I0, "label": "nan", "patient": "p7"}]', "'label' is empty; if the answers are in"),
+    ("a.csv", "index,label,class\nI0,cat,\nI1,,dog\n", "entry 1: 'label' is empty, but 'class' is \"dog\""),
+    ("a.csv", "annotation_id,index,label,kind\n1,I0,cat,\n1,I1,,cat\n", "entry 1: 'label' is empty, but"),
 ])  # fmt: skip
 def test_what_could_be_taken_wrongly_changes_nothing(
     store: LabelStore, name: str, content: str, part: str, capsys: pytest.CaptureFixture[str]
@@ -361,6 +372,26 @@ def test_of_several_questions_ours_is_taken(store: LabelStore) -> None:
              for field, name in (("quality", "blurred"), ("label", "cat"))]  # fmt: skip
     Path("a.json").write_text(json.dumps([{"data": {"index": image}, "annotations": [{"result": given}]}]))
     assert read_answers(Path("a.json"), store.read()) == {image: "cat"}
+
+
+def test_what_is_passed_over_is_told(store: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = store.read().indices[:2]
+    rows = [{"index": first, "label": "cat", "kind": {"choices": ["not sure"]}, "fold": 3, "note": "near"},
+            {"index": second, "note": "dark", "fold": 4}]  # fmt: skip
+    Path("a.json").write_text(json.dumps(rows))
+    assert read_answers(Path("a.json"), store.read()) == {first: "cat"}
+    told = [record.getMessage().removeprefix("a.json: passed over what ") for record in caplog.records]
+    assert told == [
+        "'fold' says in 2 entries, of which 'label' says nothing in 1",
+        "'kind' says in 1 entries, of which 'label' says nothing in 0",
+        "'note' says in 2 entries, of which 'label' says nothing in 1",
+    ]
+    other = {"type": "choices", "from_name": "quality", "value": {"choices": ["blurred"]}}
+    ours = {**other, "from_name": "label", "value": {"choices": ["cat"]}}
+    tasks = [{"data": {"index": i}, "annotations": [{"result": [e]}]} for i, e in ((first, ours), (second, other))]
+    Path("b.json").write_text(json.dumps(tasks))
+    assert read_answers(Path("b.json"), store.read()) == {first: "cat"}  # and no class 'blurred'
+    assert caplog.records[-1].getMessage() == "b.json: choices of label, quality; those of label alone are taken"
 
 
 def test_whole_numbers_that_pandas_wrote_become_classes_as_such(store: LabelStore) -> None:

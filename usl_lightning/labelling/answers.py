@@ -1,8 +1,10 @@
 """Answers that other programs bring back: Label Studio's exports (JSON, JSON-MIN, CSV), and our own CSV."""
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from usl_lightning.labelling.store import Answer, with_class
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import short
 from usl_lightning.labels.names import (
+    MISSING,
     NOT_SURE,
     check_length,
     check_new,
@@ -24,6 +27,8 @@ from usl_lightning.labels.names import (
     reads_as_number,
 )
 from usl_lightning.labels.tables import is_number, parse_rows, warn_of_marks, whole_numbers
+
+log = logging.getLogger("usl_lightning")
 
 COLUMNS = ("index", "file", "label")
 
@@ -232,11 +237,12 @@ def _rows_of_json(path: Path, content: bytes, classes: Collection[str]) -> Itera
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise UslError(f"{path}: not Label Studio's export; expected a list of tasks")
     field = _field(path, [task for task in tasks if "data" not in task], classes)
+    question = _question(path, [task for task in tasks if "data" in task])
     for entry, task in enumerate(tasks):
         where = f"{path}: entry {entry}"
         try:
             if "data" in task:
-                about, names = task["data"], list(_choices(task))
+                about, names = task["data"], list(_choices(task, question))
             else:  # JSON-MIN: everything of a task in one object
                 given = [] if task.get(field) in _NOTHING else _single(task[field])
                 about, names = task, [(_who(task.get(ANNOTATOR)), name) for name in given]
@@ -247,21 +253,88 @@ def _rows_of_json(path: Path, content: bytes, classes: Collection[str]) -> Itera
         yield where, about, names
 
 
+def _question(path: Path, tasks: Sequence[About]) -> str:
+    """Which choice of the annotations is the answer: what a project calls it, if that is one thing.
+
+    Raises:
+        UslError: it cannot be told.
+    """
+    fields: set[str] = set()
+    for task in tasks:
+        with suppress(KeyError, TypeError, AttributeError):  # told with its entry
+            fields |= {str(name) for annotation in _annotations(task) for name, _ in _chosen(annotation)}
+    if len(fields) < 2:
+        return next(iter(fields), LABEL)
+    names = ", ".join(sorted(fields))
+    if LABEL not in fields:
+        raise UslError(f"{path}: its choices are of several questions, {short(names)}; call that of the class {LABEL}")
+    log.warning("%s: choices of %s; those of %s alone are taken", path, names, LABEL)
+    return LABEL
+
+
 def _field(path: Path, rows: Sequence[About], classes: Collection[str]) -> str:
     """Where flat rows have their answers: the project's set-up names that.
 
     Raises:
         UslError: it cannot be told.
     """
-    filled = sorted({key for row in rows for key, value in row.items() if value not in _NOTHING} - _OWN)
-    if LABEL in filled or not filled:
+    filled = sorted({key for row in rows for key, value in row.items() if _says(value, classes)} - _OWN)
+    answered = [row for row in rows if _says(row.get(LABEL), classes)]
+    if not filled:
+        return LABEL
+    if answered:
+        _check_others(path, rows, [field for field in filled if field != LABEL], classes)
         return LABEL
     if len(filled) == 1:
         (field,) = filled
-        values = [clean(str(row[field])) for row in rows if row.get(field) not in _NOTHING]
-        if field in _CHOICES or all(value in classes or is_not_sure(value) for value in values):
+        if field in _CHOICES or _are_classes(field, rows, set(classes)):
             return field
     raise UslError(f"{path}: '{LABEL}' is empty; if the answers are in {short(', '.join(filled))}, call that {LABEL}")
+
+
+def _check_others(path: Path, rows: Sequence[About], fields: Sequence[str], classes: Collection[str]) -> None:
+    """Refuse answers beside `LABEL` where that has none; tell of others that it does not say.
+
+    Raises:
+        UslError: names the field and the first entry.
+    """
+    known = {*classes, *(_text(row[LABEL]) for row in rows if _says(row.get(LABEL), classes))}
+    for field in fields:
+        said = [entry for entry, row in enumerate(rows) if _says(row.get(field), classes)]
+        alone = [entry for entry in said if not _says(rows[entry].get(LABEL), classes)]
+        if alone and (field in _CHOICES or _are_classes(field, rows, known)):
+            beside = f"'{LABEL}' is empty, but '{field}' is {short(rows[alone[0]][field])}"
+            advice = f"put all answers into {LABEL}, or leave {field} out"
+            raise UslError(f"{path}: entry {alone[0]}: {beside}; {advice}")
+        other = [entry for entry in said if _text(rows[entry][field]) != _text(rows[entry].get(LABEL))]
+        if alone or (other and _are_classes(field, rows, known)):
+            log.warning(
+                "%s: passed over what '%s' says in %d entries, of which '%s' says nothing in %d",
+                path, field, len(other), LABEL, len(alone),
+            )  # fmt: skip
+
+
+def _says(value: Any, classes: Collection[str]) -> bool:
+    """Whether a cell holds anything but a mark of nothing."""
+    if not isinstance(value, str):
+        return value not in _NOTHING
+    return clean(value) in classes or clean(value) not in MISSING
+
+
+def _are_classes(field: str, rows: Sequence[About], names: Collection[str]) -> bool:
+    """Whether a field names a class wherever it says something; numbers in JSON are no answers."""
+    values = [row[field] for row in rows if _says(row.get(field), names)]
+    return all(isinstance(value, str | dict | list) for value in values) and all(
+        name in names or is_not_sure(name) for name in map(_text, values)
+    )
+
+
+def _text(value: Any) -> str:
+    """An answer as text; one that is none, as it is written."""
+    try:
+        return clean(_single(value)[0])
+    except (KeyError, TypeError, ValueError):
+        return clean(str(value))
 
 
 def _who(annotator: Any) -> str:
@@ -270,19 +343,25 @@ def _who(annotator: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _choices(task: About) -> Iterator[Given]:
-    """The choices of all annotations; earlier versions of Label Studio called these completions."""
-    for annotation in task.get("annotations") or task.get("completions") or []:
-        if annotation.get("was_cancelled"):
-            continue
-        results = annotation["result"]
-        chosen = [(each.get("from_name", LABEL), each["value"]) for each in results if each["type"] == "choices"]
-        if len({field for field, _ in chosen}) > 1:  # several questions; ours is called so
-            chosen = [(field, value) for field, value in chosen if field == LABEL]
-        if results and not chosen:
+def _annotations(task: About) -> list[Any]:
+    """Those of a task that count; earlier versions of Label Studio called them completions."""
+    return [each for each in task.get("annotations") or task.get("completions") or [] if not each.get("was_cancelled")]
+
+
+def _chosen(annotation: About) -> list[tuple[str, Any]]:
+    """Question and choice of each result that is one."""
+    return [(each.get("from_name", LABEL), each["value"]) for each in annotation["result"] if each["type"] == "choices"]
+
+
+def _choices(task: About, question: str) -> Iterator[Given]:
+    """The choices of all annotations of a task that answer a question."""
+    for annotation in _annotations(task):
+        chosen = _chosen(annotation)
+        if annotation["result"] and not chosen:
             raise ValueError("answers, but of other kinds")
-        for _, value in chosen:
-            yield from ((_who(annotation.get("completed_by")), name) for name in _single(value))
+        for field, value in chosen:
+            if field == question:
+                yield from ((_who(annotation.get("completed_by")), name) for name in _single(value))
 
 
 def _single(value: Any) -> list[str]:

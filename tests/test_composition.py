@@ -29,8 +29,10 @@ from usl_lightning.base.documents import (
 )
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import parameters
+from usl_lightning.chain.file import Chain
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.pipeline import stage_command
+from usl_lightning.chain.table_spec import Table
 from usl_lightning.compare.spec import Comparison
 from usl_lightning.data.images.splits import split_folders
 from usl_lightning.stage.complaints import check_parameters
@@ -444,3 +446,42 @@ def test_arguments_may_come_before_their_class() -> None:
     )
     assert compose([shared, first], {}) == {"model": {"class_path": "x.X", "init_args": {"a": 1}}}
     assert compose([shared, first, other], {}) == {"model": {"class_path": "x.Y"}}
+
+
+@pytest.mark.parametrize(("written", "meant"), [
+    ("null", None), ("Null", None), ("", None), ("''", None), ("'null'", "null"), ('"Null"', "Null"),
+    ("NULLS", "NULLS"),
+])  # fmt: skip
+def test_null_means_the_same_in_stage_files_chains_and_tables(written: str, meant: str | None, tmp_path: Path) -> None:
+    """Unquoted it unsets, quoted it is a text; `./` before a path changes nothing."""
+    path = tmp_path / "stage.yaml"
+    path.write_text(f"data:\n  dir: {written}\n")
+    assert StageCommand("select", [find_config("digits_random.yaml"), path]).flat()["data.dir"] == meant
+
+    entry = "{name: a, command: select, config: digits_random.yaml"
+    (tmp_path / "chain.yaml").write_text(f"set:\n  data.dir: {written}\nstages: [{entry}}}]\n")
+    (stage,) = Chain.read(tmp_path / "chain.yaml").stages
+    found = StageCommand("select", [stage.config], stage.set).flat()["data.dir"]
+    assert (found and found.removeprefix("./")) == meant
+
+    (tmp_path / "table.yaml").write_text(
+        f"rows: {{r: {{a: {{set: {{data.dir: {written or 'null'}}}}}}}}}\ncolumns: {{c: {{}}}}\nseeds: [0]\n"
+        f"metric: a.share\nstages: [{entry}}}]\n"
+    )
+    (cell,) = Table.read(tmp_path / "table.yaml", {}).cells()
+    again = Chain.of(parse_document(document_text(cell.content), "cell"), tmp_path / "cell.yaml").stages
+    for (stage,) in (cell.stages, again):
+        found = StageCommand("select", [stage.config], stage.set).flat()["data.dir"]
+        assert (found and found.removeprefix("./")) == meant
+    (cell,) = Table.read(tmp_path / "table.yaml", {"a.data.dir": "null"}).cells()
+    (stage,) = cell.stages
+    assert StageCommand("select", [stage.config], stage.set).flat()["data.dir"] is None
+
+
+def test_a_quoted_null_where_no_text_may_be_stays_a_text(tmp_path: Path) -> None:
+    settings = "{data.split: 'null', trainer.max_time: 'null', model.budget: '12'}"
+    entry = f"{{name: a, command: select, config: digits_random.yaml, set: {settings}}}"
+    (tmp_path / "chain.yaml").write_text(f"stages: [{entry}]\n")
+    (stage,) = Chain.read(tmp_path / "chain.yaml").stages
+    flat = StageCommand("select", [stage.config], stage.set).flat()
+    assert (flat["data.split"], flat["trainer.max_time"], flat["model.budget"]) == ("null", "null", 12)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.classes import moved_text
-from usl_lightning.base.documents import Listed, Mapped, Plain, parse_document, read_document, settled
+from usl_lightning.base.documents import NULLS, Listed, Mapped, Plain, parse_document, read_document, settled
 from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.parameters import Kind, kind_at
 
@@ -161,7 +161,7 @@ def _typed_item(item: Any) -> Any:
 
 def _scalar(value: Any, kind: Kind) -> Any:
     if kind.text and isinstance(value, str):
-        if kind.optional and (not value or (isinstance(value, Plain) and value in ("null", "Null", "NULL"))):
+        if kind.optional and (not value or (isinstance(value, Plain) and value in NULLS)):
             return None
         return os.path.expanduser(str(value))
     meant = settled(value)

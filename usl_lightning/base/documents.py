@@ -43,6 +43,9 @@ _INT = re.compile(r"[-+]?[0-9]{1,400}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _QUOTED = ("'", '"', "|", ">")
 _COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+NULLS = ("null", "Null", "NULL")
+"""What unsets a parameter, without quotes: one may be a text, and so may `~` be, which is a folder there."""
+
 _SPECIAL = {"inf": "inf", "nan": "nan"}
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("null", "Null", "NULL", "~", "")),

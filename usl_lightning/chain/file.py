@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.configs import find_config, load_part
-from usl_lightning.base.documents import typed_text
+from usl_lightning.base.documents import NULLS, Plain, typed_text
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.parameters import as_seed
+from usl_lightning.base.parameters import as_seed, kind_at
 from usl_lightning.chain.rounds import stages_of
-from usl_lightning.stage.words import RESULTS
+from usl_lightning.stage.words import RESULTS, StageCommand
 
 REFERENCE = re.compile(r"\$\{([\w-]+)\.(\w+)\}")
 CHAIN_KEYS = ("seed", "set", "stages", "rounds")
@@ -100,7 +100,7 @@ class Chain:
             raise UslError(f"{path}: stages: expected a list of name, command, config, set")
         if has_rounds:
             entries = [*entries, *stages_of(path, content["rounds"], more)]
-        shared = _overrides(content, str(path))
+        shared = _settings(content, str(path))
         stages: list[Stage] = []
         for number, entry in enumerate(entries):
             stages.append(_read_stage(path, number, entry, shared, [stage.name for stage in stages]))
@@ -108,15 +108,26 @@ class Chain:
         return cls(path.stem, seed, stages, has_rounds)
 
 
-def _overrides(entry: Mapping[str, Any], where: str) -> dict[str, str]:
+def _settings(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What stands under `set` of a chain or a stage."""
-    overrides = entry.get("set") or {}
-    if not isinstance(overrides, Mapping):
+    settings = entry.get("set") or {}
+    if not isinstance(settings, Mapping):
         raise UslError(f"{where}: set: expected a mapping of keys to values")
-    return {key: typed_text(value) for key, value in overrides.items()}
+    return dict(settings)
 
 
-def _read_stage(path: Path, number: int, entry: Any, shared: Mapping[str, str], earlier: list[str]) -> Stage:
+def _overrides(config: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as one would type them: null unsets, and in quotes is a text."""
+    typed = {key: typed_text(value) for key, value in settings.items()}
+    quoted = [key for key, value in settings.items() if not isinstance(value, Plain) and value in NULLS]
+    tree = StageCommand("", [config], typed).tree() if quoted else {}
+    for key in quoted:
+        kind = kind_at(tree, [word for word in key.split(".") if word != "init_args"])
+        typed[key] = f"./{typed[key]}" if kind.text and kind.optional else typed[key] if kind.text else repr(typed[key])
+    return typed
+
+
+def _read_stage(path: Path, number: int, entry: Any, shared: Mapping[str, Any], earlier: list[str]) -> Stage:
     if not isinstance(entry, Mapping):
         raise UslError(f"{path}: stage {number + 1}: expected name, command, config, set; found {entry!r}")
     name = str(entry.get("name", f"#{number + 1}"))
@@ -133,8 +144,9 @@ def _read_stage(path: Path, number: int, entry: Any, shared: Mapping[str, str], 
         raise UslError(f"{path}: stage name '{name}' must be unique and of letters, digits, _ and -")
     if entry["command"] not in RESULTS:
         raise UslError(f"{path}: stage {name}: command '{entry['command']}'; expected {' or '.join(RESULTS)}")
-    overrides = {**shared, **_overrides(entry, f"{path}: stage {name}")}
-    stage = Stage(name, str(entry["command"]), find_config(str(entry["config"]), beside=path.parent), overrides)
+    config = find_config(str(entry["config"]), beside=path.parent)
+    settings = {**shared, **_settings(entry, f"{path}: stage {name}")}
+    stage = Stage(name, str(entry["command"]), config, _overrides(config, settings))
     for needed in stage.needs():
         if needed not in earlier:
             raise UslError(

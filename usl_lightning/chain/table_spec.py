@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.configs import config_parts, shipped_folder
-from usl_lightning.base.documents import parse_document, settled
+from usl_lightning.base.documents import NULLS, Plain, parse_document, settled
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.ranges import SEED
 from usl_lightning.chain.file import Chain, Stage
@@ -208,8 +208,8 @@ class Table:
             settings |= change.pop("set", {})
             changed |= change
         groups = {key: key.partition(".") for key in self.typed}
-        settings |= {key: self.typed[key] for key, (group, _, _) in groups.items() if group in SHARED}
-        settings |= {inner: self.typed[key] for key, (group, _, inner) in groups.items() if group == name}
+        settings |= {key: Plain(self.typed[key]) for key, (group, _, _) in groups.items() if group in SHARED}
+        settings |= {inner: Plain(self.typed[key]) for key, (group, _, inner) in groups.items() if group == name}
         return {**changed, "set": settings}
 
     def _read_published(self, content: Any) -> None:
@@ -282,7 +282,7 @@ def _entry(stage: Stage) -> dict[str, Any]:
         "name": str(stage.name),
         "command": stage.command,
         "config": config,
-        "set": {key: str(text) for key, text in stage.set.items()},
+        "set": {key: None if text in NULLS else str(text) for key, text in stage.set.items()},
     }
 
 

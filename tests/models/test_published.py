@@ -19,6 +19,7 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.cli import main
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.views import Weak
@@ -303,3 +304,26 @@ def test_a_hub_is_not_asked_when_it_must_not_be(nowhere: Path, monkeypatch: pyte
 @pytest.mark.parametrize("name", ["no_such_network", "resnet18.no_such_tag", "botnet50ts_256", "small"])
 def test_what_nobody_has_published_is_not_available(name: str, nowhere: Path) -> None:
     assert not published.is_available(name)
+
+
+@pytest.mark.parametrize("setting", ["model.backbone: test_resnet", f"model.backbone: [{LITE0}, test_resnet]"])
+def test_a_chain_asks_for_weights_before_its_first_stage(
+    setting: str, nowhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    published.check_weights.cache_clear()
+    Path("c.yaml").write_text(
+        "stages:\n- {name: a, command: select, config: digits_random.yaml}\n"
+        f"- {{name: b, command: select, config: digits_kmeans_nearest.yaml, set: {{{setting}}}}}\n"
+    )
+    for more in ([], ["--dry-run"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["run", "c.yaml", *more])
+        assert stop.value.code == 2
+        line = capsys.readouterr().err
+        assert "stage b: model.backbone: the published weights of 'test_resnet' are not on this machine (" in line
+        assert not Path("runs").exists()
+    main(["run", "c.yaml", "--dry-run", "--b.model.pretrained=false"])
+    with pytest.raises(SystemExit):
+        main(["run", "c.yaml", "--dry-run", "--b.model.backbone=small"])
+    assert "model.pretrained: 'small' has no published weights" in capsys.readouterr().err

@@ -162,7 +162,8 @@ def _check_stages(run: RunOptions) -> None:
         try:
             _check_sources(run, stage, earlier)
             check_parameters(command)
-            check_possible(command, here=run.slurm is None and not run.launcher)
+            starts = not run.folder(stage.name).complete or bool(run.redo)
+            check_possible(command, here=starts and run.slurm is None and not run.launcher)
         except UslError as error:
             raise UslError(f"stage {stage.name}: {str(error).removeprefix('--')}") from error
         earlier[stage.name] = stage.command

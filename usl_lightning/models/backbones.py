@@ -12,7 +12,7 @@ from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.decode import Interpolation
 from usl_lightning.models.alexnet import AlexNet
-from usl_lightning.models.published import check_hub, local_weights, read_weights
+from usl_lightning.models.published import check_hub, local_weights, no_published, read_weights
 from usl_lightning.models.small import SmallNet
 from usl_lightning.models.wrn import WideResNet
 
@@ -259,7 +259,7 @@ def _published(name: str) -> Any:
     """timm's description of a network that has published weights."""
     config = None if name in OURS else _config(name)
     if config is None or not config.has_weights:
-        raise UslError(f"model.pretrained: '{name}' has no published weights; use a timm model or model.init_from")
+        raise no_published(name)
     return config
 
 

@@ -10,6 +10,7 @@ import re
 import socket
 import zipfile
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -90,15 +91,19 @@ def _in_folder(name: str) -> Path | None:
 
 
 def _known_to_timm(name: str) -> Path | None:
+    config = _config(name)
+    return None if config is None else _in_cache(config)
+
+
+def _config(name: str) -> Any:
+    """timm's description of a network's published weights; None if there are none."""
     import timm
 
-    if not timm.is_model(name):
-        return None
     try:
-        config = timm.get_pretrained_cfg(name)
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     except RuntimeError:  # no such tag
         return None
-    return None if config is None or not config.has_weights else _in_cache(config)
+    return config if config is not None and config.has_weights else None
 
 
 def _in_cache(config: Any) -> Path | None:
@@ -118,6 +123,29 @@ def _in_cache(config: Any) -> Path | None:
 
 
 # what is not there ---------------------------------------------------------------------------------------
+
+
+@cache
+def check_weights(name: str) -> None:
+    """Refuse a network whose published weights are not on this machine and cannot be fetched; nothing is.
+
+    Args:
+        name: a model name of timm. For weights of a folder or a package the answer takes no import.
+
+    Raises:
+        UslError: says where to get them.
+    """
+    if _in_folder(name) is None and packaged_file(name) is None:
+        config = _config(name)
+        if config is None:
+            raise no_published(name)
+        if local_weights(name, config) is None:
+            check_hub(name, config)
+
+
+def no_published(name: str) -> UslError:
+    """The line about a network that has no published weights."""
+    return UslError(f"model.pretrained: '{name}' has no published weights; use a timm model or model.init_from")
 
 
 def check_hub(name: str, config: Any) -> None:

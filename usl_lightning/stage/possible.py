@@ -10,9 +10,11 @@ from typing import Any
 from usl_lightning.base import trainer
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.machine import RANKS, cores
+from usl_lightning.base.parameters import parameters
 from usl_lightning.data.images.catalog import ARRAY_SETS, canonical_name, parts_of
 from usl_lightning.data.images.counts import most_images
 from usl_lightning.models.names import unknown_network
+from usl_lightning.models.published import check_weights
 from usl_lightning.stage.words import StageCommand
 
 NETWORKS = ("model.backbone", "model.teacher")
@@ -42,6 +44,7 @@ def check_possible(stage: StageCommand, *, here: bool) -> None:
     check_split(flat)
     if here:
         check_machine(flat)
+        check_published(flat)
     if stage.command == "select":
         check_budget(flat)
 
@@ -56,12 +59,33 @@ def check_networks(flat: Mapping[str, Any]) -> None:
         UslError: names the key and the nearest name.
     """
     for key in NETWORKS:
-        given = flat.get(key)
-        names = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else []
-        for name in names:
-            problem = unknown_network(str(name).strip().partition(_OWN)[0])
+        for name in _networks(flat.get(key)):
+            problem = unknown_network(name.partition(_OWN)[0])
             if problem:
                 raise UslError(f"{key}: {problem}")
+
+
+def check_published(flat: Mapping[str, Any]) -> None:
+    """Refuse networks whose published weights are wanted, are not on this machine and cannot be fetched.
+
+    Args:
+        flat: the configuration as dotted keys.
+
+    Raises:
+        UslError: names the network and says where to get its weights.
+    """
+    gives_features = "features" in parameters(str(flat.get("model.class_path")))  # published ones unless told otherwise
+    wanted = {"model.backbone": flat.get("model.pretrained", gives_features), "model.teacher": True}
+    for key in NETWORKS:
+        for name in _networks(flat.get(key)) if wanted[key] is True else ():
+            if _OWN not in name:
+                check_weights(name)
+
+
+def _networks(given: Any) -> list[str]:
+    """The names in what a parameter of `NETWORKS` is given."""
+    names = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else []
+    return [str(name).strip() for name in names]
 
 
 def check_split(flat: Mapping[str, Any]) -> None:

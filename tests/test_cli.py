@@ -561,6 +561,27 @@ for words in {FRONT!r}:
     assert all(line.startswith(("usl: ", "usl ")) for line in lines)
 
 
+PATHS = f"import sys; sys.path[:] = {sys.path!r}\n"
+
+STOPPED_IN = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from usl_lightning.cli import main
+main([{command!r}])
+"""
+
+
+@pytest.mark.parametrize("module", ["traceback", "usl_lightning.base.commands", "usl_lightning.base.documents", "yaml"])
+def test_ctrl_c_while_the_command_itself_is_imported(module: str) -> None:
+    code = STOPPED_IN.format(module=module, command="configs")
+    ended = subprocess.run([sys.executable, "-S", "-c", PATHS + code], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "usl: interrupted\n")
+
+
 def test_how_an_interrupted_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     fit = ["fit", "--config", "digits_simclr.yaml"]

@@ -1,18 +1,23 @@
 """The `usl` command. Dispatch only: nothing heavy is imported until a stage really runs."""
 
-import os
 import sys
-import traceback
-from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
-from usl_lightning.base.commands import COMMANDS, overview, page
-from usl_lightning.base.configs import listing, shipped_folder
-from usl_lightning.base.errors import UslError, did_you_mean, printable
-from usl_lightning.base.parameters import home
-from usl_lightning.base.streams import make_unfailing
-from usl_lightning.base.version import __version__
+try:
+    import os
+    import traceback
+    from collections.abc import Sequence
+    from contextlib import suppress
+    from pathlib import Path
+
+    from usl_lightning.base.commands import COMMANDS, overview, page
+    from usl_lightning.base.configs import listing, shipped_folder
+    from usl_lightning.base.errors import UslError, did_you_mean, printable
+    from usl_lightning.base.parameters import home
+    from usl_lightning.base.streams import make_unfailing
+    from usl_lightning.base.version import __version__
+except KeyboardInterrupt:  # in its first moments
+    print("usl: interrupted", file=sys.stderr)
+    sys.exit(130)
 
 STAGE_COMMANDS = ("fit", "validate", "test", "predict", "select", "propagate")
 
@@ -22,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
-    make_unfailing(heeds_readers=words[:1] in ([], ["configs"], ["doctor"]) or words[0].startswith("-"))
     try:
+        make_unfailing(heeds_readers=words[:1] in ([], ["configs"], ["doctor"]) or words[0].startswith("-"))
         for word in words:
             _check_utf8(word)
         _dispatch(words)

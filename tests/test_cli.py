@@ -5,9 +5,11 @@ import json
 import os
 import pickle
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -580,6 +582,22 @@ def test_ctrl_c_while_the_command_itself_is_imported(module: str) -> None:
     code = STOPPED_IN.format(module=module, command="configs")
     ended = subprocess.run([sys.executable, "-S", "-c", PATHS + code], capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", "usl: interrupted\n")
+
+
+def test_ctrl_c_that_an_import_swallowed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """As NumPy's does, which then lacks a module."""
+
+    def importing(words: list[str]) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise AttributeError("module 'numpy._core' has no attribute '_multiarray_umath'")
+
+    monkeypatch.setattr("usl_lightning.cli._dispatch", importing)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit) as stop:
+        main(["select", "--config=x.yaml"])
+    assert (stop.value.code, capsys.readouterr().err) == (130, "usl: interrupted; the same command begins again\n")
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_how_an_interrupted_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

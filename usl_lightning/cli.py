@@ -8,10 +8,12 @@ try:
     from collections.abc import Sequence
     from contextlib import suppress
     from pathlib import Path
+    from typing import NoReturn
 
     from usl_lightning.base.commands import COMMANDS, overview, page
     from usl_lightning.base.configs import listing, shipped_folder
     from usl_lightning.base.errors import UslError, did_you_mean, printable
+    from usl_lightning.base.interrupt import CtrlC
     from usl_lightning.base.parameters import home
     from usl_lightning.base.streams import make_unfailing
     from usl_lightning.base.version import __version__
@@ -27,23 +29,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    ctrl_c = CtrlC()
     try:
-        make_unfailing(heeds_readers=words[:1] in ([], ["configs"], ["doctor"]) or words[0].startswith("-"))
-        for word in words:
-            _check_utf8(word)
-        _dispatch(words)
-        sys.stdout.flush()
+        with ctrl_c:
+            make_unfailing(heeds_readers=words[:1] in ([], ["configs"], ["doctor"]) or words[0].startswith("-"))
+            for word in words:
+                _check_utf8(word)
+            _dispatch(words)
+            sys.stdout.flush()
     except KeyboardInterrupt:
-        from usl_lightning.base.machine import is_main_process
-
-        if is_main_process():
-            print(f"usl: interrupted{_how_to_go_on(words)}", file=sys.stderr)
-        sys.exit(130)
+        _end_interrupted(words)
     except BrokenPipeError:  # what is printed goes to a program that has read enough, such as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except Exception as error:
         mistake = _mistake(error)
+        if mistake is None and ctrl_c.came:
+            _end_interrupted(words)
         if mistake is None:
             raise
         if debug:
@@ -51,6 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         line = str(mistake)
         print(line if line.startswith("usl ") else f"usl: {line}", file=sys.stderr)  # many name their command
         sys.exit(2)
+
+
+def _end_interrupted(words: list[str]) -> NoReturn:
+    from usl_lightning.base.machine import is_main_process
+
+    if is_main_process():
+        print(f"usl: interrupted{_how_to_go_on(words)}", file=sys.stderr)
+    sys.exit(130)
 
 
 def _check_utf8(word: str) -> None:

@@ -66,6 +66,30 @@ class Interruption:
                 print(f"usl: {outcome}", file=sys.stderr, flush=True)
 
 
+class CtrlC:
+    """Notes that Ctrl-C came, beside KeyboardInterrupt: what is being imported may swallow that, and fail for it later.
+
+    Attributes:
+        came: it did.
+    """
+
+    came = False
+
+    def __enter__(self) -> "CtrlC":
+        self._takes = _in_main_thread() and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if self._takes:
+            signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._takes:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+
 def end_with_parent(parent: int) -> None:
     """On Linux, have this process killed as soon as the one that started it has ended, however that comes about.
 

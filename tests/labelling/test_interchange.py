@@ -394,6 +394,12 @@ def test_what_is_passed_over_is_told(store: LabelStore, caplog: pytest.LogCaptur
     assert caplog.records[-1].getMessage() == "b.json: choices of label, quality; those of label alone are taken"
 
 
+def test_marks_of_nothing_in_another_field_are_told(store: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
+    Path("a.json").write_text(json.dumps([{"index": store.read().indices[0], "choice": "nan"}]))
+    assert read_answers(Path("a.json"), store.read()) == {}
+    assert caplog.records[-1].getMessage() == "a.json: taken for no label: 1 × nan"
+
+
 def test_whole_numbers_that_pandas_wrote_become_classes_as_such(store: LabelStore) -> None:
     index = replace(store.read(), classes=())
     Path("a.csv").write_text("index,label\n" + "".join(f"{i},{n}.0\n" for n, i in enumerate(index.indices[:3])))

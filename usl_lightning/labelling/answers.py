@@ -281,7 +281,8 @@ def _field(path: Path, rows: Sequence[About], classes: Collection[str]) -> str:
     filled = sorted({key for row in rows for key, value in row.items() if _says(value, classes)} - _OWN)
     answered = [row for row in rows if _says(row.get(LABEL), classes)]
     if not filled:
-        return LABEL
+        marked = {key for row in rows for key, value in row.items() if value not in _NOTHING} - _OWN
+        return marked.pop() if len(marked) == 1 else LABEL
     if answered:
         _check_others(path, rows, [field for field in filled if field != LABEL], classes)
         return LABEL

@@ -15,6 +15,7 @@ from PIL import Image
 from pytorch_lightning.accelerators import AcceleratorRegistry
 from pytorch_lightning.strategies import StrategyRegistry
 from pytorch_lightning.trainer.setup import _init_profiler
+from timm.models._registry import _deprecated_models
 
 from usl_lightning.base import trainer
 from usl_lightning.base.errors import UslError
@@ -30,9 +31,28 @@ def test_every_network_is_known() -> None:
     assert own_networks() == tuple(OURS)
     names = [*OURS, *timm.list_models(), *timm.list_pretrained()[::7]]
     assert [name for name in names if unknown_network(name)] == []
+    earlier = list(_deprecated_models)[::7]
+    assert len(earlier) > 20
+    assert [name for name in earlier if unknown_network(name)] == []
 
 
-@pytest.mark.parametrize("name", ["", "smal", "resnet5", "resnet50.", "resnet50.a1_in2k", "a(", "x" * 300])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "none",
+        "relu",
+        "avg",
+        "Xception",
+        "state_dict",
+        "",
+        "smal",
+        "resnet5",
+        "resnet50.",
+        "resnet50.a1_in2k",
+        "a(",
+        "x" * 300,
+    ],
+)
 def test_no_other_is(name: str) -> None:
     assert unknown_network(name).startswith("unknown '")
     with pytest.raises(UslError):

@@ -9,8 +9,9 @@ from pathlib import Path
 from usl_lightning.base.classes import syntax_of
 from usl_lightning.base.errors import did_you_mean, printable
 
-_NAMES = re.compile(r"""^def (\w+)\(|["'](\w+)(?=[.'"])""", re.MULTILINE)
 _REGISTERED = re.compile(r"@register_model\s*\ndef (\w+)\(")
+_RENAMED = re.compile(r"register_model_deprecations\(__name__, \{(.*?)\n?\}\)", re.DOTALL)
+_KEY = re.compile(r"""["'](\w+)["']:""")
 
 
 def unknown_network(name: str) -> str:
@@ -22,13 +23,13 @@ def unknown_network(name: str) -> str:
     own = own_networks()
     if name in own:
         return ""
-    text, spelled = _timm()
+    text, registered, renamed = _timm()
     architecture, dot, tag = name.partition(".")
-    there = architecture in spelled and (tag in text if tag else not dot)  # some tags are put together
+    there = architecture in {*registered, *renamed} and (tag in text if tag else not dot)  # some tags are put together
     if there or not text:
         return ""
     expected = f"expected one of {', '.join(own)} or a model of timm"
-    return f"unknown '{printable(name, 100)}'{did_you_mean(name, [*own, *_REGISTERED.findall(text)])}; {expected}"
+    return f"unknown '{printable(name, 100)}'{did_you_mean(name, [*own, *registered])}; {expected}"
 
 
 @cache
@@ -42,9 +43,10 @@ def own_networks() -> tuple[str, ...]:
 
 
 @cache
-def _timm() -> tuple[str, frozenset[str]]:
-    """The text of timm's files that describe networks, and what may be a name of one in it; nothing without timm."""
+def _timm() -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """The text of timm's files that describe networks, their names, and earlier names of some; nothing without timm."""
     package = find_spec("timm")
     folder = Path(package.origin).parent / "models" if package is not None and package.origin else None
     text = "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))) if folder else ""
-    return text, frozenset(defined or quoted for defined, quoted in _NAMES.findall(text))
+    renamed = (name for names in _RENAMED.findall(text) for name in _KEY.findall(names))
+    return text, tuple(_REGISTERED.findall(text)), tuple(renamed)

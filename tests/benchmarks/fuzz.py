@@ -4,7 +4,8 @@
     python tests/benchmarks/fuzz.py label_json --count 500 --seeds 7 --keep /tmp/failures
 
 A reader either reads a file rightly or raises a UslError of one line; see `fuzzing` for what else is a failure. A run
-of all readers writes `results/fuzz.json`; inputs are numbered, and `--keep` writes those that failed.
+of all readers writes `results/fuzz.json`, and `--json` of some puts their rows in place of those it has of them; inputs
+are numbered, and `--keep` writes those that failed.
 """
 
 import argparse
@@ -33,15 +34,19 @@ def main() -> None:
     typed = parser.parse_args()
     chosen = [reader for reader in READERS if reader.name in (typed.readers or [reader.name])]
     path = typed.json or (None if typed.readers else HERE / "results" / "fuzz.json")
-    told: list[dict[str, Any]] = []
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    if typed.readers and path and path.exists():
+        rows = {(row["reader"], row["seed"]): row for row in json.loads(path.read_text())["readers"]}
+    failed = False
     for seed in typed.seeds:
         for reader in chosen:
             outcome = fuzz(reader, typed.count, seed, typed.keep)
-            told.append({**asdict(outcome), "seed": seed, "failures": list(outcome.failures.values())})
+            rows[reader.name, seed] = {**asdict(outcome), "seed": seed, "failures": list(outcome.failures.values())}
+            failed |= bool(outcome.failures)
             _print(outcome, seed)
             if path:
-                path.write_text(json.dumps({"machine": machine(), "readers": told}, indent=1) + "\n")
-    sys.exit(any(each["failures"] for each in told))
+                path.write_text(json.dumps({"machine": machine(), "readers": list(rows.values())}, indent=1) + "\n")
+    sys.exit(failed)
 
 
 def _print(outcome: Outcome, seed: int) -> None:

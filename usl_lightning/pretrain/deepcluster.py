@@ -12,7 +12,6 @@ from usl_lightning.compute.distributed import gather, gather_uneven
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import permutation
-from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views.crops import multi_crop
 from usl_lightning.models.guesses import remember
 from usl_lightning.models.heads import projection_mlp
@@ -130,10 +129,9 @@ class DeepCluster(PretrainModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """New clusters when an epoch begins, and the loss of one global batch."""
-        pieces = self.trainer.accumulate_grad_batches
-        steps = max(1, self.memory.shape[1] // (self._data.batch_size * pieces))
-        if self.global_step % steps == 0 and batch_idx % pieces == 0:
-            self._cluster(self.global_step // steps)
+        epoch = self._epoch(batch_idx)
+        if epoch is not None:
+            self._cluster(epoch)
         crops = multi_crop(batch.images, batch.key, [self.view] * LARGE, self.small_view, self.small_views)
         views = [self._embedded(size) for size in crops]
         with torch.autocast(batch.images.device.type, enabled=False):
@@ -161,21 +159,16 @@ class DeepCluster(PretrainModule):
 
     def _fill_memory(self) -> None:
         """The embeddings of all images; of each process those of its share."""
-        self.eval()
-        parts: list[list[Tensor]] = [[] for _ in range(LARGE)]
-        for batch in self._data.whole_set():
-            for number, part in enumerate(parts):
-                part.append(self._embedded(self.view(batch.images, batch.key.fold("first", number))))
-        self.train()
-        for kept, part in zip(self.memory, parts, strict=True):
-            kept.copy_(gather_uneven(torch.cat(part)))
+
+        def views(batch: Batch) -> tuple[Tensor, ...]:
+            drawn = [self.view(batch.images, batch.key.fold("first", number)) for number in range(LARGE)]
+            return tuple(map(self._embedded, drawn))
+
+        for kept, own in zip(self.memory, self._of_all_images(views), strict=True):
+            kept.copy_(gather_uneven(own))
 
     def _embedded(self, images: Tensor) -> Tensor:
         """Unit embeddings [n, d] of views, in float32 or better."""
         projected = self.projector(self.encoder(images))
         with torch.autocast(projected.device.type, enabled=False):
             return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=1)
-
-    @property
-    def _data(self) -> ImageData:
-        return self.trainer.datamodule  # type: ignore[attr-defined]

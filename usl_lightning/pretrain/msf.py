@@ -17,7 +17,6 @@ from usl_lightning.compute.distributed import gather
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.opening import read_labels
-from usl_lightning.data.modules import ImageData
 from usl_lightning.models.ema import EMA
 from usl_lightning.models.guesses import Ring, remember
 from usl_lightning.models.heads import projection_mlp
@@ -182,7 +181,7 @@ class MSF(PretrainModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of one global batch (§3; CMSF, Eq. 2)."""
-        if self.constraint == "clusters" and self._epoch_begins(batch_idx):
+        if self.constraint == "clusters" and self._epoch(batch_idx):  # the first has none before it
             self._cluster()
         v = self.predictor(self._online()(self.view(batch.images, batch.key.fold("view"))))
         with torch.no_grad():
@@ -252,12 +251,6 @@ class MSF(PretrainModule):
         newest = torch.full_like(self.times, -1).scatter_reduce_(0, rows, numbers, "amax")
         return numbers == newest[rows]
 
-    def _epoch_begins(self, batch_idx: int) -> bool:
-        """Whether this is the first micro-batch of an epoch, but the first."""
-        pieces = self.trainer.accumulate_grad_batches
-        steps = max(1, len(self.groups) // (self._data.batch_size * pieces))
-        return self.global_step > 0 and self.global_step % steps == 0 and batch_idx % pieces == 0
-
     @torch.no_grad()
     def _cluster(self) -> None:
         """k-means of the images' embeddings in the epoch that has ended; each process does the same."""
@@ -277,7 +270,3 @@ class MSF(PretrainModule):
 
     def _online(self) -> nn.Sequential:
         return nn.Sequential(self.encoder, self.projector)
-
-    @property
-    def _data(self) -> ImageData:
-        return self.trainer.datamodule  # type: ignore[attr-defined]

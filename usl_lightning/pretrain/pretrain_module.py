@@ -1,7 +1,7 @@
 """What every stage-1 method shares: an encoder, its optimizer, and monitors of what it has learned."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -146,6 +146,30 @@ class PretrainModule(Method):
             self._collapsed = False
             if self.trainer.is_global_zero:
                 log.warning(f"features have spread again: step {step} ({said})")
+
+    # What methods ask of the data that look at all of it from time to time.
+
+    @property
+    def _data(self) -> ImageData:
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    def _epoch(self, batch_idx: int) -> int | None:
+        """The number of the epoch that begins with this micro-batch; None amid one."""
+        pieces = self.trainer.accumulate_grad_batches
+        steps = max(1, self.encoder.image.count // (self._data.batch_size * pieces))
+        epoch, step = divmod(self.global_step, steps)
+        return epoch if step == 0 and batch_idx % pieces == 0 else None
+
+    @torch.no_grad()
+    def _of_all_images(self, compute: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What is computed of the batches of a pass over this process's share of all images, each part joined.
+
+        The networks are in evaluation mode meanwhile.
+        """
+        self.eval()
+        parts = [compute(batch) for batch in self._data.whole_set()]
+        self.train()
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say how to rebuild the encoder without this class."""

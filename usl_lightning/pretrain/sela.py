@@ -19,7 +19,6 @@ from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import permutation
-from usl_lightning.data.modules import ImageData
 from usl_lightning.evaluation.clusters import cluster_metrics
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 from usl_lightning.vectors.sinkhorn import balanced_labels, sinkhorn_labels
@@ -202,7 +201,7 @@ class SeLa(PretrainModule):
 
         The encoder runs in the trainer's precision, the heads in float32: logits of 8 bits, times λ, blur the labels.
         """
-        features, classes = self._predict()
+        features, classes = self._of_all_images(self._predict)
         heads = zip(*(torch.split(part, self.clusters) for part in self.head.parameters()), strict=True)
         with torch.autocast(features.device.type, enabled=False):
             for own, (weight, bias) in zip(self.labels, heads, strict=True):
@@ -219,16 +218,10 @@ class SeLa(PretrainModule):
         self.reassigned += 1
         self._report(gather_uneven(classes))
 
-    def _predict(self) -> tuple[Tensor, Tensor]:
-        """What the heads are applied to [n, d] and the data set's labels [n], of this process's share."""
-        self.eval()
-        features, classes = [], []
-        for batch in self._data.whole_set():
-            view = self.view(batch.images, batch.key.fold("reassignment", self._done))
-            features.append(self.hidden(self.encoder(view)))
-            classes.append(batch.labels)
-        self.train()
-        return torch.cat(features), torch.cat(classes)
+    def _predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the heads are applied to [n, d] of one view of each image, and the data set's labels [n]."""
+        view = self.view(batch.images, batch.key.fold("reassignment", self._done))
+        return self.hidden(self.encoder(view)), batch.labels
 
     def _report(self, classes: Tensor) -> None:
         """Log how the self-labels agree with the true labels [n], if there are any: they are for this alone."""
@@ -242,10 +235,6 @@ class SeLa(PretrainModule):
         # `self.log` would repeat the values at later steps, but not after a resume.
         for logger in self.loggers:
             logger.log_metrics({name: float(np.mean(values)) for name, values in agreement.items()}, self.global_step)
-
-    @property
-    def _data(self) -> ImageData:
-        return self.trainer.datamodule  # type: ignore[attr-defined]
 
 
 def read_self_labels(path: str, clusters: Sequence[int], count: int) -> Tensor:

@@ -45,6 +45,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
         "clusters": {"bank_size": 80, "neighbours": 3, "constraint": "clusters", "clusters": 12},
     },
     "DeepCluster": {"": {"clusters": 12}},
+    "DeepClusterV1": {"": {"clusters": 12, "components": 8}},
     "SeLa": {"": {"reassignments": 3, "hidden_dims": [20]}},  # with dropout
     "EMANFixMatch": {"": {"threshold": 0.15, "ema_decay": 0.5}},
     "SelfTraining": {"": {"threshold": 0.15, "ema_decay": 0.5}},

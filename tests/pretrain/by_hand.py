@@ -22,6 +22,17 @@ class Trainer:
         self.global_step, self.max_steps, self.accumulate_grad_batches = 0, max_steps, 1
         self.world_size, self.is_global_zero = 1, True
         self.datamodule: Any = type("Data", (), {"batch_size": batch_size, "seed": 0})()
+        self.optimizers: list[torch.optim.Optimizer] = []
+
+
+def with_whole_set(init: Any, batches: list[Batch]) -> Any:
+    """`Trainer.__init__` whose data has a pass over all images, in these batches."""
+
+    def wrapped(self: Trainer, *arguments: Any) -> None:
+        init(self, *arguments)
+        self.datamodule.whole_set = lambda: batches
+
+    return wrapped
 
 
 def batch_of(step: int, size: int = 8, images: int = IMAGES, labels: Tensor | None = None) -> Batch:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from by_hand import IMAGE, IMAGES, Trainer, assert_steps_are, batch_of
+from by_hand import IMAGE, IMAGES, Trainer, assert_steps_are, batch_of, with_whole_set
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
@@ -99,14 +99,6 @@ def test_steps_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         return slow_loss(views, labels[:, batch.indices], prototypes)
 
     assert_steps_are(net, slow)
-
-
-def with_whole_set(init: Any, batches: list[Batch]) -> Any:
-    def wrapped(self: Trainer, *arguments: Any) -> None:
-        init(self, *arguments)
-        self.datamodule.whole_set = lambda: batches
-
-    return wrapped
 
 
 def test_more_clusters_than_images_are_refused() -> None:

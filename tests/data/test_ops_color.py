@@ -1,5 +1,6 @@
 """Operations on values against Pillow (uint8) and torchvision (floats), on real images."""
 
+import colorsys
 from collections.abc import Callable
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 
 from usl_lightning.data.views import ops
+from usl_lightning.data.views.color import COMPONENTS
 
 SETS = ["photos", "large photos", "digits", "fashion", "flat", "noise"]
 
@@ -198,3 +200,42 @@ def test_normalize_equals_torchvision() -> None:
     mean, std = torch.tensor([0.49, 0.48, 0.45]), torch.tensor([0.25, 0.24, 0.26])
     expected = tv.normalize(images.float() / 255, mean.tolist(), std.tolist())
     torch.testing.assert_close(ops.normalize(images, mean, std), expected)
+
+
+def test_powers_are_those_of_colorsys() -> None:
+    """Of saturation and value, each in its own way; a grey image has a value alone."""
+    images, generator = photos(6, 3), torch.Generator().manual_seed(0)
+    powers, factors = (torch.rand(3, 2, generator=generator) + 0.5 for _ in range(2))
+    offsets, shift = torch.rand(3, 2, generator=generator) / 5 - 0.1, torch.tensor([0.1, -0.1, 0.0])
+    found = ops.adjust_powers(images, powers, factors, offsets, shift)
+    for i in range(3):
+        for row in range(6):
+            for column in range(6):
+                h, s, v = colorsys.rgb_to_hsv(*(images[i, :, row, column].double() / 255).tolist())
+                v, s = (
+                    min(1, max(0, x ** float(powers[i, k]) * float(factors[i, k]) + float(offsets[i, k])))
+                    for k, x in enumerate((v, s))
+                )
+                expected = [255 * x for x in colorsys.hsv_to_rgb((h + float(shift[i])) % 1, s, v)]
+                assert found[i, :, row, column].tolist() == pytest.approx(expected, abs=0.51)
+    grey = ops.adjust_powers(images[:, :1], powers, factors, offsets, shift).double()
+    wanted = (images[:, :1].double() / 255) ** powers[:, :1, None, None] * factors[:, :1, None, None]
+    wanted = (wanted + offsets[:, :1, None, None]).clamp(0, 1) * 255
+    torch.testing.assert_close(grey, wanted, atol=0.51, rtol=0)
+
+
+def test_contrast_along_principal_components() -> None:
+    """By the projections of each pixel; factors of 1 change nothing but by rounding."""
+    images = photos(6, 2)
+    factors = torch.tensor([[2.0, 0.5, 1.5], [1.0, 1.0, 1.0]])
+    found = ops.adjust_components(images, factors).double()
+    axes = torch.tensor(COMPONENTS, dtype=torch.float64)
+    torch.testing.assert_close(axes @ axes.T, torch.eye(3, dtype=torch.float64), atol=1e-3, rtol=0)
+    pixels = images.double().flatten(2)
+    mean = pixels.mean(2, keepdim=True)
+    expected = torch.stack(
+        [sum(f * axis[:, None] * (axis @ (x - m)) for f, axis in zip(own, axes, strict=True)) + m
+         for own, x, m in zip(factors.double(), pixels, mean, strict=True)]
+    ).clamp(0, 255).view_as(found)  # fmt: skip
+    torch.testing.assert_close(found, expected, atol=0.51, rtol=0)
+    assert float((found[1] - images[1].double()).abs().max()) <= 1

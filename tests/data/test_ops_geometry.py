@@ -229,3 +229,28 @@ def test_a_fully_cut_image_and_a_box_of_nothing() -> None:
 def test_odd_kernel_of_a_tenth() -> None:
     assert [warps.odd_kernel(0.1, side) for side in (8, 32, 50, 96, 224)] == [3, 3, 5, 9, 23]
     assert math.isclose(float(warps.blur_matrix(torch.tensor([1.0]), 5, 9).sum()), 9, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("degrees", [-20.0, 0.0, 13.0])
+def test_turns_scales_and_moves_are_torchvisions(degrees: float) -> None:
+    """Where no pixel comes from beyond the edges; those of the other images of the batch change nothing."""
+    images = photos(33, 4)
+    scale, down, right = torch.tensor([2.0, 2.5, 2.2, 3.0]), 2 / 33, -3 / 33
+    fixed = [torch.full((4,), value) for value in (degrees, down, right)]
+    found = warps.turn_scale_move(images, fixed[0], scale, fixed[1], fixed[2])
+    for i in range(4):
+        expected = tv.affine(
+            images[i].float(), -degrees, [-3, 2], float(scale[i]), [0.0], interpolation=tv.InterpolationMode.BILINEAR
+        )
+        assert float((found[i].float() - expected).abs().max()) <= 0.51
+    alone = warps.turn_scale_move(images[2:3], fixed[0][:1], scale[2:3], fixed[1][:1], fixed[2][:1])
+    assert torch.equal(alone, found[2:3])
+
+
+def test_what_is_beyond_the_edges_is_mirrored() -> None:
+    images = photos(8, 2)
+    zero, one = torch.zeros(2), torch.ones(2)
+    assert torch.equal(warps.turn_scale_move(images, zero, one, zero, zero), images)
+    found = warps.turn_scale_move(images, zero, one, zero + 0.25, zero)
+    assert torch.equal(found[:, :, 2:], images[:, :, :6])
+    assert torch.equal(found[:, :, :2], images[:, :, :2].flip(2))

@@ -21,6 +21,7 @@ from usl_lightning.data.keys import Key
 from usl_lightning.data.views import (
     CoMatchStrong,
     Evaluation,
+    ExemplarView,
     FixMatchStrong,
     MoCoV2View,
     Recipe,
@@ -50,6 +51,7 @@ VIEWS: dict[str, Callable[[], Recipe]] = {
     "moco": MoCoV2View,
     "simsiam": lambda: SimSiamView(blur=0),
     "sela": SeLaView,
+    "exemplar": ExemplarView,
     "usl-t": USLTView,
     "comatch": CoMatchStrong,
     "small grey": SmallGreyView,

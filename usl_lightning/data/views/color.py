@@ -9,6 +9,9 @@ from torch import Tensor
 
 from usl_lightning.data.views.pixels import luminance, per_sample, switch, to_uint8
 
+COMPONENTS = ((-0.5675, -0.5808, -0.5836), (0.7192, -0.0045, -0.6948), (0.4009, -0.8140, 0.4203))
+"""Principal components of the colours of ImageNet's pixels, as rows, the largest first (Krizhevsky et al., 2012)."""
+
 
 def _levels(images: Tensor) -> Tensor:
     """The 256 values a byte can have, float32 [1, 1, 256]."""
@@ -75,6 +78,49 @@ def adjust_hue(images: Tensor, shift: Tensor) -> Tensor:
     hue.add_((shift.double() * 255).trunc().to(torch.float32).view(-1, 1, 1))
     saturation = saturation.double().mul_(255).floor_().to(torch.float32).div_(255)
     return to_uint8(_from_hsv(_wrap(hue, 256).div_(255), saturation, value).add_(0.5))
+
+
+def adjust_components(images: Tensor, factors: Tensor) -> Tensor:
+    """Multiply what pixels differ by from their image's mean, along each principal component of colours.
+
+    Args:
+        images: uint8 or float; of one channel, the first factor counts.
+        factors: float [b, 3], of the components, the largest first.
+    """
+    whole = images.dtype == torch.uint8
+    values = images.to(torch.float32) if whole else images
+    mean = values.mean((2, 3), keepdim=True)
+    if images.shape[1] == 1:
+        out = (values - mean) * per_sample(factors[:, 0])
+    else:
+        axes = torch.tensor(COMPONENTS, dtype=values.dtype, device=values.device)
+        turned = ((values - mean)[:, None] * axes[:, :, None, None]).sum(2) * factors[:, :, None, None]
+        out = (turned[:, None] * axes.T[:, :, None, None]).sum(2)
+    out = (out + mean).clamp_(0, 255 if whole else 1)
+    return to_uint8(out.add_(0.5)) if whole else out
+
+
+def adjust_powers(images: Tensor, powers: Tensor, factors: Tensor, offsets: Tensor, shift: Tensor) -> Tensor:
+    """factor·xᵖ + offset of the value and of the saturation, each in [0, 1], and a turn of the colour wheel.
+
+    Args:
+        images: uint8; of one channel, which is the value, the first of each pair counts.
+        powers, factors, offsets: float [b, 2], of value and saturation.
+        shift: float [b], of a full turn.
+    """
+    pixels = images.to(torch.float32).div_(255)
+
+    def changed(x: Tensor, number: int) -> Tensor:
+        p, factor, offset = (each[:, number].view(-1, 1, 1) for each in (powers, factors, offsets))
+        return (x**p * factor + offset).clamp(0, 1)
+
+    if images.shape[1] == 1:
+        out = changed(pixels[:, 0], 0)[:, None]
+    else:
+        sixths, saturation, value = _to_hsv(pixels)
+        hue = _wrap(sixths / 6 + shift.view(-1, 1, 1), 1)
+        out = _from_hsv(hue, changed(saturation, 1), changed(value, 0))
+    return to_uint8(out.mul_(255).add_(0.5).clamp_(0, 255))
 
 
 def _wrap(values: Tensor, period: float) -> Tensor:

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from usl_lightning.data.views.color import (
     adjust_brightness,
+    adjust_components,
     adjust_contrast,
     adjust_hue,
+    adjust_powers,
     adjust_saturation,
     autocontrast,
     color_jitter,
@@ -37,8 +39,10 @@ from usl_lightning.data.views.warps import (
 
 __all__ = [
     "adjust_brightness",
+    "adjust_components",
     "adjust_contrast",
     "adjust_hue",
+    "adjust_powers",
     "adjust_saturation",
     "adjust_sharpness",
     "autocontrast",

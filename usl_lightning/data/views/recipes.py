@@ -27,6 +27,7 @@ from usl_lightning.data.views import ops
 from usl_lightning.data.views.randaugment import Dialect, RandAugment
 from usl_lightning.data.views.steps import (
     ColorJitter,
+    ColorPowers,
     Cutout,
     Edges,
     FlipTranslate,
@@ -37,6 +38,7 @@ from usl_lightning.data.views.steps import (
     Rotate,
     Solarize,
     Step,
+    TurnScaleMove,
 )
 
 
@@ -270,6 +272,21 @@ class SeLaView(Recipe):
                 Greyscale(p=0.2),
             ]
         )
+
+
+class ExemplarView(Recipe):
+    """Exemplar-CNN's view (Dosovitskiy et al., 2014, §2.1): turned, enlarged, moved, and of other colours.
+
+    Args:
+        degrees: the largest turn either way.
+        scale: smallest and largest.
+        translate: the largest move, as a share of the side.
+    """
+
+    ranges: ClassVar[Ranges] = {"degrees": at_least(0), "scale": rising(above(0)), "translate": within(0, 1)}
+
+    def __init__(self, degrees: float = 20.0, scale: tuple[float, float] = (0.7, 1.4), translate: float = 0.2) -> None:
+        super().__init__([TurnScaleMove(degrees, scale, translate), ColorPowers()])
 
 
 class USLTView(Recipe):

@@ -125,6 +125,65 @@ class Rotate(Step):
         return ops.rotate(images, key.uniform(1, -self.degrees, self.degrees)[:, 0])
 
 
+class TurnScaleMove(Step):
+    """Turn, enlarge and move, mirrored at the edges (Dosovitskiy et al., 2014, §2.1).
+
+    Args:
+        degrees: the largest turn either way.
+        scale: smallest and largest, log-uniform.
+        translate: the largest move in either direction, as a share of the side.
+    """
+
+    ranges: ClassVar[Ranges] = {"degrees": at_least(0), "scale": rising(above(0)), "translate": within(0, 1)}
+
+    def __init__(self, degrees: float = 20.0, scale: tuple[float, float] = (0.7, 1.4), translate: float = 0.2) -> None:
+        super().__init__()
+        self.degrees, self.scale, self.translate = degrees, scale, translate
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        degrees = key.fold("degrees").uniform(1, -self.degrees, self.degrees)[:, 0]
+        scale = key.fold("scale").uniform(1, *map(math.log, self.scale)).exp()[:, 0]
+        down, right = key.fold("move").uniform(2, -self.translate, self.translate).unbind(1)
+        return warps.turn_scale_move(images, degrees, scale, down, right)
+
+
+class ColorPowers(Step):
+    """Exemplar-CNN's colours (Dosovitskiy et al., 2014, §2.1), the same for all pixels of an image.
+
+    Along each principal component of colours the contrast is multiplied; saturation and value are raised to a power,
+    multiplied and moved; the hue is turned. All but moves and turns are log-uniform.
+
+    Args:
+        contrast: the largest factor, the smallest is its inverse.
+        power: the largest, the smallest is its inverse.
+        factor: likewise.
+        offset, hue: the largest either way, of a scale from 0 to 1.
+    """
+
+    ranges: ClassVar[Ranges] = {
+        "contrast": at_least(1),
+        "power": at_least(1),
+        "factor": at_least(1),
+        "offset": within(0, 1),
+        "hue": within(0, 0.5),
+    }
+
+    def __init__(
+        self, contrast: float = 2.0, power: float = 4.0, factor: float = 1.4, offset: float = 0.1, hue: float = 0.1
+    ) -> None:
+        super().__init__()
+        self.contrast, self.power, self.factor, self.offset, self.hue = contrast, power, factor, offset, hue
+
+    def forward(self, images: Tensor, key: Key) -> Tensor:
+        def up_to(name: str, n: int, most: float) -> Tensor:
+            return key.fold(name).uniform(n, -math.log(most), math.log(most)).exp()
+
+        images = ops.adjust_components(images, up_to("contrast", 3, self.contrast))
+        offsets = key.fold("offset").uniform(2, -self.offset, self.offset)
+        shift = key.fold("hue").uniform(1, -self.hue, self.hue)[:, 0]
+        return ops.adjust_powers(images, up_to("power", 2, self.power), up_to("factor", 2, self.factor), offsets, shift)
+
+
 class ColorJitter(Step):
     """Brightness, contrast, saturation and hue in random order, with probability p (as torchvision's).
 

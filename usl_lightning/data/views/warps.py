@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from usl_lightning.data.views.pixels import pieces, to_uint8
@@ -144,6 +145,27 @@ def affine(images: Tensor, matrices: Sequence[Tensor], fill: float = 0) -> Tenso
 def rotate(images: Tensor, degrees: Tensor, fill: float = 0) -> Tensor:
     """Counter-clockwise about the centre, nearest neighbour, same size. degrees: float [b]."""
     return affine(images, [rotation(degrees, *images.shape[-2:])], fill)
+
+
+def turn_scale_move(images: Tensor, degrees: Tensor, scale: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Turn counter-clockwise and enlarge about the centre, then move, bilinear; what is beyond the edges is mirrored.
+
+    Args:
+        images: uint8.
+        degrees, scale: float [b]; the scale is above 0.
+        down, right: float [b], as shares of the side.
+    """
+    h, w = images.shape[-2:]
+    angle = torch.deg2rad(degrees)
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    y, x = (torch.linspace(1 - n, n - 1, n, device=images.device) / 2 for n in (h, w))  # pixels from the centre
+    down, right, cos, sin = (each.view(-1, 1, 1) for each in (down * h, right * w, cos, sin))
+    rows, columns = y[:, None] - down, x - right
+    at = torch.stack(((cos * columns - sin * rows) * (2 / w), (sin * columns + cos * rows) * (2 / h)), dim=3)
+    pixels = images.to(torch.float32)
+    with torch.autocast(images.device.type, enabled=False):
+        out = F.grid_sample(pixels, at, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return to_uint8(out.add_(0.5).clamp_(0, 255))
 
 
 def shear_x(images: Tensor, amount: Tensor, fill: float = 0) -> Tensor:

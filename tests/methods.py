@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "DeepCluster": {"": {"clusters": 12}},
     "DeepClusterV1": {"": {"clusters": 12, "components": 8}},
     "Exemplar": {"": {}, "patches": {"patch": 6}},
+    "CPC": {"": {"predicted": 2, "blocks": 2, "hidden_dim": 16}},
     "Counting": {"": {"hidden_dim": 32, "counts": 20}},
     "SeLa": {"": {"reassignments": 3, "hidden_dims": [20]}},  # with dropout
     "EMANFixMatch": {"": {"threshold": 0.15, "ema_decay": 0.5}},

@@ -78,3 +78,23 @@ def eventful_patches(images: Tensor, key: Key, *, size: int) -> Tensor:
     rows, columns = (place // wide)[:, None, None] + pixels[:, None], (place % wide)[:, None, None] + pixels
     samples = torch.arange(b, device=images.device).view(b, 1, 1)
     return images[samples, :, rows, columns].permute(0, 3, 1, 2)
+
+
+def overlapping_patches(images: Tensor, *, size: int, stride: int) -> Tensor:
+    """Squares of `size` pixels, each `stride` beside or below the one before.
+
+    Args:
+        images: [b, c, h, w].
+        size: of a patch, at most h and w.
+        stride: from one to the next.
+
+    Returns:
+        [b, rows, columns, c, size, size].
+
+    Raises:
+        UslError: patches larger than the images.
+    """
+    h, w = images.shape[-2:]
+    if size > min(h, w):
+        raise UslError(f"model.patch: {size} pixels of views of {h}×{w}; use fewer, or enlarge them")
+    return images.unfold(2, size, stride).unfold(3, size, stride).permute(0, 2, 3, 1, 4, 5)

@@ -26,6 +26,8 @@ def test_figures_are_those_of_their_functions() -> None:
     assert metrics["knn_1_accuracy"] == knn_accuracy(*train, *test, k=1, num_classes=10)
     assert metrics["rankme"] == pytest.approx(float(rankme(train.features)), rel=1e-3)
     assert metrics["probe_accuracy"] == probe_accuracy(*train, *test, num_classes=10, penalty=PENALTY)
+    by_sgd = probe_accuracy(*train, *test, num_classes=10, sgd_seed=3)
+    assert metrics["probe_sgd_accuracy"] == by_sgd == pytest.approx(metrics["probe_accuracy"], abs=0.02)
     few = balanced_subset(train.labels, 1000, seed=3)
     expected = probe_accuracy(train.features[few], train.labels[few], *test, num_classes=10, penalty=PENALTY)
     assert metrics["probe_1000_accuracy"] == expected
@@ -50,7 +52,7 @@ def test_the_table_is_aligned_and_tells_k() -> None:
     assert any(line.startswith("knn_accuracy") and "k = 20" in line for line in lines)
 
 
-CLASSIFIERS = ("knn_accuracy", "knn_1_accuracy", "knn_20_accuracy", "probe_accuracy")
+CLASSIFIERS = ("knn_accuracy", "knn_1_accuracy", "knn_20_accuracy", "probe_accuracy", "probe_sgd_accuracy")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
@@ -13,8 +14,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.data.keys import derive_seed, permutation
 from usl_lightning.evaluation import linear_probe
-from usl_lightning.evaluation.linear_probe import balanced_subset, fit_logistic_regression, probe_accuracy
+from usl_lightning.evaluation.linear_probe import balanced_subset, fit_by_sgd, fit_logistic_regression, probe_accuracy
 
 
 def digits(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -33,6 +35,28 @@ def test_weights_are_scikit_learns(penalty: float) -> None:
     torch.testing.assert_close(weight, torch.from_numpy(other.coef_), rtol=1e-3, atol=2e-3)
     theirs = torch.from_numpy(other.intercept_)
     torch.testing.assert_close(bias - bias.mean(), theirs - theirs.mean(), rtol=1e-3, atol=2e-3)
+
+
+def test_sgd_is_torchs() -> None:
+    """Step by step: its optimizer, schedule and loss."""
+    x, y = digits()
+    x, y = x[:600] / 16, y[:600]
+    weight, bias = fit_by_sgd(x, y, num_classes=10, seed=5, epochs=4)
+    linear = torch.nn.Linear(64, 10).double()
+    random = torch.Generator().manual_seed(derive_seed(5, "probe"))
+    with torch.no_grad():
+        linear.weight.copy_(0.01 * torch.randn(10, 64, generator=random))
+        linear.bias.zero_()
+    optimizer = torch.optim.SGD(linear.parameters(), lr=0.3, momentum=0.9, weight_decay=1e-6)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
+    for epoch in range(4):
+        for rows in permutation(600, 5, "probe", epoch).split(256):
+            optimizer.zero_grad()
+            F.cross_entropy(linear(x[rows]), y[rows]).backward()
+            optimizer.step()
+        schedule.step()
+    torch.testing.assert_close(weight, linear.weight.detach())
+    torch.testing.assert_close(bias, linear.bias.detach())
 
 
 def test_accuracy_is_that_of_standardised_features() -> None:

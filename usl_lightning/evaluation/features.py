@@ -15,10 +15,10 @@ from usl_lightning.evaluation.spread import feature_std, rankme, uniformity
 from usl_lightning.vectors.kmeans import kmeans
 
 FEW = 1000
-"""Labels of the second linear probe."""
+"""Labels of the last linear probe."""
 
 PENALTY = 1e-2
-"""Weight of both probes' penalty, the same for all features, so that no figure owes anything to a search on test
+"""Weight of the L-BFGS probes' penalty, the same for all features, so that no figure owes anything to a search on test
 images."""
 
 NEIGHBOURS = (1, 20)
@@ -72,11 +72,11 @@ def evaluate_features(
         train: of the training images: the bank of the kNN classifier, what the probes fit on, what k-means clusters.
         test: of the test images, on the same device; None: there are none.
         knn_k: neighbours; all labelled training images if there are fewer.
-        seed: of k-means' starting points and of the labels that the second probe sees.
+        seed: of k-means' starting points, of SGD's order, and of the labels that the last probe sees.
 
     Returns:
         `feature_std`, `uniformity` and `rankme`; where labels allow it `nmi`, `ari`, `knn_accuracy`, that of 1 and of
-        20 neighbours, `probe_accuracy` and `probe_1000_accuracy`.
+        20 neighbours, `probe_accuracy`, `probe_sgd_accuracy` and `probe_1000_accuracy`.
     """
     report = FeatureReport()
     n, d = train.features.shape
@@ -121,6 +121,8 @@ def _add_classifiers(report: FeatureReport, train: Features, test: Features, knn
         report.add(f"knn_{few}_accuracy", accuracy, f"the same, k = {min(few, known)}")
     accuracy = probe_accuracy(*train, *test, num_classes=classes, penalty=PENALTY)
     report.add("probe_accuracy", accuracy, f"linear probe, {known} labels")
+    accuracy = probe_accuracy(*train, *test, num_classes=classes, sgd_seed=seed)
+    report.add("probe_sgd_accuracy", accuracy, f"the same by SGD, 100 epochs, {known} labels")
     if known <= FEW:
         report.left_out.append(f"linear probe on {FEW} labels: there are {known}, all in use above")
         return

@@ -49,7 +49,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "Exemplar": {"": {}, "patches": {"patch": 6}},
     "CPC": {"": {"predicted": 2, "blocks": 2, "hidden_dim": 16}},
     "Counting": {"": {"hidden_dim": 32, "counts": 20}},
-    "SeLa": {"": {"reassignments": 3, "hidden_dims": [20]}},  # with dropout
+    "SeLa": {
+        "": {"reassignments": 3, "hidden_dims": [20]},  # with dropout
+        "turns": {"reassignments": 3, "rotation_weight": 0.7},
+    },
     "EMANFixMatch": {"": {"threshold": 0.15, "ema_decay": 0.5}},
     "SelfTraining": {"": {"threshold": 0.15, "ema_decay": 0.5}},
     "CoMatch": {"": {"bank_size": 80, "aligned_batches": 3, "graph_threshold": 0.15}},  # both wrap

@@ -11,7 +11,8 @@ from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import Weak
-from usl_lightning.pretrain.rotnet import RotNet, turned
+from usl_lightning.models.turning import turned
+from usl_lightning.pretrain.rotnet import RotNet
 
 
 def images(n: int) -> Tensor:

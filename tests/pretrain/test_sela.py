@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import by_hand
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ from training import digits, train
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
-from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
@@ -28,6 +29,7 @@ from usl_lightning.pretrain.sela import (
     SeLa,
     first_labels,
     label_entropy,
+    read_self_labels,
     reassignment_steps,
     self_label_loss,
     sinkhorn_labels,
@@ -235,6 +237,28 @@ def test_no_true_label_is_learned_from(tmp_path: Path) -> None:
     assert all(a > 2 * b for a, b in zip(*reported[:2], strict=True))
 
 
+def test_turns_are_told_beside_the_labels_by_hand() -> None:
+    """The labels of the images as they are, and the turn of each of the four."""
+    net = SeLa(
+        by_hand.IMAGE, Weak(), Optimization(), heads=2, clusters=[6, 9], rotation_weight=0.5, backbone="small_w16"
+    )
+    assert net.rotation is not None
+    own = torch.stack([torch.arange(by_hand.IMAGES) % 6, torch.arange(by_hand.IMAGES) // 5])
+    net.labels.copy_(own)
+
+    def slow(batch: Batch, step: int) -> Tensor:
+        key = batch.key.fold("view")
+        views = [net.view(torch.rot90(batch.images, turn, (2, 3)), key.fold(turn)) for turn in range(4)]
+        features = net.encoder(torch.cat(views))
+        labelled, turns = net.head(features[:8]), net.rotation(features)  # type: ignore[misc]
+        first = [F.cross_entropy(row[:6], own[0, i]) for row, i in zip(labelled, batch.indices, strict=True)]
+        second = [F.cross_entropy(row[6:], own[1, i]) for row, i in zip(labelled, batch.indices, strict=True)]
+        told = [turns[8 * turn + i].logsumexp(0) - turns[8 * turn + i, turn] for turn in range(4) for i in range(8)]
+        return torch.stack(first + second).mean() + 0.5 * torch.stack(told).mean()
+
+    by_hand.assert_steps_are(net, slow)
+
+
 # Label transfer -------------------------------------------------------------------------------------------
 
 
@@ -247,6 +271,16 @@ def test_labels_can_be_handed_to_another_network_that_keeps_them(tmp_path: Path)
     state = train(lambda data: make(data, labels_file=str(path)), digits, tmp_path / "run", 4)["state_dict"]
     assert torch.equal(state["labels"], source.labels)
     assert state["reassigned"] == 0
+
+
+def test_the_labels_of_one_head_can_be_handed_over(tmp_path: Path) -> None:
+    path = tmp_path / "self_labels.npy"
+    np.save(path, np.stack([np.arange(40) % 6, np.arange(40) % 9]))
+    assert torch.equal(read_self_labels(str(path), [9], 40, head=1), torch.arange(40)[None] % 9)
+    with pytest.raises(UslError, match=r"model\.labels_head: 2 of .*, which holds \[2, 40\]; expected one"):
+        read_self_labels(str(path), [9], 40, head=2)
+    with pytest.raises(UslError, match=r"holds \[1, 40\] .*; expected \[2, 40\]"):
+        read_self_labels(str(path), [6, 9], 40, head=1)
 
 
 @pytest.mark.parametrize(

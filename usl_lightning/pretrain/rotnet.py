@@ -2,14 +2,12 @@
 
 from typing import ClassVar, Unpack
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from usl_lightning.base.ranges import Ranges
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.models.turning import TURNS, check_square, turned
+from usl_lightning.models.turning import TURNS, check_square, turned_views, turning_loss, turns_of
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
 
@@ -42,9 +40,7 @@ class RotNet(PretrainModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of four times the global batch: cross-entropy of the turn (Eqs. 2 and 3)."""
-        views = [self.view(images, batch.key.fold("view", turn)) for turn, images in enumerate(turned(batch.images))]
-        logits = self.head(self.encoder(torch.cat(views)))
-        turns = torch.arange(TURNS, device=logits.device).repeat_interleave(len(batch))
-        loss = F.cross_entropy(logits, turns)
-        self.log_training(loss=loss, turns_told=(logits.argmax(1) == turns).float().mean())
+        logits = self.head(self.encoder(turned_views(batch.images, self.view, batch.key.fold("view"))))
+        loss = turning_loss(logits)
+        self.log_training(loss=loss, turns_told=(logits.argmax(1) == turns_of(logits)).float().mean())
         return loss

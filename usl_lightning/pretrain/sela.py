@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from usl_lightning.base.arrays import load_array
 from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.ranges import Ranges, above, whole
+from usl_lightning.base.ranges import Ranges, above, at_least, whole
+from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.evaluation.clusters import cluster_metrics
+from usl_lightning.models.turning import TURNS, check_square, turned_views, turning_loss
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 from usl_lightning.vectors.sinkhorn import balanced_labels, sinkhorn_labels
 
@@ -117,6 +119,8 @@ class SeLa(PretrainModule):
         schedule: when: "quadratic", "linear" or "log", see `reassignment_steps`.
         labels_file: labels to start from and to keep ("label transfer", §4.3): the `self_labels.npy` of another
             run on the same images with the same heads and clusters. `reassignments` then does not apply.
+        labels_head: the head of that run, from 0, whose labels the one head of this one learns; None: all of them.
+        rotation_weight: of RotNet's loss beside the other ("+Rot"): the encoder also tells how far images are turned.
         network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
@@ -127,6 +131,8 @@ class SeLa(PretrainModule):
         "power": above(0),
         "tolerance": above(0),
         "reassignments": whole(0),
+        "labels_head": whole(0),
+        "rotation_weight": at_least(0),
     }
     revision: int = 2
 
@@ -146,17 +152,23 @@ class SeLa(PretrainModule):
         reassignments: int = 80,
         schedule: Schedule = "quadratic",
         labels_file: str | None = None,
+        labels_head: int | None = None,
+        rotation_weight: float = 0.0,
         **network: Unpack[NetworkOptions],
     ) -> None:
+        if rotation_weight:
+            check_square(image, "SeLa's rotation_weight")
         super().__init__(image, optimizer, **network)
-        self.view = view
+        self.view, self.rotation_weight = view, rotation_weight
         self.clusters = _clusters(heads, clusters)
         self.power, self.tolerance, self.schedule = power, tolerance, schedule
+        self.labels_head = labels_head
         self.labels_file, self.reassignments = labels_file, 0 if labels_file else reassignments
         widths = [self.encoder.feature_dim, *(hidden_dims or [])]
         layers = [(nn.Dropout(), nn.Linear(a, b), nn.ReLU(inplace=True)) for a, b in itertools.pairwise(widths)]
         self.hidden = nn.Sequential(*(module for layer in layers for module in layer))
         self.head = nn.Linear(widths[-1], sum(self.clusters))
+        self.rotation = nn.Linear(self.encoder.feature_dim, TURNS) if rotation_weight else None
         self.register_buffer("labels", torch.zeros(heads, image.count, dtype=torch.long))
         self.register_buffer("reassigned", torch.tensor(0))
         self._steps: tuple[int, ...] = ()
@@ -171,7 +183,7 @@ class SeLa(PretrainModule):
         if max(self.clusters) > count:
             raise UslError(f"model.clusters: {max(self.clusters)} labels for {count} images; use at most {count}")
         if self.labels_file:
-            self.labels.copy_(read_self_labels(self.labels_file, self.clusters, count))
+            self.labels.copy_(read_self_labels(self.labels_file, self.clusters, count, self.labels_head))
         else:
             self.labels.copy_(first_labels(count, self.clusters, self._data.seed))
 
@@ -184,10 +196,15 @@ class SeLa(PretrainModule):
         """New labels when it is time (§3.1, step 2), and the loss of one global batch (step 1)."""
         if self._done < len(self._steps) and self.global_step >= self._steps[self._done]:
             self._reassign()
-        features = self.encoder(self.view(batch.images, batch.key.fold("view")))
-        logits = self.head(self.hidden(features))
+        key, parts = batch.key.fold("view"), dict[str, Tensor]()
+        views = self.view(batch.images, key) if self.rotation is None else turned_views(batch.images, self.view, key)
+        features = self.encoder(views)
+        logits = self.head(self.hidden(features[: len(batch)]))
         loss = self_label_loss(logits, self.labels[:, batch.indices], self.clusters)
-        self.log_training(logits, loss=loss)
+        if self.rotation is not None:
+            parts = {"self_label_loss": loss, "rotation_loss": turning_loss(full_precision(self.rotation(features)))}
+            loss = loss + self.rotation_weight * parts["rotation_loss"]
+        self.log_training(logits, loss=loss, **parts)
         return loss
 
     def write_outputs(self, folder: Path) -> None:
@@ -237,8 +254,8 @@ class SeLa(PretrainModule):
             logger.log_metrics({name: float(np.mean(values)) for name, values in agreement.items()}, self.global_step)
 
 
-def read_self_labels(path: str, clusters: Sequence[int], count: int) -> Tensor:
-    """Labels written by an earlier run, int64 [H, count].
+def read_self_labels(path: str, clusters: Sequence[int], count: int, head: int | None = None) -> Tensor:
+    """Labels written by an earlier run, int64 [H, count]; of one of its heads alone, [1, count].
 
     Raises:
         UslError: no such file, or not labels for these heads, clusters and images.
@@ -249,7 +266,11 @@ def read_self_labels(path: str, clusters: Sequence[int], count: int) -> Tensor:
         raise UslError(f"model.labels_file: {path} is not there; give the file that an earlier SeLa wrote") from error
     if array.dtype.kind not in "iuf":
         raise UslError(f"model.labels_file: {path} holds {array.dtype}; expected whole numbers")
-    labels = torch.from_numpy(array)
+    if head is not None and (array.ndim != 2 or head >= len(array)):
+        raise UslError(
+            f"model.labels_head: {head} of {path}, which holds {list(array.shape)}; expected one of its heads"
+        )
+    labels = torch.from_numpy(array if head is None else array[head : head + 1])
     expected = f"expected [{len(clusters)}, {count}] integers from 0 to below {', '.join(map(str, clusters))}"
     if labels.is_floating_point() or labels.shape != (len(clusters), count):
         raise UslError(f"model.labels_file: {path} holds {list(labels.shape)} {labels.dtype}; {expected}")

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from usl_lightning.base.ranges import Ranges, at_least
 from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.optim import Optimization
-from usl_lightning.data.batch import Batch, ImageSpec, SemiBatch
-from usl_lightning.models.turning import TURNS, check_square, turned
+from usl_lightning.data.batch import ImageSpec, SemiBatch
+from usl_lightning.models.turning import TURNS, check_square, turned_views, turning_loss
 from usl_lightning.semisup.semisup_module import SemiSupervisedModule
 
 
@@ -25,8 +25,7 @@ def s4l_losses(logits: Tensor, labels: Tensor, turns: Tensor) -> tuple[Tensor, T
     Returns:
         Two means.
     """
-    truth = torch.arange(TURNS, device=turns.device).repeat_interleave(len(turns) // TURNS)
-    return F.cross_entropy(logits, labels.repeat(TURNS)), F.cross_entropy(turns, truth)
+    return F.cross_entropy(logits, labels.repeat(TURNS)), turning_loss(turns)
 
 
 class S4L(SemiSupervisedModule):
@@ -73,8 +72,8 @@ class S4L(SemiSupervisedModule):
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:
         """The loss of four times the global batch (§3.1)."""
         labelled, unlabelled = batch
-        own, others = self._turns(labelled), self._turns(unlabelled)
-        features = full_precision(self.model.encoder(torch.cat([*own, *others])))
+        views = [turned_views(part.images, self.weak, part.key.fold("weak")) for part in (labelled, unlabelled)]
+        features = full_precision(self.model.encoder(torch.cat(views)))
         first, rest = torch.split(features, [TURNS * len(labelled), TURNS * len(unlabelled)])
         both = torch.cat([part.reshape(TURNS, -1, part.shape[1]) for part in (first, rest)], 1).flatten(0, 1)
         logits, turns = full_precision(self.model.head(first)), full_precision(self.rotation(both))
@@ -82,7 +81,3 @@ class S4L(SemiSupervisedModule):
         loss = supervised + self.rotation_weight * rotation
         self.log_training(loss=loss, supervised_loss=supervised, rotation_loss=rotation)
         return loss
-
-    def _turns(self, batch: Batch) -> list[Tensor]:
-        """A view of each image in each of its turns."""
-        return [self.weak(images, batch.key.fold("weak", turn)) for turn, images in enumerate(turned(batch.images))]

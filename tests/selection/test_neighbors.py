@@ -7,8 +7,9 @@ from real_features import NAMES, real_features
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.vectors import neighbors
+from usl_lightning.vectors import near_lists, neighbors
 from usl_lightning.vectors.distances import exact_arithmetic, squared_distances, unit_rows
+from usl_lightning.vectors.near_lists import NearLists
 from usl_lightning.vectors.neighbors import approximate_knn, knn, nearest_neighbors
 
 
@@ -165,6 +166,57 @@ def test_approximate_puts_a_missed_point_back() -> None:
     found = approximate_knn(torch.cat([torch.ones(60, 4), -torch.ones(60, 4)]), 5)
     assert torch.equal(found.indices[:, 0], torch.arange(120))
     assert all(len(set(row)) == 5 for row in found.indices.tolist())
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+def test_neighbours_in_near_lists_are_found_exactly(include_self: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blob is one list or a few, so that its points' neighbours are all in near ones; blocks end inside of lists."""
+    monkeypatch.setattr(near_lists, "LIST_SAMPLE", 4)
+    monkeypatch.setattr(near_lists, "BLOCK", 700)
+    monkeypatch.setattr(neighbors, "SAMPLE", 2000)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, 4, generator=generator) + 20 * torch.randn(50, 4, generator=generator).repeat(40, 1)
+    found = approximate_knn(x, 20, include_self=include_self, recall=1.0)
+    distances, indices = knn(x, 20, include_self=include_self)
+    assert found.measured_recall == 1.0
+    assert torch.equal(found.indices, indices)
+    torch.testing.assert_close(found.squared_distances, distances, rtol=1e-6, atol=0)
+
+
+def test_lists_that_tell_nothing_leave_the_exact_search() -> None:
+    """In many directions all points are as far from one another."""
+    x = torch.randn(4000, 512, generator=torch.Generator().manual_seed(0))
+    found = approximate_knn(x, 5, recall=0.99)
+    assert found.measured_recall == 1.0
+    assert torch.equal(found.indices, knn(x, 5)[1])
+
+
+def test_candidates_are_the_nearest_of_the_lists_near_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against all pairs in float64, with the lists of each point looked up one by one."""
+    monkeypatch.setattr(near_lists, "BLOCK", 300)
+    x, m, count = real_features("digits", 1000).float(), 9, 12
+    lists = NearLists(x, seed=1)
+    distances = torch.cdist(x.double(), x.double())
+    order = torch.cdist(x.double() - x.double().mean(0), lists.centroids.double()).argsort(1)
+    met = torch.zeros(len(x), dtype=torch.int64)
+    for rows, candidates in lists.candidates(m, count):
+        for row, found in zip(rows.tolist(), candidates.tolist(), strict=True):
+            met[row] += 1
+            inside = torch.nonzero(torch.isin(lists.label, order[row, :count]))[:, 0]
+            nearest = inside[distances[row, inside].argsort()[:m]]
+            assert sorted(found) == sorted([*nearest.tolist(), *[-1] * (m - len(nearest))])
+    assert (met == 1).all()
+
+
+def test_enough_lists_hold_the_share() -> None:
+    x = real_features("digits", 1000).float()
+    lists, (_, truth) = NearLists(x, seed=1), knn(x, 10)
+    order = torch.cdist(x[:50].double() - x.double().mean(0), lists.centroids.double()).argsort(1)
+    places = torch.stack([order[i].argsort()[lists.label[truth[i]]] for i in range(50)])
+    for recall in (0.5, 0.9, 1.0):
+        count = lists.enough(x[:50], truth[:50], recall)
+        assert (places < count).double().mean() >= recall
+        assert (places < count - 1).double().mean() < recall
 
 
 def test_rule_for_the_approximate_index(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Nearest neighbours: exact up to a size, then an inverted-file index with its recall measured.
+"""Nearest neighbours: exact up to a size, then among the points of near lists, with the recall measured.
 
 Order is part of the result: neighbours are sorted by (squared distance rounded to float32, index), as if
 every distance were computed in float64 from the differences. Ties, duplicates among them, go to the lower
@@ -7,11 +7,9 @@ index, and the answer does not depend on how the candidates were found.
 
 import importlib.util
 import logging
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,9 +17,10 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import shown
 from usl_lightning.compute.device import chunks
-from usl_lightning.data.keys import derive_seed, permutation
+from usl_lightning.data.keys import permutation
 from usl_lightning.vectors.distances import check_features, exact_arithmetic, squared_distances
 from usl_lightning.vectors.memory import check_memory
+from usl_lightning.vectors.near_lists import NearLists
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +29,9 @@ EXACT_UP_TO = 70_000
 
 SAMPLE = 1_000
 """Random queries that the recall of an approximate index is measured on: its standard error is below 0.005."""
+
+MARGIN = 8
+"""More candidates than neighbours, for what rounding in the products may change."""
 
 SMALL = 4_000_000
 """Up to this many pairs, the plain float64 search is used."""
@@ -96,44 +98,34 @@ def knn(features: Tensor, k: int, *, include_self: bool = True, queries: Tensor 
 def approximate_knn(
     features: Tensor, k: int, *, include_self: bool = True, recall: float = 0.95, seed: int = 0
 ) -> Neighbors:
-    """Nearly all of the k nearest neighbours, by faiss's inverted-file index (IVF), on the CPU.
+    """Nearly all of the k nearest neighbours: exactly those among the points of the lists near each point.
 
-    The points are split into 4√n lists by k-means; the number of lists looked at grows from 4 by a quarter at a time
-    until the recall measured on 1,000 random queries (against exact search) reaches `recall`. Distances and order
-    are as in `knn`. Memory: `approximate_memory`. Arguments, results and errors as in `knn`.
+    The points are parted into 4√n lists by k-means (`NearLists`); as many lists near a point are looked at as hold the
+    share `recall` of the true neighbours of 1,000 random points. Distances and order are as in `knn`, as are arguments,
+    results and errors. Where half of the lists do not hold them it is `knn`. Memory: `approximate_memory`.
     """
     x = check_features(features)
     _check_k(k, len(x) if include_self else len(x) - 1)
     check_memory(approximate_memory(len(x), x.shape[1], k), f"{k} neighbours of {len(x)} points")
-    import faiss
-
-    sample = permutation(len(x), seed, "recall")[:SAMPLE].to(x.device)
-    index = _inverted_file(x.float().cpu().numpy(), seed)
-    search = _faiss_search(index)
     with exact_arithmetic(x.device):
+        lists = NearLists(x, seed)
+        sample = permutation(len(x), seed, "recall")[:SAMPLE].to(x.device)
         truth = _decode(_certified_search(x, x[sample], k, sample, include_self))[1]
-        index.nprobe, measured = 3, 0.0
-        while measured < recall and index.nprobe < index.nlist:
-            index.nprobe = min(index.nlist, index.nprobe + 1 + index.nprobe // 4)
-            found = _decode(_listed_search(x, x[sample], k, sample, include_self, search))[1]
-            measured = _recall(found, truth)
-        log.info(
-            "neighbours: faiss %s, %d of %d lists searched, recall %.3f on %d queries",
-            faiss.__version__, index.nprobe, index.nlist, measured, len(sample),
-        )  # fmt: skip
-        distances = torch.empty(len(x), k)
-        indices = torch.empty(len(x), k, dtype=torch.int64)
-        order = _by_list(index).to(x.device)
-        for part in shown(chunks(len(x), 64 * (k + x.shape[1])), "neighbours", len(x)):
-            rows = order[part]
-            distances[rows], indices[rows] = _decode(_listed_search(x, x[rows], k, rows, include_self, search))
-    return Neighbors(distances.to(x.device), indices.to(x.device), measured)
+        count = lists.enough(x[sample], truth, recall)
+        if 2 * count > len(lists):
+            return Neighbors(*knn(x, k, include_self=include_self), measured_recall=1.0)
+        log.info("neighbours: among the points of %d of %d lists", count, len(lists))
+        distances = torch.empty(len(x), k, device=x.device)
+        indices = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+        for rows, candidates in lists.candidates(k + MARGIN, count):
+            distances[rows], indices[rows] = _decode(_listed_keys(x, rows, candidates, k, include_self))
+    return Neighbors(distances, indices, _recall(indices[sample], truth))
 
 
 def approximate_memory(n: int, d: int, k: int) -> int:
-    """Bytes that `approximate_knn` needs beside float32 features [n, d]: its index, whose lists double as they
-    grow, and the result; 0.4 GB for samples and chunks."""
-    return n * (2 * 4 * d + 16) + n * k * 12 + 400_000_000
+    """Bytes that `approximate_knn` needs beside float32 features [n, d]: these in the order of the lists, and the
+    result; 0.5 GB for samples and chunks."""
+    return n * (4 * d + 36) + n * k * 12 + 500_000_000
 
 
 def exact_memory(n: int, d: int, k: int) -> int:
@@ -142,11 +134,11 @@ def exact_memory(n: int, d: int, k: int) -> int:
 
 
 def nearest_neighbors(features: Tensor, k: int, *, include_self: bool = True) -> Neighbors:
-    """`knn` up to 70,000 points or on a GPU, `approximate_knn` above (where faiss is installed)."""
-    large = len(features) > EXACT_UP_TO and features.device.type == "cpu"
-    if large and _has_faiss():
+    """`knn` up to 70,000 points or on a GPU, `approximate_knn` above."""
+    cpu = features.device.type == "cpu"
+    if cpu and len(features) > EXACT_UP_TO:
         return approximate_knn(features, k, include_self=include_self)
-    if features.device.type == "cpu" and features.ndim == 2:
+    if cpu and features.ndim == 2:
         check_memory(exact_memory(len(features), features.shape[1], k), f"{k} neighbours of {len(features)} points")
     return Neighbors(*knn(features, k, include_self=include_self), measured_recall=1.0)
 
@@ -299,39 +291,15 @@ def _faiss_search(index: Any) -> Search:
     return search
 
 
-def _inverted_file(x: Any, seed: int) -> Any:
-    """A trained faiss IVF index of x [n, d] with 4√n lists, in small sets fewer: 39 points each, as faiss advises."""
-    import faiss
-
-    lists = max(1, min(4 * math.isqrt(len(x)), len(x) // 39))
-    index = faiss.IndexIVFFlat(faiss.IndexFlatL2(x.shape[1]), x.shape[1], lists)
-    index.cp.seed = derive_seed(seed, "inverted file") & 0x7FFFFFFF
-    index.cp.max_points_per_centroid = 64
-    index.cp.min_points_per_centroid = 1
-    index.train(x)
-    index.add(x)
-    return index
-
-
-def _by_list(index: Any) -> Tensor:
-    """int64 [n]: the points list by list. Asked for in this order, neighbours search lists that are in the cache."""
-    import faiss
-
-    lists = index.invlists
-    filled = [i for i in range(index.nlist) if lists.list_size(i)]
-    return torch.from_numpy(np.concatenate([faiss.rev_swig_ptr(lists.get_ids(i), lists.list_size(i)) for i in filled]))
-
-
-def _listed_search(x: Tensor, q: Tensor, k: int, selves: Tensor, include_self: bool, search: Search) -> Tensor:
-    """Keys [q, k] of what the inverted file finds; the point itself is put back if it was missed, and rows
-    with too few finds are searched fully."""
-    candidates = search(q, min(len(x), k + 1))[1].to(x.device)
+def _listed_keys(x: Tensor, rows: Tensor, candidates: Tensor, k: int, include_self: bool) -> Tensor:
+    """Keys [b, k] of the nearest of the candidates [b, m] of some points; a point that was missed itself is put back,
+    and where the lists held too few (-1) all points are searched."""
     missing = (candidates < 0).any(1)
-    absent = ~(candidates == selves[:, None]).any(1)
-    candidates[absent, -1] = selves[absent]
-    keys = _refined_keys(x, q, candidates.clamp_(min=0), selves, include_self)[:, :k]
+    absent = ~(candidates == rows[:, None]).any(1)
+    candidates[absent, -1] = rows[absent]
+    keys = _refined_keys(x, x[rows], candidates.clamp_(min=0), rows, include_self)[:, :k]
     if missing.any():
-        keys[missing] = _complete_search(x, q[missing], k, selves[missing], include_self)
+        keys[missing] = _complete_search(x, x[rows[missing]], k, rows[missing], include_self)
     return keys
 
 

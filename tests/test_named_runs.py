@@ -261,6 +261,9 @@ def test_what_is_no_run_is_said(home: Path, tmp_path: Path, capsys: pytest.Captu
     line = refused(capsys, "predict", home / "runs" / "photo", home / "new")
     assert line.startswith(f"usl predict: {home}/runs/photo: no such folder")
     assert "did you mean 'photos'?" in line
+    (home / "photo.png").write_bytes(b"")
+    assert f"{home}/photo.png: a file, not a folder" in refused(capsys, "report", home / "photo.png")
+    assert "a file, not a folder" in refused(capsys, "predict", home / "runs" / "photos", home / "photo.png")
     assert "not the folder of a run; expected runs/NAME" in refused(capsys, "test", home / "photos")
     assert "no classifier is trained in this run yet" in refused(capsys, "test", _unfinished(home, tmp_path))
     assert "no images are selected in this run yet" in refused(

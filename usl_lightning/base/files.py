@@ -24,6 +24,11 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]|[^][{}",:\s]+', re.S)
 _COLON = re.compile(r"\s*:")
 
 
+def not_a_folder(path: str | os.PathLike[str]) -> str:
+    """What to say of a path where a folder was expected."""
+    return "a file, not a folder" if os.path.exists(path) else "no such folder"
+
+
 def parse_json(content: bytes | str) -> Any:
     """The value of a JSON text (bytes: UTF-8, with or without a byte order mark, or UTF-16 and UTF-32).
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.files import not_a_folder
 from usl_lightning.base.parameters import home
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labels import LabelIndex
@@ -99,7 +100,7 @@ def _stages(run: Path, command: str) -> Iterator[StageFolder]:
     """The stages of a run that have begun, in the chain's order; itself, if it is one."""
     if not run.is_dir():
         near = did_you_mean(run.name, [path.name for path in run.parent.glob("*") if path.is_dir()])
-        raise UslError(f"usl {command}: {run}: no such folder{near}; expected that of a run, runs/NAME")
+        raise UslError(f"usl {command}: {run}: {not_a_folder(run)}{near}; expected that of a run, runs/NAME")
     if StageFolder(run).record() is not None:
         yield StageFolder(run)
         return

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import not_a_folder
 from usl_lightning.base.machine import cores
 from usl_lightning.base.progress import progress
 from usl_lightning.data.images import folders, splits
@@ -151,8 +152,7 @@ def inspect_folder(folder: Path, *, looked_at: int = LOOKED_AT) -> Inspection:
         UslError: no such folder, no image in it, or none that can be read.
     """
     if not folder.is_dir():
-        what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise UslError(f"usl init: {folder}: {what}; expected the folder of your images")
+        raise UslError(f"usl init: {folder}: {not_a_folder(folder)}; expected the folder of your images")
     others = _others(folder)
     data = splits.only_folder(folder)
     places = splits.split_folders("folder", str(data))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import sha256_of
+from usl_lightning.base.files import not_a_folder, sha256_of
 from usl_lightning.data.images import folders, splits
 from usl_lightning.data.images.decode import decode
 from usl_lightning.data.images.folders import FileList, is_true
@@ -253,9 +253,11 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
     place = dir or settings.get("dir")
     if index.files is None:
         return _from_memory(index, place)
-    if place is not None and not os.path.isdir(os.path.expanduser(place)):
-        here = "" if os.path.isabs(place) or place.startswith("~") else f" in {os.getcwd()}"
-        raise UslError(f"{place}: no such folder{here}; give the folder of the images of {index.path} with --dir")
+    folder = place if place is None else os.path.expanduser(place)
+    if folder is not None and not os.path.isdir(folder):
+        here = "" if os.path.isabs(folder) else f" in {os.getcwd()}"
+        what = not_a_folder(folder)
+        raise UslError(f"{place}: {what}{here}; give the folder of the images of {index.path} with --dir")
     if place is None and name == "folder":
         raise UslError(f"{index.path}: nothing says where its images are; give their folder with --dir")
     places = splits.split_folders(name, place)

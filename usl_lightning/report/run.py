@@ -14,7 +14,7 @@ from typing import Any
 from usl_lightning.base.atomic import check_file, read_file
 from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.files import read_json
+from usl_lightning.base.files import not_a_folder, read_json
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labels import LabelIndex
 from usl_lightning.report.evaluations import problem_of
@@ -201,7 +201,7 @@ def read_run(folder: Path) -> RunReport:
         folder = folder.resolve()
     if not folder.is_dir():
         near = did_you_mean(folder.name, [path.name for path in folder.parent.glob("*") if path.is_dir()])
-        raise UslError(f"usl report: {folder}: no such folder{near}; expected that of a run, runs/NAME")
+        raise UslError(f"usl report: {folder}: {not_a_folder(folder)}{near}; expected that of a run, runs/NAME")
     alone = _stage(folder)
     if alone is not None:
         return RunReport(folder, None, (alone,))

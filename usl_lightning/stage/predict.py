@@ -16,7 +16,7 @@ from torch import Tensor
 from usl_lightning.base.atomic import check_replaceable
 from usl_lightning.base.documents import guarded
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import write_text
+from usl_lightning.base.files import not_a_folder, write_text
 from usl_lightning.base.machine import cores
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.data.batch import Batch, ImageSpec
@@ -132,8 +132,9 @@ def images_to_predict(
         return data.source(options.get("split", data.split))
     if "split" in options:
         raise UslError("usl predict: --folder and --split are both given; expected one of them")
-    if not os.path.isdir(os.path.expanduser(options["folder"])):
-        raise UslError(f"usl predict: --folder: no such folder: {options['folder']}")
+    folder = os.path.expanduser(options["folder"])
+    if not os.path.isdir(folder):
+        raise UslError(f"usl predict: --folder: {not_a_folder(folder)}: {options['folder']}")
     size = image.height if image.height == image.width else None
     return open_images(
         options["folder"], image_size=size, channels=image.channels, on_error=on_error, background=background

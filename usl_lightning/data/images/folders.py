@@ -20,7 +20,7 @@ from pathlib import Path
 
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import changed, once, read_json, write_text
+from usl_lightning.base.files import changed, not_a_folder, once, read_json, write_text
 from usl_lightning.data.images.walk import SUFFIXES, check_path
 from usl_lightning.data.images.walk import walk as _walk
 
@@ -100,7 +100,7 @@ def scan(root: Path, only: tuple[str, ...] | None = None, *, trust_index: bool =
 
 def _scan(root: Path, only: tuple[str, ...] | None, trust_index: bool) -> FileList:
     if not os.path.isdir(root):
-        raise UslError(f"{root}: no such folder; give the folder of the images with --data.dir")
+        raise UslError(f"{root}: {not_a_folder(root)}; give the folder of the images with --data.dir")
     index = _index_path(root, only)
     if trust_index and (known := _read_index(index, root, only)) is not None:
         return known

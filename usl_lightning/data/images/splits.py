@@ -12,7 +12,7 @@ from pathlib import Path
 from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, did_you_mean, printable
-from usl_lightning.base.files import once, read_once
+from usl_lightning.base.files import not_a_folder, once, read_once
 from usl_lightning.data.images.catalog import data_folder
 from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.walk import is_class_folder, is_image
@@ -41,7 +41,7 @@ def _split_folders(name: str, dir: str | None) -> dict[str, Path]:
             raise UslError("data set folder: which one? give the folder of the images with --data.dir")
         root = Path(os.path.expanduser(dir))
         if not os.path.isdir(root):
-            raise UslError(f"{root}: no such folder; give the folder of the images with --data.dir")
+            raise UslError(f"{root}: {not_a_folder(root)}; give the folder of the images with --data.dir")
         return _splits_of_folder(root)
     places = [data_folder(dir) / sub for sub in ("imagenet", "ImageNet", "ILSVRC2012", "")]
     if name == "imagenet100":

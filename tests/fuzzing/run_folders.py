@@ -91,8 +91,9 @@ def _sections(run: Path) -> None:
     """All of a report but the pictures."""
     report = read_run(run)
     results.headline(report)
-    for part in (results.unfinished, results.results, results.stage_figures, results.times, results.commands):
+    for part in (results.unfinished, results.stage_figures, results.times, results.commands):
         part(report)
+    results.results(report, Names())
     results.machine(report, {})
     training.learning_curves(report, Names())
     training.confusions(report)
@@ -138,8 +139,9 @@ def read_of_stage(path: Path) -> None:
     """The report of the stage alone that the file is of."""
     stage = StageReport(StageFolder(path.parent), json.loads((path.parent / "stage.json").read_text()), "fit")
     report = RunReport(path.parent, None, (stage,))
-    for part in (results.unfinished, results.results, results.stage_figures, results.commands, training.confusions):
+    for part in (results.unfinished, results.stage_figures, results.commands, training.confusions):
         part(report)
+    results.results(report, Names())
     if zlib.crc32(path.read_bytes()) % 10 == 0:  # it takes long
         training.learning_curves(report, Names())
 
@@ -148,7 +150,7 @@ def read_labels(path: Path) -> None:
     """The report of a run with this selection."""
     report = read_run(path.parents[1])
     results.headline(report)
-    results.results(report)
+    results.results(report, Names())
     results.commands(report)
     chosen.classes([chosen.Choice(stage, stage.chosen, None, None) for stage in report.selections if stage.chosen])
 

@@ -194,6 +194,7 @@ def test_lists_that_tell_nothing_leave_the_exact_search() -> None:
 def test_candidates_are_the_nearest_of_the_lists_near_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against all pairs in float64, with the lists of each point looked up one by one."""
     monkeypatch.setattr(near_lists, "BLOCK", 300)
+    threads = torch.get_num_threads()
     x, m, count = real_features("digits", 1000).float(), 9, 12
     lists = NearLists(x, seed=1)
     distances = torch.cdist(x.double(), x.double())
@@ -206,6 +207,7 @@ def test_candidates_are_the_nearest_of_the_lists_near_a_point(monkeypatch: pytes
             nearest = inside[distances[row, inside].argsort()[:m]]
             assert sorted(found) == sorted([*nearest.tolist(), *[-1] * (m - len(nearest))])
     assert (met == 1).all()
+    assert torch.get_num_threads() == threads
 
 
 def test_enough_lists_hold_the_share() -> None:

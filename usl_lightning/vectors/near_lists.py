@@ -7,6 +7,7 @@ other; here a list is compared with all points that look at it at once.
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -20,8 +21,9 @@ from usl_lightning.vectors.assignment import nearest_centroid
 LIST_SAMPLE, LIST_ITERATIONS = 32, 5
 """Points a list, and iterations, of the k-means that finds the lists."""
 
-BLOCK, ROWS = 2**15, 2**12
-"""Points whose candidates are looked for at once, and that are compared with all centroids at once."""
+BLOCK, ROWS, HITS = 2**15, 2**12, 2**19
+"""Points whose candidates are looked for at once, those compared with all centroids at once, and finds that are
+kept before the best of them are taken."""
 
 RANKS = (0, 1, 8)
 """A point's own list is looked at first, then those near it, then the others: few of their points are nearer still."""
@@ -77,12 +79,22 @@ class NearLists:
         Yields:
             Points, int64 [b], and their candidates, int64 [b, m], -1 where the lists hold fewer.
         """
-        with progress("neighbours", len(self._order), "row") as bar:
-            for order, points in zip(torch.split(self._order, BLOCK), torch.split(self._points, BLOCK), strict=True):
-                places = self._nearest_places(points, m, count)
-                yield order, torch.where(places < 0, -1, self._order[places])
-                bar.update(len(order))
+        threads = torch.get_num_threads()
+        try:  # products are small: a block in each thread is faster than each product in all of them
+            with (
+                ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+                progress("neighbours", len(self._order), "row") as bar,
+            ):
+                found = pool.map(
+                    lambda points: self._nearest_places(points, m, count), torch.split(self._points, BLOCK)
+                )
+                for order, places in zip(torch.split(self._order, BLOCK), found, strict=True):
+                    yield order, torch.where(places < 0, -1, self._order[places])
+                    bar.update(len(order))
+        finally:
+            torch.set_num_threads(threads)
 
+    @torch.no_grad()
     def _nearest_places(self, points: Tensor, m: int, count: int) -> Tensor:
         """int64 [b, m]: where those nearest to some points [b, d] are among the points in the order of the lists."""
         near = torch.cat(
@@ -91,11 +103,15 @@ class NearLists:
         scores = torch.full((len(points), m), torch.inf, device=points.device)
         places = torch.full((len(points), m), -1, device=points.device)
         for first, last in zip(RANKS, (*RANKS[1:], count), strict=True):
-            worst = scores.amax(1)
-            groups = _groups(near[:, first:last], len(self))
-            found = [self._nearer(points[rows], number, rows, worst[rows], m) for number, rows in groups]
-            if found:
-                _merge(found, scores, places)
+            found: list[Hits] = []
+            worst, finds = scores.amax(1), 0
+            for number, rows in _groups(near[:, first:last], len(self)):
+                found.append(self._nearer(points[rows], number, rows, worst[rows], m))
+                finds += len(found[-1][0])
+                if finds > HITS:
+                    _merge(found, scores, places)
+                    found, worst, finds = [], scores.amax(1), 0
+            _merge(found, scores, places)
         return places
 
     def _nearer(self, points: Tensor, number: int, rows: Tensor, worst: Tensor, m: int) -> Hits:
@@ -122,6 +138,8 @@ def _halves(points: Tensor) -> Tensor:
 
 def _merge(found: Sequence[Hits], best: Tensor, at: Tensor) -> None:
     """Put the least of the scores that were found for rows into `best` [b, m], and their places into `at`."""
+    if not found:
+        return
     rows, scores, places = (torch.cat(part) for part in zip(*found, strict=True))
     bits = scores.view(torch.int32)
     ascending = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()  # sorts as the scores do

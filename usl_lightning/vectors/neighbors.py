@@ -108,9 +108,9 @@ def approximate_knn(
     _check_k(k, len(x) if include_self else len(x) - 1)
     check_memory(approximate_memory(len(x), x.shape[1], k), f"{k} neighbours of {len(x)} points")
     with exact_arithmetic(x.device):
-        lists = NearLists(x, seed)
         sample = permutation(len(x), seed, "recall")[:SAMPLE].to(x.device)
         truth = _decode(_certified_search(x, x[sample], k, sample, include_self))[1]
+        lists = NearLists(x, seed)  # which holds the points once more, as the search above did
         count = lists.enough(x[sample], truth, recall)
         if 2 * count > len(lists):
             return Neighbors(*knn(x, k, include_self=include_self), measured_recall=1.0)

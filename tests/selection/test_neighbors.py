@@ -210,6 +210,16 @@ def test_candidates_are_the_nearest_of_the_lists_near_a_point(monkeypatch: pytes
     assert torch.get_num_threads() == threads
 
 
+def test_many_copies_are_the_nearest_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More copies than candidates: all neighbours are as near as the last of them."""
+    x = torch.cat([real_features("digits", 1000).float(), real_features("digits", 5).float().repeat(60, 1)])
+    monkeypatch.setattr(neighbors, "_complete_search", None)  # the lists themselves hold them
+    monkeypatch.setattr(neighbors, "SMALL", 0)
+    found = approximate_knn(x, 20, recall=0.9)
+    assert not found.squared_distances[1000:].any()
+    assert not found.squared_distances[:5].any()
+
+
 def test_enough_lists_hold_the_share() -> None:
     x = real_features("digits", 1000).float()
     lists, (_, truth) = NearLists(x, seed=1), knn(x, 10)

@@ -125,8 +125,9 @@ class NearLists:
         own = _halves(points)
         worst = worst - own
         unknown = torch.nonzero(worst.isinf())[:, 0]
-        if len(unknown) and m < end - start:  # NumPy's partition and flatnonzero take a fraction of torch's time
-            worst[unknown] = torch.from_numpy(np.partition(scores[unknown].numpy(), m)[:, m])
+        if len(unknown) and m <= end - start:  # NumPy's partition and flatnonzero take a fraction of torch's time
+            nearest = np.partition(scores[unknown].numpy(), m - 1)[:, m - 1]
+            worst[unknown] = torch.from_numpy(np.nextafter(nearest, np.float32(np.inf)))  # equal ones are among them
         hits = torch.from_numpy(np.flatnonzero((scores < worst[:, None]).numpy()))
         row = hits.div(max(1, end - start), rounding_mode="floor")
         return rows[row], scores.flatten()[hits] + own[row], hits - row * (end - start) + start

@@ -191,7 +191,7 @@ def test_wrong_keys_in_a_file(old: str, new: str, parts: list[str], refusal: Ref
     ("--model.view={class_path: os.system}", "--model.view: expected the name of a Module, found os.system"),
     ("--model.optimizer=os.system", "--model.optimizer: expected parameters of Optimization, found os.system"),
     ("--model.optimizer.class_path=os.system", "--model.optimizer.class_path: expected parameters of Optimization, as"),
-    ("--trainer.logger=CSVLogger", "--trainer.logger.save_dir must be given"),
+    ("--trainer.logger=CSVLogger", "--trainer.logger: CSVLogger needs save_dir"),
     ("--trainer.callbacks=[{class_path: os.system}]", "--trainer.callbacks: expected the name of a Callback, found os"),
     ("--trainer.callbacks=os.system", "--trainer.callbacks: expected list[Callback] or Callback, found os.system"),
     ("--trainer=null", "--trainer: expected keys and values, found null"),
@@ -225,7 +225,7 @@ def test_what_is_no_class_is_one_line(option: str, said: str, refusal: Refusal) 
         ("--model.optimizer.lr", "fast", ["expected float, found fast"]),
         ("--model.optimizer.name", "sgdd", ["expected one of 'sgd', 'adam', 'adamw', 'lars', found sgdd"]),
         ("--data.workers", "x", ["expected int, found x"]),
-        ("--trainer.precision", "7", ["'bf16-mixed'", "found 7"]),
+        ("--trainer.precision", "7", ["unknown '7'", "bf16-mixed"]),
         ("--seed_everything", "x", ["x is no seed", "expected a whole number from 0"]),
     ],
 )

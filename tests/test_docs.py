@@ -13,6 +13,7 @@ import sys
 from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import fmean, stdev
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -360,23 +361,40 @@ def test_ten_labels_of_digits_are_enough() -> None:
     assert measured["test_accuracy"]["kmeansnearest"]["sd"] <= 0.012
 
 
+FEATURES = {
+    "SimCLR": "simclr", "MoCo v2": "moco", "SimSiam": "simsiam", "SeLa": "sela", "DeepCluster v2": "deepcluster",
+    "DeepCluster v1": "deepcluster_v1", "CLD on NPID": "npid_cld", "CLD on MoCo": "moco_cld", "NPID": "npid",
+    "BYOL": "byol", "MSF": "msf", "CMSF-2Q": "cmsf", "CMSF-KM": "cmsf_km", "SwAV": "swav", "VICReg": "vicreg",
+    "DINO": "dino", "RotNet": "rotnet", "Relative patches": "relative_patch", "Jigsaw": "jigsaw", "PIRL": "pirl",
+    "EfficientNet-Lite0's student": "taught", "Exemplar-CNN": "exemplar", "Counting": "counting", "CPC": "cpc",
+}  # fmt: skip
+CLASSIFIERS = {
+    "SimCLRv2's fine-tuning": "simclrv2", "Pseudo-label": "pseudo_label", "Π-model": "pi_model",
+    "Mean Teacher": "mean_teacher", "EMAN-FixMatch": "eman", "CMSF-semi": "cmsf_semi", "Self-training": "self_training",
+}  # fmt: skip
+
+
 def test_figures_of_methods_are_those_that_were_measured() -> None:
     results = ROOT / "tests" / "benchmarks" / "results"
     features, labels = (json.loads((results / f"{name}_digits.json").read_text()) for name in ("pretrain", "semisup"))
-    text = section("methods/index.md", "Measured on digits")
-    rows = {row.split("|")[1].strip(): row.split("|")[2:-1] for row in text.splitlines() if row.startswith("| ")}
-    named = {"SimCLR": "simclr", "MoCo v2": "moco", "SimSiam": "simsiam", "SeLa": "sela"}
-    measured = {name: features["methods"][key][0] for name, key in named.items()} | {
-        "raw pixels": features["raw_pixels"]
-    }
+    tables = [
+        {row.split("|")[1].strip(): row.split("|")[2:-1] for row in part.splitlines() if re.match(r"\| [^|\s]", row)}
+        for part in section("methods/index.md", "Measured on digits").split("Stage 3 from")
+    ]
+    measured = {name: features["methods"][key][0] for name, key in FEATURES.items() if key in features["methods"]}
+    measured |= {"raw pixels": features["raw_pixels"], "a random network": features["random_network"]}
+    assert tables[0].keys() == measured.keys()
     for name, figures in measured.items():
-        expected = [figures[key] for key in ("knn_accuracy", "probe_accuracy", "nmi")]
-        assert [float(cell) for cell in rows[name]] == pytest.approx(expected, abs=0.00051), name
-    lines = text.splitlines()
-    head = next(number for number, line in enumerate(lines) if line.startswith("| FixMatch"))
-    heads, cells = ([cell.strip().lower() for cell in lines[i].split("|")[1:-1]] for i in (head, head + 2))
-    means = [labels["methods"][name]["mean"] for name in heads]
-    assert [float(cell) for cell in cells] == pytest.approx(means, abs=0.00051)
+        expected = [figures[key] for key in ("knn_accuracy", "probe_accuracy", "probe_1000_accuracy", "nmi")]
+        assert [float(cell) for cell in tables[0][name]] == pytest.approx(expected, abs=0.00051), name
+    assert len(tables[1]) == len(labels["methods"])
+    for name, (accuracy, error, seconds) in tables[1].items():
+        figures = labels["methods"][CLASSIFIERS.get(name, name.lower())]
+        mean, deviation = (float(figure) for figure in accuracy.split("±"))
+        told = [mean, deviation, float(error)]
+        expected = [figures["mean"], stdev(figures["test_accuracy"]), fmean(figures["calibration_error"])]
+        assert told == pytest.approx(expected, abs=0.00051), name
+        assert float(seconds) == pytest.approx(fmean(figures["seconds"]), abs=0.51), name
 
 
 def test_costs_of_methods_are_those_that_were_measured() -> None:

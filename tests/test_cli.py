@@ -567,6 +567,7 @@ PATHS = f"import sys; sys.path[:] = {sys.path!r}\n"
 
 STOPPED_IN = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == {module!r}:
@@ -593,11 +594,14 @@ def test_ctrl_c_that_an_import_swallowed(monkeypatch: pytest.MonkeyPatch, capsys
         raise AttributeError("module 'numpy._core' has no attribute '_multiarray_umath'")
 
     monkeypatch.setattr("usl_lightning.cli._dispatch", importing)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(SystemExit) as stop:
-        main(["select", "--config=x.yaml"])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main(["select", "--config=x.yaml"])
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (stop.value.code, capsys.readouterr().err) == (130, "usl: interrupted; the same command begins again\n")
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_how_an_interrupted_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,7 +129,7 @@ def test_a_logger_whose_package_is_missing_is_refused_in_one_line(tmp_path: Path
     words = [*SIMCLR, "--trainer.logger", "TensorBoardLogger", "--trainer.logger.save_dir", "tb"]
     path = f"{tmp_path / 'hide'}{os.pathsep}{Path(__file__).parent}"
     line = usl(tmp_path, *words, wrapper=["env", f"PYTHONPATH={path}"]).mistake
-    assert "digits_simclr.yaml: Neither `tensorboard` nor `tensorboardX` is available" in line
+    assert "trainer.logger: TensorBoardLogger needs the package tensorboard; pip install tensorboard" in line
     assert not (tmp_path / "runs").exists(), "nothing was begun"
 
 

@@ -33,7 +33,7 @@ from usl_lightning.labels import formats as label_files
 from usl_lightning.models.encoder import ENTRY
 from usl_lightning.selection.usl import PRESETS
 from usl_lightning.stage.folder import StageFolder
-from usl_lightning.stage.identity import TRAINER_FIELDS
+from usl_lightning.stage.identity import TRAINER_FIELDS, flatten
 from usl_lightning.stage.overview import Overview
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.words import OPTIONS, StageCommand
@@ -235,7 +235,9 @@ def test_other_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.Mon
 def test_stages_take_the_parameters_that_pages_give(command: str, config: str) -> None:
     stage = StageCommand("fit" if command == "export" else command, [find_config(config)])
     stage.overrides = key_sets()[command, config]
-    StageCLI(stage, build=False).resolved()
+    resolved = flatten(StageCLI(stage, build=False).resolved())
+    for key in stage.overrides:
+        assert any(f"{known}.".startswith(f"{key}.") for known in resolved), key
 
 
 def test_a_misspelt_parameter_would_be_found() -> None:

@@ -159,6 +159,7 @@ def test_a_pipe_in_the_folder_of_a_run_is_not_waited_for(name: str, here: Path) 
     os.mkfifo(here / "s" / name)
     with ended_within(20), suppress(SystemExit):
         main(["report", "s"])
+    assert (here / "s" / name).is_fifo()
 
 
 @pytest.mark.parametrize("words", [

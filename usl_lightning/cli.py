@@ -197,6 +197,8 @@ def _export(words: list[str]) -> None:
     out = Path(stage.options["out"])
     export_classifier(stage.checkpoint(), out, pixels=stage.options.get("pixels", "uint8"))
     print(f"{out}, described in {out.name}.json")
+    with_what = "onnxruntime.InferenceSession" if out.suffix == ".onnx" else "torch.export.load"
+    print(f"next: {with_what}({str(out)!r}) runs it where this package is not")
 
 
 def _draw_views(words: list[str]) -> None:

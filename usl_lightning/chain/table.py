@@ -1,6 +1,7 @@
 """`usl table FILE`: rows, columns and seeds of chains, each cell a run, all in one table."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -182,6 +183,15 @@ def _all(run: TableRun, work: Mapping[str, tuple[Cell, Stage]]) -> None:
         print(figures.text())
         if any(run.complete(name) for cell in run.cells for name in cell.pool.values()):
             print(f"{run.folder}: {', '.join(write_results(figures, run.folder, again=bool(work)))}")
+        print(f"next: {_what_next(run)}")
+
+
+def _what_next(run: TableRun) -> str:
+    """The command that goes on with the table."""
+    done = [cell.name for cell in run.cells if (run.folder / cell.name / "summary.json").exists()]
+    if len(done) < len(run.cells):
+        return shlex.join(["usl", "table", *run.typed])
+    return f"{shlex.join(['usl', 'report', str(run.folder / done[0])])} shows the first run"
 
 
 def _one(run: TableRun, work: Mapping[str, tuple[Cell, Stage]]) -> None:

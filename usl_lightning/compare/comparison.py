@@ -31,6 +31,7 @@ from usl_lightning.selection.coreset import Coreset
 from usl_lightning.selection.selector import Selector
 from usl_lightning.stage.complaints import explain
 from usl_lightning.stage.identity import digest, names_a_file, revision_of
+from usl_lightning.stage.next_command import config_beside
 from usl_lightning.stage.parser import shielded
 from usl_lightning.stage.select import choose
 from usl_lightning.stage.words import StageCommand
@@ -90,6 +91,8 @@ def compare(comparison: Comparison) -> list[Cell]:
     write_text(comparison.out / "overlap.csv", overlap_csv(overlaps(cells)))
     draw_comparison(summary, comparison.out / "comparison.png", len(image.classes))
     print(f"\n{tables(summary)}\n\n{comparison.out}: table.csv, table.json, overlap.csv, comparison.png")
+    after = config_beside(comparison.path, "usl")
+    print(f"next: usl select --config {after} picks images; other selectors have other names, see usl configs")
     return cells
 
 

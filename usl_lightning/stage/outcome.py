@@ -17,6 +17,7 @@ from usl_lightning.labels import LabelIndex
 from usl_lightning.pictures.gallery import chosen_strip
 from usl_lightning.stage.captions import SHOWN, captions
 from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.next_command import next_command
 from usl_lightning.stage.parser import StageCLI
 
 
@@ -35,6 +36,8 @@ def finish(cli: StageCLI, trainer: Trainer, metrics: Mapping[str, Any]) -> None:
         labels = folder.labels if cli.stage.command == "select" else getattr(cli.datamodule, "labels", None)
         finish_wandb(cli.wandb, metrics, labels and Path(labels))
     print(f"{cli.stage.run_dir}: done{': ' + shown if shown else ''}", flush=True)
+    if not folder.in_chain:  # a chain says what is next itself, at its end
+        print(next_command(cli.stage, cli.model.verbs), flush=True)
 
 
 def _shown(name: str, value: Any) -> str:

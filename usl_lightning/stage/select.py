@@ -1,6 +1,5 @@
 """`usl select`: choose, look up the labels of the chosen alone, write the label index, and tell how good it is."""
 
-import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +12,6 @@ from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import StepLoader
 from usl_lightning.engine.wandb_run import log_selection
 from usl_lightning.labels import LabelIndex
-from usl_lightning.labels.index import images_to_label
 from usl_lightning.selection.selector import Selector
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.outcome import chosen_index, chosen_quality, draw_chosen, finish, print_quality
@@ -104,6 +102,4 @@ def select(
         overview.write(folder.overview)
     print_quality(metrics)
     finish(cli, trainer, metrics)
-    if index.unlabelled and not folder.in_chain:  # a chain says so itself, at its end
-        print(f"{images_to_label(index)}: usl label {shlex.quote(str(folder.labels))}", flush=True)
     return metrics

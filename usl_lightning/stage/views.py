@@ -1,6 +1,7 @@
 """`usl views`: a picture of the views that a configuration draws, on its own images."""
 
 import importlib
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from usl_lightning.data.images.opening import open_given
 from usl_lightning.data.keys import Key
 from usl_lightning.pictures.grid import view_grid
 from usl_lightning.pictures.png import is_png_of
+from usl_lightning.stage.next_command import as_typed
 from usl_lightning.stage.words import StageCommand
 
 COMMAND = "usl views"
@@ -48,6 +50,9 @@ def draw_views(stage: StageCommand, out: Path, *, images: int = 8, draws: int = 
     }
     view_grid(originals, views, out, command=COMMAND)
     print(f"{len(picks)} images, views {', '.join(recipes)}: {out}")
+    configs = [word for path in stage.configs for word in ("--config", as_typed(path))]
+    line = ["usl", "fit", *configs, *stage.override_arguments()]
+    print(f"next: {shlex.join(line)} trains with them")
 
 
 def _recipes(arguments: Mapping[str, Any]) -> dict[str, nn.Module]:

@@ -37,6 +37,9 @@ def test_options() -> None:
     (["LABELS", "--classes", "cat,Cat"], "'Cat' differs from the class 'cat' by its case"),
     (["LABELS", "--clases", "a"], "unknown option --clases (did you mean 'classes'?)"),
     (["LABELS", "--dir", "nowhere"], "nowhere: no such folder"),
+    (["LABELS", "--image"], "--image true: expected its name"),
+    (["LABELS", "--image", "nowhere.png"], "usl label: --image nowhere.png: no such image in "),
+    (["LABELS", "--image", "nowhere.png", "--classes", "tpyo"], "usl label: --image nowhere.png: no such image in "),
     (["LABELS", "--dir", "nowhere", "--classes", "tpyo"], "nowhere: no such folder"),
 ])  # fmt: skip
 def test_mistakes(

@@ -16,6 +16,28 @@ CLASSES = ("upper left", "upper right", "lower left", "lower right")
 pytestmark = [pytest.mark.slow, needs_browser]
 
 
+def test_it_begins_with_the_image_that_is_named(browser: Browser, tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    index = LabelIndex.read(labels)
+    chosen = (index.files or ())[6]
+    server = Labelling(labels, "--classes", ",".join(CLASSES), "--image", chosen)
+    page = opened(browser, server.address.partition("#")[0])
+    page.goto(server.address)
+    assert name_shown(page, 7) == chosen
+    server.kill()
+
+    other = next(path.name for path in (tmp_path / "images").rglob("*.png") if path.name not in (index.files or ()))
+    server = Labelling(labels, "--image", other)
+    page = opened(browser, server.address.partition("#")[0])
+    page.goto(server.address)
+    expect(page.locator("#which")).to_have_text("Image that was not chosen")
+    expect(page.locator("#name")).to_have_text(other)
+    page.keyboard.press(str(quarter(other) + 1))
+    answered(page, 1)
+    server.kill()
+    assert LabelIndex.read(labels).files[-1] == other  # type: ignore[index]
+
+
 def test_forty_images_by_keyboard_with_the_server_killed_amid(browser: Browser, tmp_path: Path) -> None:
     labels = make_selection(tmp_path)
     server = Labelling(labels)

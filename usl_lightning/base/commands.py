@@ -179,6 +179,7 @@ COMMANDS: dict[str, Command] = {
         (
             Option("classes", "cat,dog,…", "names to label by, beside those in the file; the page can add more"),
             Option("dir", "FOLDER", "of the images; by default as the selection's config.yaml says"),
+            Option("image", "NAME", "to begin with, chosen or not, as a report calls it"),
             Option("port", "N", "to listen on, on this machine alone; by default 8642, or a free one"),
             Option("no-browser", "", "print the address only"),
         ),

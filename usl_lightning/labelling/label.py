@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
@@ -33,7 +34,7 @@ PORT = 8642
 
 @dataclass
 class LabelOptions:
-    """`usl label RUN_DIR|LABELS.json [--dir DIR] [--classes a,b,c] [--port N] [--no-browser]`.
+    """`usl label RUN_DIR|LABELS.json [--dir DIR] [--classes a,b,c] [--image NAME] [--port N] [--no-browser]`.
 
     Attributes:
         labels: the label file.
@@ -41,6 +42,7 @@ class LabelOptions:
         classes: names to label by, beside those in the file.
         port: to listen on; None: `PORT` or a free one.
         browser: open one.
+        image: the one to begin with; None: the first without an answer.
     """
 
     labels: Path
@@ -48,6 +50,7 @@ class LabelOptions:
     classes: list[str] = field(default_factory=list)
     port: int | None = None
     browser: bool = True
+    image: str | None = None
 
     @classmethod
     def parse(cls, arguments: Sequence[str]) -> "LabelOptions":
@@ -74,10 +77,17 @@ class LabelOptions:
                 typed.port = port
             elif key == "dir" and value != "true":
                 typed.dir = value
+            elif key == "image" and value != "true":
+                typed.image = value
             elif key == "classes" and value != "true":
                 typed.classes = [name for name in value.split(",") if name.strip()]
             else:
-                expected = {"port": "a number from 1 to 65535", "dir": "a folder", "classes": "names: cat,dog"}
+                expected = {
+                    "port": "a number from 1 to 65535",
+                    "dir": "a folder",
+                    "classes": "names: cat,dog",
+                    "image": "its name",
+                }
                 raise UslError(f"usl label: --{key} {value}: expected {expected.get(key, 'no value')}")
         return typed
 
@@ -101,10 +111,11 @@ def main(arguments: Sequence[str]) -> None:
 
     pictures = open_pictures(index, typed.dir)
     similar = SimilarImages.beside(index, typed.labels.parent / "overview.npz")
+    first = "" if typed.image is None else _leading_to_image(pictures, typed.image)
     with _listening(typed.port) as listener:
         for name in typed.classes:  # nothing is refused any more
             store.add_class(name)
-        _serve(listener, typed, store, pictures, similar)
+        _serve(listener, typed, store, pictures, similar, first)
     index = store.read()
     redraw_captions(typed.labels, index)
     again = f"usl label {shlex.quote(str(typed.labels))} goes on" if index.unlabelled else next_command(typed.labels)
@@ -118,6 +129,7 @@ def _serve(
     store: LabelStore,
     pictures: "Pictures",
     similar: "SimilarImages | None",
+    first: str,
 ) -> None:
     """Say the address, open the browser, and answer it until the server is stopped."""
     import uvicorn
@@ -127,7 +139,7 @@ def _serve(
     from usl_lightning.labelling.server import LabellingApp
 
     port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
-    address = f"http://127.0.0.1:{port}/{token}/"
+    address = f"http://127.0.0.1:{port}/{token}/{first}"
     guessing = None if similar is None else Guessing(store, similar)
     app = LabellingApp(store, pictures, similar, next_command(typed.labels), guessing).guarded(token, port)
     server = uvicorn.Server(
@@ -146,6 +158,15 @@ def _serve(
             stack.callback(guessing.start().stop)
         with suppress(KeyboardInterrupt):  # the way to stop it
             server.run(sockets=[listener])
+
+
+def _leading_to_image(pictures: "Pictures", name: str) -> str:
+    """The end of an address that shows this image first."""
+    try:
+        place = pictures.place(name)
+    except UslError as error:
+        raise UslError(f"usl label: --image {error}") from None
+    return "#" + urlencode({"image": place, "name": pictures.name(place)})
 
 
 @contextmanager

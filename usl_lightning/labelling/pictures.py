@@ -14,6 +14,7 @@ from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import not_a_folder, sha256_of
+from usl_lightning.base.parameters import as_count
 from usl_lightning.data.images import folders, splits
 from usl_lightning.data.images.decode import decode
 from usl_lightning.data.images.folders import FileList, is_true
@@ -111,6 +112,13 @@ class FolderPictures(Pictures):
         if name is None:
             raise UslError(f"image {image} is not one that this server knows; start usl label again")
         return name
+
+    def place(self, name: str) -> int:
+        spelled = self._spelled(name)
+        found = [image for image, file in {**self._others, **self._files}.items() if file == spelled]
+        if not found:
+            raise UslError(f"{name}: no such image in {self.root}; expected the name of a file below it")
+        return found[0]
 
     def has(self, image: int) -> bool:
         if image in self._files:
@@ -227,6 +235,12 @@ class SourcePictures(Pictures):
 
     def name(self, image: int) -> str:
         return f"image {image} of {self.source.name}"
+
+    def place(self, name: str) -> int:
+        image = as_count(name.removeprefix("image "))
+        if image is None or not self.has(image):
+            raise UslError(f"{name}: no such image; expected a number from 0 to {len(self.source) - 1}")
+        return image
 
     def has(self, image: int) -> bool:
         return 0 <= image < len(self.source)

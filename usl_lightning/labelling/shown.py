@@ -62,6 +62,14 @@ class Pictures(ABC):
         """
 
     @abstractmethod
+    def place(self, name: str) -> int:
+        """Position of the image that is called so.
+
+        Raises:
+            UslError: there is none.
+        """
+
+    @abstractmethod
     def has(self, image: int) -> bool:
         """Whether it can be shown."""
 

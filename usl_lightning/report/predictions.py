@@ -21,7 +21,8 @@ UNSURE, DOUBTED = 24, 24
 
 _UNSURE = (
     "Images without a label whose two likeliest classes are nearest to each other. Labels of images like these teach "
-    "most: usl more RUN_DIR --budget N asks for those that help most."
+    "most: usl more RUN_DIR --budget N asks for those that help most, and usl label RUN_DIR --image NAME shows one of "
+    "them."
 )
 _DOUBTED = (
     "Labels that the classifier would not have given while they were held out (confident learning, Northcutt et al., "
@@ -86,10 +87,11 @@ def _doubted(run: RunReport, stage: StageReport, told: "Told", source: "ImageSou
     words = _DOUBTED if len(shown) == len(doubts) else f"{_DOUBTED} The first {len(shown)} of {len(doubts):,}."
     labels = str(stage.config.get("data.labels"))
     beside = [each for each in run.selections if labels.endswith(f"{each.name}/{each.folder.labels.name}")]
-    command = shlex.join(["usl", "label", str(beside[0].folder.labels) if beside else labels])
+    file = str(beside[0].folder.labels) if beside else labels
+    command = shlex.join(["usl", "label", file, "--image", _name(source, shown[0].row)])
     return [
         *parts, tag("p", words, class_="note"), _pictures(source, [each.row for each in shown], captions),
-        tag("p", "To look at them again, and change what is wrong:"), code(command),
+        tag("p", "To look at one of them again, the first here, and change what is wrong:"), code(command),
     ]  # fmt: skip
 
 

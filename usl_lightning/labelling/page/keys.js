@@ -47,6 +47,12 @@ function onClick(id, action) {
   byId(id).addEventListener("click", (event) => pressed(event, action));
 }
 
+// Show the image that the address ends in, if it does.
+function visitNamed() {
+  const asked = new URLSearchParams(location.hash.slice(1));
+  if (asked.has("image")) visit({ image: Number(asked.get("image")), name: asked.get("name") });
+}
+
 async function start() {
   if (!take(await ask("state"))) return;
   document.addEventListener("keydown", keyPressed);
@@ -72,6 +78,8 @@ async function start() {
   startAll();
   startZoom((right, at) => (right ? takeGuess(at) : skip()));
   show(firstUnanswered());
+  visitNamed();
+  addEventListener("hashchange", visitNamed);
   learn();
   if (state.classes.length === 0) byId("class-name").focus();
   setTimeout(poll, POLL);

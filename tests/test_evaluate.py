@@ -37,12 +37,16 @@ def test_everything_is_measured_on_all_images(run_dir: Path, command: str, capsy
     assert report["metrics"]["knn_accuracy"] == pytest.approx(result["knn_accuracy"])
     assert result["knn_k"] == 20
     names = ("knn_accuracy", "knn_1_accuracy", "knn_20_accuracy", "probe_accuracy", "probe_1000_accuracy")
-    names += ("probe_sgd_accuracy", "nmi", "ari", "feature_std", "uniformity", "rankme")
+    names += ("probe_sgd_accuracy", "nmi", "ari", "neighbour_purity", "feature_std", "uniformity", "rankme")
     assert report["metrics"].keys() == set(names)
     for name in names:
         assert f"{report['metrics'][name]:.4f}" in next(line for line in shown.splitlines() if line.startswith(name))
     assert "k = 20 of 1437 images" in shown
-    assert shown.splitlines()[-1] == str(run_dir / "evaluation.json")
+    assert shown.splitlines()[-2] == str(run_dir / "evaluation.json")
+    checkpoint = run_dir / "checkpoints/last.ckpt"
+    assert shown.splitlines()[-1].startswith(
+        f"next: usl select --config digits_usl.yaml --model.init_from {checkpoint}"
+    )
     assert before == {path: path.read_bytes() for path in before}, "the record of the run stays as it is"
     assert len(before) == 2
 
@@ -66,7 +70,7 @@ def test_figures_are_those_of_the_checkpoints_encoder(run_dir: Path) -> None:
     [
         (
             True,
-            {"feature_std", "uniformity", "rankme", "nmi", "ari"},
+            {"feature_std", "uniformity", "rankme", "nmi", "ari", "neighbour_purity"},
             "kNN and linear probe: the data set has no test images",
         ),
         (

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from usl_lightning.evaluation.features import PENALTY, Features, evaluate_features
-from usl_lightning.evaluation.knn import knn_accuracy
+from usl_lightning.evaluation.knn import knn_accuracy, neighbour_purity
 from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracy
 from usl_lightning.evaluation.spread import rankme
 
@@ -31,11 +31,23 @@ def test_figures_are_those_of_their_functions() -> None:
     few = balanced_subset(train.labels, 1000, seed=3)
     expected = probe_accuracy(train.features[few], train.labels[few], *test, num_classes=10, penalty=PENALTY)
     assert metrics["probe_1000_accuracy"] == expected
+    assert metrics["neighbour_purity"] == neighbour_purity(*train, torch.arange(len(train.labels)), k=10)
     assert 0.6 < metrics["nmi"] < 0.9
     assert 0.5 < metrics["ari"] < metrics["nmi"]
     assert report.left_out == []
     assert "k = 20 of 1437" in report.notes["knn_accuracy"]
     assert json.loads(json.dumps(report.as_dict()))["metrics"] == metrics
+
+
+def test_of_many_classes_the_five_likeliest_count_too() -> None:
+    train, test = split()
+    draw = torch.Generator().manual_seed(0)
+    part = [torch.randint(2, each.labels.shape, generator=draw) for each in (train, test)]  # no feature tells it
+    train, test = (
+        Features(each.features, 2 * each.labels + half) for each, half in zip((train, test), part, strict=True)
+    )
+    metrics = evaluate_features(train, test, knn_k=20).metrics
+    assert metrics["probe_accuracy"] < 0.6 < 0.95 < metrics["probe_top5_accuracy"]
 
 
 def test_figures_are_a_function_of_the_seed() -> None:
@@ -62,7 +74,7 @@ CLASSIFIERS = ("knn_accuracy", "knn_1_accuracy", "knn_20_accuracy", "probe_accur
         ("test labels", {*CLASSIFIERS, "probe_1000_accuracy"}, "no test image has a label"),
         (
             "labels",
-            {"nmi", "ari", *CLASSIFIERS, "probe_1000_accuracy"},
+            {"nmi", "ari", "neighbour_purity", *CLASSIFIERS, "probe_1000_accuracy"},
             "no training image has a label",
         ),
         ("few labels", {"probe_1000_accuracy"}, "there are 900, all in use above"),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.evaluation import knn as module
-from usl_lightning.evaluation.knn import knn_accuracy, weighted_knn
+from usl_lightning.evaluation.knn import knn_accuracy, neighbour_purity, weighted_knn
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -99,3 +99,27 @@ def test_bad_input() -> None:
         weighted_knn(x, y - 5, x, num_classes=3)
     with pytest.raises(UslError, match="temperature=0"):
         weighted_knn(x, y, x, temperature=0, num_classes=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(2, 20), k=st.integers(1, 25), seed=st.integers(0, 99), chunk=st.sampled_from([1, 64, 2**24]),
+)  # fmt: skip
+def test_purity_equals_a_loop(n: int, k: int, seed: int, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(n, 5, generator=generator, dtype=torch.float64)
+    labels = torch.randint(-1, 3, (n,), generator=generator)
+    some = torch.randperm(n, generator=generator)[: n // 2 + 1]
+    known = [i for i in range(n) if labels[i] >= 0]
+    shares = []
+    for i in some.tolist():
+        others = [j for j in known if j != i]
+        if labels[i] < 0 or not others:
+            continue
+        cosines = {j: float(features[i] @ features[j] / features[i].norm() / features[j].norm()) for j in others}
+        nearest = sorted(others, key=lambda j: -cosines[j])[:k]
+        shares.append(sum(bool(labels[j] == labels[i]) for j in nearest) / len(nearest))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CHUNK_ENTRIES", chunk)
+        found = neighbour_purity(features, labels, some, k=k)
+    assert found == pytest.approx(sum(shares) / len(shares)) if shares else math.isnan(found)

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from usl_lightning.data.keys import permutation
 from usl_lightning.evaluation.clusters import cluster_metrics
-from usl_lightning.evaluation.knn import TEMPERATURE, knn_accuracy
-from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracy
+from usl_lightning.evaluation.knn import TEMPERATURE, knn_accuracy, neighbour_purity
+from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracies, probe_accuracy
 from usl_lightning.evaluation.spread import feature_std, rankme, uniformity
 from usl_lightning.vectors.kmeans import kmeans
 
@@ -23,6 +23,12 @@ images."""
 
 NEIGHBOURS = (1, 20)
 """Neighbours of the kNN classifiers beside the one whose k is given."""
+
+PURE = 10
+"""Neighbours whose classes are compared with that of an image."""
+
+MANY = 20
+"""From so many classes on, it is also told how often the right one is among the five likeliest, as on ImageNet."""
 
 _PAIRED = 4096  # features whose pairs uniformity looks at, and whose rank is told
 
@@ -75,8 +81,9 @@ def evaluate_features(
         seed: of k-means' starting points, of SGD's order, and of the labels that the last probe sees.
 
     Returns:
-        `feature_std`, `uniformity` and `rankme`; where labels allow it `nmi`, `ari`, `knn_accuracy`, that of 1 and of
-        20 neighbours, `probe_accuracy`, `probe_sgd_accuracy` and `probe_1000_accuracy`.
+        `feature_std`, `uniformity` and `rankme`; where labels allow it `nmi`, `ari`, `neighbour_purity`,
+        `knn_accuracy`, that of 1 and of 20 neighbours, `probe_accuracy` (of many classes `probe_top5_accuracy` too),
+        `probe_sgd_accuracy` and `probe_1000_accuracy`.
     """
     report = FeatureReport()
     n, d = train.features.shape
@@ -92,6 +99,10 @@ def evaluate_features(
         report.left_out.append("k-means, kNN and linear probe: no training image has a label")
         return report
     _add_clusters(report, train, seed)
+    if int((train.labels >= 0).sum()) > 1:
+        purity = neighbour_purity(*train, some, k=PURE)
+        note = f"of the {PURE} most similar images of one, those of its class; {len(some)} training images"
+        report.add("neighbour_purity", purity, note)
     if test is None:
         report.left_out.append("kNN and linear probe: the data set has no test images")
     elif not (test.labels >= 0).any():
@@ -119,8 +130,11 @@ def _add_classifiers(report: FeatureReport, train: Features, test: Features, knn
     for few in NEIGHBOURS:
         accuracy = knn_accuracy(*train, *test, k=min(few, known), num_classes=classes)
         report.add(f"knn_{few}_accuracy", accuracy, f"the same, k = {min(few, known)}")
-    accuracy = probe_accuracy(*train, *test, num_classes=classes, penalty=PENALTY)
-    report.add("probe_accuracy", accuracy, f"linear probe, {known} labels")
+    tops = (1, 5) if classes >= MANY else (1,)
+    accuracies = probe_accuracies(*train, *test, num_classes=classes, penalty=PENALTY, tops=tops)
+    report.add("probe_accuracy", accuracies[0], f"linear probe, {known} labels")
+    for accuracy in accuracies[1:]:
+        report.add("probe_top5_accuracy", accuracy, "the same, among the 5 likeliest classes")
     accuracy = probe_accuracy(*train, *test, num_classes=classes, sgd_seed=seed)
     report.add("probe_sgd_accuracy", accuracy, f"the same by SGD, 100 epochs, {known} labels")
     if known <= FEW:

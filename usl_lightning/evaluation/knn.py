@@ -57,6 +57,33 @@ def weighted_knn(
     return torch.cat(predictions) if predictions else bank_labels.new_empty(0)
 
 
+def neighbour_purity(features: Tensor, labels: Tensor, some: Tensor, *, k: int) -> float:
+    """How many of the k most similar images of an image have its class, 0 … 1, on average.
+
+    It is what CMSF's paper calls purity (Navaneet et al., ECCV 2022, section 1).
+
+    Args:
+        features: [n, d], any float dtype; normalised here.
+        labels: int64 [n]; images labelled -1 (unknown) are nobody's neighbours.
+        some: int64 [m], images to look at; those without a label are passed over.
+        k: neighbours, at least 1; all other labelled images if there are fewer.
+
+    Returns:
+        NaN if fewer than two images have a label, or none of `some`.
+    """
+    known = torch.nonzero(labels >= 0)[:, 0]
+    x, own = F.normalize(features[known].detach().float(), dim=1), labels[known]
+    asked = torch.nonzero(torch.isin(known, some.to(known.device)))[:, 0]
+    k = min(k, len(known) - 1)
+    if k < 1 or not len(asked):
+        return float("nan")
+    alike = 0.0
+    for part in torch.split(asked, max(1, CHUNK_ENTRIES // len(known))):
+        similarities = (x[part] @ x.T).scatter_(1, part[:, None], -torch.inf)
+        alike += float((own[similarities.topk(k, dim=1).indices] == own[part, None]).sum())
+    return alike / (k * len(asked))
+
+
 def knn_accuracy(
     bank: Tensor,
     bank_labels: Tensor,

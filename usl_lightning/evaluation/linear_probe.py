@@ -1,6 +1,7 @@
 """A linear classifier on frozen features: multinomial logistic regression, fitted by L-BFGS or by SGD."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,24 @@ def probe_accuracy(
     penalty: float = 1e-2,
     sgd_seed: int | None = None,
 ) -> float:
-    """Accuracy of logistic regression on standardised features, 0 … 1.
+    """Accuracy of logistic regression on standardised features, 0 … 1; see `probe_accuracies`."""
+    return probe_accuracies(
+        features, labels, test_features, test_labels, num_classes=num_classes, penalty=penalty, sgd_seed=sgd_seed
+    )[0]
+
+
+def probe_accuracies(
+    features: Tensor,
+    labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    *,
+    num_classes: int,
+    penalty: float = 1e-2,
+    sgd_seed: int | None = None,
+    tops: Sequence[int] = (1,),
+) -> list[float]:
+    """Accuracies of logistic regression on standardised features, 0 … 1.
 
     Args:
         features, labels: to fit on, [n, d] and int64 [n]; rows labelled -1 (unknown) are left out.
@@ -112,9 +130,10 @@ def probe_accuracy(
         num_classes: how many classes there are.
         penalty: see `fit_logistic_regression`.
         sgd_seed: fit by SGD instead, without that penalty, see `fit_by_sgd`.
+        tops: what counts as right: the label is among so many likeliest classes, 1 to `num_classes`.
 
     Returns:
-        The fraction of test rows with a known label that is right; NaN if there is none.
+        For each of `tops` the fraction of test rows with a known label that is right; NaN if there is none.
 
     Raises:
         UslError: no known label to fit on, or features that are not finite.
@@ -131,8 +150,9 @@ def probe_accuracy(
         weight, bias = fit_logistic_regression(x, own, num_classes=num_classes, penalty=penalty)
     else:
         weight, bias = fit_by_sgd(x, own, num_classes=num_classes, seed=sgd_seed)
-    found = torch.addmm(bias, (y - mean) / scale, weight.T).argmax(1)
-    return float((found == test_labels[tested]).double().mean())
+    logits = torch.addmm(bias, (y - mean) / scale, weight.T)
+    right = logits.topk(max(tops), dim=1).indices == test_labels[tested][:, None]
+    return [float(right[:, :top].any(1).double().mean()) for top in tops]
 
 
 def balanced_subset(labels: Tensor, count: int, *, seed: int = 0) -> Tensor:

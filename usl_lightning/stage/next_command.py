@@ -18,6 +18,8 @@ def next_command(stage: StageCommand, verbs: tuple[str, ...]) -> str:
         verbs: of its model.
     """
     folder, config = StageFolder(stage.run_dir), stage.configs[-1]
+    if config.name == "config.yaml":  # that of a stage, which is called as the one it was made of
+        config = stage.run_dir
     labels = f"--data.labels {shlex.quote(str(folder.labels))}"
     if encoder := stage.flat().get("model.init_from"):
         labels += f" --model.init_from {shlex.quote(str(encoder))}"

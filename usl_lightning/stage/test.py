@@ -9,6 +9,7 @@ from pytorch_lightning import Trainer
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.next_command import next_command
 from usl_lightning.stage.parser import StageCLI
 
 
@@ -65,4 +66,6 @@ def judge(
             print(f"{evaluation.table}\n{folder.evaluation}")
             if "predict" in model.verbs:
                 print(f"next: usl predict {shlex.quote(str(cli.stage.run_dir))} FOLDER")
+            else:
+                print(next_command(cli.stage, model.verbs))
     return evaluation.metrics

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 
 from usl_lightning.cli import main
@@ -30,6 +31,8 @@ def test_everything_is_measured_on_all_images(run_dir: Path, command: str, capsy
     before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.name in ("result.json", "stage.json")}
     main([command, *SMALL, "--run_dir", str(run_dir), "--ckpt_path", "last"])
     shown = capsys.readouterr().out
+    with Image.open(run_dir / "filters.png") as picture:
+        assert picture.size == (16 * 66 + 17 * 4, 16 + 66 + 2 * 4)  # 3×3, magnified 22 times, side by side
     report = json.loads((run_dir / "evaluation.json").read_text())
     assert report["images"] == {"train": 1437, "test": 360}
     assert (report["method"], report["dataset"]) == ("SimCLR", "digits")

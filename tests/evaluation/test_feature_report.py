@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from torch import nn
 
-from usl_lightning.evaluation.features import PENALTY, Features, evaluate_features
+from usl_lightning.evaluation.features import PENALTY, Features, evaluate_features, first_filters
 from usl_lightning.evaluation.knn import knn_accuracy, neighbour_purity
 from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracy
 from usl_lightning.evaluation.spread import rankme
@@ -62,6 +63,21 @@ def test_the_table_is_aligned_and_tells_k() -> None:
     lines = evaluate_features(*split(), knn_k=20).table().splitlines()
     assert len({line.index(".") for line in lines}) == 1, "decimal points stand below each other"
     assert any(line.startswith("knn_accuracy") and "k = 20" in line for line in lines)
+
+
+def test_filters_of_the_first_layer() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 4, 3))
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].weight[0, 1, 2, 0], net[0].weight[0, 2, 0, 0], net[0].weight[1, 0, 0, 1] = -0.5, 0.25, 8.0
+    filters = first_filters(net)
+    assert filters is not None
+    assert filters.shape == (2, 3, 3, 3)
+    assert [int(filters[0, 1, 2, 0]), int(filters[0, 2, 0, 0]), int(filters[1, 0, 0, 1])] == [0, 191, 255]
+    assert int(filters[1, 2, 2, 2]) == 128, "0 is grey"
+    assert first_filters(nn.Sequential(nn.Conv2d(5, 2, 3))) is None
+    assert first_filters(nn.Sequential(nn.Conv2d(3, 2, 1))) is None
+    assert first_filters(nn.Linear(2, 2)) is None
 
 
 CLASSIFIERS = ("knn_accuracy", "knn_1_accuracy", "knn_20_accuracy", "probe_accuracy", "probe_sgd_accuracy")

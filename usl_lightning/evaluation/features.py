@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from usl_lightning.data.keys import permutation
 from usl_lightning.evaluation.clusters import cluster_metrics
@@ -110,6 +110,19 @@ def evaluate_features(
     else:
         _add_classifiers(report, train, test, knn_k, seed)
     return report
+
+
+def first_filters(encoder: nn.Module) -> Tensor | None:
+    """The filters of a network's first convolution as images, uint8 [n, c, h, w]; grey is 0, black or white the most.
+
+    None if the first convolution is not of images of 1 or 3 channels, or its filters have no width.
+    """
+    first = next((part for part in encoder.modules() if isinstance(part, nn.Conv2d)), None)
+    if first is None or first.weight.shape[1] not in (1, 3) or min(first.kernel_size) < 2:
+        return None
+    weight = first.weight.detach().float().cpu()
+    most = weight.abs().amax((1, 2, 3), keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return ((weight / most + 1) * 127.5).round().to(torch.uint8)
 
 
 def _add_clusters(report: FeatureReport, train: Features, seed: int) -> None:

@@ -57,6 +57,7 @@ class StageFolder:
         self.overview = path / "overview.npz"
         self.files = path / "outputs"
         self.evaluation = path / "evaluation.json"
+        self.filters = path / "filters.png"
 
     def record(self) -> dict[str, Any] | None:
         """`stage.json`, or None if the stage was never begun.
@@ -167,7 +168,7 @@ class StageFolder:
         """
         names = ("config.yaml", "checkpoints", "metrics.csv", "speed.csv")
         own = [*(self.path / name for name in names), self.labels, self.result, self.picture, self.overview, self.files]
-        for path in (*own, self.evaluation):
+        for path in (*own, self.evaluation, self.filters):
             if os.path.lexists(path) and self.record() is None:
                 raise UslError(f"{path}: is there already, and no {self.record_path.name} says of which run; {advice}")
 

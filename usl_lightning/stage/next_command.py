@@ -7,7 +7,7 @@ from usl_lightning.base.configs import names_of_all, shipped_folder
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.index import images_to_label
 from usl_lightning.stage.folder import StageFolder
-from usl_lightning.stage.words import StageCommand
+from usl_lightning.stage.words import RESULTS, StageCommand
 
 
 def next_command(stage: StageCommand, verbs: tuple[str, ...]) -> str:
@@ -34,7 +34,8 @@ def next_command(stage: StageCommand, verbs: tuple[str, ...]) -> str:
     if "predict" in verbs:
         return f"next: usl predict {shlex.quote(str(stage.run_dir))} FOLDER classifies other images"
     after = config_beside(config, "usl", f"{config.stem}_select.yaml")
-    checkpoint = shlex.quote(str(folder.last_checkpoint))
+    looked_at = stage.command not in RESULTS and stage.ckpt_path not in (None, "last")
+    checkpoint = shlex.quote(str(stage.ckpt_path if looked_at else folder.last_checkpoint))
     return f"next: usl select --config {after} --model.init_from {checkpoint} picks the images to label"
 
 

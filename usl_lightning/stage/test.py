@@ -8,6 +8,8 @@ from typing import Any
 from pytorch_lightning import Trainer
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.evaluation.features import first_filters
+from usl_lightning.pictures.grid import contact_sheet
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.next_command import next_command
 from usl_lightning.stage.parser import StageCLI
@@ -63,9 +65,18 @@ def judge(
         about = {"method": type(model).__name__, "dataset": data.dataset, "checkpoint": str(tested)}
         evaluation.write(folder.evaluation, about)
         if closely:
-            print(f"{evaluation.table}\n{folder.evaluation}")
+            print(evaluation.table)
             if "predict" in model.verbs:
-                print(f"next: usl predict {shlex.quote(str(cli.stage.run_dir))} FOLDER")
+                print(f"{folder.evaluation}\nnext: usl predict {shlex.quote(str(cli.stage.run_dir))} FOLDER")
             else:
-                print(next_command(cli.stage, model.verbs))
+                _draw_filters(model, folder)
+                print(f"{folder.evaluation}\n{next_command(cli.stage, model.verbs)}")
     return evaluation.metrics
+
+
+def _draw_filters(model: Any, folder: StageFolder) -> None:
+    """The first layer of a network that learned features, where it can be seen."""
+    filters = first_filters(model.encoder)
+    if filters is not None:
+        contact_sheet(filters, folder.filters, columns=16)
+        print(f"{folder.filters}: the {len(filters)} filters of the first layer")

@@ -1,5 +1,6 @@
 """The picture of a selection says what people have answered, not what was known when it was drawn."""
 
+import os
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,16 +8,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from own_images import Labelling, make_selection
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from usl_lightning.chain.summary import draw_summary
 from usl_lightning.cli import main
 from usl_lightning.labelling.store import LabelStore
 from usl_lightning.labels import LabelIndex
-from usl_lightning.pictures.gallery import caption_strip, chosen_strip
+from usl_lightning.pictures.gallery import caption_strip, chosen_strip, summary_picture
 from usl_lightning.stage.captions import captions, redraw_captions
 
 IMAGES = torch.randint(0, 256, (12, 3, 9, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 WORDS = ["cat", "a very long class name", "jpg", "?"] * 3
 
 
@@ -70,6 +72,24 @@ def test_a_picture_of_another_making_is_left_alone(labels: Path) -> None:
     picture.unlink()
     redraw_captions(labels, LabelIndex.read(labels))
     assert not picture.exists()
+
+
+@pytest.mark.parametrize("kind", ["PostScript", "pipe", "damaged", "missing"])
+def test_what_is_called_like_a_picture_is_opened_as_nothing_else(
+    kind: str, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostScript would start Ghostscript, and a pipe be waited for."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_: pytest.fail("it was started"))
+    picture = labels.with_name("chosen.png")
+    content = picture.read_bytes()[:900]
+    picture.unlink()
+    if kind == "pipe":
+        os.mkfifo(picture)
+    elif kind != "missing":
+        picture.write_bytes(POSTSCRIPT if kind == "PostScript" else content)
+    redraw_captions(labels, LabelIndex.read(labels))
+    summary_picture([{}], [picture], tmp_path / "summary.png")
+    assert not (tmp_path / "summary.png").exists()
 
 
 def test_the_server_leaves_the_picture_up_to_date(labels: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from usl_lightning.base.atomic import read_file
 from usl_lightning.pictures.png import MADE_BY, save_png
 
 if TYPE_CHECKING:  # a chain's picture is drawn without importing torch
@@ -43,17 +45,22 @@ def caption_strip(path: Path, captions: Sequence[str], *, columns: int = 10) -> 
     Raises:
         UslError: it cannot be written.
     """
-    try:
-        with Image.open(path) as file:
-            made_by, before = file.info.get("Software"), file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return
-    if made_by != MADE_BY or before.size != _sheet_size(len(captions), columns):
+    before = _opened(path)
+    if before is None or before.size != _sheet_size(len(captions), columns):
         return
     sheet = before.copy()
     _write_captions(sheet, captions, columns)
     if sheet.tobytes() != before.tobytes():
         save_png(sheet, path)
+
+
+def _opened(path: Path) -> Image.Image | None:
+    """A picture of this package, in colour; None if it is none: a pipe is not waited for, PostScript starts nothing."""
+    try:
+        with Image.open(io.BytesIO(read_file(path)), formats=["PNG"]) as file:
+            return file.convert("RGB") if file.info.get("Software") == MADE_BY else None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
 
 
 def _write_captions(sheet: Image.Image, captions: Sequence[str], columns: int) -> None:
@@ -92,11 +99,13 @@ def summary_picture(results: Sequence[Mapping[str, Any]], strips: Sequence[Path]
 
     Args:
         results: entries of `summary.json`'s `results`.
-        strips: for each of them the PNG written by `chosen_strip`.
+        strips: for each of them the PNG written by `chosen_strip`; if one is none, nothing is written.
         path: the file.
     """
     title, small = ImageFont.load_default(18), ImageFont.load_default(14)
-    pictures = [Image.open(strip).convert("RGB") for strip in strips]
+    pictures = [picture for strip in strips if (picture := _opened(strip)) is not None]
+    if not pictures or len(pictures) < len(strips):
+        return
     width = max(picture.width for picture in pictures) + 2 * PAD
     heights = [picture.height + 64 for picture in pictures]
     sheet = Image.new("RGB", (width, sum(heights) + PAD), PAPER)

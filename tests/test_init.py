@@ -554,6 +554,14 @@ def test_many_images_have_a_decoded_copy_on_disk() -> None:
     assert texts(20_001)["data.cache"].startswith(os.environ["USL_CACHE"])
 
 
+@pytest.mark.parametrize("name", ["a: b", "a: [b", "tab\t", "{x}"])
+def test_a_folder_of_any_name_is_handed_on(name: str, here: Path) -> None:
+    root = tree(here / name, {"": 12})
+    init(str(root), "--classes", "3", "--output", "c.yaml")
+    stage = Chain.read(Path("c.yaml")).stages[0]
+    assert StageCommand(stage.command, [stage.config], stage.set).flat()["data.dir"] == str(root)
+
+
 # refusing -----------------------------------------------------------------------------------------------
 
 
@@ -586,7 +594,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ({"some": 12}, ["some", "--classes", "1"], "--classes 1: expected how many, or names"),
         ({"some": 12}, ["some", "--classes", "cat,cat"], "--classes cat,cat: expected how many, or names"),
         ({"some": 12}, ["some", "--classes"], "--classes true: expected how many, or names"),
-        ({"a: b": 12}, ["a: b"], "': ' in a path cannot be handed on; rename the folder"),
+        ({"${a.b}": 12}, ["${a.b}"], "'${…}' in a path would mean a stage; rename the folder"),
         ({"some": 12}, ["some", "--output", "x.txt"], "--output x.txt: expected a name that ends in .yaml"),
         ({"some": 12}, ["some", "--minute", "3"], "unknown option --minute (did you mean 'minutes'?)"),
     ],

@@ -6,14 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from usl_lightning.base.atomic import check_replaceable
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.parameters import as_count, home
-from usl_lightning.chain.file import Chain
+from usl_lightning.chain.file import REFERENCE, Chain
 from usl_lightning.chain.naming import most_labels_in
 from usl_lightning.labels.names import checked, clean
 from usl_lightning.models.names import unknown_network
@@ -139,8 +137,8 @@ def main(arguments: Sequence[str]) -> None:
     from usl_lightning.init.folder import inspect_folder
 
     found = inspect_folder(given.folder)
-    if not isinstance(yaml.safe_load(str(found.data.resolve())), str):
-        raise UslError(f"usl init: {found.data.resolve()}: ': ' in a path cannot be handed on; rename the folder")
+    if REFERENCE.search(str(found.data.resolve())):
+        raise UslError(f"usl init: {found.data.resolve()}: '${{…}}' in a path would mean a stage; rename the folder")
     from usl_lightning.init.choice import choose_features
     from usl_lightning.init.given import decide_by_labels
     from usl_lightning.init.plan import Wishes, check_budget, data_classes, labels_known, make_plan

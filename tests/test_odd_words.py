@@ -180,6 +180,7 @@ def test_a_pipe_is_no_file(words: list[str], here: Path, capsys: pytest.CaptureF
 def test_paths_are_as_typed() -> None:
     assert home("a b/~") == Path("a b/~")
     assert home("~/x") == Path.home() / "x"
+    assert home("./~") == Path.cwd() / "~"  # a folder of that name; `Path` alone would make it the home folder
     with pytest.raises(UslError, match="an empty text is no path"):
         home("")
 

@@ -43,7 +43,8 @@ def home(text: str) -> Path:
     """
     if not text:
         raise UslError("an empty text is no path; for the folder one is in, type .")
-    return Path(os.path.expanduser(text))
+    path = Path(os.path.expanduser(text))
+    return path.absolute() if path.parts and path.parts[0].startswith("~") else path  # `./~` is a folder here
 
 
 def options(arguments: Sequence[str]) -> list[tuple[str, str]]:

@@ -91,6 +91,19 @@ def test_transparency_is_laid_on_the_background(kind: str, background: str) -> N
     assert is_transparent(content, "x")
 
 
+def test_grey_that_was_multiplied_with_alpha() -> None:
+    """TIFF says so by 1 in place of 2 in the tag of its further channel."""
+    image = np.array([[[0, 0], [64, 128], [128, 128], [200, 255]]], np.uint8)
+    content = encoded(Image.fromarray(image), "TIFF")
+    tag, other = (struct.pack("<HHIHH", 338, 3, 1, kind, 0) for kind in (2, 1))
+    assert content.count(tag) == 1
+    content = content.replace(tag, other)
+    for channels in (1, 3):
+        assert (decode(content, "x", channels, None) == np.array([255, 191, 255, 200])[None, :, None]).all()
+    assert probe(content, "x").grey
+    assert is_transparent(content, "x")
+
+
 def test_the_default_is_white_and_what_is_hidden_leaves_no_trace() -> None:
     shown, hidden = np.full((9, 9, 4), 255, np.uint8), rng.integers(0, 256, (9, 9, 4), dtype=np.uint8)
     hidden[..., 3] = 0

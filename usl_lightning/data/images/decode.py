@@ -34,8 +34,8 @@ FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF")
 
 Interpolation = Literal["bilinear", "bicubic"]
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_CONVERTED = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
-_GREY = ("1", "L", "LA")
+_CONVERTED = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+_GREY = ("1", "L", "LA", "La")
 _ORIENTATION = 0x0112
 _BITS, _PHOTOMETRIC = 0x0102, 0x0106  # of TIFF
 _TRANSPOSE = {
@@ -223,6 +223,8 @@ def _eight_bit(image: ImageFile, content: bytes, where: str) -> Callable[[Image.
     if image.mode not in _CONVERTED:
         why = " (floating point: their range is not known)" if image.mode == "F" else ""
         raise UnreadableImageError(f"{where}: pixels of mode {image.mode} are not read{why}; save it with 8 or 16 bits")
+    if image.mode == "La":  # of TIFF: grey that was multiplied with alpha
+        return lambda part, row: part.convert("LA")
     if image.mode == "L" and isinstance(key, int) and depth < 8:  # it is given in the file's own depth
         image.info["transparency"] = key * 255 // (2**depth - 1)
     if image.mode == "RGB" and isinstance(key, tuple) and depth == 16:

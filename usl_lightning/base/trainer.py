@@ -97,6 +97,10 @@ _SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: type(value) in (int, float),
         "a number of batches; a run that is continued would not repeat validations by the clock",
     ),
+    "limit_val_batches": (
+        lambda value: value in (0, 1.0) and type(value) is not bool and str(value) != "1",  # 1 is a batch
+        "0, for no validation; a part of the images would pass for all of them",
+    ),
     "devices": (_counts_devices, "a number of devices, auto, or a list of their numbers"),
     "max_time": (_is_duration, "DD:HH:MM:SS, or keys and values such as {hours: 1}"),
     "callbacks": (_names_classes, _CLASSES),

@@ -415,7 +415,7 @@ def test_classes_with_blanks_by_list(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "test"),
     [("train", "valid"), ("train", "val"), ("train", "validation"), ("Train", "Test"), ("TRAIN", "VALID"),
-     ("Training", "Testing"), ("train", "test")],
+     ("Training", "Testing"), ("train ", "test "), ("ｔrain", "Ｔest"), ("train", "test")],
 )  # fmt: skip
 def test_splits_are_no_classes_whatever_they_are_called(train: str, test: str, above: str, tmp_path: Path) -> None:
     root = tree(tmp_path / "d", f"{above}{train}/cat/1.png", f"{above}{train}/dog/2.png", f"{above}{test}/dog/3.png")
@@ -457,10 +457,26 @@ def test_splits_below_a_class_are_refused(tmp_path: Path) -> None:
     assert open_source("folder", "train", dir=str(root), classes=["a"]).files[0] == "images/train/1.png"
 
 
-@pytest.mark.parametrize("names", [("train", "dev"), ("Train_set", "test_set"), ("training-data", "holdout")])
+@pytest.mark.parametrize("names", [("train", "dev"), ("Train_set", "test_set"), ("training-data", "holdout"), ("my train", "my test"),
+                                   ("images_train", "images_val"), ("trn", "tst")])  # fmt: skip
 def test_splits_of_other_names_are_refused(names: tuple[str, str], tmp_path: Path) -> None:
     root = tree(tmp_path / "d", *(f"{name}/{kind}/1.png" for name in names for kind in ("cat", "dog")))
     assert f"{names[0]} and {names[1]} hold folders of the same names and are no classes" in refusal(root)
+
+
+@pytest.mark.parametrize("files", [
+    ("valid/cat/1.png", "valid/dog/1.png", "test/cat/1.png"),
+    ("test/cat/1.png", "test/dog/1.png"),
+    ("cat/1.png", "dog/1.png", "test/cat/1.png", "test/dog/1.png"),
+    ("cat/1.png", "dog/1.png", "Train/dog/1.png"),
+])  # fmt: skip
+def test_a_split_without_the_one_to_train_on_is_refused(files: tuple[str, ...], tmp_path: Path) -> None:
+    assert "is no class: it holds folders as a split does" in refusal(tree(tmp_path / "d", *files))
+
+
+def test_strains_are_classes(tmp_path: Path) -> None:
+    files = [f"{strain}/{day}/1.png" for strain in ("strain a", "strain b") for day in ("1", "2")]
+    assert open_source("folder", "train", dir=str(tree(tmp_path / "d", *files))).classes == ("strain a", "strain b")
 
 
 def test_a_class_may_be_called_train_and_hold_folders(tmp_path: Path) -> None:

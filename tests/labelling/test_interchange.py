@@ -309,6 +309,7 @@ def test_guesses_go_along_as_predictions_and_come_back_as_nothing(
     ("a.csv", "index,label\nI0,cow\nI1,c\u043ew\n", "(line 3): 'c\u043ew' ('c\\u043ew') looks like the class 'cow'"),
     ("a.csv", 'index,label\nI0,"cat, dog"\n', "(line 2): 'cat, dog' names several classes"),
     ("a.csv", "index,label\nI0,cow\nI1,cow|pig\nI2,pig\n", "(line 3): 'cow|pig' names several classes"),
+    ("a.csv", "index,label\nI0,cow;pig\n", "(line 2): 'cow;pig' names several classes"),
     ("a.csv", "index,label\nI0,\"['cat', 'dog']\"\n", "is a list, expected the name of one class"),
     ("a.csv", 'index,label\nI0,"[""cat"","\n', "is a list, expected the name of one class"),
     ("a.csv", "index,label\nI0,?\n", "'?' may mean 'no label'"),

@@ -91,7 +91,7 @@ def _import(store: LabelStore, path: Path) -> None:
     redraw_captions(store.path, index)
     news = f", {changed} other than before" if changed else ""
     news += f"; new classes: {', '.join(added)}" if added else ""
-    print(f"{store.path}: {len(answers)} answers{news}; {images_to_label(index)}")
+    print(f"{store.path}: {len(answers)} answer{'s' * (len(answers) != 1)}{news}; {images_to_label(index)}")
     if read.disputed:
         image, names = next(iter(read.disputed.items()))
         count = "1 image is" if len(read.disputed) == 1 else f"{len(read.disputed)} images are"

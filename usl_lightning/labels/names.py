@@ -40,8 +40,9 @@ _TWINS = str.maketrans(
 """Cyrillic and Greek letters that look like Latin ones."""
 
 _LISTED = re.compile(r"[\[({]\s*['\"]|\[.*\]$|\{.*\}$|\(.*,.*\)$")
+_ALWAYS_BETWEEN = re.compile(r"[;|]")
 _BETWEEN = re.compile(r"[,;|]")
-_PERHAPS_BETWEEN = re.compile(r"[/&+\\]|\band\b")
+_PERHAPS_BETWEEN = re.compile(r"[/&+\\:>]|\band\b|\bor\b")
 
 _JOINERS = "\u200c\u200d"
 """Zero width, but Persian, Indian scripts and emoji are not written without them."""
@@ -204,11 +205,13 @@ def check_single(name: str, names: Collection[str]) -> None:
         names: that are classes, or stand in the table.
 
     Raises:
-        UslError: one of its parts is among the names; or all are, where what is between them may be of a name too.
+        UslError: something is between its parts that is in no name; one of them is among the names; or all are, where
+            what is between them may be of a name too.
     """
     parts = [part.strip() for part in _BETWEEN.split(name)]
     several = [part.strip() for part in _PERHAPS_BETWEEN.split(name)]
-    if (len(parts) > 1 and any(part in names for part in parts)) or (len(several) > 1 and {*several} <= {*names}):
+    listed = _ALWAYS_BETWEEN.search(name) or (len(parts) > 1 and any(part in names for part in parts))
+    if listed or (len(several) > 1 and {*several} <= {*names}):
         raise UslError(f"'{printable(name, LONGEST_NAME)}' names several classes, expected one")
 
 

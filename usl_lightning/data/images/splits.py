@@ -16,6 +16,7 @@ from usl_lightning.base.files import not_a_folder, once, read_once
 from usl_lightning.data.images.catalog import data_folder
 from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.walk import is_class_folder, is_image
+from usl_lightning.labels.names import look
 
 
 def split_folders(name: str, dir: str | None) -> Mapping[str, Path]:
@@ -63,6 +64,11 @@ _SPLITS = {
 }  # fmt: skip
 
 
+def _split_called(name: str) -> str:
+    """The split that a folder of this name is; "" if it is none."""
+    return _SPLITS.get(look(name), "")
+
+
 def _splits_of_folder(root: Path) -> dict[str, Path]:
     inner = only_folder(root)
     for place in (root, inner):
@@ -72,7 +78,7 @@ def _splits_of_folder(root: Path) -> dict[str, Path]:
     for place in (inner, *inner.parents):
         if place == root:
             break
-        if _SPLITS.get(place.name.lower()) == "train":
+        if _split_called(place.name) == "train":
             return {"train": place}
     return {"train": root}
 
@@ -80,8 +86,8 @@ def _splits_of_folder(root: Path) -> dict[str, Path]:
 def _splits_in(root: Path) -> dict[str, Path]:
     """Split -> its folder, in the order of training and testing."""
     found: dict[str, Path] = {}
-    for name in sorted(e.name for e in _listed(root) if e.name.lower() in _SPLITS and is_class_folder(e)):
-        split = _SPLITS[name.lower()]
+    for name in sorted(e.name for e in _listed(root) if _split_called(e.name) and is_class_folder(e)):
+        split = _split_called(name)
         if split in found:
             raise UslError(f"{root}: {found[split].name} and {name} are both the split '{split}'; rename one")
         found[split] = root / name
@@ -92,7 +98,7 @@ def _splits_in(root: Path) -> dict[str, Path]:
 
 def are_splits(names: Collection[str]) -> bool:
     """Whether folders of these names, among others, are splits: one to train and one to measure on."""
-    found = {_SPLITS.get(name.lower()) for name in names}
+    found = {*map(_split_called, names)}
     return "train" in found and bool(found & {"test", "val"})
 
 
@@ -108,13 +114,19 @@ def check_no_splits(train: Path, listing: FileList) -> None:
     """
     inside = {folder: listing.folders_in(folder) for folder in listing.class_folders()}
     for folder, names in inside.items():
+        if _split_called(folder) and names and ({*inside} & {*names} or all(map(_split_called, inside))):
+            raise UslError(
+                f"{train}: {folder} is no class: it holds folders as a split does ({', '.join(sorted(names))}); expected"
+                " train and test, which hold those of the classes, or one of them as the folder of the images"
+            )
         if are_splits(names):
             raise UslError(
                 f"{train}: {folder} is no class: it has the splits {', '.join(sorted(names))}; give the folder that"
                 f" holds the splits with --data.dir ({train / folder})"
             )
         others = [other for other in inside if other != folder and inside[other] == names]
-        if folder.lower().startswith("train") and len(names) > 1 and others:  # train_set and test_set, train and dev
+        called = re.search(r"(?<![a-z])tr(ai)?n", look(folder))  # train_set and test_set, train and dev, my_train and my_test
+        if called and len(names) > 1 and others:
             raise UslError(
                 f"{train}: {' and '.join((folder, *others))} hold folders of the same names and are no classes; call"
                 " them train and test, or give one of them as the folder of the images"
@@ -161,7 +173,7 @@ def read_class_list(path: Path, known: Collection[str] = ()) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UslError(f"{path}: class list cannot be read ({error})") from error
     texts = [composed(line.strip()) for line in lines]
-    names = [_named_in(text, known) for text in texts if text and not text.startswith("#")]
+    names = [_named_in(text, known) for text in texts if text in known or text[:1] not in ("", "#")]
     if not names:
         raise UslError(f"{path}: no class in it; expected one class folder a line")
     if len(set(names)) < len(names):

@@ -223,7 +223,7 @@ def test_the_chain_keeps_the_labels_and_takes_what_is_trained(digits: Path) -> N
         assert "It goes on with the labels that are there." in said
         assert said.splitlines()[-1] == "next: usl run x.yaml --name x_2"
     said = screen(planned(digits, choice, index, budget=30)[0], digits, digits)
-    assert "It goes on with the labels that are there, and picks 6 images more to label." in said
+    assert "It goes on with the labels that are there, and stops for 6 images more." in said
 
 
 def test_rounds_come_beside_the_labels(digits: Path) -> None:

@@ -191,10 +191,15 @@ def test_who_stops_early_goes_on_with_what_is_answered() -> None:
     assert run() == 3
     first = answer(1, range(5))
     assert len(set(first["labels"]) - {None}) > 1
-    assert run() == 0  # the second round's classifier has labels of two classes too
+    assert run() == 3  # the labels of the first round are none of the second
     second = chosen(2)
     assert second["labels"] == [*first["labels"][:5], *[None] * 7]
     assert second["indices"][:8] == first["indices"]
+    answer(2, range(9))
+    assert run() == 0
+    assert run("more", "runs/chain", "--budget=3") == 3
+    answer(3, range(12, 13))
+    assert run() == 0
 
 
 def test_no_label_but_the_answers_is_read() -> None:

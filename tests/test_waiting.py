@@ -145,6 +145,23 @@ def test_whoever_stops_early_has_what_is_answered(launched: list[str], capsys: p
     assert launched[4:] == ["train", "tune"]
 
 
+@pytest.mark.parametrize("kept", [(0, 1), (0, 1, None)])
+def test_a_round_is_waited_for_until_some_of_it_is_answered(launched: list[str], kept: tuple[int | None, ...]) -> None:
+    """The answers that it began with are of the round before; where no image is new, nobody is asked."""
+    Path("kept.json").write_text(
+        json.dumps({**INDEX, "indices": INDEX["indices"][: len(kept)], "labels": kept, "classes": ["a", "b"]})
+    )
+    keeps = {"set": {"model.keep_from": "kept.json"}}
+    leaves_out = {"set": {"data.unanswered": "leave_out", "data.labels": "${second.labels}"}}
+    early = [ROUNDS[1] | keeps, ROUNDS[2] | leaves_out]
+    assert run(early) == 3
+    answer("second", [0, 1, None])
+    assert run(early) == (3 if len(kept) < 3 else None)
+    answer("second", [0, 1, None], unsure=(9,))
+    assert run(early) in (None, 2)
+    assert launched == ["second", "train"]
+
+
 def test_labels_changed_after_training_are_a_changed_stage(capsys: pytest.CaptureFixture[str]) -> None:
     run(ONE_BRANCH)
     answer("choose", [1, 1, 0])

@@ -10,7 +10,7 @@ from pathlib import Path
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import write_json
 from usl_lightning.base.interrupt import HEEDED, Interruption
-from usl_lightning.base.parameters import as_count
+from usl_lightning.base.parameters import as_count, home
 from usl_lightning.chain import slurm
 from usl_lightning.chain.file import REFERENCE, Stage
 from usl_lightning.chain.options import RunOptions
@@ -127,10 +127,14 @@ def _check_budgets(run: RunOptions) -> None:
             raise UslError(f"stage {stage.name}: model.budget: {budget} images cannot be picked from {known.size}")
 
 
-def _label_files(run: RunOptions, stage: Stage) -> list[Path]:
-    """The label files that a stage takes from earlier ones, as far as they are there."""
-    folders = [run.folder(name) for name in stage.needs("labels")]
-    return [folder.labels for folder in folders if folder.complete and folder.labels.exists()]
+def _label_files(run: RunOptions, stage: Stage) -> dict[Path, Path | None]:
+    """The label files that a stage takes from earlier ones, as far as they are there, and what each was begun with."""
+    files: dict[Path, Path | None] = {}
+    for earlier in run.chain.stages:
+        folder, begun = run.folder(earlier.name), earlier.set.get("model.keep_from")
+        if earlier.name in stage.needs("labels") and folder.complete and folder.labels.exists():
+            files[folder.labels] = None if begun in (None, "null") else home(run.resolve(begun))
+    return files
 
 
 def _stop_if(run: RunOptions, waiting: Waiting) -> None:

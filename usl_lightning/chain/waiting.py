@@ -1,7 +1,7 @@
 """What a chain waits for: images that a person has yet to label. Imports nothing heavy."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from usl_lightning.chain.file import Stage
@@ -17,6 +17,18 @@ def _classes(index: LabelIndex) -> set[int]:
     return {label for label in index.labels if label is not None}
 
 
+def _is_enough(index: LabelIndex, kept: LabelIndex | None) -> bool:
+    """Whether somebody may have stopped labelling here: two classes have a label, and of a round some answer is new.
+
+    Args:
+        index: the label file.
+        kept: that of the rounds before, if it has any.
+    """
+    asked_more = kept is not None and index.chosen > kept.chosen
+    nothing_new = kept is not None and len(index) - index.unlabelled <= len(kept) - kept.unlabelled
+    return len(_classes(index)) > 1 and not (asked_more and nothing_new)
+
+
 def _leaves_out(stage: Stage) -> bool:
     """Whether it goes on without the images that have no answer."""
     return stage.set.get("data.unanswered") == "leave_out"
@@ -27,9 +39,9 @@ class Waiting:
 
     A stage waits if it takes a label file in which images have no answer yet (those that a person was not sure of
     have one), or something of a stage that waits. With `data.unanswered: leave_out` it goes on as soon as two classes
-    have a label, and so does a selection that keeps the images of such a stage. Once one waits, the only others to go
-    on are the selections and what these need: so all images that are to be labelled are known at once, and nothing
-    long is begun meanwhile.
+    have a label and, where images of rounds before were kept, there are more answers than those had; so does a
+    selection that keeps the images of such a stage. Once one waits, the only others to go on are the selections and
+    what these need: so all images that are to be labelled are known at once, and nothing long is begun meanwhile.
 
     Args:
         stages: of the chain.
@@ -47,12 +59,12 @@ class Waiting:
             if stage.command == "select" or stage.name in self._choosing:
                 self._choosing |= {stage.name, *stage.needs()}
 
-    def holds(self, stage: Stage, label_files: Sequence[Path]) -> bool:
+    def holds(self, stage: Stage, label_files: Mapping[Path, Path | None]) -> bool:
         """Whether the next stage has to wait.
 
         Args:
             stage: the next one.
-            label_files: those that earlier stages left and this one takes.
+            label_files: those that earlier stages left and this one takes, and the file whose images each has kept.
 
         Raises:
             UslError: a label file is damaged.
@@ -60,7 +72,8 @@ class Waiting:
         unlabelled = {path: index for path in label_files if (index := LabelIndex.read(path)).unlabelled}
         keeps = stage.command == "select" and set(stage.needs("labels")) <= self._left_out
         if _leaves_out(stage) or keeps:
-            unlabelled = {path: index for path, index in unlabelled.items() if len(_classes(index)) < 2}
+            kept = {path: LabelIndex.read(file) for path, file in label_files.items() if file is not None}
+            unlabelled = {p: index for p, index in unlabelled.items() if not _is_enough(index, kept.get(p))}
         self.files |= unlabelled
         later = bool(self._held) and stage.name not in self._choosing
         if unlabelled or later or self._held & set(stage.needs()):

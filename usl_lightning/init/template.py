@@ -50,7 +50,8 @@ def _header(plan: Plan, path: Path, name: str | None) -> Iterator[str]:
         again = f" {plan.rounds} times" if plan.rounds > 1 else ""
         some = f"{plan.budgets[0]} of them" if plan.rounds > 1 else f"{plan.budget} images"
         yield f"# It picks {some}, stops until they are labelled, and then goes on with those that are{again}."
-        yield "# With `usl init --rounds N` they are labelled in rounds; `usl more` adds a round to a finished run."
+        rounds = "" if plan.rounds > 1 else "With `usl init --rounds N` they are labelled in rounds; "
+        yield f"# {rounds}`usl more` adds a round to a finished run."
         yield "#"
     yield from (f"# {_line(why)}" for why in plan.choice.why)
     yield f"# Written by `usl init` on {plan.machine}{_timed(plan, ', where ')}: {_minutes(plan.total)} in all."
@@ -192,7 +193,7 @@ def screen(plan: Plan, path: Path, sheet: Path, name: str | None = None) -> str:
     stop = "" if known else f" It stops for {some} images to be labelled, and goes on with those that are{again}."
     if plan.labels is not None:
         new = plan.budget - plan.labels.chosen
-        stop = f" It goes on with the labels that are there{f', and picks {new:,} images more to label' * (new > 0)}."
+        stop = f" It goes on with the labels that are there{f', and stops for {new:,} images more' * (new > 0)}."
     ending = [
         f"What the network will see is in {_line(str(seen))}.",
         f"{_line(str(shown))} is written.{stop}",

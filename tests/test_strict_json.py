@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import DEEPEST, LONGEST_NUMBER, parse_json, read_json, write_json
+from usl_lightning.base.files import DEEPEST, LONGEST_NUMBER, indented, parse_json, read_json, write_json
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder
@@ -28,6 +28,14 @@ def test_what_is_json_is_read_as_ever(value: object, escaped: bool, encoding: st
     text = json.dumps(value, ensure_ascii=escaped)
     assert parse_json(text) == value
     assert parse_json(text.encode(encoding)) == value
+
+
+@given(VALUES)
+def test_json_is_laid_out_as_the_standard_library_does(value: object) -> None:
+    assert indented(value) == json.dumps(value, indent=1, ensure_ascii=False)
+    assert indented({"a": value, "b": [value, 1]}) == json.dumps(
+        {"a": value, "b": [value, 1]}, indent=1, ensure_ascii=False
+    )
 
 
 @pytest.mark.parametrize(("text", "problem"), [

@@ -22,6 +22,7 @@ LONGEST_NUMBER = 300
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}]|[^][{}",:\s]+', re.S)
 _COLON = re.compile(r"\s*:")
+_PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def not_a_folder(path: str | os.PathLike[str]) -> str:
@@ -149,10 +150,29 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file atomically, indented, ending with a newline; floats that are not finite become null."""
     try:
-        text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+        text = indented(value)
     except ValueError:
-        text = json.dumps(_finite(value), indent=1, ensure_ascii=False)
+        text = indented(_finite(value))
     write_text(path, text + "\n")
+
+
+def indented(value: Any) -> str:
+    """What `json.dumps` makes of a value with `indent=1`; long lists by its encoder in C, which knows no indent.
+
+    Raises:
+        ValueError: a float that is not finite.
+    """
+    dumps = partial(json.dumps, ensure_ascii=False, allow_nan=False)
+    if not isinstance(value, dict) or not value or not all(isinstance(key, str) for key in value):
+        return dumps(value, indent=1)
+    lines = []
+    for key, inner in value.items():
+        if inner and isinstance(inner, list | tuple) and _PLAIN.issuperset(map(type, inner)):
+            text = "[\n  " + dumps(inner, separators=(",\n  ", ": "))[1:-1] + "\n ]"
+        else:
+            text = dumps(inner, indent=1).replace("\n", "\n ")
+        lines.append(f"\n {dumps(key)}: {text}")
+    return "{" + ",".join(lines) + "\n}"
 
 
 def _finite(value: Any) -> Any:

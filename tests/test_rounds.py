@@ -12,9 +12,11 @@ import yaml
 from sklearn.datasets import load_digits
 
 from usl_lightning.chain.file import Chain
+from usl_lightning.chain.naming import classifier_in, label_file_in
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.cli import main
 from usl_lightning.report.page import write_report
+from usl_lightning.report.run import read_run
 
 PIXELS, TRUTH = load_digits(return_X_y=True)
 IMAGES = 120
@@ -192,14 +194,22 @@ def test_who_stops_early_goes_on_with_what_is_answered() -> None:
     first = answer(1, range(5))
     assert len(set(first["labels"]) - {None}) > 1
     assert run() == 3  # the labels of the first round are none of the second
+    assert label_file_in(Path("runs/chain")) == Path("runs/chain/select_2/labels.json")
     second = chosen(2)
     assert second["labels"] == [*first["labels"][:5], *[None] * 7]
     assert second["indices"][:8] == first["indices"]
     answer(2, range(9))
     assert run() == 0
     assert run("more", "runs/chain", "--budget=3") == 3
+    waiting = read_run(Path("runs/chain")).waiting
+    assert [stage.name for stage in waiting] == ["select_3"]
+    assert label_file_in(Path("runs/chain")) == Path("runs/chain/select_3/labels.json")
+    assert classifier_in(Path("runs/chain"), "predict").path.name == "train_2"
     answer(3, range(12, 13))
     assert run() == 0
+    assert label_file_in(Path("runs/chain")) == Path("runs/chain/select_3/labels.json")
+    assert classifier_in(Path("runs/chain"), "predict").path.name == "train_3"
+    assert read_run(Path("runs/chain")).waiting == []
 
 
 def test_no_label_but_the_answers_is_read() -> None:

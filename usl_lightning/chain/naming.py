@@ -1,6 +1,7 @@
 """A run by its folder: what `runs/photos` means to a command that looks at one stage. Imports nothing heavy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
@@ -38,6 +39,8 @@ def spelled_out(command: str, words: Sequence[str]) -> list[str]:
 def classifier_in(run: Path, command: str) -> StageFolder:
     """The trained classifier of a run: the stage itself, or the first of a chain that learned from labels.
 
+    Where the chain has rounds, that of the last of them.
+
     Args:
         run: `runs/NAME`, or `runs/NAME/STAGE`.
         command: for the message.
@@ -55,19 +58,56 @@ def classifier_in(run: Path, command: str) -> StageFolder:
         plan = Plan.read(run)
         how = "" if plan is None else f"; `usl run {plan.arguments[0]}` goes on with it"
         raise UslError(f"usl {command}: {run}: no classifier is trained in this run yet{how}")
-    return trained[0]
+    selections = _Selections.of(run)
+    by_labels = {selections.taken_by(stage.path.name): stage for stage in reversed(trained)}
+    return by_labels[selections.last(selections.taken_by(trained[0].path.name), by_labels)]
 
 
 def label_file_in(run: Path) -> Path:
     """The label file of a run that a person is to look at: the first that lacks answers, or else the first.
 
+    Of rounds, each of which begins with the images of those before, that of the last.
+
     Raises:
         UslError: no such run, or nothing is selected in it yet.
     """
-    files = [stage.labels for stage in _stages(run, "label") if stage.labels.exists()]
-    if not files:
+    there = {stage.path.name: stage.labels for stage in _stages(run, "label") if stage.labels.exists()}
+    if not there:
         raise UslError(f"usl label: {run}: no images are selected in this run yet; `usl run` selects them")
+    selections = _Selections.of(run)
+    files = [there[str(selections.last(name, there))] for name in there]
     return next((path for path in files if LabelIndex.read(path).unlabelled), files[0])
+
+
+@dataclass(frozen=True)
+class _Selections:
+    """Those of a chain.
+
+    Attributes:
+        needs: of each stage, the selections that it takes something from.
+        after: selection -> that of the next round, which begins with its images.
+    """
+
+    needs: dict[str, list[str]]
+    after: dict[str, str]
+
+    @classmethod
+    def of(cls, run: Path) -> "_Selections":
+        plan = Plan.read(run)
+        stages = () if plan is None else plan.stages
+        chosen = {stage.name for stage in stages if stage.command == "select"}
+        needs = {stage.name: [name for name in stage.needs if name in chosen] for stage in stages}
+        return cls(needs, {before: name for name in chosen for before in needs[name]})
+
+    def taken_by(self, stage: str) -> str | None:
+        """The selection whose labels a stage learns from; None if that is none of the chain's."""
+        return next(iter(self.needs.get(stage, ())), None)
+
+    def last(self, selection: str | None, among: Container[str | None]) -> str | None:
+        """The last round that goes on from a selection, of those there are."""
+        while selection in self.after and self.after[selection] in among:
+            selection = self.after[selection]
+        return selection
 
 
 def most_labels_in(run: Path) -> Path | None:

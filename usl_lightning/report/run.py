@@ -184,7 +184,8 @@ class RunReport:
         """Selections whose images are to be labelled before the run can go on."""
         if not self.missing or self.plan is None:
             return []
-        needed = {name for stage in self.plan.stages for name in stage.needs}
+        to_come = {stage.name for stage in self.missing}
+        needed = {name for stage in self.plan.stages if stage.name in to_come for name in stage.needs}
         return [s for s in self.selections if s.complete and s.name in needed and s.chosen and s.chosen.unlabelled]
 
 

@@ -60,7 +60,7 @@ function drawAll() {
   for (const button of byId("all").querySelectorAll("ol button")) {
     const place = Number(button.dataset.place);
     const { image, name, answer } = state.images[place];
-    const doubt = doubts.has(image) && answer !== null ? `, doubtful: ${doubts.get(image)}%` : "";
+    const doubt = doubts.has(image) && answer !== null ? `, doubtful: likely to ${doubts.get(image)}%` : "";
     const text = `${answer === null ? "–" : nameOf(answer)}${doubt}`;
     if (button.lastChild.textContent !== text) button.lastChild.textContent = text;
     const which = place < state.asked ? `Image ${place + 1}` : "Not chosen";

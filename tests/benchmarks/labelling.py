@@ -1,6 +1,7 @@
 """How long a person sits at the labelling page: 500 images of emoji and of Fashion-MNIST, through the server's API.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/labelling.py emoji fashion --seeds 3
+    OMP_NUM_THREADS=1 python tests/benchmarks/labelling.py --order --seeds 5
     OMP_NUM_THREADS=1 python tests/benchmarks/labelling.py --latency
 
 The folders are those of picture_sets.py. 500 images are chosen by k-means on the published network's features, and come
@@ -15,9 +16,13 @@ until there are 500 answers; `rows` is with that turned off. Without guesses 500
 The accuracy after 100 and 500 answers is that of logistic regression (C = 30) on the whole features, on the test images
 of the folder; beside it, that of the first 100 and 500 of the selection, and of as many drawn at random.
 
+`--order`: the accuracy after some of these 500 answers, all right, in the order of choice, which is random here, and
+the most helpful first, as the page has it with `q`; chosen from half of the images of `train`, measured on the others.
+
 `--latency`: the time until the guesses of a new answer are there, for features of 50 dimensions and 500 answers, on one
-core; and the time that the server takes for an answer in a label file of 10,000 images. Figures go to
-results/labelling.json.
+core; and, in a label file of 10,000 images with guesses, the time that the server takes for an answer, and in Chromium
+the time from a key until the page says that its answer is saved, and until the next image is on the screen. Figures go
+to results/labelling.json.
 """
 
 import argparse
@@ -25,6 +30,7 @@ import http.client
 import json
 import random
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -41,12 +47,15 @@ import numpy as np
 import torch
 from machine import machine
 from picture_sets import made
+from playwright.sync_api import sync_playwright
 from torch import Tensor
 
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import ImageSource, dataset_id
 from usl_lightning.features.published import extract_features
 from usl_lightning.init.choice import BACKBONE
+from usl_lightning.labelling.guessing import Guesses
+from usl_lightning.labelling.queue import helpful
 from usl_lightning.labels import LabelIndex
 from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
 from usl_lightning.stage.guesses import Guesser
@@ -303,6 +312,44 @@ def figures(name: str, sets: Path, seeds: int, ways: list[str]) -> dict[str, Any
     return report
 
 
+ANSWERS = (40, 100, 200)
+
+
+def orders(name: str, sets: Path, seeds: int) -> dict[str, dict[int, float]]:
+    """Order of the answers -> their number -> mean accuracy."""
+    source = open_source("folder", "train", dir=str(made(name, sets).resolve()), image_size=224, channels=3)
+    x, found = unit_rows(extract_features(source, BACKBONE, keep=True)).float(), list[tuple[list[float], list[float]]]()
+    for seed in range(seeds):
+        mixed = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
+        half = len(x) // 2
+        both = Folder(x[mixed], source.labels[mixed], half)
+        picks = select_kmeans_nearest(both.x[:half], BUDGET, seed=seed)
+        picks = picks[torch.randperm(BUDGET, generator=torch.Generator().manual_seed(seed))]
+        truth = dict(zip(picks.tolist(), both.truth[picks].tolist(), strict=True))
+        first = helpful_first(truth, make_overview(both.x[:half], picks), source.classes)
+        told = [[both.accuracy({i: truth[i] for i in order[:n]}) for n in ANSWERS] for order in ([*truth], first)]
+        found.append((told[0], told[1]))
+    means = torch.tensor(found).mean(0).tolist()
+    return {
+        order: {n: round(mean, 4) for n, mean in zip(ANSWERS, each, strict=True)}
+        for order, each in zip(("as chosen", "most helpful first"), means, strict=True)
+    }
+
+
+def helpful_first(truth: dict[int, int], overview: Any, classes: tuple[str, ...]) -> list[int]:
+    """The order in which the page asks for these images with `q`, until there are the most of `ANSWERS`."""
+    features = overview.features[: len(truth)].astype(np.float32)
+    guesser, images, order = Guesser(features, np.arange(0)), [*truth], list[int]()
+    while len(order) < max(ANSWERS):
+        index = LabelIndex(None, {}, tuple(images), tuple(truth[i] if i in order else None for i in images), classes)
+        if len({truth[i] for i in order}) < 2:
+            order.append(images[len(order)])
+            continue
+        p = guesser.guess([images.index(i) for i in order], [truth[i] for i in order], len(classes))
+        order.append(helpful(Guesses("", index, np.array(images), p))[0][0])
+    return order
+
+
 def refits() -> list[dict[str, Any]]:
     """Milliseconds of a new guess of all images from 500 answers, and of the judgement behind it."""
     torch.set_num_threads(1)
@@ -325,8 +372,8 @@ def refits() -> list[dict[str, Any]]:
     return told
 
 
-def answers_of_10k(sets: Path) -> dict[str, float]:
-    """Milliseconds of an answer in a label file of all 10,000 images of fashion, as the page asks."""
+def answers_of_10k(sets: Path) -> dict[str, dict[str, float]]:
+    """Milliseconds of an answer in a label file of all 10,000 images of fashion, for the server and on the page."""
     root = made("fashion", sets).resolve()
     source = open_source("folder", "train", dir=str(root), image_size=28, channels=1)
     everything = list(range(len(source)))
@@ -339,12 +386,51 @@ def answers_of_10k(sets: Path) -> dict[str, float]:
         )  # fmt: skip
         index.write(stage / "labels.json")
         (stage / "config.yaml").write_text(f"data: {{init_args: {{dataset: folder, dir: '{root}'}}}}\n")
+        overview = make_overview(torch.randn(len(source), 50), torch.arange(len(source)))
+        assert overview is not None
+        overview.write(stage / "overview.npz")
         with serving(stage / "labels.json") as server:
             selection = server("state")["selection"]
             for image in range(30):
-                server("answers", {"image": image, "answer": 0, "seen": None, "selection": selection})
-        times = [1000 * seconds for seconds in server.seconds["answers"]]
-    return {"median_ms": round(statistics.median(times), 1), "most_ms": round(max(times), 1)}
+                server("answers", {"image": image, "answer": image % 2, "seen": None, "selection": selection})
+            saved, shown = zip(
+                *keys_pressed(f"http://{server.client.host}:{server.client.port}{server.path}", 30), strict=True
+            )
+        times = {
+            "server": [1000 * seconds for seconds in server.seconds["answers"]],
+            "saved": saved,
+            "next_shown": shown,
+        }
+    return {
+        name: {"median_ms": round(statistics.median(each), 1), "most_ms": round(max(each), 1)}
+        for name, each in times.items()
+    }
+
+
+_SEEN = """() => {
+  const status = document.getElementById("status");
+  addEventListener("keydown", (event) => { window.pressed = event.timeStamp; window.saved = null; }, true);
+  new MutationObserver(() => { if (status.textContent.startsWith("Saved")) window.saved = performance.now(); })
+    .observe(status, { childList: true });
+}"""
+
+
+def keys_pressed(address: str, count: int) -> list[tuple[float, float]]:
+    """Milliseconds in Chromium from a key until its answer is said to be saved, and until the next image is shown."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto(address)
+        page.wait_for_function("() => shown && shown.since < Infinity && !document.getElementById('rows').hidden")
+        page.evaluate(_SEEN)
+        told = []
+        for number in range(count):
+            page.wait_for_timeout(500)
+            page.keyboard.press(str(number % 2 + 1))
+            page.wait_for_function("() => saved && shown.since > saved && shown.since < Infinity")
+            told.append(tuple(page.evaluate("() => [saved - pressed, shown.since - pressed]")))
+        browser.close()
+    return told
 
 
 def main() -> None:
@@ -354,6 +440,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=[*WAYS], choices=[*WAYS])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--latency", action="store_true")
+    parser.add_argument("--order", action="store_true")
     parser.add_argument("--folder", type=Path, default=Path("runs/picture_sets"))
     arguments = parser.parse_args()
     report = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -362,6 +449,10 @@ def main() -> None:
         told = figures(name, arguments.folder, arguments.seeds, arguments.ways)
         report[name] = {**report.get(name, {}), **told}
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.order:
+        report["order"] = {name: orders(name, arguments.folder, arguments.seeds) for name in ("emoji", "fashion")}
+        RESULTS.write_text(json.dumps(report, indent=1) + "\n")
+        print(report["order"])
     if arguments.latency:
         report["refit"], report["answer_in_10000"] = refits(), answers_of_10k(arguments.folder)
         RESULTS.write_text(json.dumps(report, indent=1) + "\n")

@@ -147,14 +147,18 @@ class VAAL(NextSelector):
 
     def evidence(self, data: ImageData) -> Tensor:
         """See `FeatureMethod`; and the networks are trained."""
-        source, device = data.train_source, Place(data.trainer).device
+        with torch.inference_mode(False), torch.enable_grad():
+            self.learn(data.train_source, self._labelled, data.seed, Place(data.trainer).device)
+        return super().evidence(data)
+
+    def learn(self, source: ImageSource, labelled: Tensor, seed: int, device: torch.device) -> None:
+        """Train both networks on some images, of which those at `labelled`, int64 [m], have labels; score all."""
+        self._labelled = labelled
         free = torch.ones(len(source), dtype=torch.bool)
-        free[self._labelled] = False
+        free[labelled] = False
         self.scores = torch.zeros(len(source))
         if free.any():
-            with torch.inference_mode(False), torch.enable_grad():
-                self.scores = self._trained(source, free.nonzero()[:, 0], data.seed, device)
-        return super().evidence(data)
+            self.scores = self._trained(source, free.nonzero()[:, 0], seed, device)
 
     def pick(self, known: Known, count: int, seed: int) -> Tensor:
         """Those of the lowest scores."""

@@ -257,6 +257,7 @@ def test_images_are_found_filtered_and_changed_in_place(browser: Browser, server
     expect(tiles.first).to_be_focused()
     page.locator("#all").dispatch_event("toggle")  # it comes late on a busy machine, and lists anew
     expect(tiles.first).to_be_focused()
+    page.wait_for_function("document.querySelector('#all ol img').since")  # it is on the screen
     wrong = (quarter(file) + 1) % 4
     page.keyboard.press(str(wrong + 1))
     expect(tiles.first.locator("span")).to_contain_text(CLASSES[wrong])

@@ -107,6 +107,24 @@ def test_a_key_that_went_down_before_the_image_came_is_none_for_it(browser: Brow
         gate.release(100)
 
 
+def test_a_key_amid_the_list_is_for_what_was_on_the_screen(browser: Browser, tmp_path: Path) -> None:
+    with served(make_selection(tmp_path)) as (address, store):
+        page = watched(browser, address)
+        page.locator("#all summary").click()
+        page.evaluate("""() => document.querySelector("#all ol").addEventListener("load", ({ target }) => {
+            const key = new KeyboardEvent("keydown", { key: "1", bubbles: true });
+            target.closest("button").dispatchEvent(key);  // it is there, and not yet on the screen
+        }, true)""")
+        page.locator("#all").dispatch_event("toggle")  # lists anew
+        page.wait_for_function("document.querySelector('#all ol img').since")
+        page.wait_for_timeout(200)
+        assert page.evaluate("sent") == []
+        page.locator("#all ol button").first.focus()
+        page.keyboard.press("2")
+        expect(page.locator("#found")).to_contain_text("Image 1 of 40: dog")
+        assert store.read().labels[:2] == (1, None)
+
+
 def test_an_image_that_cannot_be_shown_is_skipped_or_not_sure(browser: Browser, tmp_path: Path) -> None:
     with served(make_selection(tmp_path), lambda: None) as (address, store):
         image = store.read().indices[0]

@@ -44,7 +44,9 @@ function listAll() {
   byId("found").textContent = `${listed.length} of ${entries()} images`;
   byId("more").hidden = listed.length <= most;
   byId("all").querySelector("ol").replaceChildren(...listed.slice(0, most).map((place) => {
-    const button = element("button", { type: "button" }, picture("thumbs", state.images[place].image, ""), element("span"));
+    const thumb = picture("thumbs", state.images[place].image, "");
+    thumb.addEventListener("load", () => noteShown(thumb));
+    const button = element("button", { type: "button" }, thumb, element("span"));
     button.dataset.place = String(place);
     button.addEventListener("click", () => { visit(state.images[place]); scrollTo({ top: 0 }); });
     return element("li", {}, button);
@@ -72,12 +74,17 @@ function drawAll() {
 
 const drawDoubts = drawAll;
 
+async function noteShown(thumb) {
+  if (!await decoded(thumb)) return;
+  await twoFrames();
+  thumb.since = performance.now();
+}
+
 // Answer the image of the list that has the focus, and stay there.
-const giveThere = (button, answer) => alone(async () => {
+const giveThere = (button, answer, at) => alone(async () => {
   const place = Number(button.dataset.place);
   const { image, answer: before } = state.images[place];
-  const thumb = button.querySelector("img");
-  if (!thumb.complete || thumb.naturalWidth === 0) {
+  if (!(at >= button.querySelector("img").since)) {
     say("Not taken: the image is not shown.");
     return;
   }

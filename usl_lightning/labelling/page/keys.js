@@ -23,7 +23,7 @@ function actionOf(event) {
   if (inRows()) return rowKey(event);
   const number = keysOf(state.classes).findIndex((keys) => keys.includes(event.key));
   const there = event.target.closest?.("#all ol button");
-  if (there && (number >= 0 || event.key === "?")) return () => giveThere(there, number >= 0 ? number : "unsure");
+  if (there && (number >= 0 || event.key === "?")) return (at) => giveThere(there, number >= 0 ? number : "unsure", at);
   return number >= 0 ? (at) => give(number, at) : actions[event.key];
 }
 

@@ -117,7 +117,9 @@ def test_rows_that_mean_two_things_are_refused(tmp_path: Path, rows: list[str], 
     assert part in refused(table(tmp_path, *rows))
 
 
-@pytest.mark.parametrize("cell", ["a/b", "a & b", "a+b", "a and b", "a or b", "a:b", "a > b", "c;d", "c|d", '"a\nb"', "[a]", "{a}", '"(a,)"'])
+@pytest.mark.parametrize(
+    "cell", ["a/b", "a & b", "a+b", "a and b", "a or b", "a:b", "a > b", "c;d", "c|d", '"a\nb"', "[a]", "{a}", '"(a,)"']
+)
 def test_several_classes_in_one_cell(tmp_path: Path, cell: str) -> None:
     path = table(tmp_path, "1.png,a", "2.png,b", f"3.png,{cell}")
     with pytest.raises(UslError, match=r"l\.csv: line [45]: .* expected (one|the name of one class)$"):

@@ -102,6 +102,16 @@ def test_a_chain_is_checked_whole(
         assert os.listdir(here) == ["l.json"]
 
 
+@pytest.mark.parametrize("folder", ["nowhere", "l.json"])
+def test_a_folder_of_images_that_is_not_there_stops_a_chain(
+    folder: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "folder_quickstart.yaml", f"--data.dir={folder}", "--dry-run"])
+    assert f" {folder}: " in capsys.readouterr().err
+    assert os.listdir(here) == ["l.json"]
+
+
 @pytest.mark.parametrize(("word", "said"), [
     ("--select_usl.model.budget=1438", "select_usl: model.budget: 1438 images cannot be picked from 1437"),
     ("--select_usl.data.split=tset", "select_usl: data.split: data set digits has no split 'tset' (did you"),
@@ -110,6 +120,13 @@ def test_a_chain_is_checked_whole(
      "of fit; labels is what one of select leaves"),
     ("--train_usl.model.init_from=${select_usl.checkpoint}", "train_usl: model.init_from: ${select_usl.checkpoint}: "
      "'select_usl' is a stage of select; checkpoint is what one of fit leaves"),
+    ("--train_usl.data.labels=${pretrain.checkpoint}", "train_usl: data.labels: ${pretrain.checkpoint}: expected "
+     "what a stage leaves as labels"),
+    ("--train_usl.model.init_from=${select_usl.labels}", "train_usl: model.init_from: ${select_usl.labels}: expected "
+     "what a stage leaves as checkpoint"),
+    ("--train_usl.model.init_from=${pretrain.checkpoint}x", "train_usl: model.init_from: ${pretrain.checkpoint}x: "
+     "expected ${STAGE.OUTPUT} alone"),
+    ("--train_usl.trainer.max_steps=-1", "train_usl: trainer.max_steps: -1 would never end; expected 1 or more"),
     ("--train_usl.trainer.callbacks=LearningRateMonitorr", "train_usl: trainer.callbacks: unknown "
      "'LearningRateMonitorr' (did you mean 'LearningRateMonitor'?)"),
 ])  # fmt: skip

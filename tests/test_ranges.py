@@ -265,15 +265,18 @@ def test_the_command_line_refuses_what_is_out_of_range(path: str, name: str) -> 
     allowed, kind = ranges_of(CLASSES[path])[name], parameters(path).get(name)
     if kind is None and path not in GROUPS.values():
         return  # a base's, whose parameter this class does not take
-    type_ = r"expected (int|float|a number of batches; .*), found \S+"
+    length = kind.length or 1 if kind is not None and kind.numbers else 0
+    type_ = r"expected (int|float|a number of batches; .*|a list of .*), found .+"
     said = rf"\S+ is out of range; expected .*{re.escape(str(allowed))}|{type_}"
     for value in outside(allowed):
-        for given in (value,) if kind is not None and kind.number else (value, [value]):
+        for given in (
+            (value,) if kind is not None and kind.number else ([value] * length,) if length else (value, [value])
+        ):
             line = told(path, name, given)
             assert line is not None, given
             assert re.fullmatch(rf"--\w+\.{name}: ({said})", line), line
     for value in inside(allowed):
-        assert told(path, name, value) is None, value
+        assert told(path, name, [value] * length if length else value) is None, value
 
 
 @pytest.mark.parametrize(("path", "name"), DECLARED, ids=ids(DECLARED))
@@ -351,6 +354,10 @@ def test_options_of_the_trainer(word: str, told: str) -> None:
 @pytest.mark.parametrize(("word", "told"), [
     ("model.optimizer.lr={a: b}", "model.optimizer.lr: expected float, found {'a': 'b'}"),
     ("model.view.flip={a: b}", "model.view.flip: expected bool"),
+    ("model.view.scale=0.2", "model.view.scale: expected a list of 2 numbers (float), found 0.2"),
+    ("model.view.scale=[0.2, 0.5, 1]", "model.view.scale: expected a list of 2 numbers (float), found [0.2, 0.5, 1]"),
+    ("model.view.scale=[a, b]", "model.view.scale: expected a list of 2 numbers (float), found ['a', 'b']"),
+    ("model.optimizer.milestones=0.5", "model.optimizer.milestones: expected a list of numbers (float), found 0.5"),
     ("model.optimizer=5", "model.optimizer: expected parameters of Optimization, found 5"),
     ("model.optimizer=null", "model.optimizer: expected a value, found null"),
     ("model.view=5", "model.view.class_path: there is no class 5; expected package.module.Class"),

@@ -110,6 +110,9 @@ ONE_LINERS = {
     "stages: [{name: a, command: fit, config: 5}]": "5: no such configuration",
     STAGE + "{model.temperature: 2024-01-01}}]": "model.temperature: expected float, found 2024-01-01",
     STAGE + "{model.temperature: 2024-13-45}}]": "model.temperature: expected float, found 2024-13-45",
+    STAGE
+    + "{model.temperature: 1, model: {temperature: 2}}}]": "'set.model.temperature' is there twice, written in two",
+    STAGE + "{model: {temperature: 1, init_args: {temperature: 2}}}}]": "'set.model.temperature' is there twice",
     STAGE + "&s {model.x: *s}}]": "contains itself",
 }
 

@@ -437,6 +437,13 @@ def test_a_test_folder_goes_before_a_validation_folder(tmp_path: Path) -> None:
     assert open_source("folder", "val", dir=str(root)).files == ("2.png",)
 
 
+def test_a_class_that_a_link_leads_to_in_vain_is_told(tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "cat/1.png", "dog/2.png")
+    (root / "owl").symlink_to("/nowhere/owl")
+    assert "owl: a link to nothing, expected a folder of images; remove it or give" in refusal(root)
+    assert open_source("folder", "train", dir=str(root), on_error="skip").classes == ("cat", "dog")
+
+
 def test_a_folder_for_training_alone_is_no_class(tmp_path: Path) -> None:
     root = tree(tmp_path / "d", "Train/cat/1.png", "Train/dog/2.png")
     assert open_source("folder", "train", dir=str(root)).classes == ("cat", "dog")
@@ -457,8 +464,10 @@ def test_splits_below_a_class_are_refused(tmp_path: Path) -> None:
     assert open_source("folder", "train", dir=str(root), classes=["a"]).files[0] == "images/train/1.png"
 
 
-@pytest.mark.parametrize("names", [("train", "dev"), ("Train_set", "test_set"), ("training-data", "holdout"), ("my train", "my test"),
-                                   ("images_train", "images_val"), ("trn", "tst")])  # fmt: skip
+@pytest.mark.parametrize("names", [
+    ("train", "dev"), ("Train_set", "test_set"), ("training-data", "holdout"), ("my train", "my test"),
+    ("images_train", "images_val"), ("trn", "tst"),
+])  # fmt: skip
 def test_splits_of_other_names_are_refused(names: tuple[str, str], tmp_path: Path) -> None:
     root = tree(tmp_path / "d", *(f"{name}/{kind}/1.png" for name in names for kind in ("cat", "dog")))
     assert f"{names[0]} and {names[1]} hold folders of the same names and are no classes" in refusal(root)

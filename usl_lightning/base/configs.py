@@ -350,7 +350,23 @@ def load_part(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         found = "nothing" if value is None else type(settled(value)).__name__
         raise UslError(f"{path}: expected a mapping of keys to values, found {found}")
+    _check_once(value, path, set(), "")
     return value
+
+
+def _check_once(tree: Mapping[str, Any], path: Path, seen: set[str], above: str) -> None:
+    """Refuse a parameter that is given twice: as `model.k` and in `model: {k: …}`, in `init_args` and beside it."""
+    for key, value in tree.items():
+        name = ".".join(word for word in f"{above}.{key}".split(".") if word not in ("", "init_args"))
+        if isinstance(value, Mapping):
+            _check_once(value, path, seen, name)
+        elif name in seen:
+            raise UslError(f"{path}: '{name}' is there twice, written in two ways; keep one")
+        else:
+            seen.add(name)
+        for item in value if isinstance(value, list) else ():
+            if isinstance(item, Mapping):
+                _check_once(item, path, set(), "")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

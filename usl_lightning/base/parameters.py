@@ -5,6 +5,7 @@ What a class outside of this package takes is not known here; its values mean wh
 
 import ast
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -85,6 +86,8 @@ class Kind:
         texts: a list of texts is.
         optional: so is None.
         number: `float` or `int`, if it takes numbers of that type alone (None aside); or `bool`; else "".
+        numbers: the same of a list of numbers.
+        length: how many these are; 0: any.
         group: dotted path of a class of this package whose parameters are below it; or "".
         foreign: it takes an object of a class that is none of this package.
         choices: the texts that it takes, if there are only some.
@@ -95,6 +98,8 @@ class Kind:
     texts: bool = False
     optional: bool = False
     number: str = ""
+    numbers: str = ""
+    length: int = 0
     group: str = ""
     foreign: bool = False
     choices: tuple[str, ...] = ()
@@ -116,11 +121,19 @@ class Kind:
             return f"expected a list of texts, as in [a, b], found {value}"
         if self.choices and value not in self.choices:
             return f"expected one of {', '.join(map(repr, self.choices))}, found {value}"
+        if self.numbers and not self._is_list_of_numbers(value):
+            many = f"{self.length} " if self.length else ""
+            return f"expected a list of {many}numbers ({self.numbers}), found {value}"
         numbers: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "bool": (bool,)}
         right = numbers.get(self.number, (object,))
         if not isinstance(value, right) or (isinstance(value, bool) and self.number in ("int", "float")):
             return f"expected {self.number}, found {value}"
         return None if self.range is None else self.range.problem(value)
+
+    def _is_list_of_numbers(self, value: Any) -> bool:
+        single = Kind(number=self.numbers)
+        is_list = isinstance(value, list) and self.length in (0, len(value))
+        return is_list and not any(single.problem(item) for item in value)
 
     def _may_name_a_class(self, text: str) -> bool:
         found = find_class(self.group)
@@ -360,6 +373,14 @@ def _kind(annotation: ast.expr | None, module: str) -> Kind:
         return Kind(optional=optional, number=names.pop())
     if names == {"int", "float"}:
         return Kind(optional=optional, number="float")
+    listed = re.fullmatch(r"(?:tuple|list|Sequence)\[((?:(?:int|float|\.\.\.)(?:, )?)+)\]", "|".join(names))
+    if listed:
+        items = listed[1].split(", ")
+        of_one_length = listed[0].startswith("tuple") and items[-1] != "..."
+        kinds = {*items} - {"..."}
+        return Kind(
+            optional=optional, numbers="float" if "float" in kinds else "int", length=len(items) if of_one_length else 0
+        )
     groups = [name for name in names if name.startswith(f"{ROOT.name}.")]
     foreign = bool(names) and all(name[0].isupper() and name.isidentifier() and name != "Any" for name in names)
     return Kind(optional=optional, group=groups[0] if len(groups) == len(names) == 1 else "", foreign=foreign)

@@ -186,12 +186,17 @@ def _check_sources(run: RunOptions, stage: Stage, earlier: Mapping[str, str]) ->
     for key, value in stage.set.items():
         if key in _OF_THE_CHAIN:
             raise UslError(f"{key}: the chain sees to that for all of its stages; leave it out")
-        for source, output in REFERENCE.findall(value):
+        references = REFERENCE.findall(value)
+        if names_a_file(key) and references and not REFERENCE.fullmatch(value):
+            raise UslError(f"{key}: {value}: expected ${{STAGE.OUTPUT}} alone")
+        for source, output in references:
             if source not in earlier:
                 near = did_you_mean(source, earlier)
                 raise UslError(f"{key}: ${{{source}.{output}}}: '{source}' is no earlier stage{near}")
             if output not in _OUTPUTS and (near := did_you_mean(output, _OUTPUTS)):
                 raise UslError(f"{key}: ${{{source}.{output}}}: no such output{near}")
+            if output in _LEFT_BY and (taken := _taken_by(key)) not in ("", output):
+                raise UslError(f"{key}: ${{{source}.{output}}}: expected what a stage leaves as {taken}")
             if (command := _LEFT_BY.get(output, earlier[source])) != earlier[source]:
                 raise UslError(
                     f"{key}: ${{{source}.{output}}}: '{source}' is a stage of {earlier[source]}; {output} is what one "
@@ -202,6 +207,13 @@ def _check_sources(run: RunOptions, stage: Stage, earlier: Mapping[str, str]) ->
         named = names_a_file(key) and value not in ("", "null") and not REFERENCE.search(value)
         if named and not os.path.exists(path) and not path.startswith(own):
             raise UslError(f"{key}: {value}: no such file")
+
+
+def _taken_by(key: str) -> str:
+    """What a parameter takes of an earlier stage; "" if that is not known."""
+    if key in ("data.labels", "model.keep_from"):
+        return "labels"
+    return "checkpoint" if key.endswith("_from") else ""
 
 
 def _check_folder(run: RunOptions) -> None:

@@ -89,8 +89,9 @@ class Plan:
             UslError: the file is damaged, or the folder is none.
         """
         path = folder / "run.json"
-        if os.path.lexists(folder) and not os.path.isdir(folder):
-            raise UslError(f"{folder}: is there already, and no folder; choose another --name or --out")
+        for place in (folder, *folder.parents):
+            if os.path.lexists(place) and not os.path.isdir(place):
+                raise UslError(f"{place}: is there already, and no folder; choose another --name or --out")
         try:
             content: Mapping[str, Any] = read_json(path, "delete it, `usl run` writes it again")
             stages = tuple(map(_stage, _list(content["stages"])))

@@ -116,8 +116,8 @@ def check_no_splits(train: Path, listing: FileList) -> None:
     for folder, names in inside.items():
         if _split_called(folder) and names and ({*inside} & {*names} or all(map(_split_called, inside))):
             raise UslError(
-                f"{train}: {folder} is no class: it holds folders as a split does ({', '.join(sorted(names))}); expected"
-                " train and test, which hold those of the classes, or one of them as the folder of the images"
+                f"{train}: {folder} is no class: it holds folders as a split does ({', '.join(sorted(names))});"
+                " expected train and test, which hold those of the classes, or one of them as the folder of the images"
             )
         if are_splits(names):
             raise UslError(
@@ -125,7 +125,7 @@ def check_no_splits(train: Path, listing: FileList) -> None:
                 f" holds the splits with --data.dir ({train / folder})"
             )
         others = [other for other in inside if other != folder and inside[other] == names]
-        called = re.search(r"(?<![a-z])tr(ai)?n", look(folder))  # train_set and test_set, train and dev, my_train and my_test
+        called = re.search(r"(?<![a-z])tr(ai)?n", look(folder))  # train_set and test_set, train and dev
         if called and len(names) > 1 and others:
             raise UslError(
                 f"{train}: {' and '.join((folder, *others))} hold folders of the same names and are no classes; call"

@@ -59,7 +59,7 @@ def walk(
         only: the first-level sub-folders to look into, in composed form; None: everything.
         folders: filled with every folder visited (`""` is the root) and its modification time in ns.
         odd: filled with what is called like an image and is no file that can be read, and with folders that cannot be
-            read: path and problem.
+            read, or that links lead to in vain: path and problem.
 
     Raises:
         OSError: the root cannot be read.
@@ -81,12 +81,19 @@ def walk(
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 if is_class_folder(entry):
                     below.append((entry.is_symlink(), path))
+                elif _leads_nowhere(entry):
+                    odd.append((f"{path}/", "a link to nothing, expected a folder of images"))
                 elif is_image(entry.name):
                     try:
                         yield path, _size(entry)
                     except UnreadableImageError as error:
                         odd.append((path, str(error)))
         level = [path for _, path in sorted(below)]
+
+
+def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
+    """Whether it is a link to nothing, called as a folder would be: a class may be on a disk that is not there."""
+    return "." not in entry.name and entry.is_symlink() and not os.path.exists(entry.path)
 
 
 def _enter(root: Path, folder: str, seen: set[tuple[int, int]], folders: dict[str, int]) -> list["os.DirEntry[str]"]:

@@ -312,13 +312,15 @@ def figures(name: str, sets: Path, seeds: int, ways: list[str]) -> dict[str, Any
     return report
 
 
-ANSWERS = (40, 100, 200)
+ANSWERS = (40, 60, 100, 200)
+ORDERS = {"as chosen": ANSWERS[-1], "most helpful first": 0, "most helpful from 40 on": 40}
+"""How many answers are given in the order of choice before those come first that help most."""
 
 
 def orders(name: str, sets: Path, seeds: int) -> dict[str, dict[int, float]]:
     """Order of the answers -> their number -> mean accuracy."""
     source = open_source("folder", "train", dir=str(made(name, sets).resolve()), image_size=224, channels=3)
-    x, found = unit_rows(extract_features(source, BACKBONE, keep=True)).float(), list[tuple[list[float], list[float]]]()
+    x, found = unit_rows(extract_features(source, BACKBONE, keep=True)).float(), list[list[list[float]]]()
     for seed in range(seeds):
         mixed = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
         half = len(x) // 2
@@ -326,20 +328,20 @@ def orders(name: str, sets: Path, seeds: int) -> dict[str, dict[int, float]]:
         picks = select_kmeans_nearest(both.x[:half], BUDGET, seed=seed)
         picks = picks[torch.randperm(BUDGET, generator=torch.Generator().manual_seed(seed))]
         truth = dict(zip(picks.tolist(), both.truth[picks].tolist(), strict=True))
-        first = helpful_first(truth, make_overview(both.x[:half], picks), source.classes)
-        told = [[both.accuracy({i: truth[i] for i in order[:n]}) for n in ANSWERS] for order in ([*truth], first)]
-        found.append((told[0], told[1]))
+        overview = make_overview(both.x[:half], picks)
+        ways = [helpful_first(truth, overview, source.classes, start) for start in ORDERS.values()]
+        found.append([[both.accuracy({i: truth[i] for i in order[:n]}) for n in ANSWERS] for order in ways])
     means = torch.tensor(found).mean(0).tolist()
     return {
         order: {n: round(mean, 4) for n, mean in zip(ANSWERS, each, strict=True)}
-        for order, each in zip(("as chosen", "most helpful first"), means, strict=True)
+        for order, each in zip(ORDERS, means, strict=True)
     }
 
 
-def helpful_first(truth: dict[int, int], overview: Any, classes: tuple[str, ...]) -> list[int]:
-    """The order in which the page asks for these images with `q`, until there are the most of `ANSWERS`."""
+def helpful_first(truth: dict[int, int], overview: Any, classes: tuple[str, ...], start: int) -> list[int]:
+    """The order in which the page asks for these images, until there are the most of `ANSWERS`: `start` as chosen."""
     features = overview.features[: len(truth)].astype(np.float32)
-    guesser, images, order = Guesser(features, np.arange(0)), [*truth], list[int]()
+    guesser, images, order = Guesser(features, np.arange(0)), [*truth], [*truth][:start]
     while len(order) < max(ANSWERS):
         index = LabelIndex(None, {}, tuple(images), tuple(truth[i] if i in order else None for i in images), classes)
         if len({truth[i] for i in order}) < 2:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -232,6 +233,30 @@ def test_the_most_helpful_come_first_and_say_why(browser: Browser, server: Label
         answered(page, number)
     page.keyboard.press("q")
     expect(page.locator("#why")).to_be_empty()
+
+
+def test_from_forty_answers_on_they_come_first_by_themselves(browser: Browser, tmp_path: Path) -> None:
+    labels = make_selection(tmp_path, chosen=48)
+    index = LabelIndex.read(labels)
+    known = [quarter(file) for file in index.files or ()]
+    answers = [*known[:38], *([None] * 10)]
+    replace(index, classes=CLASSES, labels=tuple(answers)).write(labels)
+    server = Labelling(labels)
+    page = opened(browser, server.address)
+    for number in (39, 40):
+        expect(page.locator("#which")).to_have_text(f"Image {number} of 48")
+        expect(page.locator("#classes .guessed")).to_have_count(1)
+        expect(page.locator("#helpful")).to_have_attribute("aria-pressed", "false")
+        expect(page.locator("#why")).to_be_empty()
+        page.keyboard.press(str(known[number - 1] + 1))
+        expect(page.locator("#progress")).to_have_text(f"{number} of 48 answered")
+    expect(page.locator("#helpful")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#which")).to_have_text(re.compile("^Image 4.* of 48$"))
+    expect(page.locator("#why")).to_contain_text("Shown now because: ")
+    page.keyboard.press("q")
+    expect(page.locator("#helpful")).to_have_attribute("aria-pressed", "false")
+    expect(page.locator("#why")).to_be_empty()
+    server.kill()
 
 
 def test_counts_and_what_is_enough(browser: Browser, server: Labelling) -> None:

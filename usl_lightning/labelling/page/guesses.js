@@ -4,10 +4,13 @@
 let guesses = null; // what the server said last
 let offered = null; // the guess for the image on the screen: {image, number, since}; it stays while the image does
 let reason = ""; // why that image is shown now; it stays, too
-let helpful = false; // whether the most helpful images come first
+let wished = null; // whether the most helpful images come first; null: nobody has said
 let passed = new Set(); // images that were skipped
 let asking = false;
 
+const ENOUGH = 40; // answers from which on guesses tell what helps
+
+const helpful = () => wished ?? state.images.filter(({ answer }) => answer !== null).length >= ENOUGH;
 const forgetGuesses = () => { guesses = null; offered = null; passed = new Set(); drawEnough(); };
 const passOver = (image) => passed.add(image);
 const guessesHold = () => guesses !== null && JSON.stringify(guesses.classes) === JSON.stringify(state.classes);
@@ -34,7 +37,7 @@ const guessOf = (place) => (guessesHold() && guesses.guess[place]) || null;
 
 function beginGuess() {
   offered = null;
-  const next = helpful && guessesHold() ? guesses.queue.find(([image]) => image === entry().image) : undefined;
+  const next = helpful() && guessesHold() ? guesses.queue.find(([image]) => image === entry().image) : undefined;
   reason = next ? `Shown now because: ${next[1]}` : "";
 }
 
@@ -53,6 +56,7 @@ const isMarked = () => offered !== null && offered.image === entry().image
   && state.classes[offered.number] === offered.name && entry().answer === null;
 
 function drawGuess() {
+  byId("helpful").setAttribute("aria-pressed", String(helpful()));
   const guessed = isMarked();
   [...byId("classes").querySelectorAll("button")].forEach((button, number) => {
     button.classList.toggle("guessed", guessed && number === offered.number);
@@ -74,7 +78,7 @@ function takeGuess(at) {
 // Which place comes after this one: the most helpful one if that is asked for, else the next without an answer.
 function following(place) {
   if (place >= state.asked) return state.images[cameFrom].answer === null ? cameFrom : following(cameFrom);
-  if (helpful && guessesHold()) {
+  if (helpful() && guessesHold()) {
     const open = ([image]) => !passed.has(image) && placeOf.get(image) !== place && state.images[placeOf.get(image)].answer === null;
     const next = guesses.queue.find(open);
     if (next) return placeOf.get(next[0]);
@@ -83,12 +87,11 @@ function following(place) {
 }
 
 function toggleHelpful() {
-  helpful = !helpful;
+  wished = !helpful();
   passed = new Set();
-  byId("helpful").setAttribute("aria-pressed", String(helpful));
-  say(helpful ? "The most helpful images come first." : "Images come in the order they were chosen in.");
+  say(wished ? "The most helpful images come first." : "Images come in the order they were chosen in.");
   const next = following(-1);
-  if (helpful && entry().answer === null && next >= 0) show(next);
+  if (wished && entry().answer === null && next >= 0) show(next);
   else reason = "";
   drawGuess();
 }

@@ -193,6 +193,11 @@ def test_the_usl_papers_fixmatch_on_imagenet_is_that_of_eman() -> None:
     assert not flat["model.optimizer.nesterov"]
 
 
+def test_k_means_of_ones_own_images_has_20_starts_and_that_of_papers_one() -> None:
+    assert set_by("folder_kmeans_nearest.yaml")["model.restarts"] == 20
+    assert "model.restarts" not in set_by("cifar10_kmeans_nearest.yaml")
+
+
 @pytest.mark.parametrize("method", ["fixmatch", "flexmatch"])
 @pytest.mark.parametrize("dataset", ["cifar10", "cifar100", "stl10", "svhn"])
 def test_matching_has_its_authors_momentum(dataset: str, method: str) -> None:

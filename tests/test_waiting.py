@@ -132,7 +132,9 @@ def test_whoever_stops_early_has_what_is_answered(launched: list[str], capsys: p
     for labels in ([None, None, None], [1, None, None], [1, 1, None]):
         assert run(early) == 3
         answer("choose", labels)
+    capsys.readouterr()
     assert run(early) == 3, "one class alone teaches nothing"
+    assert "# 2 of 3 are done; it goes on as soon as two classes have a label\n" in capsys.readouterr().out
     answer("choose", [1, None, 0])
     assert run(early) is None
     assert launched == ["pretrain", "choose", "train", "tune"]

@@ -243,10 +243,10 @@ def test_both_encoders_can_be_handed_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
             assert torch.equal(loaded.state_dict()[name], value)
 
 
-@pytest.mark.parametrize("classes", [(), ("one",)])
-def test_too_few_classes_are_refused(classes: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("classes", "known"), [((), "no class is known"), (("one",), "'one' is the only class known")])
+def test_too_few_classes_are_refused(classes: tuple[str, ...], known: str) -> None:
     image = ImageSpec(1, 8, 8, (0.3,), (0.2,), classes)
-    with pytest.raises(UslError, match=f"{len(classes)} classes are known; a classifier needs at least 2"):
+    with pytest.raises(UslError, match=f"{known}; a classifier needs at least 2: label images"):
         FixMatch(image, Weak(), FixMatchStrong(), Optimization(), backbone="small_nf")
 
 

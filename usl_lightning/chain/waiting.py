@@ -52,6 +52,7 @@ class Waiting:
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.files: dict[Path, LabelIndex] = {}
+        self._whole: set[Path] = set()  # of which every image has to have an answer
         self._held: set[str] = set()
         self._choosing: set[str] = set()
         self._left_out = {name for stage in stages if _leaves_out(stage) for name in stage.needs("labels")}
@@ -74,6 +75,8 @@ class Waiting:
         if _leaves_out(stage) or keeps:
             kept = {path: LabelIndex.read(file) for path, file in label_files.items() if file is not None}
             unlabelled = {p: index for p, index in unlabelled.items() if not _is_enough(index, kept.get(p))}
+        else:
+            self._whole |= unlabelled.keys()
         self.files |= unlabelled
         later = bool(self._held) and stage.name not in self._choosing
         if unlabelled or later or self._held & set(stage.needs()):
@@ -90,5 +93,7 @@ class Waiting:
         for path, index in self.files.items():
             done = answers_so_far(index)
             progress = f"  # {done}" if done else ""
+            if done and path not in self._whole and len(_classes(index)) < 2:
+                progress += "; it goes on as soon as two classes have a label"
             lines.append(f"{images_to_label(index)}: usl label {shlex.quote(str(path))}{progress}")
         return [*lines, f"then {then}: it goes on from here"]

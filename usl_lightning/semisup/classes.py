@@ -4,7 +4,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData, LabelledData
+
+
+def check_two(image: ImageSpec) -> None:
+    """Refuse images of fewer than two classes.
+
+    Raises:
+        UslError: says which are known, and what to do.
+    """
+    if image.num_classes < 2:
+        known = f"'{image.classes[0]}' is the only class known" if image.classes else "no class is known"
+        raise UslError(f"data.labels: {known}; a classifier needs at least 2: label images of another one, too")
 
 
 def check_classes(known: Sequence[str], data: ImageData, checkpoint: Path) -> None:

@@ -26,7 +26,7 @@ from usl_lightning.features.source import FeatureMethod, FeatureOptions, SourceO
 from usl_lightning.features.votes import NEIGHBORS, complete_state, states_of_heads
 from usl_lightning.models.encoder import ENTRY, encoder_entry, encoder_like
 from usl_lightning.models.method import Evaluation
-from usl_lightning.semisup.classes import check_classes, untestable
+from usl_lightning.semisup.classes import check_classes, check_two, untestable
 from usl_lightning.vectors.distances import unit_rows
 from usl_lightning.vectors.votes import Learner, Votes
 
@@ -78,8 +78,7 @@ class FewLabels(FeatureMethod):
 
     def __init__(self, image: ImageSpec, folds: int = 10, repeats: int = 3, **source: Unpack[SourceOptions]) -> None:
         super().__init__(image=image, **source)
-        if image.num_classes < 2:
-            raise UslError(f"data.labels: {image.num_classes} classes are known; a classifier needs at least 2")
+        check_two(image)
         self.folds, self.repeats = folds, repeats
         self.judgement: Judgement | None = None
         self.lowered: dict[str, int] = {}

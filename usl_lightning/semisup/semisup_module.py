@@ -21,7 +21,7 @@ from usl_lightning.models.ema import EMA
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_encoder
 from usl_lightning.models.heads import Classifier
 from usl_lightning.models.method import Evaluation, Method
-from usl_lightning.semisup.classes import check_classes, untestable
+from usl_lightning.semisup.classes import check_classes, check_two, untestable
 from usl_lightning.semisup.guidance import After, Guidance
 
 GUESS_MOMENTUM = 0.99
@@ -116,8 +116,7 @@ class SemiSupervisedModule(Method):
         prior_after: After = "drop",
     ) -> None:
         super().__init__()
-        if image.num_classes < 2:
-            raise UslError(f"data.labels: {image.num_classes} classes are known; a classifier needs at least 2")
+        check_two(image)
         self.model = Classifier(Encoder(backbone, image, pretrained=pretrained), image.num_classes)
         self.ema = EMA(self.model, ema_decay)
         self.image, self.optimization = image, optimizer

@@ -14,6 +14,7 @@ from PIL import Image
 from usl_lightning.cli import main
 from usl_lightning.compare import comparison
 from usl_lightning.compare.spec import selector_names
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.evaluation.label_quality import label_quality
@@ -23,9 +24,11 @@ from usl_lightning.selection.kmeans_nearest import select_kmeans_nearest
 from usl_lightning.selection.maxherding import MaxHerding
 from usl_lightning.selection.random import select_random
 from usl_lightning.selection.selector import Selector
+from usl_lightning.semisup.probe import Probe
 
 N = 1437
 OUT = Path("runs/mine")
+SPEC = ImageSpec(1, 8, 8, (0.5,), (0.5,), tuple(map(str, range(10))))
 
 
 @pytest.fixture(autouse=True)
@@ -233,6 +236,31 @@ def test_the_features_of_a_projection_head_may_be_compared(bench_head: Path) -> 
     assert one != other
 
 
+def test_classifiers_that_learn_from_each_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    compare()
+    before = {path: path.read_bytes() for path in (OUT / "cells").iterdir()}
+    rows = compare("--classifiers", "[probe, blend]")
+    assert "accuracy by probe" in capsys.readouterr().out
+    source, found = digits(), cells()
+    for row in rows:
+        cell = found[row["selector"], int(row["budget"]), int(row["seed"])]
+        picks = torch.tensor(cell["indices"])
+        rest = torch.ones(N, dtype=torch.bool)
+        rest[picks] = False
+        probe = Probe(image=SPEC, features="here")
+        told = probe.learn_from(pixels(source), picks, source.labels[picks], seed=cell["seed"]).argmax(1)
+        right = float((told[rest] == source.labels[rest]).double().mean())
+        assert float(row["probe_accuracy"]) == cell["probe_accuracy"] == pytest.approx(right)
+        assert cell["blend_accuracy"] is not None
+    assert set((OUT / "cells").iterdir()) == {*before}, "nothing was chosen anew"
+    after = {path: path.stat().st_mtime_ns for path in before}
+    assert "probe_accuracy" not in compare("--classifiers", "[]")[0]
+    compare("--classifiers", "[blend]")
+    assert after == {path: path.stat().st_mtime_ns for path in before}, "what is known is not made again"
+    main(["compare", "mine.yaml", "--budgets", "1", "--classifiers", "probe", "--out", "one"])
+    assert {cell["probe_accuracy"] for cell in cells(Path("one")).values()} == {None}, "one label is of one class"
+
+
 def test_the_command_line_beats_the_file() -> None:
     rows = compare("--budgets", "[7]", "--seeds", "1")
     assert {(row["budget"], row["seed"]) for row in rows} == {("7", "1")}
@@ -267,6 +295,9 @@ def test_every_selector_has_a_short_name() -> None:
         ({"budgets": [2000]}, "mine.yaml: budgets: 2000 of 1437 images cannot be picked"),
         ({"budgets": None}, "mine.yaml: budgets: expected a list of whole numbers, 1 or more, found None"),
         ({"seeds": "one"}, "mine.yaml: seeds: expected a list of whole numbers, 0 to 4294967295, found 'one'"),
+        ({"classifiers": ["svm"]}, "mine.yaml: classifiers: 'svm': expected a list of probe, propagate, blend"),
+        ({"classifiers": [["probe"]]}, "mine.yaml: classifiers: ['probe']: expected a list of probe, propagate, blend"),
+        ({"classifiers": ["probe", "probe"]}, "mine.yaml: classifiers: expected none of them twice"),
         ({"seed": 0}, "mine.yaml: unknown key 'seed' (did you mean 'seeds'?)"),
         ({"features": {}}, "mine.yaml: features: nothing given; expected one source of features"),
         ({"features": {"features": "none.npy"}}, "features.features: no such file: none.npy"),

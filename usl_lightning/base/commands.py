@@ -162,6 +162,7 @@ COMMANDS: dict[str, Command] = {
             Option("data.KEY", "VALUE", "the images"),
             Option("budgets", "LIST", "e.g. [10,20,40]; by default the configuration's"),
             Option("seeds", "LIST", "e.g. [0,1,2]; by default the configuration's"),
+            Option("classifiers", "LIST", "that learn from each choice: [probe, propagate, blend]; by default none"),
             Option("out", "DIR", "by default runs/ and the configuration's name"),
         ),
     ),

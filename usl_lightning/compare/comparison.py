@@ -5,10 +5,11 @@ import hashlib
 import io
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -18,6 +19,7 @@ from usl_lightning.base.documents import guarded
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import read_json, sha256_of_file, write_json, write_text
 from usl_lightning.base.version import __version__
+from usl_lightning.compare.classified import classified_accuracy
 from usl_lightning.compare.overlap import overlap_csv, overlaps
 from usl_lightning.compare.spec import Comparison, Entry
 from usl_lightning.data.batch import ImageSpec
@@ -83,14 +85,15 @@ def compare(comparison: Comparison) -> list[Cell]:
     wanted = [(e, b, s) for e in comparison.selectors for b in comparison.budgets for s in comparison.seeds]
     with remembering():
         for number, (entry, budget, seed) in enumerate(wanted, 1):
-            cells.append(_cell(comparison.out / "cells", ground, entry, budget, seed))
+            cells.append(_cell(comparison.out / "cells", ground, entry, budget, seed, comparison.classifiers))
             print(f"{number:4} of {len(wanted)}  {_line(cells[-1])}", flush=True)
-    summary = summarise(cells)
-    write_text(comparison.out / "table.csv", _csv(cells))
+    classified = {f"{name}_accuracy": f"accuracy by {name}" for name in comparison.classifiers}
+    summary = summarise(cells, classified)
+    write_text(comparison.out / "table.csv", _csv(cells, classified))
     write_json(comparison.out / "table.json", {"about": ground.about, "classes": image.classes, "summary": summary})
     write_text(comparison.out / "overlap.csv", overlap_csv(overlaps(cells)))
-    draw_comparison(summary, comparison.out / "comparison.png", len(image.classes))
-    print(f"\n{tables(summary)}\n\n{comparison.out}: table.csv, table.json, overlap.csv, comparison.png")
+    draw_comparison(summary, comparison.out / "comparison.png", len(image.classes), classified)
+    print(f"\n{tables(summary, classified)}\n\n{comparison.out}: table.csv, table.json, overlap.csv, comparison.png")
     after = config_beside(comparison.path, "usl")
     print(f"next: usl select --config {after} picks images; other selectors have other names, see usl configs")
     return cells
@@ -180,8 +183,8 @@ def _sha256(tensor: Tensor) -> str:
 # cells ---------------------------------------------------------------------------------------------------
 
 
-def _cell(folder: Path, ground: _Ground, entry: Entry, budget: int, seed: int) -> Cell:
-    """The cell from its file, or computed and written. The file's name has a hash of all that the cell depends on."""
+def _cell(folder: Path, ground: _Ground, entry: Entry, budget: int, seed: int, classifiers: tuple[str, ...]) -> Cell:
+    """The cell from its file, or computed and written. The file's name has a hash of all that the choice depends on."""
     options = {
         key: sha256_of_file(value) if value is not None and names_a_file(f"model.{key}") else value
         for key, value in entry.options.items()
@@ -192,19 +195,28 @@ def _cell(folder: Path, ground: _Ground, entry: Entry, budget: int, seed: int) -
     name = re.sub(r"\W+", "_", entry.class_path.rpartition(".")[2].lower())
     path = folder / f"{name}_{budget}_{seed}_{digest(about).removeprefix('sha256:')[:16]}.json"
     known = _read(path)
-    if known is not None:
-        return {**known, "selector": entry.name}
+    cell = _chosen(ground, entry, budget, seed, about) if known is None else dict(known)
+    missing = [name for name in classifiers if f"{name}_accuracy" not in cell]
+    labels = ground.data.train_source.labels
+    for name in missing:
+        accuracy = classified_accuracy(name, ground.features, labels, cell["indices"], ground.image, seed)
+        cell[f"{name}_accuracy"] = accuracy
+    if known is None or missing:
+        write_json(path, cell)
+    return {**cell, "selector": entry.name}
+
+
+def _chosen(ground: _Ground, entry: Entry, budget: int, seed: int, about: dict[str, Any]) -> Cell:
+    """The choice and its figures."""
     start = time.perf_counter()
     chosen = _choose(ground, entry, budget, seed)
     seconds = round(time.perf_counter() - start, 3)
     labels, features = ground.data.train_source.labels, ground.features
     quality = label_quality(labels, chosen, features, num_classes=len(ground.image.classes))
-    cell = {
+    return {
         "selector": entry.name, "budget": budget, "seed": seed, "seconds": seconds, **quality,
         "indices": chosen.tolist(), "about": about,
     }  # fmt: skip
-    write_json(path, cell)
-    return cell
 
 
 def _read(path: Path) -> Cell | None:
@@ -230,7 +242,7 @@ def _choose(ground: _Ground, entry: Entry, budget: int, seed: int) -> Tensor:
 # tables --------------------------------------------------------------------------------------------------
 
 
-def summarise(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+def summarise(cells: Iterable[Cell], more: Iterable[str] = ()) -> list[dict[str, Any]]:
     """For each selector and budget the mean, least and most of every figure over the seeds; None where not told."""
     groups: dict[tuple[str, int], list[Cell]] = {}
     for cell in cells:
@@ -238,7 +250,7 @@ def summarise(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     rows = []
     for (selector, budget), group in groups.items():
         row: dict[str, Any] = {"selector": selector, "budget": budget, "seeds": len(group)}
-        for figure in (*FIGURES, "seconds"):
+        for figure in (*FIGURES, *more, "seconds"):
             values = [float(cell[figure]) for cell in group if cell[figure] is not None]
             told = {"mean": sum(values) / len(values), "least": min(values), "most": max(values)} if values else None
             row[figure] = told
@@ -246,11 +258,11 @@ def summarise(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     return rows
 
 
-def tables(summary: list[dict[str, Any]]) -> str:
+def tables(summary: list[dict[str, Any]], more: Mapping[str, str] = MappingProxyType({})) -> str:
     """The figures of `SHOWN` as text: a line for each selector, a column for each budget; mean (least-most)."""
     budgets = list(dict.fromkeys(row["budget"] for row in summary))
     parts = []
-    for figure, title in SHOWN.items():
+    for figure, title in {**SHOWN, **more}.items():
         lines = [[title, *(f"{budget} labels" for budget in budgets)]]
         for selector in dict.fromkeys(row["selector"] for row in summary):
             told = {row["budget"]: row[figure] for row in summary if row["selector"] == selector}
@@ -282,25 +294,28 @@ def _line(cell: Cell) -> str:
     )
 
 
-def _csv(cells: list[Cell]) -> str:
+def _csv(cells: list[Cell], more: Iterable[str] = ()) -> str:
     text = io.StringIO()
-    columns = ("selector", "budget", "seed", *FIGURES, "seconds")
+    columns = ("selector", "budget", "seed", *FIGURES, *more, "seconds")
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows({**cell, "selector": guarded(cell["selector"])} for cell in cells)
     return text.getvalue()
 
 
-def draw_comparison(summary: list[dict[str, Any]], path: Path, classes: int) -> None:
+def draw_comparison(
+    summary: list[dict[str, Any]], path: Path, classes: int, more: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Write a PNG: classes covered and propagated accuracy against the budget, mean and range over the seeds.
 
     Args:
         summary: of `summarise`.
         path: the file.
         classes: how many there are, the top of the first axis.
+        more: further figures, and their titles.
     """
     panels = []
-    for figure, title in SHOWN.items():
+    for figure, title in {**SHOWN, **more}.items():
         curves = []
         for selector in dict.fromkeys(row["selector"] for row in summary):
             told = [(row["budget"], row[figure]) for row in summary if row["selector"] == selector and row[figure]]

@@ -15,7 +15,7 @@ from usl_lightning.base.parameters import wrong_options
 from usl_lightning.base.ranges import SEED, Range, whole
 from usl_lightning.stage.identity import names_a_file
 
-KEYS = ("data", "features", "selectors", "budgets", "seeds")
+KEYS = ("data", "features", "selectors", "budgets", "seeds", "classifiers")
 
 
 SOURCES = ("init_from", "backbone", "features")
@@ -31,8 +31,13 @@ DATA, SELECTOR = "usl_lightning.data.modules.ImageData", "usl_lightning.selectio
 """Whose parameters stand under `data` and `features`."""
 
 
+CLASSIFIERS = {name: f"usl_lightning.semisup.{name}.{name.capitalize()}" for name in ("probe", "propagate", "blend")}
+"""Those that learn from few labels in seconds: name -> class path."""
+
+
 USAGE = (
-    "usl compare CONFIG.yaml [--features.init_from CKPT] [--data.KEY VALUE] [--budgets LIST] [--seeds LIST] [--out DIR]"
+    "usl compare CONFIG.yaml [--features.init_from CKPT] [--data.KEY VALUE] [--budgets LIST] [--seeds LIST] "
+    "[--classifiers LIST] [--out DIR]"
 )
 
 
@@ -66,6 +71,7 @@ class Comparison:
         data: parameters of `ImageData`.
         features: where the features come from: parameters of `Selector`.
         selectors, budgets, seeds: all combinations are run.
+        classifiers: names of those that learn from each choice, see `CLASSIFIERS`.
     """
 
     path: Path
@@ -75,6 +81,7 @@ class Comparison:
     selectors: tuple[Entry, ...]
     budgets: tuple[int, ...]
     seeds: tuple[int, ...]
+    classifiers: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path, overrides: Mapping[str, str], out: Path | None = None) -> "Comparison":
@@ -82,7 +89,8 @@ class Comparison:
 
         Args:
             path: the YAML file.
-            overrides: `data.KEY`, `features.KEY`, `budgets` or `seeds` -> text as typed; they win over the file.
+            overrides: `data.KEY`, `features.KEY`, `budgets`, `seeds` or `classifiers` -> text as typed; they win over
+                the file.
             out: the folder of the results; default: runs/<name of the file>.
 
         Raises:
@@ -93,6 +101,7 @@ class Comparison:
             if key not in KEYS:
                 raise UslError(f"{path}: unknown key '{key}'{did_you_mean(key, KEYS)}; expected {', '.join(KEYS)}")
         lists = {"budgets": settled(content.get("budgets")), "seeds": settled(content.get("seeds", [0]))}
+        lists["classifiers"] = settled(content.get("classifiers", []))
         for key, text in overrides.items():
             group, _, name = key.partition(".")
             if group in ("data", "features") and name:
@@ -116,6 +125,7 @@ class Comparison:
             _entries(path, content.get("selectors")),
             _numbers(f"{path}: budgets", lists["budgets"], whole(1)),
             _numbers(f"{path}: seeds", lists["seeds"], SEED),
+            _classifiers(f"{path}: classifiers", lists["classifiers"]),
         )
 
 
@@ -204,6 +214,16 @@ def _numbers(where: str, value: Any, each: Range) -> tuple[int, ...]:
     if not values or len(set(values)) < len(values):
         raise UslError(f"{where}: expected at least one number, none of them twice")
     return tuple(values)
+
+
+def _classifiers(where: str, value: Any) -> tuple[str, ...]:
+    names = value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str) or name not in CLASSIFIERS:
+            raise UslError(f"{where}: {name!r}: expected a list of {', '.join(CLASSIFIERS)}")
+    if len(set(names)) < len(names):
+        raise UslError(f"{where}: expected none of them twice")
+    return tuple(names)
 
 
 def _mapping(value: Any, where: str) -> dict[str, Any]:

@@ -217,3 +217,40 @@ def test_k_is_told_as_used() -> None:
     ])  # fmt: skip
     assert json.loads(Path("r/result.json").read_text())["knn_k"] == 1437
     assert PretrainModule.ranges["knn_k"].problem(5000) is None
+
+
+SMALL = ["--model.backbone=small_w16", "--trainer.max_steps=2", "--data.batch_size=8"]
+
+
+def test_other_numbers_are_told_as_used(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def used(*words: str) -> tuple[dict[str, object], str]:
+        main(["fit", *words])
+        run_dir = next(word.partition("=")[2] for word in words if word.startswith("--run_dir="))
+        return json.loads(Path(run_dir, "result.json").read_text()), capsys.readouterr().err
+
+    result, said = used("--config=digits_sela.yaml", "--model.reassignments=80", *SMALL, "--run_dir=sela")
+    assert result["reassignments"] == 2
+    assert "SeLa: 2 reassignments instead of 80, of as many steps" in said
+    checkpoint = "sela/checkpoints/last.ckpt"
+    source = f"--data.neighbors_from={checkpoint}"
+    result, said = used("--config=digits_uslt.yaml", source, "--data.k=5000", *SMALL, "--run_dir=uslt")
+    assert result["k"] == 1436
+    assert "neighbours: k = 1436 instead of 5000, for 1437 images" in said
+    (here / "labels.json").write_text("[3, 50, 99, 200, 300]")
+    source = f"--model.init_from={checkpoint}"
+    result, said = used("--config=digits_probe.yaml", source, "--data.labels=labels.json", "--run_dir=probe")
+    assert result["folds"] == 5
+    assert "cross-validation: folds = 5 instead of 10, of as many labels" in said
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["fit", "--config=digits_cmsf.yaml", "--model.bank_size=16", "--model.related=50", "--data.batch_size=16"],
+     "model.related: 50 of a bank of 16 embeddings"),
+    (["select", "--config=digits_probcover.yaml", "--model.features=f.npy", "--model.clusters=5000"],
+     "k=5000 clusters: expected a number from 1 to 1437"),
+])  # fmt: skip
+def test_more_than_there_are_is_refused(
+    words: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(here / "f.npy", np.random.default_rng(0).normal(size=(1437, 4)).astype(np.float32))
+    assert said in refused(capsys, *words, "--model.backbone=small_w16" if words[0] == "fit" else "--run_dir=s")

@@ -65,6 +65,11 @@ def test_the_table_is_aligned_and_tells_k() -> None:
     assert any(line.startswith("knn_accuracy") and "k = 20" in line for line in lines)
 
 
+def test_of_few_images_the_note_tells_how_many_are_similar() -> None:
+    train = Features(*(part[:6] for part in split()[0]))
+    assert evaluate_features(train).notes["neighbour_purity"].startswith("of the 5 most similar images")
+
+
 def test_filters_of_the_first_layer() -> None:
     net = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 4, 3))
     with torch.no_grad():

@@ -348,3 +348,13 @@ def test_vaals_networks_have_the_published_shapes() -> None:
     linear = 2 * (4096 * 32 + 32) + 32 * 16384 + 16384
     assert sum(p.numel() for p in vae.parameters()) == convolutions + norms + linear + 128 * 3 + 3
     assert sum(p.numel() for p in discriminator(32).parameters()) == 32 * 512 + 512 + 512 * 512 + 512 + 512 + 1
+
+
+def test_more_clusters_than_images_are_told_as_used(caplog: pytest.LogCaptureFixture) -> None:
+    given = known(NAMES[0], 180)
+    model = MMA(image=ImageSpec(1, 8, 8, (), ()), budget=LABELLED + 9, features="at hand", clusters=500)
+    model.scores = torch.rand(180)
+    with caplog.at_level("INFO"):
+        model.pick(given, 9, 5)
+    assert "MMA: 150 clusters instead of 500, of as many images" in caplog.text
+    assert model.settled(180) == {"clusters": 150}

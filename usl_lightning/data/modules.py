@@ -153,6 +153,8 @@ class ImageData(Ranged, LightningDataModule):
         )
         self.subset_file = subset_file
         self.has_test = has_split(dataset, "test", dir=dir)
+        self.lowered: dict[str, int] = {}
+        """Parameters that were used with less than was given, as there are so few images."""
         self._sources: dict[str, ImageSource] = {}
         self._resident: dict[str, Tensor] = {}
         self._seen: dict[str, ImageSource] = {}

@@ -100,8 +100,9 @@ def evaluate_features(
         return report
     _add_clusters(report, train, seed)
     if int((train.labels >= 0).sum()) > 1:
-        purity = neighbour_purity(*train, some, k=PURE)
-        note = f"of the {PURE} most similar images of one, those of its class; {len(some)} training images"
+        k = min(PURE, int((train.labels >= 0).sum()) - 1)
+        purity = neighbour_purity(*train, some, k=k)
+        note = f"of the {k} most similar images of one, those of its class; {len(some)} training images"
         report.add("neighbour_purity", purity, note)
     if test is None:
         report.left_out.append("kNN and linear probe: the data set has no test images")

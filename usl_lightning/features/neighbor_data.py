@@ -1,5 +1,6 @@
 """Images with their neighbours, as USL-T trains on them."""
 
+import logging
 from typing import Any, ClassVar, Unpack
 
 from torch import Tensor
@@ -10,6 +11,8 @@ from usl_lightning.data.batch import Batch
 from usl_lightning.data.modules import ImageData, ImageOptions
 from usl_lightning.data.sampling import Pairs, StepLoader
 from usl_lightning.features.neighbors import encoder_neighbors, read_neighbors
+
+log = logging.getLogger(__name__)
 
 
 class NeighborData(ImageData):
@@ -54,6 +57,10 @@ class NeighborData(ImageData):
         if self.neighbors is not None and self.neighbors_from is None:
             return read_neighbors(self.neighbors, self.train_source)
         if self.neighbors_from is not None and self.neighbors is None:
+            most = max(1, len(self.train_source) - 1)
+            if self.k > most:
+                log.info("neighbours: k = %d instead of %d, for %d images", most, self.k, len(self.train_source))
+                self.lowered["k"] = most
             return encoder_neighbors(self.neighbors_from, self, self.k)
         raise UslError(
             "data.neighbors_from: expected the checkpoint of stage 1 whose features tell the neighbours, or a table of "

@@ -154,8 +154,8 @@ class MSF(PretrainModule):
         """Start from an earlier encoder, with the target as a copy of it.
 
         Raises:
-            UslError: the bank is smaller than the batch, or the batch than the neighbours of its first step; there are
-                more clusters than images; the label index is of other images.
+            UslError: the bank is smaller than the batch or than the related, or the batch than the neighbours of its
+                first step; there are more clusters than images; the label index is of other images.
         """
         super().setup(stage)
         if stage != "fit":
@@ -171,6 +171,8 @@ class MSF(PretrainModule):
                 f"model.neighbours: {self.neighbours}: the first step has only the {batch_size} of its batch "
                 "(data.batch_size)"
             )
+        if self.constraint == "previous" and self.related > len(self.bank.rows):
+            raise UslError(f"model.related: {self.related} of a bank of {len(self.bank.rows)} embeddings; use fewer")
         if self.constraint == "clusters" and self.clusters > len(self.groups):
             raise UslError(f"model.clusters: {self.clusters} for {len(self.groups)} images; use fewer")
         if self.labels_from is not None:
@@ -240,7 +242,7 @@ class MSF(PretrainModule):
             return own >= 0, (own[:, None] == others) & there
         there = there & (self.times[rows] > 1) & self._newest(rows)
         similar = (self.older[indices] @ self.older[rows].T).masked_fill(~there, -torch.inf)
-        near, places = similar.topk(min(self.related, len(rows)), dim=1)
+        near, places = similar.topk(self.related, dim=1)
         allowed = torch.zeros_like(similar, dtype=torch.bool).scatter_(1, places, near.isfinite())
         return self.times[indices] > 1, allowed
 

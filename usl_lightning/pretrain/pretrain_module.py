@@ -77,6 +77,8 @@ class PretrainModule(Method):
         self.optimization, self.init_from = optimizer, init_from
         self.knn_k = self.knn_used = knn_k
         """Of the last measurement: at most as many as there are labelled training images."""
+        self.lowered: dict[str, int] = {}
+        """Other parameters that were used with less than was given."""
         self.measured: tuple[Features, ...] = ()
         """Of the training and the test images, from the last `trainer.test`; the same on every process."""
         self._passes: dict[int, list[Features]] = {}
@@ -213,7 +215,8 @@ class PretrainModule(Method):
     def evaluate(self, metrics: Mapping[str, Any], data: ImageData, *, closely: bool) -> Evaluation:
         """What was logged; `closely`: everything that can be told of the features."""
         if not closely:
-            return Evaluation({**metrics, **({"knn_k": self.knn_used} if "knn_accuracy" in metrics else {})})
+            used = {"knn_k": self.knn_used} if "knn_accuracy" in metrics else {}
+            return Evaluation({**metrics, **used, **self.lowered, **data.lowered})
         report = evaluate_features(*self.measured, knn_k=self.knn_k, seed=data.seed)
         images = {name: len(part.labels) for name, part in zip(("train", "test"), self.measured, strict=False)}
 

@@ -1,6 +1,7 @@
 """SeLa: Self-labelling via simultaneous clustering and representation learning (Asano et al., 2020)."""
 
 import itertools
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,8 @@ from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModul
 from usl_lightning.vectors.sinkhorn import balanced_labels, sinkhorn_labels
 
 __all__ = ["SeLa", "first_labels", "label_entropy", "reassignment_steps", "self_label_loss", "sinkhorn_labels"]
+
+log = logging.getLogger(__name__)
 
 Schedule = Literal["log", "quadratic", "linear"]
 
@@ -190,6 +193,9 @@ class SeLa(PretrainModule):
     def on_train_start(self) -> None:
         """Where in the schedule the run stands; asked once, so that no step waits for the device."""
         self._steps = reassignment_steps(self.trainer.max_steps, self.reassignments, self.schedule)
+        if len(self._steps) < self.reassignments:
+            log.info("SeLa: %d reassignments instead of %d, of as many steps", len(self._steps), self.reassignments)
+            self.lowered["reassignments"] = len(self._steps)
         self._done = int(self.reassigned)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

@@ -1,7 +1,8 @@
 """MMA: MixMatch and active learning (Song, Berthelot, Rostamizadeh, 2019), its `diff2.aug` with or without k-means."""
 
+import logging
 from collections.abc import Iterator
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from usl_lightning.selection.next_selector import Known
 from usl_lightning.selection.view_selector import ViewOptions, ViewSelector
 from usl_lightning.vectors.kmeans import kmeans
 from usl_lightning.vectors.votes import margins
+
+log = logging.getLogger(__name__)
 
 
 def shares(sizes: Tensor, count: int) -> Tensor:
@@ -44,7 +47,11 @@ class MMA(ViewSelector):
 
     def __init__(self, views: int = 2, clusters: int = 0, **options: Unpack[ViewOptions]) -> None:
         super().__init__(views=views, **options)
-        self.clusters_to_share = clusters
+        self.clusters_to_share = self._clusters_used = clusters
+
+    def settled(self, n: int) -> dict[str, Any]:
+        """Clusters, which cannot be more than the images that may be picked."""
+        return {"clusters": self._clusters_used}
 
     def score(self, views: Iterator[Tensor]) -> Tensor:
         """1 less the margin of the mean."""
@@ -57,6 +64,9 @@ class MMA(ViewSelector):
         """See the class."""
         scores = self.scores.to(known.features.device)
         clusters = min(self.clusters_to_share, len(known.open))
+        if clusters < self.clusters_to_share:
+            log.info("MMA: %d clusters instead of %d, of as many images", clusters, self.clusters_to_share)
+        self._clusters_used = clusters
         if clusters < 2 or len(known.open) == count:
             return known.highest(scores, count)
         found, _ = kmeans(known.features[known.open], clusters, seed=seed)

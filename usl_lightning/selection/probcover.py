@@ -58,8 +58,8 @@ def select_probcover(
     check_budget(budget, len(features))
     x = unit_rows(features)
     if delta is None:
-        wanted = max(budget, 10) if clusters is None else clusters
-        delta = pure_radius(x, min(wanted, len(x)), purity=purity, seed=seed)
+        wanted = min(max(budget, 10), len(x)) if clusters is None else clusters
+        delta = pure_radius(x, wanted, purity=purity, seed=seed)
         log.info("ProbCover: radius %.3f, at which %g of the balls are pure", delta, purity)
     elif not delta > 0:
         raise UslError(f"delta={delta}: expected a radius above 0")

@@ -111,7 +111,10 @@ class FewLabels(FeatureMethod):
         k, most = getattr(self, "k", 0), max(1, len(features) - 1)
         if k > most:
             log.info("propagation: k = %d instead of %d, for %d images", most, k, len(features))
-            self.lowered = {"k": most}
+            self.lowered["k"] = most
+        if self.folds > len(rows):
+            log.info("cross-validation: folds = %d instead of %d, of as many labels", len(rows), self.folds)
+            self.lowered["folds"] = len(rows)
         chosen = ~torch.isin(rows, torch.tensor(data.index.added, dtype=torch.int64))
         logits = self.learn_from(features, rows, labels, seed=data.seed, chosen=chosen)
         self.told = Told.of(logits.softmax(1), data.classes, self.held_out)

@@ -42,7 +42,7 @@ def test_answers_are_names(tmp_path: Path) -> None:
     ({"labels": [1, 0, None, None]}, "2 answers"),
     ({"labels": [0, 1, None, 1], "unsure": []}, "1 answer"),
     ({"classes": ["dog", "cat"]}, "2 answers"),
-    ({"classes": ["dog", "cat"], "labels": [1, 0, None, None]}, "0 answers"),
+    ({"classes": ["dog", "cat"], "labels": [1, 0, None, None]}, "its answers are the same, something else is not"),
     ({"indices": [3, 50, 7, 10], "unsure": [10]}, "2 images are only in one of both"),
     ({"indices": [50, 3, 7, 9], "labels": [0, 1, None, None]}, "2 answers"),
 ])  # fmt: skip

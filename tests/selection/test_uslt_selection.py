@@ -123,6 +123,10 @@ def test_empty_clusters_are_counted_in_the_log(caplog: pytest.LogCaptureFixture)
     assert f"clusters: {used} of 10 hold images" in caplog.text
     assert used <= 6
     assert len(chosen.unique()) == 10
+    assert "largest" not in caplog.text
+    with caplog.at_level("INFO"):
+        select_uslt(x, learned, used - 1)
+    assert f"USL-T: the {used - 1} largest of {used} clusters are picked from, one image of each" in caplog.text
 
 
 @pytest.mark.parametrize(("budget", "rule", "line"), [(0, "density", "budget 0"), (5, "best", "representative 'best'")])

@@ -67,6 +67,8 @@ def best_of_clusters(clusters: Tensor, scores: Tensor, budget: int) -> Tensor:
     check_budget(budget, len(clusters))
     _, labels, sizes = torch.unique(clusters, return_inverse=True, return_counts=True)
     picks = best_of_each(scores, labels, len(sizes))
+    if budget < len(sizes):
+        log.info("USL-T: the %d largest of %d clusters are picked from, one image of each", budget, len(sizes))
     kept = torch.argsort(sizes, descending=True, stable=True)[:budget].sort().values
     return fill_to_budget(picks[kept], scores, budget)
 

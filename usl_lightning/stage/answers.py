@@ -45,8 +45,8 @@ def in_words(path: str | Path, before: Mapping[str, str | None]) -> str:
     images = now.keys() ^ before.keys()
     answers = sum(now[image] != before[image] for image in now.keys() & before.keys())
     parts = [_counted(len(images), "image", "images are only in one of both")] if images else []
-    parts += [_counted(answers, "answer", "answers")] if answers or not images else []
-    return f"{path} changed: {', '.join(parts)}"
+    parts += [_counted(answers, "answer", "answers")] if answers else []
+    return f"{path} changed: {', '.join(parts) or 'its answers are the same, something else is not'}"
 
 
 def _counted(count: int, one: str, several: str) -> str:

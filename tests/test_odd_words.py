@@ -127,6 +127,7 @@ def test_a_folder_of_images_that_is_not_there_stops_a_chain(
     ("--train_usl.model.init_from=${pretrain.checkpoint}x", "train_usl: model.init_from: ${pretrain.checkpoint}x: "
      "expected ${STAGE.OUTPUT} alone"),
     ("--train_usl.trainer.max_steps=-1", "train_usl: trainer.max_steps: -1 would never end; expected 1 or more"),
+    ("--pretrain.data.batch_size=1", "pretrain: data.batch_size: 1 is a single image, with nothing to compare it to"),
     ("--train_usl.trainer.callbacks=LearningRateMonitorr", "train_usl: trainer.callbacks: unknown "
      "'LearningRateMonitorr' (did you mean 'LearningRateMonitor'?)"),
 ])  # fmt: skip

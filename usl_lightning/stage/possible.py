@@ -27,6 +27,9 @@ _CLUSTER = ("MASTER_ADDR", "NODE_RANK", "GROUP_RANK", "SLURM_STEP_", "KUBERNETES
 _GPUS = ("/dev/nvidia*", "/dev/kfd", "/dev/dxg", "/dev/accel*")
 """Devices that Linux shows where there is a GPU."""
 
+LEARN_FEATURES = "usl_lightning.pretrain."
+"""Where the methods are that compare the images of a batch with each other."""
+
 _most_images = cache(most_images)  # the stages of a table are many
 
 
@@ -45,6 +48,8 @@ def check_possible(stage: StageCommand, *, here: bool) -> None:
     check_split(flat)
     if flat.get("trainer.max_steps") == -1 and "trainer.max_steps" in stage.overrides:
         raise UslError("trainer.max_steps: -1 would never end; expected 1 or more")
+    if str(flat.get("model.class_path")).startswith(LEARN_FEATURES) and flat.get("data.batch_size") == 1:
+        raise UslError("data.batch_size: 1 is a single image, with nothing to compare it to; use 2 or more")
     if here:
         check_folder(flat)
         check_machine(flat)

@@ -129,14 +129,20 @@ class Enough(Callback):
         step: the last.
         lowers: the number of steps.
         waits: so many seconds instead.
+        raises: StopIteration, before each further step.
     """
 
-    def __init__(self, step: int, lowers: bool = False, waits: float = 0.0) -> None:
-        self.step, self.lowers, self.waits = step, lowers, waits
+    def __init__(self, step: int, lowers: bool = False, waits: float = 0.0, raises: bool = False) -> None:
+        self.step, self.lowers, self.waits, self.raises = step, lowers, waits, raises
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """Raise what ends Lightning's epoch."""
+        if self.raises and trainer.global_step >= self.step:
+            raise StopIteration
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """Ask Lightning to stop."""
-        if trainer.global_step == self.step:
+        if trainer.global_step == self.step and not self.raises:
             time.sleep(self.waits)
             trainer.should_stop = not self.waits
             if self.lowers:

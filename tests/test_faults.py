@@ -398,9 +398,9 @@ def test_a_signal_that_follows_does_not_disturb_what_is_saved() -> None:
 # Training that ends early --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("lowers", [False, True])
-def test_a_run_that_ended_early_is_paused_not_complete(straight: Path, tmp_path: Path, lowers: bool) -> None:
-    enough = json.dumps([{"class_path": "kill.Enough", "init_args": {"step": 4, "lowers": lowers}}])
+@pytest.mark.parametrize("how", [{}, {"lowers": True}, {"raises": True}])
+def test_a_run_that_ended_early_is_paused_not_complete(straight: Path, tmp_path: Path, how: dict[str, bool]) -> None:
+    enough = json.dumps([{"class_path": "kill.Enough", "init_args": {"step": 4, **how}}])
     line = usl(tmp_path, *WORDS, f"--trainer.callbacks={enough}").mistake
     assert "training ended after step 4 of 9" in line
     assert "--ckpt_path last continues it" in line

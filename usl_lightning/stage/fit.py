@@ -7,7 +7,7 @@ from typing import Any
 
 from pytorch_lightning import Trainer
 from pytorch_lightning.accelerators import CPUAccelerator
-from pytorch_lightning.callbacks import LambdaCallback, Timer
+from pytorch_lightning.callbacks import Callback, LambdaCallback, Timer
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.device import keep_freed_memory
@@ -44,7 +44,8 @@ def fit(
         recompute_encoders(cli.model)
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
-    trainer.callbacks.insert(0, LambdaCallback(on_train_start=lambda *_: begin()))  # type: ignore[attr-defined]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks[:0] = [LambdaCallback(on_train_start=lambda *_: begin()), _EndsWithoutSteps()]
     steps = trainer.max_steps  # a callback may lower it
     trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
     if trainer.global_step < steps:
@@ -53,6 +54,17 @@ def fit(
     metrics |= of_late(trainer, metrics)
     finish(cli, trainer, metrics)
     return metrics
+
+
+class _EndsWithoutSteps(Callback):
+    """Ends a training whose epoch took no step: a callback that raises StopIteration would have epochs without end."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._before = trainer.global_step
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        if trainer.global_step == self._before:
+            trainer.should_stop = True
 
 
 def _paused(cli: StageCLI, trainer: Trainer, steps: int) -> str:

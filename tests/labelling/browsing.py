@@ -37,6 +37,15 @@ def answered(page: Page, count: int) -> None:
     expect(page.locator("#progress")).to_have_text(re.compile(f"^{count} of 40 answered"))
 
 
+def until(page: Page, expression: str) -> None:
+    """Wait for it to be true; what Playwright itself waits by the page's policy forbids."""
+    for _ in range(600):
+        if page.evaluate(f"Boolean({expression})"):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(expression)
+
+
 def name_shown(page: Page, number: int) -> str:
     """The file's name, once this image (from 1) is shown."""
     expect(page.locator("#which")).to_have_text(f"Image {number} of 40")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from browsing import answered, name_shown, needs_browser, opened, serious_findings
+from browsing import answered, name_shown, needs_browser, opened, serious_findings, until
 from own_images import Labelling, make_selection, quarter
 from playwright.sync_api import Browser, Page, Route, expect
 
@@ -282,7 +282,7 @@ def test_images_are_found_filtered_and_changed_in_place(browser: Browser, server
     expect(tiles.first).to_be_focused()
     page.locator("#all").dispatch_event("toggle")  # it comes late on a busy machine, and lists anew
     expect(tiles.first).to_be_focused()
-    page.wait_for_function("document.querySelector('#all ol img').since")  # it is on the screen
+    until(page, "document.querySelector('#all ol img').since")  # it is on the screen
     wrong = (quarter(file) + 1) % 4
     page.keyboard.press(str(wrong + 1))
     expect(tiles.first.locator("span")).to_contain_text(CLASSES[wrong])

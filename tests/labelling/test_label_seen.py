@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from browsing import needs_browser
+from browsing import needs_browser, until
 from own_images import make_selection, served
 from playwright.sync_api import Browser, Page, expect
 
@@ -116,7 +116,7 @@ def test_a_key_amid_the_list_is_for_what_was_on_the_screen(browser: Browser, tmp
             target.closest("button").dispatchEvent(key);  // it is there, and not yet on the screen
         }, true)""")
         page.locator("#all").dispatch_event("toggle")  # lists anew
-        page.wait_for_function("document.querySelector('#all ol img').since")
+        until(page, "document.querySelector('#all ol img').since")
         page.wait_for_timeout(200)
         assert page.evaluate("sent") == []
         page.locator("#all ol button").first.focus()

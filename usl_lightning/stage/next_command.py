@@ -10,12 +10,13 @@ from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.words import RESULTS, StageCommand
 
 
-def next_command(stage: StageCommand, verbs: tuple[str, ...]) -> str:
+def next_command(stage: StageCommand, verbs: tuple[str, ...], index: LabelIndex | None = None) -> str:
     """What to do next, as it is typed.
 
     Args:
         stage: that is complete.
         verbs: of its model.
+        index: of a selection, what was chosen.
     """
     folder, config = StageFolder(stage.run_dir), stage.configs[-1]
     if config.name == "config.yaml":  # that of a stage, which is called as the one it was made of
@@ -23,10 +24,9 @@ def next_command(stage: StageCommand, verbs: tuple[str, ...]) -> str:
     labels = f"--data.labels {shlex.quote(str(folder.labels))}"
     if encoder := stage.flat().get("model.init_from"):
         labels += f" --model.init_from {shlex.quote(str(encoder))}"
+    if index is not None and index.unlabelled:
+        return f"{images_to_label(index)}: usl label {shlex.quote(str(folder.labels))}"
     if stage.command == "select":
-        index = LabelIndex.read(folder.labels)
-        if index.unlabelled:
-            return f"{images_to_label(index)}: usl label {shlex.quote(str(folder.labels))}"
         return f"next: usl fit --config {config_beside(config, 'fixmatch')} {labels} trains from these"
     if stage.command == "propagate":
         prior = f"--model.prior_file {shlex.quote(str(folder.outputs()['priors']))}"

@@ -21,8 +21,8 @@ from usl_lightning.stage.next_command import next_command
 from usl_lightning.stage.parser import StageCLI
 
 
-def finish(cli: StageCLI, trainer: Trainer, metrics: Mapping[str, Any]) -> None:
-    """Write what the stage leaves and print its metrics, on the main process."""
+def finish(cli: StageCLI, trainer: Trainer, metrics: Mapping[str, Any], index: LabelIndex | None = None) -> None:
+    """Write what the stage leaves and print its metrics, on the main process; of a selection with its `index`."""
     if not trainer.is_global_zero:
         return
     folder = StageFolder(cli.stage.run_dir)
@@ -37,7 +37,7 @@ def finish(cli: StageCLI, trainer: Trainer, metrics: Mapping[str, Any]) -> None:
         finish_wandb(cli.wandb, metrics, labels and Path(labels))
     print(f"{cli.stage.run_dir}: done{': ' + shown if shown else ''}", flush=True)
     if not folder.in_chain:  # a chain says what is next itself, at its end
-        print(next_command(cli.stage, cli.model.verbs), flush=True)
+        print(next_command(cli.stage, cli.model.verbs, index), flush=True)
 
 
 def _shown(name: str, value: Any) -> str:

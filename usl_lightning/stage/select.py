@@ -101,5 +101,5 @@ def select(
     if overview is not None:
         overview.write(folder.overview)
     print_quality(metrics)
-    finish(cli, trainer, metrics)
+    finish(cli, trainer, metrics, index)
     return metrics

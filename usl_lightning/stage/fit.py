@@ -59,6 +59,8 @@ def fit(
 class _EndsWithoutSteps(Callback):
     """Ends a training whose epoch took no step: a callback that raises StopIteration would have epochs without end."""
 
+    _before = -1  # an epoch that is continued does not start
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._before = trainer.global_step
 

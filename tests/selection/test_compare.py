@@ -236,7 +236,9 @@ def test_the_features_of_a_projection_head_may_be_compared(bench_head: Path) -> 
     assert one != other
 
 
-def test_classifiers_that_learn_from_each_choice(capsys: pytest.CaptureFixture[str]) -> None:
+def test_classifiers_that_learn_from_each_choice(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     compare()
     before = {path: path.read_bytes() for path in (OUT / "cells").iterdir()}
     rows = compare("--classifiers", "[probe, blend]")
@@ -257,6 +259,10 @@ def test_classifiers_that_learn_from_each_choice(capsys: pytest.CaptureFixture[s
     assert "probe_accuracy" not in compare("--classifiers", "[]")[0]
     compare("--classifiers", "[blend]")
     assert after == {path: path.stat().st_mtime_ns for path in before}, "what is known is not made again"
+    real = comparison.revision_of
+    monkeypatch.setattr(comparison, "revision_of", lambda path: 7 if path.endswith("Blend") else real(path))
+    compare("--classifiers", "[probe, blend]")
+    assert {cell["classifiers"]["blend"] for cell in cells().values()} == {7}, "of other mathematics it is made again"
     main(["compare", "mine.yaml", "--budgets", "1", "--classifiers", "probe", "--out", "one"])
     assert {cell["probe_accuracy"] for cell in cells(Path("one")).values()} == {None}, "one label is of one class"
 

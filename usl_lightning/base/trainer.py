@@ -98,7 +98,7 @@ _SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "a number of batches; a run that is continued would not repeat validations by the clock",
     ),
     "limit_val_batches": (
-        lambda value: value in (0, 1.0) and type(value) is not bool and str(value) != "1",  # 1 is a batch
+        lambda value: (type(value), value) in ((int, 0), (float, 0.0), (float, 1.0)),  # the number 1 is a batch
         "0, for no validation; a part of the images would pass for all of them",
     ),
     "devices": (_counts_devices, "a number of devices, auto, or a list of their numbers"),

@@ -21,7 +21,7 @@ from usl_lightning.base.files import read_json, sha256_of_file, write_json, writ
 from usl_lightning.base.version import __version__
 from usl_lightning.compare.classified import classified_accuracy
 from usl_lightning.compare.overlap import overlap_csv, overlaps
-from usl_lightning.compare.spec import Comparison, Entry
+from usl_lightning.compare.spec import CLASSIFIERS, Comparison, Entry
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.modules import ImageData
@@ -196,11 +196,13 @@ def _cell(folder: Path, ground: _Ground, entry: Entry, budget: int, seed: int, c
     path = folder / f"{name}_{budget}_{seed}_{digest(about).removeprefix('sha256:')[:16]}.json"
     known = _read(path)
     cell = _chosen(ground, entry, budget, seed, about) if known is None else dict(known)
-    missing = [name for name in classifiers if f"{name}_accuracy" not in cell]
+    revisions = dict(cell.get("classifiers", {}))  # of those whose figures are there
+    missing = [name for name in classifiers if revisions.get(name) != revision_of(CLASSIFIERS[name])]
     labels = ground.data.train_source.labels
     for name in missing:
         accuracy = classified_accuracy(name, ground.features, labels, cell["indices"], ground.image, seed)
-        cell[f"{name}_accuracy"] = accuracy
+        revisions[name] = revision_of(CLASSIFIERS[name])
+        cell |= {f"{name}_accuracy": accuracy, "classifiers": revisions}
     if known is None or missing:
         write_json(path, cell)
     return {**cell, "selector": entry.name}

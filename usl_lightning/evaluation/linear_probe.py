@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Required, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -95,20 +96,23 @@ def fit_by_sgd(
     return parameters[:, :-1], parameters[:, -1]
 
 
+class ProbeOptions(TypedDict, total=False):
+    """How a linear probe is fitted, see `probe_accuracies`."""
+
+    num_classes: Required[int]
+    penalty: float
+    sgd_seed: int | None
+
+
 def probe_accuracy(
     features: Tensor,
     labels: Tensor,
     test_features: Tensor,
     test_labels: Tensor,
-    *,
-    num_classes: int,
-    penalty: float = 1e-2,
-    sgd_seed: int | None = None,
+    **options: Unpack[ProbeOptions],
 ) -> float:
-    """Accuracy of logistic regression on standardised features, 0 … 1; see `probe_accuracies`."""
-    return probe_accuracies(
-        features, labels, test_features, test_labels, num_classes=num_classes, penalty=penalty, sgd_seed=sgd_seed
-    )[0]
+    """The first of `probe_accuracies`: how often the likeliest class is right."""
+    return probe_accuracies(features, labels, test_features, test_labels, **options)[0]
 
 
 def probe_accuracies(

@@ -433,6 +433,23 @@ def test_a_chain_in_rounds(choice: Choice, here: Path) -> None:
     assert "3 of 10" in screen(make_plan(inspection(2_000, 28), Wishes(budget=10, rounds=4), choice), here, here)
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        ({"kmeans": 16.0, "train": 16.4}, "about 40 s"),
+        ({"kmeans": 4.0, "train": 4.0}, "about 20 s"),
+        ({"pretrain": 130.0, "kmeans": 140.0, "random": 100.0, "train": 140.0}, "about 10 min"),
+        ({"pretrain": 88.0, "kmeans": 16.0, "train": 14.0}, "about 2 min"),
+    ],
+)
+def test_the_sum_is_that_of_the_parts_as_they_are_told(seconds: dict[str, float], told: str) -> None:
+    plan = make_plan(inspection(2_000, 28), Wishes(), OWN if "pretrain" in seconds else PUBLISHED)
+    selections = tuple(name for name in ("kmeans", "random") if name in seconds)
+    plan = replace(plan, seconds=seconds, selections=selections, load=1.0)
+    said = screen(plan, Path("x.yaml"), Path("x.png")).splitlines()
+    assert next(line for line in said if line.startswith("  in all")).split(None, 2)[2].startswith(told)
+
+
 def test_under_load_a_chain_does_the_same_and_is_told_to_take_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     """The speeds are those of now: half of what they are on a free machine."""
     free = make_plan(inspection(2_000, 28), Wishes(), BOTH)

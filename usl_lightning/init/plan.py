@@ -105,8 +105,16 @@ class Plan:
     @property
     def total(self) -> float:
         """Seconds of the chain, without the labelling."""
-        again = (self.rounds - 1) * (self.seconds["train"] + START * self.load)
-        return sum(self.seconds.values()) + (len(self.selections) - 1) * self.seconds["train"] + again
+        return self._sum(self.seconds)
+
+    @property
+    def told(self) -> float:
+        """The same as the sum of its parts as they are told, so that whoever adds them up finds it."""
+        return self._sum({name: rounded(seconds) for name, seconds in self.seconds.items()})
+
+    def _sum(self, seconds: Mapping[str, float]) -> float:
+        again = (self.rounds - 1) * (seconds["train"] + START * self.load)
+        return sum(seconds.values()) + (len(self.selections) - 1) * seconds["train"] + again
 
     @property
     def budgets(self) -> list[int]:
@@ -115,6 +123,14 @@ class Plan:
         each, more = divmod(self.budget - kept, self.rounds)
         first, *others = [each + 1] * more + [each] * (self.rounds - more)
         return [kept + first, *others]
+
+
+def rounded(seconds: float) -> float:
+    """As it is told: to tens of seconds, 10 at least, or to minutes, or to tenths of an hour."""
+    if seconds < 90:
+        return max(10, round(seconds, -1))
+    unit = 60 if seconds < 5_400 else 360
+    return unit * round(seconds / unit)
 
 
 def labels_known(found: Inspection, classes: Sequence[str] | None) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 from usl_lightning.data.images.folders import cache_folder
 from usl_lightning.data.modules import RESIDENT_FILES
 from usl_lightning.init.folder import Inspection, told
-from usl_lightning.init.plan import START, Plan, labels_known, readable
+from usl_lightning.init.plan import START, Plan, labels_known, readable, rounded
 
 EXAMPLES = 2
 """Files that are named of each kind of trouble."""
@@ -54,7 +54,7 @@ def _header(plan: Plan, path: Path, name: str | None) -> Iterator[str]:
         yield f"# {rounds}`usl more` adds a round to a finished run."
         yield "#"
     yield from (f"# {_line(why)}" for why in plan.choice.why)
-    yield f"# Written by `usl init` on {plan.machine}{_timed(plan, ', where ')}: {_minutes(plan.total)} in all."
+    yield f"# Written by `usl init` on {plan.machine}{_timed(plan, ', where ')}: {_minutes(plan.told)} in all."
     yield "# Whatever a stage has may be set here; `usl fit --config folder_simclr.yaml --help` lists it."
     yield "# --wandb logs to Weights & Biases too (--wandb offline: without a network); to TensorBoard, if installed:"
     yield "# --trainer.logger TensorBoardLogger --trainer.logger.save_dir runs/tensorboard"
@@ -253,7 +253,7 @@ def _estimates(plan: Plan) -> Iterator[str]:
     branches = max(len(plan.selections), plan.rounds)
     times = f", {branches} times" if branches > 1 else ""
     yield _row("train", f"{_minutes(seconds['train']):13} logistic regression and label propagation{times}")
-    yield _row("in all", _minutes(plan.total) + _advice(plan))
+    yield _row("in all", _minutes(plan.told) + _advice(plan))
 
 
 def _timed(plan: Plan, before: str = "") -> str:
@@ -325,6 +325,7 @@ def _row(name: str, text: str) -> str:
 
 
 def _minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"about {max(10, round(seconds, -1)):.0f} s"
-    return f"about {seconds / 60:.0f} min" if seconds < 5_400 else f"about {seconds / 3600:.1f} h"
+    told = rounded(seconds)
+    if told <= 90:
+        return f"about {told:.0f} s"
+    return f"about {told / 60:.0f} min" if told < 5_400 else f"about {told / 3600:.1f} h"

@@ -263,7 +263,8 @@ def test_hardly_any_labels(bench: Path, tmp_path: Path, capsys: pytest.CaptureFi
         usl(*words(bench, method, tmp_path / method, "--data.labels", few))
         printed = capsys.readouterr()
         assert "too few labels to tell" in printed.out + printed.err
-        assert set(result(tmp_path / method)) == {"test_accuracy", "test_calibration_error"}
+        assert set(result(tmp_path / method)) == {"folds", "test_accuracy", "test_calibration_error"}
+        assert result(tmp_path / method)["folds"] == len(one_of_each)
 
 
 def test_labels_of_one_class(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ from usl_lightning.selection.probcover import pure_radius, select_probcover
 from usl_lightning.selection.rdss import select_rdss
 from usl_lightning.selection.typiclust import TypiClust, select_typiclust
 from usl_lightning.vectors.density import density_distance
+from usl_lightning.vectors.distances import unit_rows
 from usl_lightning.vectors.kmeans import kmeans
 
 
@@ -238,6 +239,16 @@ def test_typiclust_equals_a_loop(name: str, squared: bool) -> None:
                 typical = [np.sort(d[i, [j for j in left[c] if j != i]])[:k].mean() for i in left[c]]
                 chosen.append(left[c].pop(int(np.argmin(typical))))
     assert select_typiclust(x, 30, seed=4, squared=squared).tolist() == chosen
+
+
+def test_typiclust_takes_the_best_of_several_starts() -> None:
+    x = torch.randn(300, 4, generator=torch.Generator().manual_seed(0))
+    found: list[Tensor] = []
+    for restarts in (1, 20):
+        select_typiclust(x, 12, seed=1, restarts=restarts, on_clusters=found.append)
+        expected, _ = kmeans(unit_rows(x), 12, seed=1, restarts=restarts)
+        assert torch.equal(found[-1], expected)
+    assert not torch.equal(*found)
 
 
 def test_typiclust_tells_the_k_it_used(caplog: pytest.LogCaptureFixture) -> None:

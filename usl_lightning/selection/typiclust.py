@@ -29,6 +29,7 @@ def select_typiclust(
     max_clusters: int = 500,
     squared: bool = True,
     iterations: int = 200,
+    restarts: int = 1,
     on_clusters: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """TPC_RP (section 3.2): k-means into min(budget, 500) clusters; the most typical point of each in turn.
@@ -46,6 +47,8 @@ def select_typiclust(
         max_clusters: however large the budget is.
         squared: the mean of squared distances, as in the published code, or of plain ones, as in eq. 1.
         iterations: of k-means, at most.
+        restarts: starts of k-means, of which the one of the least inertia counts; the published code
+            leaves it to scikit-learn.
         on_clusters: is given the cluster of each point, int64 [n].
 
     Returns:
@@ -56,7 +59,7 @@ def select_typiclust(
     """
     check_budget(budget, len(features))
     x = unit_rows(features)
-    labels, _ = shared_kmeans(x, min(budget, max_clusters), seed=seed, iterations=iterations)
+    labels, _ = shared_kmeans(x, min(budget, max_clusters), seed=seed, iterations=iterations, restarts=restarts)
     if on_clusters is not None:
         on_clusters(labels)
     sizes = torch.bincount(labels).tolist()
@@ -92,12 +95,13 @@ class TypiClust(Selector):
         max_clusters: however large the budget is.
         squared: typicality by squared distances (the published code) or plain ones (the paper).
         iterations: of k-means, at most.
+        restarts: starts of k-means, of which the one of the least inertia counts.
         options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
     revision: int = 2
 
-    ranges: ClassVar[Ranges] = {"k": whole(1), "max_clusters": whole(1), "iterations": whole(1)}
+    ranges: ClassVar[Ranges] = {"k": whole(1), "max_clusters": whole(1), "iterations": whole(1), "restarts": whole(1)}
 
     def __init__(
         self,
@@ -105,11 +109,15 @@ class TypiClust(Selector):
         max_clusters: int = 500,
         squared: bool = True,
         iterations: int = 200,
+        restarts: int = 1,
         **options: Unpack[SelectorOptions],
     ) -> None:
         super().__init__(**options)
         self._k = k
-        self._select = partial(select_typiclust, k=k, max_clusters=max_clusters, squared=squared, iterations=iterations)
+        self._select = partial(
+            select_typiclust,
+            k=k, max_clusters=max_clusters, squared=squared, iterations=iterations, restarts=restarts,
+        )  # fmt: skip
 
     def settled(self, n: int) -> dict[str, Any]:
         """The neighbours, at most: half of the largest cluster."""

@@ -24,7 +24,7 @@ from torch import nn
 
 from usl_lightning.base.configs import config_parts, find_config, names_of_all, shipped_folder
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import FROM_ELSEWHERE, GROUPS, as_count, parameters, verbs_of
+from usl_lightning.base.parameters import FROM_ELSEWHERE, GROUPS, as_count, parameters, verbs_of, wrong_options
 from usl_lightning.base.ranges import (
     LARGEST,
     SEED,
@@ -251,6 +251,8 @@ def told(path: str, name: str, value: Any) -> str | None:
     group = {class_path: group for group, class_path in GROUPS.items()}.get(path, "model")
     overrides = {f"{group}.{name}": yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()}
     verb = "fit"
+    if group == "model" and not verbs_of(path):  # no method, but what may be below one
+        return next((f"--model.{key}: {problem}" for key, problem in wrong_options(path, {name: value})), None)
     if group == "model":
         overrides, verb = {"model.class_path": path, **overrides}, next(iter(verbs_of(path)), "fit")
     try:
@@ -351,6 +353,9 @@ def test_options_of_the_trainer(word: str, told: str) -> None:
         check_parameters(StageCommand.parse("fit", [f"--config={SIMCLR}", f"--trainer.{word}"]))
 
 
+RECIPE = "model.view={{class_path: usl_lightning.data.views.Recipe, init_args: {{steps: {}}}}}"
+
+
 @pytest.mark.parametrize(("word", "told"), [
     ("model.optimizer.lr={a: b}", "model.optimizer.lr: expected float, found {'a': 'b'}"),
     ("model.view.flip={a: b}", "model.view.flip: expected bool"),
@@ -360,8 +365,34 @@ def test_options_of_the_trainer(word: str, told: str) -> None:
     ("model.optimizer.milestones=0.5", "model.optimizer.milestones: expected a list of numbers (float), found 0.5"),
     ("model.optimizer=5", "model.optimizer: expected parameters of Optimization, found 5"),
     ("model.optimizer=null", "model.optimizer: expected a value, found null"),
-    ("model.view=5", "model.view.class_path: there is no class 5; expected package.module.Class"),
+    ("model.view=5", "model.view: there is no class 5; expected package.module.Class"),
     ("model.view=[1]", "model.view: expected keys and values, found [1]"),
+    ("model.class_path=os.system", "model.class_path: os.system is no Method; expected package.module.Class of one"),
+    ("model.class_path=collections.OrderedDict", "model.class_path: collections.OrderedDict is no Method; expected"),
+    ("model.class_path=usl_lightning.data.modules.ImageData", "ImageData is no Method; expected package.module.Class"),
+    ("data.class_path=usl_lightning.pretrain.simclr.SimCLR", "SimCLR is no ImageData; expected package.module.Class"),
+    ("model.view=os.system", "model.view: os.system is no Module; expected package.module.Class of one"),
+    ("model.view.class_path=subprocess.Popen", "model.view.class_path: subprocess.Popen is no Module; expected"),
+    ("model.view=torch.optim.SGD", "model.view: torch.optim.SGD is no Module; expected package.module.Class of one"),
+    ("model.view=torch.nn.functional.relu", "model.view: torch.nn.functional.relu is no Module; expected"),
+    ("model.view=torch.nn.Dropuot", "model.view: torch.nn.Dropuot is no Module; expected package.module.Class of one"),
+    ("model.view=MoCoV2View", "model.view: there is no class MoCoV2View; expected package.module.Class"),
+    ("model.view={class_path: torch.nn.Dropout, init_args: {pp: 1}}", "unknown key 'pp' (did you mean 'p'?)"),
+    ("model.view={class_path: torch.nn.Dropout, init_args: {p: x}}", "model.view.p: expected float, found x"),
+    ("model.view={class_path: usl_lightning.data.views.Weak, init_args: 5}", "expected keys and values, found 5"),
+    ("model.view={class_path: usl_lightning.data.views.Recipe}", "model.view: Recipe needs steps; give it"),
+    (RECIPE.format("5"), "model.view.steps: expected a list of classes, as in [{class_path: package.module.Class}]"),
+    (RECIPE.format("[5]"), "model.view.steps[0]: expected keys and values, found 5"),
+    (RECIPE.format("[os.system]"), "model.view.steps[0].class_path: os.system is no Step; expected package"),
+    (RECIPE.format("[{class_path: os.system, init_args: {command: ls}}]"), "os.system is no Step; expected package"),
+    (RECIPE.format("[{class_path: torch.nn.Dropout}]"), "torch.nn.Dropout is no Step; expected package.module.Class"),
+    (RECIPE.format("[{class_path: usl_lightning.data.views.steps.Cutout, init_args: {a: 1}}]"), "unknown key 'a'; exp"),
+    ("model.optimizer.class_path=torch.optim.SGD", "torch.optim.SGD is no Optimization; expected package.module"),
+    ("trainer.callbacks=[{class_path: os.system, init_args: {command: ls}}]", "os.system is no Callback; expected"),
+    ("trainer.callbacks=torch.nn.ReLU", "trainer.callbacks: torch.nn.ReLU is no Callback; expected package.module"),
+    ("trainer.callbacks={class_path: LearningRateMonitor, init_args: {log_momentum: 5}}", "expected bool, found 5"),
+    ("trainer.logger=os.system", "trainer.logger: os.system is no Logger; expected package.module.Class of one"),
+    ("trainer.strategy={class_path: os.system}", "trainer.strategy: os.system is no Strategy; expected package"),
     ("data.batch_size={a: b}", "data.batch_size: expected int"),
     ("seed_everything={a: b}", "seed_everything: {'a': 'b'} is no seed"),
     ("compile=x", "compile: expected bool, found x"),

@@ -16,6 +16,7 @@ from typing import Any
 from usl_lightning.base import ranges, trainer
 from usl_lightning.base.classes import ROOT, ClassSource, dotted, find_class, syntax_of
 from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.lineage import arguments_of, is_no, meant
 from usl_lightning.base.ranges import SEED, Range
 
 
@@ -77,6 +78,10 @@ GROUPS = {
 """Groups of parameters that name no class, and the class that declares their ranges."""
 
 
+PLACES = {"model": "usl_lightning.models.method.Method", "data": "usl_lightning.data.modules.ImageData"}
+"""Groups of parameters that name a class, and what that is, or descends from."""
+
+
 @dataclass(frozen=True)
 class Kind:
     """What a parameter takes.
@@ -90,6 +95,8 @@ class Kind:
         length: how many these are; 0: any.
         group: dotted path of a class of this package whose parameters are below it; or "".
         foreign: it takes an object of a class that is none of this package.
+        of: dotted path of the class of which, or of whose descendants, that object is; "": not known.
+        each: the same of a list's items; "": it takes no such list.
         choices: the texts that it takes, if there are only some.
         range: the numbers that it takes, if the class says so.
     """
@@ -102,6 +109,8 @@ class Kind:
     length: int = 0
     group: str = ""
     foreign: bool = False
+    of: str = ""
+    each: str = ""
     choices: tuple[str, ...] = ()
     range: Range | None = None
 
@@ -112,11 +121,14 @@ class Kind:
     def problem(self, value: Any) -> str | None:
         """What is wrong with a value of this kind, as far as can be told without the class; None: nothing."""
         if value is None:
-            needed = (self.text or self.texts or self.number or self.group or self.foreign) and not self.optional
+            one = self.text or self.texts or self.number or self.group or self.foreign or self.each
+            needed = one and not self.optional
             return "expected a value, found null" if needed else None
         if (self.group or self.foreign) and not (isinstance(value, str) and self._may_name_a_class(value)):
             name = self.group.rpartition(".")[2]
             return f"expected {f'parameters of {name}' if name else 'keys and values'}, found {value}"
+        if self.each and not isinstance(value, list):
+            return f"expected a list of classes, as in [{{class_path: package.module.Class}}], found {value}"
         if self.texts and not self.text and not (isinstance(value, list) and all(isinstance(x, str) for x in value)):
             return f"expected a list of texts, as in [a, b], found {value}"
         if self.choices and value not in self.choices:
@@ -186,9 +198,9 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
     Yields:
         The dotted key without `init_args`, what is wrong, and the names that are known beside it if it is none.
     """
-    for group in ("model", "data"):
+    for group, path in PLACES.items():
         if isinstance(tree.get(group), Mapping):
-            yield from _wrong(tree[group], UNKNOWN, group)
+            yield from _wrong(tree[group], Kind(of=path), group)
     for group in GROUPS:
         if not isinstance(tree.get(group, {}), Mapping):
             found = "null" if tree[group] is None else repr(tree[group])
@@ -197,9 +209,11 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
     for key, value in tree.get("trainer", {}).items():
         for wrong, names in trainer.problems(key, value):
             yield f"trainer.{key}", wrong, names
-        for class_path, _ in trainer.classes(key, value):
-            if "." in class_path and (no_class := _no_class(class_path)):
+        for class_path, given in trainer.classes(key, value):
+            if "." in class_path and (no_class := _no_class(class_path) or _no_such(class_path, *trainer.KINDS[key])):
                 yield f"trainer.{key}", no_class, []
+            package = "" if "." in class_path else f"{trainer.KINDS[key][0].rpartition('.')[0]}."
+            yield from _wrong({"class_path": package + class_path, "init_args": given}, UNKNOWN, f"trainer.{key}")
     for key in SWITCHES:
         if problem := Kind(number="bool").problem(tree.get(key, False)):
             yield key, problem, []
@@ -226,23 +240,51 @@ def wrong_options(class_path: str, options: Mapping[str, Any]) -> Iterator[tuple
 
 
 def _wrong(value: Any, kind: Kind, path: str) -> Iterator[tuple[str, str, list[str]]]:
+    if kind.foreign and kind.of and isinstance(value, str):
+        value = {"class_path": value}
     if isinstance(value, Mapping) and ("class_path" in value or kind.group):
         class_path = str(value.get("class_path", kind.group))
-        if missing := _no_class(class_path):
+        missing = _no_class(class_path) or (
+            _no_such(class_path, kind.of or kind.group) if kind.of or kind.group else ""
+        )
+        if missing:
             yield f"{path}.class_path", missing, []
             return
-        known = parameters(class_path)
+        known = parameters(class_path) or _parameters_elsewhere(class_path)
         arguments = value.get("init_args") or {} if "class_path" in value else value
+        if not isinstance(arguments, Mapping):
+            yield f"{path}.init_args", f"expected keys and values, found {arguments}", []
+            return
+        if kind.foreign and (needed := [name for name in _required(class_path) if name not in arguments]):
+            yield path, f"{class_path.rpartition('.')[2]} needs {', '.join(needed)}; give it", []
         for key, item in arguments.items() if known else ():
             if key not in known:
                 yield f"{path}.{key}", f"unknown key '{key}'", sorted({*known} - FROM_ELSEWHERE)
             else:
                 yield from _wrong(item, known[key].beside(arguments), f"{path}.{key}")
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+    elif isinstance(value, list) and (kind.each or any(isinstance(item, Mapping) for item in value)):
         for number, item in enumerate(value):
-            yield from _wrong(item, UNKNOWN, f"{path}[{number}]")
-    elif (kind.number or not isinstance(value, Mapping)) and (problem := kind.problem(value)):
+            yield from _wrong(item, Kind(foreign=bool(kind.each), of=kind.each), f"{path}[{number}]")
+    elif (kind.number or kind.each or not isinstance(value, Mapping)) and (problem := kind.problem(value)):
         yield path, problem, []
+
+
+def _no_such(class_path: str, *kinds: str) -> str:
+    """What to say of a name that is no dotted path, or of one that leads to a class of none of these kinds."""
+    if class_path and "." not in class_path:
+        return f"there is no class {class_path}; expected package.module.Class"
+    if not all(is_no(class_path, kind) for kind in kinds):
+        return ""
+    names = " or ".join(kind.rpartition(".")[2] for kind in kinds)
+    return f"{class_path} is no {names}; expected package.module.Class of one"
+
+
+@cache
+def _parameters_elsewhere(class_path: str) -> Mapping[str, Kind]:
+    """Name -> kind, of numbers and names, of each parameter of a class of another package; empty: not known."""
+    given = {} if find_class(class_path) else arguments_of(class_path) or {}
+    kinds = {name: _kind(annotation, "") for name, annotation in given.items()}
+    return {name: Kind(optional=True, number=kind.number, choices=kind.choices) for name, kind in kinds.items()}
 
 
 @cache
@@ -345,6 +387,19 @@ def _own(found: ClassSource) -> tuple[dict[str, Kind], bool, set[str]] | None:
     return None
 
 
+@cache
+def _required(class_path: str) -> tuple[str, ...]:
+    """Parameters without a default of the constructor of a class of this package, or of its nearest base's."""
+    found = find_class(class_path)
+    for line in found.node.body if found else ():
+        if isinstance(line, ast.FunctionDef) and line.name == "__init__":
+            places = line.args.args[1 : len(line.args.args) - len(line.args.defaults)]
+            words = zip(line.args.kwonlyargs, line.args.kw_defaults, strict=True)
+            return tuple(each.arg for each in [*places, *(word for word, default in words if default is None)])
+    bases = (dotted(base, found.module) for base in found.node.bases) if found else ()
+    return next((names for path in bases if path and (names := _required(path))), ())
+
+
 def _fields(node: ast.ClassDef) -> Iterator[tuple[str, ast.expr]]:
     for line in node.body:
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and line.target.id != "ranges":
@@ -381,9 +436,22 @@ def _kind(annotation: ast.expr | None, module: str) -> Kind:
         return Kind(
             optional=optional, numbers="float" if "float" in kinds else "int", length=len(items) if of_one_length else 0
         )
+    item = re.fullmatch(r"(?:list|Sequence)\[([A-Z]\w*)\]", "|".join(names))
+    if item and module and (each := meant(ast.Name(item[1]), module)) and find_class(each):
+        return Kind(optional=optional, each=each)
     groups = [name for name in names if name.startswith(f"{ROOT.name}.")]
     foreign = bool(names) and all(name[0].isupper() and name.isidentifier() and name != "Any" for name in names)
-    return Kind(optional=optional, group=groups[0] if len(groups) == len(names) == 1 else "", foreign=foreign)
+    of = _class_of(annotation, module) if foreign and module else ""
+    return Kind(optional=optional, group=groups[0] if len(groups) == len(names) == 1 else "", foreign=foreign, of=of)
+
+
+def _class_of(annotation: ast.expr | None, module: str) -> str:
+    """Dotted path of the only class of a union, None aside; "" if there are several, or it is not known."""
+    if isinstance(annotation, ast.BinOp):
+        sides = [_class_of(side, module) for side in (annotation.left, annotation.right)]
+        nothing = [isinstance(side, ast.Constant) for side in (annotation.left, annotation.right)]
+        return sides[nothing.index(False)] if nothing.count(False) == 1 else ""
+    return meant(annotation, module) if isinstance(annotation, ast.Name | ast.Attribute) else ""
 
 
 def _members(annotation: ast.expr | None, module: str) -> Iterator[str]:

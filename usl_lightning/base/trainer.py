@@ -44,6 +44,19 @@ CLASSES = {
 }
 """Parameters that take classes, and the folders of Lightning that have some."""
 
+_LAYERS = "pytorch_lightning.plugins.layer_sync.LayerSync"
+KINDS = {
+    "callbacks": ("pytorch_lightning.callbacks.Callback",),
+    "logger": ("pytorch_lightning.loggers.Logger",),
+    "plugins": (
+        "pytorch_lightning.plugins.Precision", "pytorch_lightning.plugins.CheckpointIO", _LAYERS,
+        "lightning_fabric.plugins.ClusterEnvironment",
+    ),
+    "profiler": ("pytorch_lightning.profilers.Profiler",),
+    "strategy": ("pytorch_lightning.strategies.Strategy",),
+}  # fmt: skip
+"""Parameters that take classes, and what these descend from."""
+
 NEEDS = {
     "bitsandbytes": ("bitsandbytes",), "comet": ("comet_ml",), "deepspeed": ("deepspeed",),
     "litlogger": ("litlogger",), "mlflow": ("mlflow", "mlflow_skinny"), "tensorboard": ("tensorboard", "tensorboardX"),

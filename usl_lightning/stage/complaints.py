@@ -124,6 +124,8 @@ def _where(stage: StageCommand, key: str) -> str:
     for option, text in reversed(stage.overrides.items()):
         name = option.replace(".init_args", "").rstrip("+")
         has_parts = text.lstrip().startswith(("{", "["))
+        if key == f"{name}.class_path":
+            return f"--{option}"
         if key == name or (has_parts and key.startswith((f"{name}.", f"{name}["))):
             return f"--{option}{key.removeprefix(name)}"
     parts = [(path, list(flatten(tree))) for config in stage.configs for path, tree in config_parts(config)]
@@ -235,7 +237,7 @@ def check_parameters(stage: StageCommand) -> None:
     for key, problem, names in wrong_parameters(stage.tree()):
         leaf = key.rpartition(".")[2]
         near = f"{did_you_mean(leaf, names)}; {_expected(names)}" if names else ""
-        if leaf == "class_path" and "." not in (given := str(stage.flat().get(key))):
+        if key == "model.class_path" and "." not in (given := str(stage.flat().get(key))):
             near = _nearest_method(given)
         raise UslError(f"{_where(stage, key)}: {printable(problem, 300)}{near}")
     flat = stage.flat()

@@ -157,3 +157,16 @@ def test_a_run_is_no_file_and_no_folder_of_a_stage(here: Path, capsys: pytest.Ca
             with pytest.raises(SystemExit):
                 main([*command, "--out", ".", "--name", name, "--dry-run"])
             assert f"{name}: {said}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "a\\b", ".", "..", "a\tb", "a\nb", "a" * 256, "é" * 128])
+@pytest.mark.parametrize("command", [["run", "digits_quickstart.yaml"], ["table", "digits_table.yaml"]])
+def test_a_run_stays_in_its_folder(
+    name: str, command: list[str], here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = look(here)
+    for more in ([], ["--dry-run"]):
+        said = refused(capsys, *command, "--out", "p", "--name", name, *more)
+        assert f"usl {command[0]}: --name: " in said
+        assert "is no name of one folder; expected up to 255 bytes" in said
+    assert look(here) == before

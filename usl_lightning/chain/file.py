@@ -8,7 +8,7 @@ from typing import Any
 
 from usl_lightning.base.configs import find_config, load_part
 from usl_lightning.base.documents import NULLS, Plain, typed_text
-from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.parameters import as_seed, kind_at
 from usl_lightning.chain.rounds import stages_of
 from usl_lightning.stage.words import RESULTS, StageCommand
@@ -21,6 +21,19 @@ STAGE_KEYS = ("name", "command", "config", "set")
 def is_name(text: str) -> bool:
     """Whether a stage, and so its folder, can be called this."""
     return re.fullmatch(r"\w[\w-]*", text) is not None and len(text.encode()) <= 200
+
+
+def check_run_name(name: str, where: str) -> None:
+    """Refuse a name of a run that is no name of one folder.
+
+    Raises:
+        UslError: says what is expected.
+    """
+    if name in (".", "..") or not name.isprintable() or {"/", "\\"} & {*name} or len(name.encode()) > 255:
+        raise UslError(
+            f"{where}: {printable(name, 60)} is no name of one folder; expected up to 255 bytes without / and control "
+            "characters; --out FOLDER says where it is to be"
+        )
 
 
 @dataclass

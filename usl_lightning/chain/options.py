@@ -10,7 +10,7 @@ from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.parameters import as_count, as_seed, home, options
 from usl_lightning.chain.added import Added
-from usl_lightning.chain.file import REFERENCE, Chain
+from usl_lightning.chain.file import REFERENCE, Chain, check_run_name
 from usl_lightning.chain.plan import Plan
 from usl_lightning.stage.folder import StageFolder
 
@@ -98,6 +98,7 @@ class RunOptions:
                 raise UslError(_bad_option(key, value, list(stages)))
         if added:
             added.settle()
+        check_run_name(run.name, "usl run: --name")
         return run
 
     def folder(self, stage: str) -> StageFolder:

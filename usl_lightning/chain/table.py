@@ -15,7 +15,7 @@ from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import write_json, write_text
 from usl_lightning.base.parameters import home, options
 from usl_lightning.chain import slurm
-from usl_lightning.chain.file import Stage
+from usl_lightning.chain.file import Stage, check_run_name
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.pipeline import conclude, run_chain, stage_command
 from usl_lightning.chain.plan import Plan
@@ -84,6 +84,7 @@ class TableRun:
                 raise UslError(f"usl table: --{key}: its value is missing")
         if own.get("slurm", "print") not in ("true", "print", "submit"):
             raise UslError(f"usl table: --slurm {own['slurm']}: expected print or submit")
+        check_run_name(own.get("name", path.stem), "usl table: --name")
         table = Table.read(path, {key: value for key, value in given if key not in _OWN})
         typed = [str(arguments[0]), *(f"--{key}={value}" for key, value in given if not key.startswith("slurm"))]
         return cls(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torchvision import transforms
 from torchvision.transforms import functional as tv
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import (
     CoMatchStrong,
@@ -498,3 +499,11 @@ def test_uslts_view_moves_nothing_before_its_operations() -> None:
     assert stats.binomtest(int(mirrored.sum()), MANY, 0.5).pvalue > LIKELY
     assert (operations.num_ops, operations.max_shear, operations.max_translate) == (4, 0.1, 0.1)
     assert (square.size, square.random_size, square.edges) == (0.5, True, "clipped")
+
+
+@pytest.mark.parametrize(("side", "most"), [(4, 7), (8, 15)])
+def test_a_blur_wider_than_the_image_mirrored_is_refused(side: int, most: int) -> None:
+    images = torch.zeros(2, 3, side, 2 * side, dtype=torch.uint8)
+    steps.GaussianBlur(1.0, kernel=most)(images, keys(2))
+    with pytest.raises(UslError, match=f"kernel: {most + 2} taps for .* {side} pixels; use at most {most}"):
+        steps.GaussianBlur(1.0, kernel=most + 2)(images, keys(2))

@@ -115,6 +115,17 @@ def test_at_first_it_is_the_frozen_network_bit_for_bit(tuned: str) -> None:
         assert torch.equal(model.model(images()), frozen)
 
 
+@pytest.mark.parametrize("rank", [1, 4, 10_000])
+def test_a_rank_above_a_layers_size_is_told(rank: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "usl_lightning"):
+        model = adapter(None, rank=rank, share=1.0, pretrained=False)
+    assert model.low_rank is not None
+    weights = [model.model.encoder.net.get_parameter(name).flatten(1).shape for name in model.low_rank.names]
+    least = min(min(shape) for shape in weights)
+    assert model.lowered == ({"rank": least} if rank > least else {})
+    assert (f"rank {least} instead of {rank}" in caplog.text) == (rank > least)
+
+
 def test_merged_weights_give_the_same_and_the_average_follows() -> None:
     model = moved(adapter(None, share=1.0, ema_decay=0.75))
     assert model.low_rank is not None

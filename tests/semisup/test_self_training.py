@@ -75,6 +75,20 @@ def test_the_moving_average_labels_all_images(tmp_path: Path) -> None:
     assert 0 < int((expected >= 0).sum()) < len(expected)
 
 
+@pytest.mark.parametrize(("steps", "taken"), [(1, 0), (3, 2), (6, 4)])
+def test_rounds_above_the_steps_are_told(steps: int, taken: int, tmp_path: Path, caplog: Any) -> None:
+    def model(data: ImageData) -> SelfTraining:
+        made.append(SelfTraining(data.spec, Weak(), FixMatchStrong(), Optimization(), backbone="small_w16", rounds=4))
+        return made[-1]
+
+    made: list[SelfTraining] = []
+    with caplog.at_level("INFO", "usl_lightning"):
+        train(model, few_labels, tmp_path, steps)
+    assert made[-1].lowered == ({"rounds": taken} if taken < 4 else {})
+    assert made[-1].evaluate({}, few_labels(), closely=False).metrics == made[-1].lowered
+    assert (f"{taken} rounds instead of 4" in caplog.text) == (taken < 4)
+
+
 def test_the_teacher_averages_its_statistics(tmp_path: Path) -> None:
     online = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3), torch.nn.BatchNorm2d(3))
     ema, norm = EMA(online, 0.9, average_buffers=True), online[1]

@@ -1,5 +1,6 @@
 """Adapters: a learned network that stays as it is, but for a small part (LoRA: Hu et al., ICLR 2022)."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Literal, Unpack
@@ -21,6 +22,8 @@ from usl_lightning.models.heads import Bottleneck
 from usl_lightning.semisup.fixmatch import FixMatch
 from usl_lightning.semisup.semisup_module import StartOptions
 from usl_lightning.vectors.logistic import LogisticLearner
+
+log = logging.getLogger(__name__)
 
 PROBED = 1000
 """Labels that the head is fitted to before the first step, at most."""
@@ -160,6 +163,10 @@ class Adapter(FixMatch):
             if not names:
                 raise UslError(f"model.backbone: '{backbone}' has no layer to update; use model.tuned bottleneck")
             self.low_rank = LowRank(encoder.net, names, rank, alpha)
+            least = min(len(a) for a in self.low_rank.a)
+            if least < rank:
+                log.info("low-rank updates: rank %d instead of %d in the smallest layer", least, rank)
+                self.lowered["rank"] = least
         else:
             self.model.head = nn.Sequential(Bottleneck(encoder.feature_dim, rank, alpha), self.model.head)
         self.ema = EMA(self.model, ema_decay)

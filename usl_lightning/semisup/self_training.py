@@ -1,5 +1,6 @@
 """Self-training: the network labels all images from time to time, and learns what it was sure of (Yarowsky, 1995)."""
 
+import logging
 from typing import Any, ClassVar, Unpack
 
 import torch
@@ -13,6 +14,8 @@ from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import ImageSpec, SemiBatch
 from usl_lightning.data.modules import SemiSupervisedData
 from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
+
+log = logging.getLogger(__name__)
 
 
 def self_training_loss(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,6 +88,10 @@ class SelfTraining(SemiSupervisedModule):
         """Where in the rounds the run stands; asked once, so that no step waits for the device."""
         self._steps = round_steps(self.trainer.max_steps, self.rounds)
         self._labelled_at = int(self.labelled_at)
+        taken = sum(step < self.trainer.max_steps for step in self._steps)
+        if taken < self.rounds:
+            log.info("self-training: %d rounds instead of %d, of as few steps", taken, self.rounds)
+            self.lowered["rounds"] = taken
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:
         """New labels when it is time, and the loss of one global batch."""

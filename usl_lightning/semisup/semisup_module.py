@@ -122,6 +122,8 @@ class SemiSupervisedModule(Method):
         self.image, self.optimization = image, optimizer
         self.pretrained, self.init_from = pretrained, init_from
         self.guidance = None if prior_file is None else Guidance(prior_file, prior_steps, prior_after)
+        self.lowered: dict[str, int] = {}
+        """Parameters that were used with less than was given."""
         self.register_buffer("guess_share", torch.zeros(image.num_classes))
         self.scores: dict[str, Scores] = {}
         self._begin_evaluation()
@@ -302,10 +304,10 @@ class SemiSupervisedModule(Method):
         if not scores:
             if closely:
                 raise UslError(f"no test image of {data.dataset} has a label to measure by; expected some that do")
-            return Evaluation(dict(metrics))
+            return Evaluation({**metrics, **self.lowered})
 
         def write(path: Path, about: Mapping[str, Any]) -> None:
             write_scores(path, about, scores, classes)
 
         table = scores_table({"EMA": scores["ema"], "online": scores["online"]}, classes)
-        return Evaluation(dict(metrics), f"{table}\n", write)
+        return Evaluation({**metrics, **self.lowered}, f"{table}\n", write)

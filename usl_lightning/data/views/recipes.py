@@ -183,6 +183,13 @@ class SimCLRView(Recipe):
         )
 
 
+class _BlurOf13(GaussianBlur):
+    """Of 13 taps, or as many as fit images of less than 7 pixels."""
+
+    def taps(self, side: int) -> int:
+        return min(13, 2 * side - 1)
+
+
 class MoCoV2View(Recipe):
     """MoCo v2's view (Chen et al., 2020b, §3): crop, mirror, jitter, grey, blur.
 
@@ -207,7 +214,7 @@ class MoCoV2View(Recipe):
                 RandomResizedCrop(size, scale, flip=flip),
                 ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
                 Greyscale(p=0.2),
-                *([GaussianBlur(blur, kernel=13)] if blur > 0 else []),
+                *([_BlurOf13(blur)] if blur > 0 else []),
             ]
         )
 

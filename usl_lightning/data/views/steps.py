@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.base.ranges import Ranged, Ranges, above, at_least, rising, whole, within
 from usl_lightning.data.keys import Key
 from usl_lightning.data.views import ops, warps
@@ -271,7 +272,8 @@ class GaussianBlur(Step):
     Args:
         p: probability.
         sigma: smallest and largest standard deviation in pixels, uniform.
-        kernel: number of taps, odd; None is a tenth of the shorter side, made odd, or 3 if that is less (SimCLR).
+        kernel: number of taps, odd, less than twice the shorter side; None is a tenth of that side, made odd, or 3 if
+            that is less (SimCLR).
     """
 
     ranges: ClassVar[Ranges] = {"p": within(0, 1), "sigma": rising(above(0)), "kernel": whole(1, odd=True)}
@@ -283,10 +285,23 @@ class GaussianBlur(Step):
         self.kernel = kernel
 
     def forward(self, images: Tensor, key: Key) -> Tensor:
-        side = min(images.shape[-2:])
-        kernel = warps.odd_kernel(0.1, side) if self.kernel is None else min(self.kernel, 2 * side - 1)
+        kernel = self.taps(min(images.shape[-2:]))
         sigma = key.fold("sigma").uniform(1, *self.sigma)[:, 0]
         return on_samples(images, key.fold("apply").chance(self.p), lambda x, s: ops.gaussian_blur(x, s, kernel), sigma)
+
+    def taps(self, side: int) -> int:
+        """How many there are for images of this shorter side.
+
+        Raises:
+            UslError: more than the image has with its mirror image.
+        """
+        kernel = warps.odd_kernel(0.1, side) if self.kernel is None else self.kernel
+        if self.kernel is not None and kernel > 2 * side - 1:
+            raise UslError(
+                f"GaussianBlur.kernel: {kernel} taps for images whose shorter side has {side} pixels; "
+                f"use at most {2 * side - 1}"
+            )
+        return kernel
 
 
 class Cutout(Step):

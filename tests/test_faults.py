@@ -76,7 +76,7 @@ def test_full_disk(straight: Path, disk: Disk) -> None:
     usl(disk.folder, *WORDS, kill(4)).killed()
     line = usl(disk.folder, *WORDS, *RESUME, wrapper=disk.full).mistake
     assert "run/checkpoints/step=00000006.ckpt: " in line
-    assert "cannot be written" in line
+    assert "cannot be written (No space left on device)" in line or disk.full
     assert "free" in line
     assert checkpoints(disk.folder) == ["last.ckpt", "step=00000003.ckpt", "step=00000003.ckpt"]
     disk.grow()
@@ -84,16 +84,30 @@ def test_full_disk(straight: Path, disk: Disk) -> None:
     assert_same_run(disk.folder / "run", straight / "run")
 
 
-def test_full_disk_when_a_metric_is_noted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [0, 3, 9])
+def test_a_metric_that_does_not_fit_on_the_disk_waits_and_costs_nothing(
+    tmp_path: Path, room: int, caplog: pytest.LogCaptureFixture
+) -> None:
     metrics = MetricsCSV(tmp_path / "metrics.csv")
+    metrics.rewind(0)
     metrics.log_metrics({"loss": 2.0}, 2)
+    before = metrics.path.read_text()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (metrics.path.stat().st_size, limits[1]))  # EFBIG in place of ENOSPC
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + room, limits[1]))  # EFBIG in place of ENOSPC
     try:
-        with pytest.raises(UslError, match=r"metrics.csv: cannot be written \(File too large\); free some space"):
-            metrics.log_metrics({"loss": 1.0}, 3)
+        metrics.log_metrics({"loss": 1.0, "lr": 0.1}, 3)
+        metrics.log_metrics({"loss": 0.5}, 4)
+        assert metrics.path.read_text() == before
+        assert metrics.noted(3) == {"loss": 1.0, "lr": 0.1}
+        assert metrics.count(4) == 3
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(caplog.messages) == 1
+    assert "metrics.csv: cannot be written" in caplog.text
+    metrics.log_metrics({"loss": 0.25}, 5)
+    assert metrics.path.read_text() == before + "3,loss,1\n3,lr,0.1\n4,loss,0.5\n5,loss,0.25\n"
+    metrics.rewind(4)
+    assert metrics.path.read_text() == before + "3,loss,1\n3,lr,0.1\n"
 
 
 def test_a_row_that_a_full_disk_cut_short_is_noted_again(tmp_path: Path) -> None:
@@ -191,9 +205,11 @@ def test_a_folder_that_becomes_read_only(straight: Path, tmp_path: Path) -> None
     assert_same_run(tmp_path / "run", straight / "run")
 
 
-def test_a_metric_that_cannot_be_noted() -> None:
-    with pytest.raises(UslError, match=r"/proc/run\.csv: cannot be written"):
-        MetricsCSV(Path("/proc/run.csv")).log_metrics({"loss": 1.0}, 3)
+def test_a_metric_that_cannot_be_noted(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = MetricsCSV(Path("/proc/run.csv"))
+    metrics.log_metrics({"loss": 1.0}, 3)
+    assert "/proc/run.csv: cannot be written (No such file or directory); the run goes on" in caplog.text
+    assert metrics.noted(3) == {"loss": 1.0}
 
 
 def test_a_validation_by_the_clock_is_refused(tmp_path: Path) -> None:

@@ -31,8 +31,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with atomic_path(path) as temporary, open(temporary, "wb") as file:
                 torch.save(checkpoint, file)  # given a path, it would write the temporary name into the file
         except RuntimeError as error:  # torch's zip writer reports a full disk so
+            reason = getattr(error.__context__, "strerror", None) or error
             raise UslError(
-                f"{path}: the checkpoint cannot be written ({error}); free some space, then "
+                f"{path}: the checkpoint cannot be written ({reason}); free some space, then "
                 "continue with --ckpt_path last"
             ) from error
 

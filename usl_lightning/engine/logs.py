@@ -1,10 +1,13 @@
 """What a run writes down while it goes, and what it shows."""
 
+import errno
 import logging
+import os
 import re
 import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +65,7 @@ class MetricsCSV(Logger):
         super().__init__()
         self.path = path
         self._expected, self._lost = (0, 0), 0  # rows, of the steps below; those that are gone
+        self._waiting: list[str] = []  # rows that could not be written
 
     @property
     def name(self) -> str:
@@ -81,7 +85,7 @@ class MetricsCSV(Logger):
     def rewind(self, step: int) -> None:
         """Drop the rows of `step` and later: they are about to be made again."""
         rows = self._whole(step) if step else []
-        write_text(self.path, HEADER + "".join(f"{row}\n" for at, _, row in rows if at < step))
+        self._replace(row for at, _, row in rows if at < step)
 
     @rank_zero_only
     def complete(self, metrics: dict[str, float], step: int) -> None:
@@ -115,8 +119,12 @@ class MetricsCSV(Logger):
         if expected and not missing and (gone := self._lost - damaged) > 0:
             log.warning("%s: %s gone from it, nothing else is lost", self.path, _lines(gone, "row"))
         if damaged or cut or missing:
-            write_text(self.path, HEADER + "".join(f"{row}\n" for *_, row in rows))
+            self._replace(row for *_, row in rows)
         return rows
+
+    def _replace(self, rows: Iterable[str]) -> None:
+        write_text(self.path, HEADER + "".join(f"{row}\n" for row in rows))
+        self._waiting = []
 
     def values(self, name: str, before: int) -> list[tuple[int, float]]:
         """(step, value) of each row of a metric whose step is below `before`."""
@@ -133,33 +141,35 @@ class MetricsCSV(Logger):
         try:
             text = read_file(self.path).decode("utf-8", "replace")
         except FileNotFoundError:
-            return [], 0, False
+            text = ""
         except OSError as error:
             raise UslError(f"{self.path}: cannot be read ({error.strerror}); move it elsewhere") from error
         *lines, rest = text.removeprefix(HEADER).split("\n")
         found = [match for line in lines if (match := _ROW.fullmatch(line))]
-        return [(int(row[1]), row[2], row[0]) for row in found], len(lines) - len(found), bool(rest)
+        damaged = len(lines) - len(found)
+        found += [match for row in self._waiting if (match := _ROW.fullmatch(row.rstrip("\n")))]
+        return [(int(row[1]), row[2], row[0]) for row in found], damaged, bool(rest)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one row a metric.
-
-        Raises:
-            UslError: the disk is full.
-        """
+        """Append one row a metric; those that do not fit on the disk wait for the next, the run does not."""
         rows = [f"{step or 0},{name},{value:.8g}\n" for name, value in metrics.items() if name != "epoch"]
         if not rows:
             return  # the file would be there without its header
+        failed, self._waiting = bool(self._waiting), self._waiting + rows
         try:
             if self.path.exists():
                 check_file(self.path)
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write("".join(rows))
+            with open(self.path, "ab", buffering=0) as file:
+                end = file.tell()
+                written = file.write(text := "".join(self._waiting).encode())
+                if written < len(text):
+                    file.truncate(end)
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._waiting = []
         except OSError as error:
-            raise UslError(
-                f"{self.path}: cannot be written ({error.strerror}); free some space, then "
-                "continue with --ckpt_path last"
-            ) from error
+            if not failed:
+                log.warning("%s: cannot be written (%s); the run goes on, its rows wait", self.path, error.strerror)
 
 
 class Progress(Callback):

@@ -316,6 +316,19 @@ def test_wrong_json(tmp_path, change, expected):
     refused(lambda: LabelIndex.read(path), str(path), expected)
 
 
+@pytest.mark.parametrize("change", [
+    {"indices": (17, 4, 50)}, {"dataset": replace(DATA, size=10)}, {"labels": (2, 1, 3)}, {"classes": ("a",)},
+    {"files": ("a", "b", "../c")}, {"hashes": ("sha256:1",) * 3}, {"files": None}, {"followers": ((17,), (), ())},
+    {"bulk": (1,)}, {"added": (1,)}, {"unsure": (17,)},
+])  # fmt: skip
+def test_what_is_no_more_as_it_was_is_looked_at_again(tmp_path, change):
+    known = replace(LabelIndex.read(written(tmp_path, json.dumps(GOOD))), hashes=(f"sha256:{0:064x}",) * 3)
+    known.write(tmp_path / "x.json", known)
+    with pytest.raises(UslError):
+        replace(known, **change).write(tmp_path / "x.json", known)
+    assert LabelIndex.read(tmp_path / "x.json").hashes == known.hashes
+
+
 @pytest.mark.parametrize("key", [k for k in GOOD if k != "files"])
 def test_missing_keys(tmp_path, key):
     path = written(tmp_path, json.dumps({k: v for k, v in GOOD.items() if k != key}))

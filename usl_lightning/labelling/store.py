@@ -211,7 +211,7 @@ class LabelStore:
 
     def _write(self, index: LabelIndex) -> LabelIndex:
         index = index.settled
-        index.write(self.path)
+        index.write(self.path, None if self._known is None else self._known[1])
         self._known = self.version, index
         return index
 
@@ -249,15 +249,17 @@ def with_answers(index: LabelIndex, answers: Mapping[int, Answer], *, bulk: bool
     for answer in answers.values():
         if isinstance(answer, int) and not 0 <= answer < len(index.classes):
             raise UslError(f"there is no class {answer}; expected 0 to {len(index.classes) - 1}")
-    merged = answers_of(index)
-    merged |= {image: answer for image, answer in answers.items() if image in merged}
-    labels = tuple(answer if isinstance(answer, int) else None for answer in merged.values())
-    at_a_glance = (set(index.bulk) - set(answers)) | (set(answers) if bulk else set())
+    place_of = {image: place for place, image in enumerate(index.indices)}
+    here, labels = {image: answer for image, answer in answers.items() if image in place_of}, list(index.labels)
+    for image, answer in here.items():
+        labels[place_of[image]] = answer if isinstance(answer, int) else None
+    unsure = (set(index.unsure) - set(here)) | {image for image, answer in here.items() if answer == "unsure"}
+    at_a_glance = (set(index.bulk) - set(here)) | {i for i, answer in here.items() if bulk and isinstance(answer, int)}
     return replace(
         index,
-        labels=labels,
-        unsure=tuple(i for i, answer in merged.items() if answer == "unsure"),
-        bulk=tuple(i for i, answer in merged.items() if i in at_a_glance and isinstance(answer, int)),
+        labels=tuple(labels),
+        unsure=tuple(sorted(unsure, key=place_of.__getitem__)),
+        bulk=tuple(sorted(at_a_glance, key=place_of.__getitem__)),
     )
 
 

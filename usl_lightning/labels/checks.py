@@ -11,19 +11,28 @@ _HASH = re.compile("sha256:[0-9a-f]{64}")
 _DRIVE = re.compile("[A-Za-z]:")
 
 
-def validate(index: Entries, where: str) -> None:
+def validate(index: Entries, where: str, known: Entries | None = None) -> None:
     """What can be said of an index without its data set.
+
+    Args:
+        index: to look at.
+        where: what it is called in messages.
+        known: one that was looked at before; what is the same in memory as there is right still.
 
     Raises:
         UslError: names the entry.
     """
+
+    def is_known(*keys: str) -> bool:
+        return known is not None and all(getattr(index, key) is getattr(known, key) for key in keys)
+
     for key in ("labels", "files", "followers", "hashes"):
         values = getattr(index, key)
         needed = key == "labels" or (key == "files" and values is not None)
         if (values or needed) and len(values) != len(index.indices):
             raise UslError(f"{where}: {len(index.indices)} indices but {len(values)} {key}")
     seen: dict[int, int] = {}
-    for i, value in enumerate(index.indices):
+    for i, value in enumerate(() if is_known("indices", "dataset") else index.indices):
         if not _is_count(value):
             refuse(where, i, f"index {short(value)} is not a whole number, 0 or more")
         if value in seen:
@@ -57,11 +66,12 @@ def validate(index: Entries, where: str) -> None:
         set(soft) != {"file", "source"} or not _is_inside(soft["file"]) or not isinstance(soft["source"], str)
     ):
         raise UslError(f'{where}: \'soft\' is {short(soft)}, expected "file", a path from the index on, and "source"')
-    _validate_followers(index, where, set(seen))
-    for i, file in enumerate(index.files or ()):
+    if not is_known("indices", "dataset", "followers"):
+        _validate_followers(index, where, set(index.indices))
+    for i, file in enumerate(() if is_known("files") else index.files or ()):
         if not _is_inside(file):
             refuse(where, i, f"file {short(file)} is not a path inside the image folder (relative, with /)")
-    for i, digest in enumerate(index.hashes):
+    for i, digest in enumerate(() if is_known("files", "hashes") else index.hashes):
         if not isinstance(digest, str) or not _HASH.fullmatch(digest) or index.files is None:
             refuse(where, i, f"hash {short(digest)} is not sha256: and 64 hexadecimal digits of one of 'files'")
 

@@ -51,13 +51,17 @@ class LabelIndex(Entries):
         validate(index, str(path))
         return index
 
-    def write(self, path: str | Path) -> None:
+    def write(self, path: str | Path, known: "LabelIndex | None" = None) -> None:
         """Write atomically, in the format of the suffix; `.npy` and `.csv` carry no labels.
+
+        Args:
+            path: of the file.
+            known: one that was read or written before; what this one shares with it is not looked at again.
 
         Raises:
             UslError: an entry is wrong, the suffix is not known, or the file cannot be written.
         """
-        validate(self, str(path))
+        validate(self, str(path), known)
         formats.write(self, Path(path))
 
     def check(self, dataset: DatasetId, classes: Sequence[str] = (), files: Sequence[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from runs import environment
 
 from usl_lightning.chain.plan import Plan, PlannedStage
 from usl_lightning.cli import main
-from usl_lightning.labelling.label import LabelOptions, next_command
+from usl_lightning.labelling.label import LabelOptions, _listening, next_command
 
 
 def test_options() -> None:
@@ -23,6 +23,11 @@ def test_options() -> None:
         ["--no-browser", "a/labels.json", "--classes", "cat, big dog,", "--port=81", "--dir", "d"]
     )
     assert typed == LabelOptions(Path("a/labels.json"), "d", ["cat", " big dog"], 81, browser=False)
+
+
+def test_asyncio_sends_at_once_what_it_knows_to_be_tcp() -> None:
+    with _listening(None) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 @pytest.mark.parametrize(("words", "part"), [

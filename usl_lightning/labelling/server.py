@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
@@ -119,15 +120,21 @@ class LabellingApp:
         return await self._changed(body, self.store.answer_row, images, answer, check, self.pictures.entry)
 
     async def _changed(self, body: dict[str, Any], change: Callable[..., object], *given: object) -> Response:
-        """Make a change; what the file is then, or is already."""
+        """Make a change; what the file is then, or is already. What is guessed from it comes after this is said."""
+        told, status = await run_in_threadpool(self._told_of, body, change, *given)
+        return JSONResponse(told, status, background=BackgroundTask(self._learn))
+
+    def _told_of(self, body: dict[str, Any], change: Callable[..., object], *given: object) -> tuple[Any, int]:
         known = str(body.get("selection"))
         try:
-            await run_in_threadpool(change, *given)
+            change(*given)
         except ChangedMeanwhileError as error:
-            return JSONResponse({"problem": str(error), **await run_in_threadpool(self._described, known)}, 409)
+            return {"problem": str(error), **self._described(known)}, 409
+        return self._described(known), 200
+
+    async def _learn(self) -> None:
         if self.guessing is not None:
             self.guessing.changed()
-        return JSONResponse(await run_in_threadpool(self._described, known))
 
     def _match(self, index: LabelIndex) -> str:
         """Which selection it is; the pictures are made sure to be those of it."""

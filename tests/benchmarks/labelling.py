@@ -429,7 +429,7 @@ def keys_pressed(address: str, count: int) -> list[tuple[float, float]]:
         for number in range(count):
             page.wait_for_timeout(500)
             page.keyboard.press(str(number % 2 + 1))
-            page.wait_for_function("() => saved && shown.since > saved && shown.since < Infinity")
+            page.wait_for_function("() => saved && shown.since > pressed && shown.since < Infinity")
             told.append(tuple(page.evaluate("() => [saved - pressed, shown.since - pressed]")))
         browser.close()
     return told

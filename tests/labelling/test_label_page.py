@@ -104,7 +104,8 @@ def test_two_windows_lose_no_answer(browser: Browser, tmp_path: Path) -> None:
     one.keyboard.press("3")
     answered(one, 2)
     two.keyboard.press("2")
-    expect(two.locator("#status")).to_contain_text("bird was answered in another window")
+    expect(two.locator("#status")).to_contain_text("bird was answered in another window, and that stays")
+    name_shown(two, 2)  # the next one was shown meanwhile
     index = LabelIndex.read(labels)
     assert dict(zip(index.indices, index.labels, strict=True))[image] == 2
     two.keyboard.press("2")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from browsing import needs_browser, until
 from own_images import make_selection, served
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Route, expect
 
 pytestmark = [pytest.mark.slow, needs_browser]
 
@@ -105,6 +105,31 @@ def test_a_key_that_went_down_before_the_image_came_is_none_for_it(browser: Brow
         expect(page.locator("#status")).to_contain_text("Saved: bird.")
         assert store.read().labels[:4] == (0, 1, 2, None)
         gate.release(100)
+
+
+def test_the_next_image_is_shown_while_an_answer_is_being_saved(browser: Browser, tmp_path: Path) -> None:
+    with served(make_selection(tmp_path)) as (address, store):
+        page = watched(browser, address)
+        held: list[Route] = []
+        page.route(re.compile("/answers$"), lambda route: held.append(route))
+        page.keyboard.press("1")
+        expect(page.locator("#which")).to_have_text("Image 2 of 40")
+        expect(page.locator("#progress")).to_have_text("0 of 40 answered")
+        page.keyboard.press("2")  # waits for the first
+        page.wait_for_timeout(200)
+        assert len(held) == len(page.evaluate("sent")) == 1
+        held.pop().continue_()
+        expect(page.locator("#which")).to_have_text("Image 3 of 40")
+        expect(page.locator("#progress")).to_have_text("1 of 40 answered")
+        until(page, "sent.length === 2")
+        page.keyboard.press("3")
+        held.pop().fulfill(status=400, json={"problem": "the disk is full"})
+        expect(page.locator("#which")).to_have_text("Image 2 of 40")
+        expect(page.locator("#trouble")).to_have_text("the disk is full")
+        expect(page.locator("#image")).to_be_visible()
+        page.wait_for_timeout(200)
+        assert len(page.evaluate("sent")) == 2  # the third was for another image than that which is shown
+        assert store.read().labels[:3] == (0, None, None)
 
 
 def test_a_key_amid_the_list_is_for_what_was_on_the_screen(browser: Browser, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ let cameFrom = 0; // place of the chosen image that was shown before one that wa
 let placeOf = new Map(); // of each image in state.images
 let history = []; // of this window's answers: {image, before, after}, or {row: images, of: class}
 let busy = false;
+let underWay = Promise.resolve(); // what is being done, if anything is
 let troubled = ""; // what the complaint that is shown is about: "look" at the server's state, or "change" it
 
 // Talking to the server ----------------------------------------------------------------------------------
@@ -168,8 +169,8 @@ function show(place) {
     showGuess();
     const next = state.images[following(place)];
     if (next && next.image !== image) loadAhead(next.image); // there when it is wanted
+    drawSimilar(image);
   });
-  drawSimilar(image);
   drawAll();
 }
 
@@ -207,14 +208,11 @@ function unanswered(place) {
 const firstUnanswered = () => Math.max(0, unanswered(state.asked - 1));
 
 // One thing at a time: what was not seen cannot be answered.
-async function alone(action) {
-  if (busy) return;
+function alone(action) {
+  if (busy) return underWay;
   busy = true;
-  try {
-    await action();
-  } finally {
-    busy = false;
-  }
+  underWay = action().finally(() => { busy = false; });
+  return underWay;
 }
 
 const classNamed = (answer) => (typeof answer === "number" ? state.classes[answer] : null);
@@ -223,12 +221,16 @@ const save = (image, answer, before) => ask("answers", {
   image, answer, class: classNamed(answer), seen: before, seen_class: classNamed(before), selection: state.selection,
 });
 
-const give = (answer, at) => alone(async () => {
-  const { image, answer: before } = entry();
-  if (!wasShown(image, at)) {
-    say("Not taken: the image was not shown yet.");
-    return;
-  }
+// An answer to the image on the screen, after what is under way: the next image is shown while an answer is being saved.
+async function give(answer, at) {
+  const [{ image }, named] = [entry(), classNamed(answer)];
+  await underWay;
+  if (wasShown(image, at) && entry().image === image && classNamed(answer) === named) await alone(() => giveNow(answer));
+  else say("Not taken: the image was not shown yet.");
+}
+
+async function giveNow(answer) {
+  const { image, name, answer: before } = entry();
   if (isBroken() && answer !== "unsure") {
     say("An image that cannot be shown can be skipped, or marked as not sure.");
     return;
@@ -238,30 +240,36 @@ const give = (answer, at) => alone(async () => {
     return;
   }
   const { selection } = state;
-  const told = await save(image, answer, before);
-  if (!told) return;
-  if (!told.problem) history.push({ image, name: entry().name, before, after: answer });
-  take(told, { count: false });
+  const saving = save(image, answer, before);
+  const next = following(current);
+  const goesOn = next >= 0 && state.images[next].image !== image;
+  if (goesOn) show(next);
+  const told = await saving;
+  if (told && !told.problem) history.push({ image, name, before, after: answer });
+  take(told, { count: isPainted() });
   if (state.selection !== selection) return;
-  drawGiven();
-  if (told.problem) {
+  if (!told || told.problem) {
+    if (entry().image !== image) visit({ image, name });
     drawProgress();
-    say(`${told.problem}: ${nameOf(entry().answer)}. Answer again to change it.`);
+    if (told) say(`${told.problem}, and that stays. Answer again to change it.`);
+    else say(`Not saved: ${nameOf(answer)}.`);
     return;
   }
+  drawGiven();
   learn();
-  const next = following(current);
-  say(`Saved: ${nameOf(answer)}. ${next < 0 ? "All images have an answer." : `${placeNamed(next)}.`}`);
-  if (next >= 0) {
-    show(next);
+  const after = goesOn ? current : following(current);
+  say(`Saved: ${nameOf(answer)}. ${after < 0 ? "All images have an answer." : `${placeNamed(after)}.`}`);
+  if (goesOn) return;
+  if (after >= 0) {
+    show(after);
   } else {
     drawProgress();
     byId("all").open = true;
     byId("done-title").focus();
   }
-});
+}
 
-const undo = () => alone(async () => {
+const undo = () => underWay.then(() => alone(async () => {
   const last = history.at(-1);
   if (!last) return;
   const { selection } = state;
@@ -277,7 +285,7 @@ const undo = () => alone(async () => {
   }
   visit(last);
   say(told.problem ? `Not undone: ${told.problem}` : `Undone: it was ${nameOf(last.after)}.`);
-});
+}));
 
 function skip() {
   passOver(entry().image);

@@ -2,15 +2,20 @@
 "use strict";
 
 let shown = null; // {image, since, broken}; `since` by the clock of event.timeStamp, Infinity while it loads
-let ahead = null; // the picture that is likely to be next: {image, picture}
+let ahead = null; // the picture that is likely to be next: {image, picture, whole}
+let behind = null; // the one that was shown last, to come back to if its answer is not saved
 let pressedAt = null; // when the key or button that is down went down
 
-const load = (image) => ({ image, picture: Object.assign(new Image(), { src: `images/${image}` }) });
 const decoded = (picture) => picture.decode().then(() => true, () => false);
+const load = (image) => {
+  const picture = Object.assign(new Image(), { src: `images/${image}` });
+  return { image, picture, whole: decoded(picture) };
+};
 const twoFrames = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
 const loadAhead = (image) => { ahead = load(image); };
-const forgetAhead = () => { ahead = null; };
+const forgetAhead = () => { ahead = null; behind = null; };
 const isBroken = () => shown.broken;
+const isPainted = () => shown.since < Infinity;
 
 // Whether that image was on the screen at a time, when a key or button was pressed.
 const wasShown = (image, at) => shown !== null && shown.image === image && at >= shown.since;
@@ -19,14 +24,15 @@ const wasShown = (image, at) => shown !== null && shown.image === image && at >=
 async function paint(image, name, painted) {
   const mine = { image, since: Infinity, broken: false };
   shown = mine;
-  let { picture } = ahead !== null && ahead.image === image ? ahead : load(image);
-  forgetAhead();
+  let loaded = [ahead, behind].find((known) => known?.image === image) ?? load(image);
+  ahead = null;
   inFrame(note(""), true);
-  if (!await decoded(picture)) {
-    ({ picture } = load(image)); // once more: the server may have been busy
-    mine.broken = !await decoded(picture);
+  if (!await loaded.whole) {
+    loaded = load(image); // once more: the server may have been busy
+    mine.broken = !await loaded.whole;
   }
   if (shown !== mine) return;
+  const { picture } = behind = loaded;
   Object.assign(picture, { id: "image", alt: `The image to label: ${name}` });
   inFrame(mine.broken ? note("This image cannot be shown.") : picture, false);
   await twoFrames();

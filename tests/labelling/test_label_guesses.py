@@ -128,7 +128,8 @@ def test_a_row_is_answered_told_apart_and_undone(ask: Asked) -> None:
     assert json.loads(ask.store.path.read_text())["bulk"] == told["bulk"]
     assert not set(taken) & set(ask("row")[1]["images"])
     assert ask("rows", {**body, "images": row["images"]})[0] == 200  # those that are answered so are left as they are
-    assert ask("rows", {**body, "answer": 0, "class": "cat"})[0] == 409
+    assert sorted(ask("rows", {**body, "answer": 0, "class": "cat"})[1]["bulk"]) == sorted(row["images"])
+    assert {ask.store.read().labels[list(ask.store.read().indices).index(one)] for one in row["images"]} == {3}
     assert ask("rows", {**body, "class": "cat"})[0] == 409
     assert ask("rows", {**body, "selection": "another"})[0] == 409
     _, told, _ = ask("rows", {**body, "images": row["images"], "answer": None, "class": None})

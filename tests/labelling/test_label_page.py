@@ -115,6 +115,40 @@ def test_two_windows_lose_no_answer(browser: Browser, tmp_path: Path) -> None:
     server.kill()
 
 
+def test_two_people_who_begin_together(browser: Browser, tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    server = Labelling(labels, "--classes", "cat,dog")
+    one, two = (opened(browser, server.address) for _ in range(2))
+    for number in range(1, 4):
+        one.keyboard.press("1")
+        name_shown(one, number + 1)
+        expect(two.locator("#progress")).to_have_text(f"{number} of 40 answered", timeout=1500)
+    expect(two.locator("#given")).to_have_text("Answer: cat")
+    two.wait_for_timeout(1100)
+    two.keyboard.press("Space")
+    name_shown(two, 4)
+    one.keyboard.press("1")  # and the other has begun to press
+    expect(two.locator("#given")).to_have_text("Answer: cat")
+    two.keyboard.press("2")
+    expect(two.locator("#status")).to_have_text(
+        "cat was answered in another window, and that stays. Answer again to change it."
+    )
+    name_shown(two, 4)
+    assert LabelIndex.read(labels).labels[:4] == (0,) * 4
+    two.wait_for_timeout(1100)
+    two.keyboard.press("2")
+    answered(two, 4)
+    name_shown(two, 5)
+    two.keyboard.press("Space")
+    name_shown(two, 6)
+    two.keyboard.press("2")
+    one.keyboard.press("1")  # of the next image: both are kept
+    answered(two, 6)
+    answered(one, 6)
+    assert LabelIndex.read(labels).labels[:6] == (0, 0, 0, 1, 0, 1)
+    server.kill()
+
+
 def test_a_refusal_stays_until_something_is_changed(browser: Browser, tmp_path: Path) -> None:
     server = Labelling(make_selection(tmp_path), "--classes", "cat,dog")
     page = opened(browser, server.address)

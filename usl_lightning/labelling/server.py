@@ -1,5 +1,6 @@
 """The labelling page's server: a few addresses below a secret one, for this machine's browsers alone."""
 
+import asyncio
 import hashlib
 import json
 import threading
@@ -37,6 +38,10 @@ SHOWN_SIMILAR = 8
 
 PATIENCE = 5.0
 """Seconds that a request for guesses waits until they know of the newest answer."""
+
+
+LOOK, LOOKS = 0.1, 20
+"""Seconds between two looks at the file while a window waits for news, and how many there are."""
 
 
 class LabellingApp:
@@ -81,8 +86,14 @@ class LabellingApp:
         return Guard(Starlette(routes=[below], exception_handlers={UslError: _refused, 404: _missing}), token, port)
 
     async def _state(self, request: Request) -> Response:
-        version = await run_in_threadpool(lambda: self.store.version)
-        if request.query_params.get("known") == version:
+        """The label file; if it is known, as soon as it is another one, or nothing if it stays as it is for a while."""
+        known, waits = request.query_params.get("known"), "wait" in request.query_params
+        for _ in range(LOOKS if waits else 1):
+            if await run_in_threadpool(lambda: self.store.version) != known:
+                break
+            if waits:
+                await asyncio.sleep(LOOK)
+        else:
             return Response(status_code=204)
         return JSONResponse(await run_in_threadpool(self._described, request.query_params.get("selection", "")))
 

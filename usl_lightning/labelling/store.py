@@ -99,13 +99,13 @@ class LabelStore:
             The file's new content.
 
         Raises:
-            AnsweredMeanwhileError: it has another answer by now, which is kept.
+            AnsweredMeanwhileError: it has another answer by now, which is kept; one that was taken back is none.
             UslError: no such image or class, or the file cannot be written.
         """
         with self._changing(check) as index:
             index = _with_all(index, (image,), beside)
             now = answers_of(index)[image]
-            if now not in (seen, answer):
+            if now not in (seen, answer, None):
                 raise AnsweredMeanwhileError(f"{name_of(now, index)} was answered in another window")
             return self._write(with_answers(index, {image: answer}))
 
@@ -118,6 +118,8 @@ class LabelStore:
     ) -> LabelIndex:
         """Note that several images without an answer are all of one class; or, with None, take that back.
 
+        Those that have an answer by now keep it.
+
         Args:
             images: positions in the data set, each of the index's.
             answer: the class. None: of those that still have the answer that a row gave them, take it away.
@@ -127,7 +129,6 @@ class LabelStore:
             The file's new content.
 
         Raises:
-            AnsweredMeanwhileError: one of them has an answer by now; none of them is changed.
             UslError: no such image or class, or the file cannot be written.
         """
         with self._changing(check) as index:
@@ -135,10 +136,8 @@ class LabelStore:
             known, bulk = answers_of(index), set(index.bulk)
             if answer is None:
                 return self._write(with_answers(index, {image: None for image in images if image in bulk}))
-            for image in images:
-                if known[image] is not None and not (known[image] == answer and image in bulk):
-                    raise AnsweredMeanwhileError(f"{name_of(known[image], index)} was answered in another window")
-            return self._write(with_answers(index, dict.fromkeys(images, answer), bulk=True))
+            news = [image for image in images if known[image] is None]
+            return self._write(with_answers(index, dict.fromkeys(news, answer), bulk=True))
 
     def change_class(
         self, number: int, name: str | None, *, merge: bool = False, check: Check | None = None

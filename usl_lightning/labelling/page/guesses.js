@@ -10,7 +10,7 @@ let asking = false;
 
 const ENOUGH = 40; // answers from which on guesses tell what helps
 
-const helpful = () => wished ?? state.images.filter(({ answer }) => answer !== null).length >= ENOUGH;
+const helpful = () => wished ?? state.images.filter(({ answer }) => answer !== null).length + coming >= ENOUGH;
 const forgetGuesses = () => { guesses = null; offered = null; passed = new Set(); drawEnough(); };
 const passOver = (image) => passed.add(image);
 const guessesHold = () => guesses !== null && JSON.stringify(guesses.classes) === JSON.stringify(state.classes);

@@ -82,7 +82,7 @@ async function start() {
   addEventListener("hashchange", visitNamed);
   learn();
   if (state.classes.length === 0) byId("class-name").focus();
-  setTimeout(poll, POLL);
+  poll();
 }
 
 start();

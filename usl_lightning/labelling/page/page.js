@@ -1,7 +1,8 @@
 // The labelling page. The server's file is the truth: an answer counts once the server has said that it is saved.
 "use strict";
 
-const POLL = 2000; // ms between two looks at what other windows have answered
+const PAUSE = 100; // ms between two questions for news; the server waits for some
+const SURPRISE = 1000; // ms in which nobody has seen what another window said of the image on the screen
 
 const byId = (id) => document.getElementById(id);
 // Of `images` the first `asked` were chosen, the next ones, `added`, were answered beside them; others are looked at.
@@ -11,7 +12,9 @@ let cameFrom = 0; // place of the chosen image that was shown before one that wa
 let placeOf = new Map(); // of each image in state.images
 let history = []; // of this window's answers: {image, before, after}, or {row: images, of: class}
 let busy = false;
+let coming = 0; // answers that are being saved
 let underWay = Promise.resolve(); // what is being done, if anything is
+let surprise = null; // what was answered elsewhere of the image on the screen: {image, answer before, until}
 let troubled = ""; // what the complaint that is shown is about: "look" at the server's state, or "change" it
 
 // Talking to the server ----------------------------------------------------------------------------------
@@ -90,15 +93,17 @@ function startOver() {
 async function poll() {
   try {
     if (document.hidden || busy) return;
-    const before = entry();
-    const known = `known=${encodeURIComponent(state.version)}&selection=${state.selection}`;
+    const known = `known=${encodeURIComponent(state.version)}&selection=${state.selection}&wait`;
+    const { version } = state;
     const told = await ask(`state?${known}`);
-    const news = !busy && take(told);
+    const before = entry();
+    const news = !busy && version === state.version && take(told); // it may be older than an answer since
     learn();
-    if (!news || entry().image !== before.image) return;
-    if (entry().answer !== before.answer) say(`Answered in another window: ${nameOf(entry().answer)}`);
+    if (!news || entry().image !== before.image || entry().answer === before.answer) return;
+    surprise = { image: before.image, answer: before.answer, until: performance.now() + SURPRISE };
+    say(`Answered in another window: ${nameOf(entry().answer)}`);
   } finally {
-    setTimeout(poll, POLL);
+    setTimeout(poll, troubled === "look" ? PAUSE * 10 : PAUSE);
   }
 }
 
@@ -225,12 +230,13 @@ const save = (image, answer, before) => ask("answers", {
 async function give(answer, at) {
   const [{ image }, named] = [entry(), classNamed(answer)];
   await underWay;
-  if (wasShown(image, at) && entry().image === image && classNamed(answer) === named) await alone(() => giveNow(answer));
+  if (wasShown(image, at) && entry().image === image && classNamed(answer) === named) await alone(() => giveNow(answer, at));
   else say("Not taken: the image was not shown yet.");
 }
 
-async function giveNow(answer) {
-  const { image, name, answer: before } = entry();
+async function giveNow(answer, at) {
+  const { image, name, answer: now } = entry();
+  const before = surprise?.image === image && at < surprise.until ? surprise.answer : now; // what was seen
   if (isBroken() && answer !== "unsure") {
     say("An image that cannot be shown can be skipped, or marked as not sure.");
     return;
@@ -241,10 +247,12 @@ async function giveNow(answer) {
   }
   const { selection } = state;
   const saving = save(image, answer, before);
+  coming = now === null ? 1 : 0;
   const next = following(current);
   const goesOn = next >= 0 && state.images[next].image !== image;
   if (goesOn) show(next);
   const told = await saving;
+  coming = 0;
   if (told && !told.problem) history.push({ image, name, before, after: answer });
   take(told, { count: isPainted() });
   if (state.selection !== selection) return;

@@ -98,7 +98,9 @@ const takeRow = (at) => alone(async () => {
   learn();
   if (state.selection !== selection) return;
   const none = await nextRow();
-  say(`${told.problem || `Saved: ${images.length} as ${named}.`} ${none}`.trim());
+  const others = images.filter((image) => state.images[placeOf.get(image)]?.answer !== number).length;
+  const kept = others ? ` ${others} had another answer from another window, and keep it.` : "";
+  say(`${told.problem || `Saved: ${images.length - others} as ${named}.${kept}`} ${none}`.trim());
 });
 
 const passRow = () => alone(async () => {

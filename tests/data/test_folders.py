@@ -163,6 +163,29 @@ def test_labels_of_a_csv(tmp_path):
     assert open_source("folder", "train", **options).classes == ("10", "8", "9")
 
 
+def test_what_is_beside_splits_is_told(tmp_path, caplog):
+    folder = tree(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "read.txt").write_text("none")
+    open_source("folder", "train", dir=folder, image_size=8)
+    assert "passed over" not in caplog.text
+    other = tree(tmp_path / "other", "Train/a/1.png", "val/a/3.png", "x.png", "y.png", "extra/deeper/4.png")
+    open_source("folder", "train", dir=other, image_size=8)
+    assert f"{other}: passed over beside Train, val: extra, of 3 images and folders of images" in caplog.text
+
+
+def test_only_class_with_folders_of_its_own_is_told(tmp_path, caplog):
+    one = tree(tmp_path / "one", "all/1.png", "all/part/2.png")
+    assert open_source("folder", "train", dir=one, image_size=8).classes == ("all",)
+    assert "only class" not in caplog.text
+    lone = tree(tmp_path / "lone", "all/cat/1.png", "all/dog/2.png")
+    assert open_source("folder", "train", dir=lone, image_size=8).classes == ("all",)
+    assert (
+        f"all is its only class, with all images of cat, dog; if those are the classes, give --data.dir {lone}/all"
+        in (caplog.text)
+    )
+
+
 def test_one_csv_for_both_splits(tmp_path):
     root = tree(tmp_path / "d", "train/1.png", "train/2.png", "test/1.png")
     csv = tmp_path / "labels.csv"

@@ -4,6 +4,8 @@ Standard library only, because `usl run` asks before torch is imported.
 """
 
 import contextlib
+import functools
+import logging
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -17,6 +19,8 @@ from usl_lightning.data.images.catalog import data_folder
 from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.walk import is_class_folder, is_image
 from usl_lightning.labels.names import look
+
+log = logging.getLogger("usl_lightning")
 
 
 def split_folders(name: str, dir: str | None) -> Mapping[str, Path]:
@@ -74,6 +78,7 @@ def _splits_of_folder(root: Path) -> dict[str, Path]:
     for place in (root, inner):
         splits = _splits_in(place)
         if "train" in splits and "test" in splits:
+            _tell_what_is_beside(place, frozenset(folder.name for folder in splits.values()))
             return splits
     for place in (inner, *inner.parents):
         if place == root:
@@ -81,6 +86,22 @@ def _splits_of_folder(root: Path) -> dict[str, Path]:
         if _split_called(place.name) == "train":
             return {"train": place}
     return {"train": root}
+
+
+@functools.cache  # told once
+def _tell_what_is_beside(root: Path, splits: frozenset[str]) -> None:
+    """Of images, and folders of images, beside splits, which are part of none: how many, and which is first."""
+    others = sorted(e.name for e in _listed(root) if not _split_called(e.name) and _holds_images(e))
+    if others:
+        first, count, of = printable(others[0], 80), len(others), ", ".join(sorted(splits))
+        log.warning("%s: passed over beside %s: %s, of %d images and folders of images", root, of, first, count)
+
+
+def _holds_images(entry: "os.DirEntry[str]", depth: int = 2) -> bool:
+    """Whether it is called like an image, or is a folder that has one, if not deeper than that."""
+    if not is_class_folder(entry):
+        return is_image(entry.name)
+    return depth > 0 and any(_holds_images(inner, depth - 1) for inner in _listed(Path(entry.path)))
 
 
 def _splits_in(root: Path) -> dict[str, Path]:
@@ -113,6 +134,12 @@ def check_no_splits(train: Path, listing: FileList) -> None:
         UslError: names them, and what to do.
     """
     inside = {folder: listing.folders_in(folder) for folder in listing.class_folders()}
+    if len(inside) == 1 and len(names := next(iter(inside.values()))) > 1:
+        (folder,) = inside
+        log.warning(
+            "%s: %s is its only class, with all images of %s; if those are the classes, give --data.dir %s",
+            train, folder, printable(", ".join(sorted(names)), 200), train / folder,
+        )  # fmt: skip
     for folder, names in inside.items():
         if _split_called(folder) and names and ({*inside} & {*names} or all(map(_split_called, inside))):
             raise UslError(

@@ -50,7 +50,7 @@ def ended_within(seconds: int) -> Iterator[None]:
     (["report", ""], "an empty text is no path"),
     (["init", ""], "an empty text is no path"),
     (["init", LONG], "xxx"),
-    (["run", "digits_quickstart.yaml", "--name", LONG], "File name too long"),
+    (["run", "digits_quickstart.yaml", "--name", LONG], "is no name of one folder"),
     (["run", "digits_quickstart.yaml", "--name", ""], "--name: its value is missing"),
     (["run", "digits_quickstart.yaml", "--slurm", "--slurm-header", "/dev/zero"], "/dev/zero: cannot be read"),
     ([*FIT.split(), "--run_dir", "r\udcff"], "r\\udcff: is not UTF-8; rename the file or folder"),

@@ -230,6 +230,8 @@ def times(run: RunReport) -> Html:
 
 
 def _bar(seconds: float, total: float) -> Html:
+    if not seconds:  # not begun
+        return tag("td", NONE)
     return tag("td", duration(seconds), class_="bar", style=f"--v:{seconds / total if total else 0:.3f}")
 
 

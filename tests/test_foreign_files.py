@@ -159,7 +159,7 @@ def test_a_run_is_no_file_and_no_folder_of_a_stage(here: Path, capsys: pytest.Ca
             assert f"{name}: {said}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", "a\\b", ".", "..", "a\tb", "a\nb", "a" * 256, "é" * 128])
+@pytest.mark.parametrize("name", ["../x", "/tmp/x", "a/b", ".", "..", "a\tb", "a\nb", "a" * 256, "é" * 128])
 @pytest.mark.parametrize("command", [["run", "digits_quickstart.yaml"], ["table", "digits_table.yaml"]])
 def test_a_run_stays_in_its_folder(
     name: str, command: list[str], here: Path, capsys: pytest.CaptureFixture[str]

@@ -154,7 +154,7 @@ def test_what_is_complete_is_not_submitted(folder: Path, monkeypatch: pytest.Mon
         (["--slurm", "later"], "--slurm later: expected print or submit"),
         (["--slurm", "--redo", "train"], "--slurm takes whole chains"),
         (["--slurm", "--slurm-header", "no.sh"], "--slurm-header no.sh: cannot be read"),
-        (["--slurm", "--name", "a\nb"], "'a\\\\nb/pretrain': the name of a run or folder of a job is one line"),
+        (["--slurm", "--name", "a\nb"], "--name: a\\nb is no name of one folder"),
         (["--slurm", "--slurm-header", "chain.yaml"], "chain.yaml: no line begins with #SBATCH"),
         (["--only", "usl"], "--only usl: it takes from pretrain, not complete in runs/chain"),
         (["--only", "uls"], "--only uls: expected one of the stages pretrain, usl, random, train"),

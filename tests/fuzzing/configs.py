@@ -22,7 +22,10 @@ parts: [simclr]
 seed_everything: 3
 model:
   class_path: usl_lightning.pretrain.simclr.SimCLR
-  init_args: {backbone: small_w16, temperature: 0.5, view: {class_path: SmallGreyView, init_args: {flip: false}}}
+  init_args:
+    backbone: small_w16
+    temperature: 0.5
+    view: {class_path: usl_lightning.data.views.SmallGreyView, init_args: {flip: false}}
 data: &data
   class_path: usl_lightning.data.modules.ImageData
   init_args:

@@ -95,7 +95,8 @@ def test_two_windows_lose_no_answer(browser: Browser, tmp_path: Path) -> None:
     two.keyboard.press("+")
     two.keyboard.type("bird")
     two.keyboard.press("Enter")
-    expect(one.locator("#classes button")).to_have_count(3)
+    for page in (one, two):
+        expect(page.locator("#classes button")).to_have_count(3)
     # A window that has not yet been told keeps what it has not seen.
     image = LabelIndex.read(labels).indices[1]
     two.route(re.compile("/state"), lambda route: route.abort())

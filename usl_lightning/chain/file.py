@@ -29,7 +29,7 @@ def check_run_name(name: str, where: str) -> None:
     Raises:
         UslError: says what is expected.
     """
-    if name in (".", "..") or not name.isprintable() or {"/", "\\"} & {*name} or len(name.encode()) > 255:
+    if name in (".", "..") or not name.isprintable() or "/" in name or len(name.encode()) > 255:
         raise UslError(
             f"{where}: {printable(name, 60)} is no name of one folder; expected up to 255 bytes without / and control "
             "characters; --out FOLDER says where it is to be"

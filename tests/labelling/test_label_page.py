@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from browsing import answered, name_shown, needs_browser, opened, serious_findings
+from browsing import answered, name_shown, needs_browser, opened, serious_findings, until
 from own_images import Labelling, make_selection, quarter
 from playwright.sync_api import Browser, expect
 
@@ -107,6 +107,8 @@ def test_two_windows_lose_no_answer(browser: Browser, tmp_path: Path) -> None:
     two.keyboard.press("2")
     expect(two.locator("#status")).to_contain_text("bird was answered in another window, and that stays")
     name_shown(two, 2)  # the next one was shown meanwhile
+    two.wait_for_timeout(1100)  # time to read what was said
+    until(two, "isPainted()")
     index = LabelIndex.read(labels)
     assert dict(zip(index.indices, index.labels, strict=True))[image] == 2
     two.keyboard.press("2")

@@ -5,6 +5,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from browsing import needs_browser, until
@@ -48,6 +49,13 @@ def watched(browser: Browser, address: str) -> Page:
     return page
 
 
+def puts_back(answer: dict[str, Any], earlier: list[dict[str, Any]]) -> bool:
+    """Whether it takes back one of the same window, and was not given to the image on the screen."""
+    reverse = (answer["image"], answer["seen"], answer["answer"])
+    known = reverse in [(each["image"], each["answer"], each["seen"]) for each in earlier]
+    return known and (answer["after"]["key"] == "Backspace" or answer["after"]["image"] != answer["image"])
+
+
 def test_random_keys_never_answer_an_image_that_is_not_shown(browser: Browser, tmp_path: Path) -> None:
     rng = random.Random(0)
     with served(make_selection(tmp_path), lambda: time.sleep(2)) as (address, store):
@@ -59,10 +67,11 @@ def test_random_keys_never_answer_an_image_that_is_not_shown(browser: Browser, t
                 page.wait_for_timeout(100)
             page.keyboard.press(rng.choice(KEYS), delay=rng.choice((0, 0, 30)))
             page.wait_for_timeout(rng.choice((0, 10, 60)))
-        sent = [answer for page in windows for answer in page.evaluate("sent")]
+        by_window = [page.evaluate("sent") for page in windows]
         page.wait_for_timeout(500)
         labels = dict(zip(store.read().indices, store.read().labels, strict=True))
-    given = [answer for answer in sent if answer["after"]["key"] != "Backspace"]  # which takes one's last answer back
+    # Backspace takes one's last answer back, once that is saved: another key may have been pressed meanwhile.
+    given = [each for sent in by_window for place, each in enumerate(sent) if not puts_back(each, sent[:place])]
     assert len(given) >= 5, "some images were shown long enough to be answered"
     assert [answer["image"] for answer in given] == [answer["after"]["image"] for answer in given]
     for image, label in labels.items():

@@ -1,6 +1,7 @@
 """Every configuration that ships: found by looking, read, built, and described by its own header."""
 
 import re
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from usl_lightning.cli import main
 from usl_lightning.compare.comparison import build_selector
 from usl_lightning.compare.spec import Comparison
 from usl_lightning.data.batch import ImageSpec
+from usl_lightning.selection.kmeans_nearest import KMeansNearest
 from usl_lightning.selection.selector import Selector
 from usl_lightning.stage.parser import StageCLI
 from usl_lightning.stage.words import StageCommand
@@ -193,9 +195,12 @@ def test_the_usl_papers_fixmatch_on_imagenet_is_that_of_eman() -> None:
     assert not flat["model.optimizer.nesterov"]
 
 
-def test_k_means_of_ones_own_images_has_20_starts_and_that_of_papers_one() -> None:
-    assert set_by("folder_kmeans_nearest.yaml")["model.restarts"] == 20
-    assert "model.restarts" not in set_by("cifar10_kmeans_nearest.yaml")
+def test_every_k_means_has_20_starts_but_that_of_a_papers_method() -> None:
+    assert signature(KMeansNearest).parameters["restarts"].default == 20
+    assert "model.restarts" not in {*set_by("folder_kmeans_nearest.yaml"), *set_by("cifar10_kmeans_nearest.yaml")}
+    assert set_by("folder_usl.yaml")["model.kmeans_restarts"] == set_by("folder_typiclust.yaml")["model.restarts"] == 20
+    for name in ("cifar10_usl.yaml", "digits_usl.yaml", "cifar10_typiclust.yaml"):
+        assert not [key for key in set_by(name) if key.endswith("restarts")]
 
 
 @pytest.mark.parametrize("method", ["fixmatch", "flexmatch"])

@@ -216,7 +216,7 @@ WAYS = {"guesses": by_guesses, "rows": by_rows, "rows of all": by_rows_of_all}
 
 def write_selection(folder: Path, source: ImageSource, features: Tensor, seed: int, root: Path) -> Path:
     """What a selection of 500 leaves, without any label."""
-    picks = select_kmeans_nearest(features, BUDGET, seed=seed)
+    picks = select_kmeans_nearest(features, BUDGET, seed=seed, restarts=1)
     picks = picks[torch.randperm(BUDGET, generator=torch.Generator().manual_seed(seed))]
     folder.mkdir(parents=True)
     positions, files = picks.tolist(), source.files or ()
@@ -325,7 +325,7 @@ def orders(name: str, sets: Path, seeds: int) -> dict[str, dict[int, float]]:
         mixed = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))
         half = len(x) // 2
         both = Folder(x[mixed], source.labels[mixed], half)
-        picks = select_kmeans_nearest(both.x[:half], BUDGET, seed=seed)
+        picks = select_kmeans_nearest(both.x[:half], BUDGET, seed=seed, restarts=1)
         picks = picks[torch.randperm(BUDGET, generator=torch.Generator().manual_seed(seed))]
         truth = dict(zip(picks.tolist(), both.truth[picks].tolist(), strict=True))
         overview = make_overview(both.x[:half], picks)

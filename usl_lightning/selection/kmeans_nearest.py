@@ -48,7 +48,7 @@ def select_kmeans_nearest(
     *,
     seed: int = 0,
     iterations: int = 200,
-    restarts: int = 1,
+    restarts: int = 20,
     move: float | None = None,
     on_clusters: Callable[[Tensor], None] | None = None,
     distributed: bool = False,
@@ -206,7 +206,7 @@ class KMeansNearest(Selector):
     def __init__(
         self,
         iterations: int = 200,
-        restarts: int = 1,
+        restarts: int = 20,
         move: float | None = None,
         sharded: bool = False,
         **options: Unpack[SelectorOptions],

@@ -20,7 +20,7 @@ from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.features.votes import load_votes
 from usl_lightning.labels import LabelIndex
-from usl_lightning.models.encoder import load_encoder, read_checkpoint
+from usl_lightning.models.encoder import Encoder, load_encoder, read_checkpoint
 from usl_lightning.models.heads import load_classifier
 from usl_lightning.semisup.blend import Blend
 from usl_lightning.semisup.ensemble import Ensemble
@@ -180,6 +180,24 @@ def test_the_same_run_gives_the_same_bits(method: str, fitted: dict[str, Path], 
     assert result(tmp_path / "afresh") == result(fitted[method])
 
 
+def test_test_images_are_looked_at_once(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their features are kept like those that are learned from: more labels, or another method, need no second look."""
+    seen: list[int] = []
+    look = Encoder.forward
+    monkeypatch.setattr(Encoder, "forward", lambda self, images: (seen.append(len(images)), look(self, images))[1])
+    cache = ["--model.cache", tmp_path / "cache"]
+    usl(*words(bench, "blend", tmp_path / "first", *cache))
+    assert sum(seen) == IMAGES + 200
+    more = ["--data.labels", index(bench / "data", list(range(90)), tmp_path / "labels.json")]
+    usl(*words(bench, "blend", tmp_path / "more", *cache, *more))
+    usl(*words(bench, "probe", tmp_path / "probe", *cache))
+    usl("test", "--config", tmp_path / "more" / "config.yaml", "--ckpt_path", "last")
+    assert sum(seen) == IMAGES + 200
+    logits = load_classifier(tmp_path / "probe" / "checkpoints" / "last.ckpt")(torch.from_numpy(PIXELS[-200:, None]))
+    right = (logits.argmax(1).numpy() == TRUTH[-200:]).mean()
+    assert result(tmp_path / "probe")["test_accuracy"] == pytest.approx(right)
+
+
 def test_a_later_stage_can_start_from_it(fitted: dict[str, Path]) -> None:
     image = load_encoder(fitted["propagate"] / "checkpoints" / "last.ckpt").image
     assert image.classes == tuple("0123456789")
@@ -253,6 +271,7 @@ def test_features_from_a_file(bench: Path, tmp_path: Path, capsys: pytest.Captur
     assert "test_accuracy" not in result(tmp_path / "run")
     config = ["--config", tmp_path / "run" / "config.yaml", "--ckpt_path", "last"]
     assert "its features came from a file" in refused(capsys, "predict", *config, "--split", "test")
+    assert "its features came from a file" in refused(capsys, "test", *config)
 
 
 def test_hardly_any_labels(bench: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,6 +71,10 @@ class Method(Ranged, LightningModule):
     def check_classes(self, data: ImageData, checkpoint: Path) -> None:
         """Refuse to look at a checkpoint of this method with data of other classes; features have none."""
 
+    def test_batches(self, data: ImageData) -> Any:
+        """What a pass over the test images goes over: the batches of the data, unless a method takes them whole."""
+        return data
+
     def untestable(self, data: ImageData) -> str | None:
         """Why this method cannot be tested on a data set; None: it can."""
         return None

@@ -17,11 +17,14 @@ from usl_lightning.compute.device import full_precision
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import permutation
 from usl_lightning.data.modules import ImageData, LabelledData
+from usl_lightning.data.sampling import StepLoader
 from usl_lightning.evaluation.classification import Scores, Tally, scores_table, write_scores
 from usl_lightning.evaluation.estimate import FEWEST, nearest_share
 from usl_lightning.evaluation.folds import stratified_folds
 from usl_lightning.evaluation.told import PREDICTIONS, HeldOut, Told
 from usl_lightning.evaluation.trial import Judgement, Trial
+from usl_lightning.features.parts import Place
+from usl_lightning.features.published import source_features
 from usl_lightning.features.source import FeatureMethod, FeatureOptions, SourceOptions
 from usl_lightning.features.votes import NEIGHBORS, complete_state, states_of_heads
 from usl_lightning.models.encoder import ENTRY, encoder_entry, encoder_like
@@ -83,7 +86,6 @@ class FewLabels(FeatureMethod):
         self.judgement: Judgement | None = None
         self.lowered: dict[str, int] = {}
         self.scores: Scores | None = None
-        self._tally: Tally | None = None
         self.held_out: HeldOut | None = None
         self.told: Told | None = None
 
@@ -194,22 +196,29 @@ class FewLabels(FeatureMethod):
         logits: Tensor = self.votes(F.normalize(features, dim=1))
         return logits
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Count what the classifier makes of the test images."""
-        if self._tally is None:
-            self._tally = Tally(self.image.num_classes, batch.images.device)
-        self._tally.update(self(batch.images), batch.labels)
+    def test_batches(self, data: ImageData) -> StepLoader[ImageData]:
+        """One of all test images: their features are kept, as those that are learned from."""
+        return StepLoader(lambda _: data, stop=1)
+
+    def test_step(self, data: ImageData, batch_idx: int) -> None:
+        """Count what the classifier makes of this process's share of the test images."""
+        place, source = Place(data.trainer), data.source("test")
+        features = source_features(
+            self.encoder, self.sees(source), place, workers=data.workers, cache=self.cache, sharded=True
+        )
+        share = place.share(len(source))
+        labels = source.labels[share.start : share.stop].to(place.device)
+        tally = Tally(self.image.num_classes, place.device)
+        size = data.eval_batch_size
+        for few, known in zip(torch.split(features, size), torch.split(labels, size), strict=True):
+            tally.update(self.votes(F.normalize(few, dim=1)), known)
+        self.scores = tally.scores()
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracy and the calibration error."""
-        tally = self._tally or Tally(self.image.num_classes, self.device)
-        self.scores, self._tally = tally.scores(), None
         if self.scores is not None:
             self.log("test_accuracy", self.scores.accuracy, rank_zero_only=True)
             self.log("test_calibration_error", self.scores.calibration_error, rank_zero_only=True)
-
-    validation_step = test_step
-    on_validation_epoch_end = on_test_epoch_end
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Class probabilities, [b, classes]."""

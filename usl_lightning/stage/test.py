@@ -39,7 +39,8 @@ def measure(
     model, data = cli.model, cli.datamodule
     if not (data.has_test or closely):
         return {}
-    trainer.test(model, datamodule=data, ckpt_path=checkpoint, verbose=False)
+    data.trainer = trainer
+    trainer.test(model, model.test_batches(data), ckpt_path=checkpoint, verbose=False)
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     return judge(cli, trainer, logged, checkpoint or StageFolder(cli.stage.run_dir).last_checkpoint, closely=closely)
 

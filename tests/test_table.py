@@ -275,6 +275,7 @@ def test_texts_of_a_table(tmp_path: Path) -> None:
     ("columns", "panels"),
     [
         (["A, 10 labels", "A, 40 labels", "B, 10", "B, 40"], [("A", (10, 40)), ("B", (10, 40))]),
+        (["10 labels", "40 labels"], [("x", (10, 40))]),
         (["FixMatch", "CoMatch"], [("x", (0, 1))]),
         (["10 labels", "40 labels", "all"], [("x", (0, 1, 2))]),
         (["CIFAR-10", "CIFAR-100"], [("x", (0, 1))]),
@@ -288,7 +289,7 @@ def test_the_plot_has_a_panel_for_each_kind_of_column(
     cells = {("A", name): Figure("A", name, {0: 50.0, 1: 52.0}, {}, True, None) for name in columns}
     write_results(Figures("x", "", [0, 1], ["A"], columns, cells), tmp_path, again=True)
     assert [(panel.title, tuple(x for x, *_ in panel.curves[0].points)) for panel in drawn] == panels
-    assert all(bool(panel.names) == (panel.title == "x") for panel in drawn)
+    assert all(bool(panel.names) == (panel.title == "x" and not panel.x_label) for panel in drawn)
     _, mean, least, most = drawn[0].curves[0].points[0]
     assert (mean, most - mean) == (51.0, pytest.approx(2**0.5))
     assert mean - least == pytest.approx(most - mean)

@@ -70,7 +70,8 @@ def test_a_mark_of_no_label_is_no_class(tmp_path: Path, mark: str, caplog: pytes
 @pytest.mark.parametrize("mark", [
     "none", "NA", "n/a", "#N/A", "Nan", "NONE", "-2", "-1.5", "-10", "?", "-", "\\N", "unlabeled", "#NAME?",
     "\u22121", "\u2013", "\u2014", "\u2026", "...", "_", "/", "no_label", "No-Label", "not labelled", "unsure",
-    "not_sure", "Notsure", "TODO", "#NV", "#WERT!", "#\u00a1VALOR!", "#N/D", "#SPILL!",
+    "not_sure", "Notsure", "TODO", "(null)", "()", "[none]", "<not_sure>", "Skipped", "Not_Available",
+    "#NV", "#WERT!", "#\u00a1VALOR!", "#N/D", "#SPILL!",
 ])  # fmt: skip
 def test_what_may_be_a_mark_or_a_class_is_refused(tmp_path: Path, mark: str) -> None:
     path = table(tmp_path, "1.png,0", f"2.png,{mark}")
@@ -117,9 +118,11 @@ def test_rows_that_mean_two_things_are_refused(tmp_path: Path, rows: list[str], 
     assert part in refused(table(tmp_path, *rows))
 
 
-@pytest.mark.parametrize(
-    "cell", ["a/b", "a & b", "a+b", "a and b", "a or b", "a:b", "a > b", "c;d", "c|d", '"a\nb"', "[a]", "{a}", '"(a,)"']
-)
+@pytest.mark.parametrize("cell", [
+    "a/b", "a & b", "a+b", "a and b", "a or b", "a:b", "a > b", "c;d", "c|d", '"a\nb"', "[a]", "{a}", '"(a,)"',
+    "a\uff0cb", "a\u3001b", "c\uff1bd", "a\uff5cc", "a\u00b7b", "a\u2022b", "a - b", "a \u2013 b", "a -> b", "a vs b",
+    "a\tb", "a and/or b", "a // b",
+])  # fmt: skip
 def test_several_classes_in_one_cell(tmp_path: Path, cell: str) -> None:
     path = table(tmp_path, "1.png,a", "2.png,b", f"3.png,{cell}")
     with pytest.raises(UslError, match=r"l\.csv: line [45]: .* expected (one|the name of one class)$"):
@@ -132,8 +135,10 @@ def test_a_name_with_a_stroke_is_a_name(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_the_line_that_tells_excel_the_separator(tmp_path: Path) -> None:
-    (tmp_path / "l.csv").write_text("sep=,\r\nfile,label\r\n1.png,a\r\n2.png,none\r\n")
+@pytest.mark.parametrize("told", ["sep=,\r\n", '"sep=,"\r\n', "\ufeffSEP=,\n", "Sep=,\r"])
+def test_the_line_that_tells_excel_the_separator(tmp_path: Path, told: str) -> None:
+    content = f"{told}file,label\r\n1.png,a\r\n2.png,none\r\n"
+    (tmp_path / "l.csv").write_text(content, encoding="utf-8", newline="")
     with pytest.raises(UslError, match=r"line 4: 'none' may mean"):
         read(tmp_path / "l.csv")
 

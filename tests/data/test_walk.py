@@ -408,6 +408,21 @@ def test_classes_with_blanks_by_list(tmp_path: Path) -> None:
     assert open_source("folder", "train", dir=str(root), **options).classes == ("golden retriever", "cat")
 
 
+@pytest.mark.parametrize(("listed", "part"), [
+    ("cat\nnot sure\n", "class 1: 'not sure' cannot be the name of a class"),
+    ("cat\nc\u0430t\n", "the classes 'cat' and 'c\\u0430t' look the same"),
+    ("cat\nd\u200bog\n", "class 1: a class needs a name that can be seen"),
+])  # fmt: skip
+def test_a_list_beside_a_table_names_what_can_be_classes(listed: str, part: str, tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "1.png")
+    (tmp_path / "l.txt").write_text(listed, encoding="utf-8")
+    (tmp_path / "l.csv").write_text("file,label\n1.png,cat\n")
+    with pytest.raises(UslError, match=re.escape(part)):
+        open_source(
+            "folder", "train", dir=str(root), labels_file=str(tmp_path / "l.csv"), class_list=str(tmp_path / "l.txt")
+        )
+
+
 # splits --------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -338,6 +339,11 @@ def test_guesses_go_along_as_predictions_and_come_back_as_nothing(
     ("a.json", '[{"index": I0, "label": "nan", "patient": "p7"}]', "'label' is empty; if the answers are in"),
     ("a.csv", "index,label,class\nI0,cat,\nI1,,dog\n", "entry 1: 'label' is empty, but 'class' is \"dog\""),
     ("a.csv", "annotation_id,index,label,kind\n1,I0,cat,\n1,I1,,cat\n", "entry 1: 'label' is empty, but"),
+    ("a.csv", "index,label,Label\nI0,cat,\nI1,,dog\n", "entry 1: 'label' is empty, but 'Label' is \"dog\""),
+    ("a.json", '[{"data": {"index": I0}, "annotations": [{"result": [{"type": "choices", "from_name": "label", '
+               '"value": {"choices": ["cat"]}}]}]}, {"data": {"index": I1}, "annotations": [{"result": [{"type": '
+               '"choices", "from_name": "kind", "value": {"choices": ["cat"]}}]}]}]',
+     "entry 1: 'label' is empty, but 'kind' is"),
 ])  # fmt: skip
 def test_what_could_be_taken_wrongly_changes_nothing(
     store: LabelStore, name: str, content: str, part: str, capsys: pytest.CaptureFixture[str]
@@ -373,6 +379,13 @@ def test_of_several_questions_ours_is_taken(store: LabelStore) -> None:
              for field, name in (("quality", "blurred"), ("label", "cat"))]  # fmt: skip
     Path("a.json").write_text(json.dumps([{"data": {"index": image}, "annotations": [{"result": given}]}]))
     assert read_answers(Path("a.json"), store.read()) == {image: "cat"}
+
+
+def test_what_a_field_of_nearly_the_same_name_says_is_told(store: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
+    Path("a.csv").write_text(f"index,label,Label\n{store.read().indices[0]},cat,cow\n")
+    with caplog.at_level(logging.WARNING, "usl_lightning"):
+        assert list(read_answers(Path("a.csv"), store.read()).values()) == ["cat"]
+    assert "passed over what 'Label' says in 1 entries" in caplog.text
 
 
 def test_what_is_passed_over_is_told(store: LabelStore, caplog: pytest.LogCaptureFixture) -> None:

@@ -237,7 +237,7 @@ def _rows_of_json(path: Path, content: bytes, classes: Collection[str]) -> Itera
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         raise UslError(f"{path}: not Label Studio's export; expected a list of tasks")
     field = _field(path, [task for task in tasks if "data" not in task], classes)
-    question = _question(path, [task for task in tasks if "data" in task])
+    question = _question(path, [task for task in tasks if "data" in task], classes)
     for entry, task in enumerate(tasks):
         where = f"{path}: entry {entry}"
         try:
@@ -253,21 +253,24 @@ def _rows_of_json(path: Path, content: bytes, classes: Collection[str]) -> Itera
         yield where, about, names
 
 
-def _question(path: Path, tasks: Sequence[About]) -> str:
+def _question(path: Path, tasks: Sequence[About], classes: Collection[str]) -> str:
     """Which choice of the annotations is the answer: what a project calls it, if that is one thing.
 
     Raises:
         UslError: it cannot be told.
     """
-    fields: set[str] = set()
-    for task in tasks:
+    said: list[dict[str, Any]] = [{} for _ in tasks]
+    for task, choices in zip(tasks, said, strict=True):
         with suppress(KeyError, TypeError, AttributeError):  # told with its entry
-            fields |= {str(name) for annotation in _annotations(task) for name, _ in _chosen(annotation)}
+            for annotation in _annotations(task):
+                choices |= {str(name): value for name, value in _chosen(annotation)}
+    fields = {name for choices in said for name in choices}
     if len(fields) < 2:
         return next(iter(fields), LABEL)
     names = ", ".join(sorted(fields))
     if LABEL not in fields:
         raise UslError(f"{path}: its choices are of several questions, {short(names)}; call that of the class {LABEL}")
+    _check_others(path, said, sorted(fields - {LABEL}), classes)
     log.warning("%s: choices of %s; those of %s alone are taken", path, names, LABEL)
     return LABEL
 
@@ -303,12 +306,13 @@ def _check_others(path: Path, rows: Sequence[About], fields: Sequence[str], clas
     for field in fields:
         said = [entry for entry, row in enumerate(rows) if _says(row.get(field), classes)]
         alone = [entry for entry in said if not _says(rows[entry].get(LABEL), classes)]
-        if alone and (field in _CHOICES or _are_classes(field, rows, known)):
+        meant = field.casefold() in (LABEL, *_CHOICES) or _are_classes(field, rows, known)
+        if alone and meant:
             beside = f"'{LABEL}' is empty, but '{field}' is {short(rows[alone[0]][field])}"
             advice = f"put all answers into {LABEL}, or leave {field} out"
             raise UslError(f"{path}: entry {alone[0]}: {beside}; {advice}")
         other = [entry for entry in said if _text(rows[entry][field]) != _text(rows[entry].get(LABEL))]
-        if alone or (other and _are_classes(field, rows, known)):
+        if alone or (other and meant):
             log.warning(
                 "%s: passed over what '%s' says in %d entries, of which '%s' says nothing in %d",
                 path, field, len(other), LABEL, len(alone),

@@ -17,7 +17,8 @@ MISSING = ("", "-1", "-1.0", "nan", "NaN", "NAN", "-nan", "None", "null", "NULL"
 
 _DOUBTFUL = {text.casefold() for text in (
     *MISSING, "NA", "N/A", "N.A.", "nil", "undefined", "unlabeled", "unlabelled", "not labeled", "not labelled",
-    "no label", "nolabel", "unsure", "notsure", NOT_SURE, "todo", "tbd", "\\N",
+    "no label", "nolabel", "not annotated", "unannotated", "unassigned", "unset", "not available", "missing", "skip",
+    "skipped", "unsure", "notsure", NOT_SURE, "todo", "tbd", "\\N",
 )}  # fmt: skip
 """Cells that may mean "no label", or be the name of a class."""
 
@@ -42,7 +43,11 @@ _TWINS = str.maketrans(
 _LISTED = re.compile(r"[\[({]\s*['\"]|\[.*\]$|\{.*\}$|\(.*,.*\)$")
 _ALWAYS_BETWEEN = re.compile(r"[;|]")
 _BETWEEN = re.compile(r"[,;|]")
-_PERHAPS_BETWEEN = re.compile(r"[/&+\\:>]|\band\b|\bor\b")
+_PERHAPS_BETWEEN = re.compile(r"[/&+\\:·•~‖]+|[-=]*>|\s[-–—]+\s|\b(?:and|or|vs)\b")
+_SIGNS = str.maketrans("，、،；؛｜／＆＋＼：＞～", ",,,;;|/&+\\:>~")
+"""Signs between words in other scripts."""
+
+_BRACKETS = "()[]{}<>\"'`"
 
 _JOINERS = "\u200c\u200d"
 """Zero width, but Persian, Indian scripts and emoji are not written without them."""
@@ -182,19 +187,21 @@ def name_in(cell: str, known: Collection[str] = ()) -> str | None:
 
 
 def check_one_line(cell: str) -> None:
-    """Refuse a cell of several lines, each of which may be a class.
+    """Refuse a cell of several lines or columns, each of which may be a class.
 
     Raises:
         UslError: it is one.
     """
-    if len(cell.strip().splitlines()) > 1:
-        raise UslError(f"'{printable(clean(cell), LONGEST_NAME)}' is of several lines, expected the name of one class")
+    if len(cell.strip().replace("\t", "\n").splitlines()) > 1:
+        shown = printable(clean(cell), LONGEST_NAME)
+        raise UslError(f"'{shown}' is of several lines or columns, expected the name of one class")
 
 
 def _may_be_none(name: str) -> bool:
     seen = look(name).translate(_DASHES)
-    apart = re.sub(r"(?<=\w)[-_](?=\w)", " ", seen)
-    return bool({seen, apart} & _DOUBTFUL - {""}) or _NO_NAME.fullmatch(seen) is not None
+    bare = seen.strip(_BRACKETS) if len(seen) > 1 else seen
+    apart = re.sub(r"(?<=\w)[-_](?=\w)", " ", bare)
+    return seen != "" and (bool({seen, bare, apart} & _DOUBTFUL) or _NO_NAME.fullmatch(bare) is not None)
 
 
 def check_single(name: str, names: Collection[str]) -> None:
@@ -208,9 +215,10 @@ def check_single(name: str, names: Collection[str]) -> None:
         UslError: something is between its parts that is in no name; one of them is among the names; or all are, where
             what is between them may be of a name too.
     """
-    parts = [part.strip() for part in _BETWEEN.split(name)]
-    several = [part.strip() for part in _PERHAPS_BETWEEN.split(name)]
-    listed = _ALWAYS_BETWEEN.search(name) or (len(parts) > 1 and any(part in names for part in parts))
+    plain = name.translate(_SIGNS)
+    parts = [part.strip() for part in _BETWEEN.split(plain)]
+    several = [part.strip() for part in _PERHAPS_BETWEEN.split(plain) if part.strip()]
+    listed = _ALWAYS_BETWEEN.search(plain) or (len(parts) > 1 and any(part in names for part in parts))
     if listed or (len(several) > 1 and {*several} <= {*names}):
         raise UslError(f"'{printable(name, LONGEST_NAME)}' names several classes, expected one")
 

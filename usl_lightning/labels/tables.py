@@ -36,9 +36,9 @@ def parse_rows(path: Path, content: bytes, separators: str = ",") -> list[tuple[
     except UnicodeDecodeError as error:
         advice = "save it so (a spreadsheet: 'CSV UTF-8'); as it is it cannot be read, or is not a CSV at all"
         raise UslError(f"{path}: its letters are not in UTF-8; {advice}") from error
-    told = re.match(r"sep=([,;\t|])\r?\n", text)  # by Excel, which shows the line to nobody
+    told = re.match(r'(?i)"?sep=([,;\t|])"?(?:\r\n?|\n)', text)  # by Excel, which shows the line to nobody
     text = text if told is None else text[told.end() :]
-    separator = max(separators, key=text.partition("\n")[0].count) if told is None else told[1]
+    separator = max(separators, key="".join(text.splitlines()[:1]).count) if told is None else told[1]
     reader, rows = csv.reader(io.StringIO(text, newline=""), delimiter=separator), list[tuple[int, list[str]]]()
     try:
         for cells in reader:

@@ -278,7 +278,8 @@ def _labels_of_csv(
     cells = read_once("labels", path, lambda: label_cells(path))
     listed: tuple[str, ...] = ()
     if class_list is not None:
-        listed = splits.read_class_list(Path(class_list), {cell for _, cell in cells.values()})
+        names = splits.read_class_list(Path(class_list), {cell for _, cell in cells.values()})
+        listed = checked(names, class_list)
     label_of = labels_in(path, cells, listed)
     classes = listed or _classes_of(path, label_of.values())
     paths = [composed(prefixes[split] + file) for file in files]

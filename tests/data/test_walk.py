@@ -24,6 +24,7 @@ from usl_lightning.data.images.opening import has_split, open_source, read_label
 from usl_lightning.data.images.signature import data_signature
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.images.walk import UnreadableImageError, check_path, read_file
+from usl_lightning.init.folder import inspect_folder
 from usl_lightning.labels import LabelIndex
 
 rng = np.random.default_rng(0)
@@ -498,9 +499,23 @@ def test_a_split_without_the_one_to_train_on_is_refused(files: tuple[str, ...], 
     assert "is no class: it holds folders as a split does" in refusal(tree(tmp_path / "d", *files))
 
 
-def test_strains_are_classes(tmp_path: Path) -> None:
+def test_strains_are_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     files = [f"{strain}/{day}/1.png" for strain in ("strain a", "strain b") for day in ("1", "2")]
     assert open_source("folder", "train", dir=str(tree(tmp_path / "d", *files))).classes == ("strain a", "strain b")
+    assert "its classes are strain a, strain b, and each holds folders of the same names (1, 2)" in caplog.text
+    caplog.clear()
+    tree(tmp_path / "d", "strain c/3/1.png")
+    assert len(open_source("folder", "train", dir=str(tmp_path / "d")).classes) == 3
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("name", walk.OF_SYSTEMS)
+def test_what_a_system_keeps_for_itself_is_no_class(name: str, tmp_path: Path) -> None:
+    root = tree(tmp_path / "d", "cat/1.png", "dog/2.png", f"{name}/cat/1.png", f"cat/{name}/2.png")
+    (root / name / "notes.txt").write_text("x")
+    source = open_source("folder", "train", dir=str(root))
+    assert (source.classes, source.files) == (("cat", "dog"), ("cat/1.png", "dog/2.png"))
+    assert inspect_folder(root).others == {}
 
 
 def test_a_class_may_be_called_train_and_hold_folders(tmp_path: Path) -> None:

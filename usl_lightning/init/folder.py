@@ -15,7 +15,7 @@ from usl_lightning.base.progress import progress
 from usl_lightning.data.images import folders, splits
 from usl_lightning.data.images.decode import decode, is_transparent, probe
 from usl_lightning.data.images.threads import map_in_order
-from usl_lightning.data.images.walk import SUFFIXES, UnreadableImageError, is_image, read_file
+from usl_lightning.data.images.walk import SUFFIXES, UnreadableImageError, is_hidden, is_image, read_file
 
 LOOKED_AT = 20_000
 """Files of a split that are opened, evenly spaced if there are more."""
@@ -230,8 +230,8 @@ def _others(folder: Path) -> dict[str, int]:
 
 def _walk(folder: Path) -> Iterator[str]:
     for _, below, files in os.walk(folder):
-        below[:] = [name for name in below if not name.startswith(".")]
-        yield from (name for name in files if not name.startswith(".") and not is_image(name))
+        below[:] = [name for name in below if not is_hidden(name)]
+        yield from (name for name in files if not is_hidden(name) and not is_image(name))
 
 
 def told(counts: dict[str, int], most: int = 4) -> str:

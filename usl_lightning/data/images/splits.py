@@ -17,7 +17,7 @@ from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.files import not_a_folder, once, read_once
 from usl_lightning.data.images.catalog import data_folder
 from usl_lightning.data.images.folders import FileList
-from usl_lightning.data.images.walk import is_class_folder, is_image
+from usl_lightning.data.images.walk import is_class_folder, is_hidden, is_image
 from usl_lightning.labels.names import look
 
 log = logging.getLogger("usl_lightning")
@@ -158,6 +158,13 @@ def check_no_splits(train: Path, listing: FileList) -> None:
                 f"{train}: {' and '.join((folder, *others))} hold folders of the same names and are no classes; call"
                 " them train and test, or give one of them as the folder of the images"
             )
+    names = next(iter(inside.values()), set())
+    if len(inside) > 1 and len(names) > 1 and all(names == others for others in inside.values()):
+        log.warning(
+            "%s: its classes are %s, and each holds folders of the same names (%s); if those are the classes, call the"
+            " others train and test, or give one of them with --data.dir",
+            train, printable(", ".join(sorted(inside)), 200), printable(", ".join(sorted(names)), 200),
+        )  # fmt: skip
 
 
 def only_folder(folder: Path) -> Path:
@@ -167,7 +174,7 @@ def only_folder(folder: Path) -> Path:
         passed.add(os.path.realpath(folder))
         below: list[str] = []
         for entry in _listed(folder):
-            if is_class_folder(entry) and entry.name != "__MACOSX":
+            if is_class_folder(entry):
                 below.append(entry.name)
             if len(below) > 1 or is_image(entry.name):
                 return folder
@@ -179,7 +186,7 @@ def only_folder(folder: Path) -> Path:
 def _listed(folder: Path) -> Iterator["os.DirEntry[str]"]:
     """The entries of a folder that are not hidden; none if it cannot be read."""
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        yield from (entry for entry in entries if not entry.name.startswith("."))
+        yield from (entry for entry in entries if not is_hidden(entry.name))
 
 
 def read_class_list(path: Path, known: Collection[str] = ()) -> tuple[str, ...]:

@@ -20,6 +20,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 LARGEST = 2 << 30
 """Bytes of a file that is still read."""
 
+OF_SYSTEMS = ("__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""Folders that macOS, network disks, Windows and Linux make beside what is ours; some have pictures in them."""
+
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -38,10 +41,15 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
+def is_hidden(name: str) -> bool:
+    """Whether people never see an entry of this name, or it is a folder that a system keeps for itself."""
+    return name.startswith(".") or name in OF_SYSTEMS
+
+
 def is_class_folder(entry: "os.DirEntry[str]") -> bool:
     """Whether it is a folder that may hold images: not hidden, and not called like an image."""
     try:
-        return entry.is_dir() and not entry.name.startswith(".") and not is_image(entry.name)
+        return entry.is_dir() and not is_hidden(entry.name) and not is_image(entry.name)
     except OSError:  # a link to itself
         return False
 
@@ -103,7 +111,7 @@ def _enter(root: Path, folder: str, seen: set[tuple[int, int]], folders: dict[st
         return []
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(os.path.join(root, folder)) as entries:
-        inside = [entry for entry in entries if not entry.name.startswith(".")]
+        inside = [entry for entry in entries if not is_hidden(entry.name)]
     folders[folder] = status.st_mtime_ns
     return inside
 

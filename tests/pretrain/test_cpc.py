@@ -90,3 +90,13 @@ def test_too_few_rows_are_refused() -> None:
     net = CPC(IMAGE, Weak(), Optimization(), patch=6, backbone="small_w16")
     with pytest.raises(UslError, match=r"model\.patch: 6 pixels make 1 rows of patches, with none to predict"):
         net.training_step(batch_of(0), 0)
+
+
+def test_fewer_rows_than_given_are_told_as_used(caplog: pytest.LogCaptureFixture) -> None:
+    net = CPC(IMAGE, LARGE, Optimization(), patch=4, predicted=9, hidden_dim=6, blocks=1, backbone="small_w16")
+    net.log_training = lambda *_, **__: None  # type: ignore[method-assign, assignment]
+    with caplog.at_level("INFO"):
+        for step in range(2):
+            net.training_step(batch_of(step), 0)
+    assert caplog.text.count("CPC: 5 rows are predicted instead of 9, of as many below") == 1
+    assert net.lowered == {"predicted": 5}

@@ -103,3 +103,13 @@ def test_more_than_the_images_give_is_refused(options: dict[str, int], line: str
     net.trainer = Trainer()  # type: ignore[assignment]
     with pytest.raises(UslError, match=line):
         net.setup("fit")
+
+
+def test_fewer_components_than_given_are_told_as_used(caplog: pytest.LogCaptureFixture) -> None:
+    net = model(components=37)
+    net.encoder.feature_dim = 36
+    net.trainer = Trainer()  # type: ignore[assignment]
+    with caplog.at_level("INFO"):
+        net.setup("fit")
+    assert "DeepCluster: 36 components instead of 37, of as many features" in caplog.text
+    assert net.lowered == {"components": 36}

@@ -358,3 +358,12 @@ def test_more_clusters_than_images_are_told_as_used(caplog: pytest.LogCaptureFix
         model.pick(given, 9, 5)
     assert "MMA: 150 clusters instead of 500, of as many images" in caplog.text
     assert model.settled(180) == {"clusters": 150}
+
+
+def test_a_pool_that_is_raised_to_the_picks_is_told_as_used(caplog: pytest.LogCaptureFixture) -> None:
+    given = known(NAMES[0], 180)
+    model = CoreGCN(image=ImageSpec(1, 8, 8, (), ()), budget=LABELLED + 9, features="at hand", pool=4, steps=2)
+    with caplog.at_level("INFO"):
+        model.pick(given, 9, 5)
+    assert "CoreGCN: a pool of 9 instead of 4, as so many are to be picked" in caplog.text
+    assert model.settled(180) == {"pool": 9}

@@ -172,3 +172,8 @@ def test_the_network_of_pseudo_labels_takes_any_cache() -> None:
 def test_a_bank_below_the_batch_is_refused() -> None:
     with pytest.raises(UslError, match=r"model\.bank_size: 11 embeddings cannot hold a batch of 12 images"):
         model(bank_size=11)
+
+
+def test_more_neighbours_than_the_bank_has_are_refused() -> None:
+    with pytest.raises(UslError, match=r"model\.neighbours: 31 of a bank of 30 embeddings; use fewer"):
+        model(neighbours=31)

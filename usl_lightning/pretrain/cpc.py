@@ -1,5 +1,6 @@
 """CPC: Representation Learning with Contrastive Predictive Coding (van den Oord, Li and Vinyals, 2018), of images."""
 
+import logging
 from typing import ClassVar, Unpack
 
 import torch
@@ -14,6 +15,8 @@ from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.views.patches import overlapping_patches
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
+
+log = logging.getLogger(__name__)
 
 SCALE = 0.1
 """Of the predictions, so that the first scores are small (Hénaff et al., 2020, appendix)."""
@@ -121,6 +124,9 @@ class CPC(PretrainModule):
                 f"model.patch: {self.patch} pixels make {rows} rows of patches, with none to predict from the first; "
                 "use fewer pixels or larger views"
             )
+        if len(below) < len(self.predictors) and "predicted" not in self.lowered:
+            log.info("CPC: %d rows are predicted instead of %d, of as many below", len(below), len(self.predictors))
+            self.lowered["predicted"] = len(below)
         features = self.encoder(pieces.flatten(0, 2)).view(n, rows, columns, -1)
         contexts = self.context(features.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         targets, predictions = self.target(features), [SCALE * predictor(contexts) for predictor in self.predictors]

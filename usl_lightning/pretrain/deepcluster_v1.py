@@ -1,5 +1,6 @@
 """DeepCluster (Caron, Bojanowski, Joulin and Douze, ECCV 2018), the first version; `deepcluster` is the second."""
 
+import logging
 from typing import ClassVar, Unpack
 
 import torch
@@ -16,6 +17,8 @@ from usl_lightning.data.keys import derive_seed
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 from usl_lightning.vectors.kmeans import kmeans
 from usl_lightning.vectors.whitening import whitened
+
+log = logging.getLogger(__name__)
 
 FIRST_STD = 0.01
 """Of a new classifier's weights, in the published code."""
@@ -97,7 +100,11 @@ class DeepClusterV1(PretrainModule):
         count, clusters = len(self.labels), len(self.weights)
         if stage == "fit" and clusters > count:
             raise UslError(f"model.clusters: {clusters} for {count} images; use at most {count}")
-        if stage == "fit" and min(self.components, self.encoder.feature_dim) > count - 2:
+        most = min(self.components, self.encoder.feature_dim)
+        if stage == "fit" and most < self.components:
+            log.info("DeepCluster: %d components instead of %d, of as many features", most, self.components)
+            self.lowered["components"] = most
+        if stage == "fit" and most > count - 2:
             raise UslError(
                 f"model.components: {self.components} for {count} images, which would all be equally far from each "
                 "other; use far fewer"

@@ -1,6 +1,7 @@
 """CoreGCN and UncertainGCN: a graph network tells labelled from unlabelled images (Caramalau et al., CVPR 2021)."""
 
-from typing import ClassVar, Literal, NamedTuple, Unpack
+import logging
+from typing import Any, ClassVar, Literal, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,8 @@ from usl_lightning.base.ranges import Ranges, above, whole, within
 from usl_lightning.data.keys import Key, permutation
 from usl_lightning.selection.next_selector import Known, NextOptions, NextSelector
 from usl_lightning.vectors.coverage import farthest_first
+
+log = logging.getLogger(__name__)
 
 HIDDEN = 128
 DROPOUT = 0.3
@@ -115,11 +118,19 @@ class CoreGCN(NextSelector):
     ) -> None:
         super().__init__(**options)
         self.rule, self.pool, self.weight, self.margin, self.steps = rule, pool, weight, margin, steps
+        self._looked_at = pool
+
+    def settled(self, n: int) -> dict[str, Any]:
+        """The images that are looked at, of which there are no fewer than are to be picked."""
+        return {"pool": self._looked_at}
 
     def pick(self, known: Known, count: int, seed: int) -> Tensor:
         """See the class."""
         order = permutation(len(known.open), seed, "CoreGCN").to(known.open.device)
-        some = known.open[order[: max(self.pool, count)].sort().values]
+        self._looked_at = max(self.pool, count)
+        if self._looked_at > self.pool:
+            log.info("CoreGCN: a pool of %d instead of %d, as so many are to be picked", count, self.pool)
+        some = known.open[order[: self._looked_at].sort().values]
         both = torch.cat([known.kept, some])
         labelled = torch.arange(len(both), device=both.device) < len(known.kept)
         x = known.features[both]

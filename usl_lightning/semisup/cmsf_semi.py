@@ -134,7 +134,7 @@ class CMSFSemi(SemiSupervisedModule):
         """Start from an earlier encoder, with the target as a copy of it.
 
         Raises:
-            UslError: the bank is smaller than the batch.
+            UslError: the bank is smaller than the batch or than the neighbours.
         """
         super().setup(stage)
         if stage != "fit":
@@ -144,6 +144,10 @@ class CMSFSemi(SemiSupervisedModule):
             raise UslError(
                 f"model.bank_size: {len(self.bank.rows)} embeddings cannot hold a batch of {batch_size} images, "
                 f"labelled and unlabelled; use {batch_size} or more"
+            )
+        if self.neighbours > len(self.bank.rows):
+            raise UslError(
+                f"model.neighbours: {self.neighbours} of a bank of {len(self.bank.rows)} embeddings; use fewer"
             )
         images, labels = (torch.tensor(column) for column in self._data.index.for_training())
         self.labels = torch.full((len(self._data.train_source),), -1).index_copy_(0, images, labels)

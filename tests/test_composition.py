@@ -132,6 +132,12 @@ def test_what_would_be_typed_is_read(value: Any) -> None:
     assert texts_in(again) == texts_in(value)
 
 
+@pytest.mark.parametrize("text", ["{x}", "[a,b]", "{a:  b}", "[]", "{ }"])
+def test_what_was_typed_in_brackets_stays_so_at_any_depth(text: str) -> None:
+    value = parse_document(f"data:\n  dir: {text}\n  more:\n    - {text}\n    - 010\n", "")
+    assert typed_text(value) == f"{{data: {{dir: {text}, more: [{text}, 010]}}}}"
+
+
 def texts_in(value: Any) -> list[str]:
     if isinstance(value, str):
         return [str(value) or "null"] if isinstance(value, Plain) else [str(value)]

@@ -135,12 +135,21 @@ def typed_text(value: Any) -> str:
     """What one would type for a value of a document: it means the same there, whatever type is wanted."""
     if isinstance(value, str):
         return str(value)
+    return _flow_text(value)
+
+
+def _flow_text(value: Any) -> str:
+    """A value within brackets or braces: what was typed in some stays as it was, for it may be a text: `{x}`."""
     if isinstance(value, Mapped | Listed) and value.text and not {"&", "*"} & set(value.text):
         return value.text
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_flow_text(key)}: {_flow_text(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_flow_text, value))}]"
     text = yaml.dump(
-        value, Dumper=_FlowDumper, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True
+        [value], Dumper=_FlowDumper, default_flow_style=True, sort_keys=False, width=10**9, allow_unicode=True
     )
-    return str(text).strip()
+    return str(text).strip()[1:-1]
 
 
 def settled(value: Any) -> Any:

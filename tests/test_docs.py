@@ -191,7 +191,7 @@ def test_other_commands_parse(line: str, tmp_path: Path, monkeypatch: pytest.Mon
     if command == "compare":
         assert Comparison.read(find_config(words[0]), dict(options(words[1:]))).selectors
     elif command == "table":
-        given = [(key, value) for key, value in options(words[1:]) if not key.startswith("slurm")]
+        given = [(key, value) for key, value in options(words[1:]) if not key.startswith(("slurm", "name"))]
         assert Table.read(find_config(words[0]), dict(given)).rows
     elif command == "labels" and words[0] in ("draw", "corrupt"):
         from usl_lightning.labelling.draw import OPTIONS as DRAWN

@@ -1,8 +1,11 @@
 """The labelling page in a real browser, for tests."""
 
+import json
 import os
 import re
 import shutil
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,16 @@ def opened(browser: Browser, address: str, **options: object) -> Page:
 def answered(page: Page, count: int) -> None:
     """Wait until so many images have an answer."""
     expect(page.locator("#progress")).to_have_text(re.compile(f"^{count} of 40 answered"))
+
+
+def shown_elsewhere(address: str, *images: int) -> None:
+    """Wait until the server knows that the windows there are show these images."""
+    for _ in range(600):
+        with urllib.request.urlopen(f"{address}state?window=test", timeout=60) as told:
+            if json.load(told)["elsewhere"] == [*images]:
+                return
+        time.sleep(0.05)
+    raise AssertionError(images)
 
 
 def until(page: Page, expression: str) -> None:

@@ -1,10 +1,13 @@
 """`usl label` as typed: what it refuses, the address it prints, how it ends."""
 
+import contextlib
+import http.client
 import json
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from pathlib import Path
@@ -90,6 +93,32 @@ def test_it_prints_its_address_and_ends_with_what_is_left(tmp_path: Path) -> Non
     assert running.process.returncode == 0
     assert out.splitlines()[-1] == f"39 images to label, 1 of 40 are done: usl label {labels} goes on"
     assert json.loads(labels.read_text())["labels"][0] == 1
+
+
+def test_it_ends_in_good_order_while_pages_wait_for_news(tmp_path: Path) -> None:
+    running = Labelling(make_selection(tmp_path), "--classes", "cat,dog")
+    state = json.loads(urllib.request.urlopen(f"{running.address}state", timeout=20).read())
+    asked = threading.Semaphore(0)
+
+    def page(address: str) -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            while True:
+                asked.release()
+                urllib.request.urlopen(f"{running.address}{address}", timeout=20).read()
+
+    known = f"state?known={state['version']}&wait"
+    pages = [threading.Thread(target=page, args=[address]) for address in (known, known, "guesses", "row")]
+    for each in pages:
+        each.start()
+    for _ in range(len(pages) + 2):  # the first have been answered once
+        asked.acquire()
+    running.process.send_signal(signal.SIGINT)
+    out = running.process.communicate(timeout=60)[0]
+    for each in pages:
+        each.join()
+    assert running.process.returncode == 0
+    assert "40 images to label" in out.splitlines()[-1]
+    assert len(out.splitlines()) <= 3, out  # no traceback
 
 
 def test_the_command_that_goes_on_is_the_chains(tmp_path: Path) -> None:

@@ -95,6 +95,18 @@ def test_an_answer_that_the_others_speak_against_is_doubted(ask: Asked, monkeypa
             break
         time.sleep(0.05)
     assert told["doubts"][0][1] < 50
+    assert [image for image, _ in told["doubts"]] == [images[0]]
+
+
+def test_the_only_answer_of_a_class_is_not_doubted(ask: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guessing, "GROWN", 1.0)
+    answer(ask, *of_each(ask, 1, (0,)), *of_each(ask, 6, (1, 2)))
+    for _ in range(600):
+        _, told, _ = ask("guesses")
+        if told["enough"] is not None and told["enough"]["labels"] >= 12:
+            break
+        time.sleep(0.05)
+    assert told["doubts"] == []
 
 
 def test_a_row_is_of_one_class_and_nearest_to_an_image(ask: Asked) -> None:
@@ -130,7 +142,7 @@ def test_a_row_is_answered_told_apart_and_undone(ask: Asked) -> None:
     assert ask("rows", {**body, "images": row["images"]})[0] == 200  # those that are answered so are left as they are
     assert sorted(ask("rows", {**body, "answer": 0, "class": "cat"})[1]["bulk"]) == sorted(row["images"])
     assert {ask.store.read().labels[list(ask.store.read().indices).index(one)] for one in row["images"]} == {3}
-    assert ask("rows", {**body, "class": "cat"})[0] == 409
+    assert ask("rows", {**body, "class": "wolf"})[0] == 409
     assert ask("rows", {**body, "selection": "another"})[0] == 409
     _, told, _ = ask("rows", {**body, "images": row["images"], "answer": None, "class": None})
     assert told["bulk"] == []
@@ -237,7 +249,7 @@ def test_classes_are_changed(ask: Asked) -> None:
 
 
 @pytest.mark.parametrize("wrong", [
-    {"class": True}, {"class": "0"}, {"class": -1}, {"class": 4}, {"named": None}, {"name": 3}, {"merge": 1},
+    {"class": True}, {"class": "0"}, {"named": "wolf"}, {"named": None}, {"name": 3}, {"merge": 1},
     {"merge": True, "name": None}, {"name": "dog"}, {"name": ""}, {"name": "x" * 81}, {"name": "not sure"},
 ])  # fmt: skip
 def test_changes_of_classes_that_the_page_would_not_send(ask: Asked, wrong: dict[str, Any]) -> None:

@@ -174,6 +174,29 @@ def test_an_image_that_cannot_be_shown_is_skipped_or_not_sure(browser: Browser, 
         assert store.read().unsure == (image,)
 
 
+def test_why_an_image_cannot_be_shown(browser: Browser, tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    with served(labels, guess=True) as (address, store):
+        index = store.read()
+        for image, answer in zip(index.indices, (0, 1, 2, 0, 1), strict=False):
+            store.answer(image, answer, None)
+        file = next((tmp_path / "images").rglob(Path((index.files or ())[5]).name))
+        content = file.read_bytes()
+        file.write_bytes(content[:50])
+        page = watched(browser, address)
+        expect(page.locator("#which")).to_have_text("Image 6 of 40")
+        expect(page.locator("#frame")).to_contain_text("This image cannot be shown: ")
+        expect(page.locator("#frame")).to_contain_text(file.name)
+        expect(page.locator("#rows")).to_be_visible()  # guesses are there
+        expect(page.locator("#classes .guessed")).to_have_count(0)
+        page.keyboard.press("Space")
+        expect(page.locator("#classes .guessed")).to_have_count(1)
+        file.write_bytes(content)
+        page.keyboard.press("ArrowLeft")
+        expect(page.locator("#image")).to_be_visible()
+        expect(page.locator("#classes .guessed")).to_have_count(1)
+
+
 def test_random_keys_take_no_guess_and_no_row_that_is_not_shown(browser: Browser, tmp_path: Path) -> None:
     rng = random.Random(1)
     keys = ("1", "2", "3", "Enter", "Enter", "Enter", "r", "q", "z", "a", "Escape", "Space", "Backspace", "ArrowLeft")

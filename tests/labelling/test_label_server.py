@@ -36,9 +36,9 @@ def test_answers_are_merged_and_a_second_one_is_told_of_the_first(ask: Asked) ->
     known = ask("state")[1]["version"]
     status, state, _ = ask("answers", {"image": ask.first, "answer": 1, "seen": None})
     assert (status, state["images"][0]["answer"]) == (200, 1)
-    assert ask(f"state?known={known}")[1] == state  # what another window is told
+    assert {"given": 1, **ask(f"state?known={known}")[1]} == state  # what another window is told
     status, state, _ = ask("answers", {"image": ask.first, "answer": 0, "seen": None})
-    assert (status, state["problem"]) == (409, "dog was answered in another window")
+    assert (status, state["problem"]) == (409, "dog was answered in another window, and that stays")
     assert state["images"][0]["answer"] == 1
     assert ask("answers", {"image": ask.first, "answer": None, "seen": 1})[0] == 200
 
@@ -91,14 +91,65 @@ def test_an_answer_is_the_class_that_was_shown(ask: Asked) -> None:
     index = json.loads(before)
     _, shown, _ = ask("state")
     body = {"image": ask.others[5], "answer": 0, "seen": None, "selection": shown["selection"], "class": "cat"}
+    again = {**body, "answer": 1, "class": "dog", "seen": 0, "seen_class": "cat"}
+    row = {"images": ask.others[6:9], "answer": 0, "selection": shown["selection"], "class": "cat"}
+
+    def answer() -> int | None:
+        return ask.store.read().labels[6]
+
     try:
         path.write_text(json.dumps({**index, "classes": ["dog", "cat", *index["classes"][2:]]}))
+        status, told, _ = ask("answers", body)  # by the number that it had
+        assert (status, told["classes"][:2], told["given"], answer()) == (200, ["dog", "cat"], 1, 1)
+        status, told, _ = ask("rows", row)
+        assert (status, told["given"], ask.store.read().labels[7:10]) == (200, 1, (1, 1, 1))
+        assert ask("answers", again)[1]["given"] == answer() == 0  # what was seen has another number, too
+        path.write_text(json.dumps({**index, "classes": ["sheep", *index["classes"][1:]]}))
         status, told, _ = ask("answers", body)
-        assert (status, told["classes"][:2]) == (409, ["dog", "cat"])
-        assert "labels.json has other classes by now" in told["problem"]
-        assert ask("answers", {**body, "answer": 1})[0] == 200
+        assert (status, told["problem"]) == (409, "the class cat is gone by now")
+        assert ask("answers", {**again, "seen_class": None})[0] == 200
     finally:
         path.write_bytes(before)
+
+
+def test_an_answer_follows_its_class(ask: Asked) -> None:
+    path, before = ask.store.path, ask.store.path.read_bytes()
+    _, shown, _ = ask("state")
+    body = {"image": ask.others[5], "answer": 0, "seen": None, "selection": shown["selection"], "class": "cat"}
+
+    def changed(named: str, name: str | None, *, merge: bool = False) -> tuple[str, ...]:
+        change = {"class": 9, "named": named, "name": name, "merge": merge, "selection": shown["selection"]}
+        assert ask("classes/change", change)[0] == 200
+        return ask.store.read().classes
+
+    try:
+        assert changed("cat", " puss  cat")[:2] == ("puss cat", "dog")
+        assert ask("answers", body)[1]["given"] == 0
+        assert ask("answers", {**body, "answer": None, "class": None, "seen": 0, "seen_class": "cat"})[0] == 200
+        assert changed("puss cat", "dog", merge=True)[:2] == ("dog", "<b>evil</b>")
+        assert ask("answers", body)[1]["given"] == 0
+        assert ask("classes", {"name": "cat"})[1]["classes"] == ["dog", "<b>evil</b>", "cat"]
+        assert ask("answers", {**body, "seen": 0, "seen_class": "puss cat"})[1]["given"] == 2  # what is called so now
+        changed("cat", None)
+        status, told, _ = ask("answers", body)
+        assert (status, told["problem"]) == (409, "the class cat is gone by now")
+        assert told["classes"] == ["dog", "<b>evil</b>"]
+        seen_before = {**body, "answer": 0, "class": "dog", "seen": 2, "seen_class": "cat"}
+        assert ask("answers", seen_before)[0] == 200  # it had no answer any more
+    finally:
+        path.write_bytes(before)
+
+
+def test_images_of_other_windows_are_told(ask: Asked) -> None:
+    known = ask("state?window=a")[1]["version"]
+    assert ask(f"state?known={known}&window=a&shown=7&elsewhere=&wait")[0] == 204
+    assert ask("state?window=b")[1]["elsewhere"] == [7]
+    assert ask(f"state?known={known}&window=b&shown=3,5&elsewhere=7&wait")[0] == 204
+    status, told, _ = ask(f"state?known={known}&window=a&shown=7&elsewhere=4&wait")
+    assert (status, told) == (200, {"version": known, "elsewhere": [3, 5]})
+    sent = {"image": ask.first, "answer": None, "seen": None, "window": "b", "shown": "9"}
+    assert ask("answers", sent)[1]["elsewhere"] == [7]
+    assert ask("state?window=a")[1]["elsewhere"] == [9]
 
 
 def test_an_answer_for_a_file_that_was_replaced_is_refused(ask: Asked) -> None:

@@ -1,9 +1,12 @@
 """Connections to the labelling page's server that end: uvicorn itself waits for ever for a request to be whole."""
 
 import asyncio
+import socket
+from collections.abc import Callable
 from typing import Any
 
 import h11
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 RECEIVING = 10.0
@@ -51,3 +54,21 @@ class TimedProtocol(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class EndingServer(uvicorn.Server):
+    """A server that lets go of those who wait for news before it ends; uvicorn itself ends them with a traceback.
+
+    Args:
+        config: uvicorn's.
+        end: has the requests that wait answered.
+    """
+
+    def __init__(self, config: uvicorn.Config, end: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._end = end
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End in good order."""
+        self._end()
+        await super().shutdown(sockets)

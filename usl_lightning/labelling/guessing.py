@@ -24,6 +24,10 @@ GROWN = 1.05
 """How many times as many answers the quality is judged anew with."""
 
 
+DOUBTFUL = 2.0
+"""How many times as likely another class has to be, by the other labels, for an answer to be doubtful."""
+
+
 ENDING = 10.0
 """Seconds that are waited for the end of a thread, at most."""
 
@@ -57,7 +61,8 @@ class Quality:
     Attributes:
         number: another one after every judgement.
         enough: of the accuracy and what more would bring, see `Guesser.judge`; None: answers are too few to tell.
-        likely: image -> how likely its label is by the others' labels; no class number, so that it stays true.
+        likely: image whose label is doubtful -> how likely it is by the others' labels; no class number, so that it
+            stays true.
         label_of: image -> the name of the class that it was judged with.
     """
 
@@ -100,11 +105,15 @@ class Guessing:
             self._guesser.judge(rows, labels, len(index.classes), chosen)
         return self._learned(version, index)
 
-    def stop(self) -> None:
-        """End, when what is under way is done: the process must not end amid it."""
+    def end(self) -> None:
+        """Begin nothing more, and let nobody wait for it."""
         with self._news:
             self._stopped = True
             self._news.notify_all()
+
+    def stop(self) -> None:
+        """End, when what is under way is done: the process must not end amid it."""
+        self.end()
         for thread in self._threads:
             thread.join(ENDING)
 
@@ -153,11 +162,13 @@ class Guessing:
     def _judge(self, guesser: "Guesser", index: LabelIndex) -> None:
         images, rows, labels, chosen = self._known(index)
         self._judged = len(rows), index.classes
-        enough, likely = guesser.judge(rows, labels, len(index.classes), chosen)
+        enough, likely, rather = guesser.judge(rows, labels, len(index.classes), chosen)
         names = {image: index.classes[label] for image, label in zip(images, labels, strict=True)}
         with self._news:
             number = 1 + (0 if self.quality is None else self.quality.number)
-            likely_of = dict(zip(images, likely.tolist(), strict=True))
+            known = np.bincount(labels)[labels] > 1  # of a class with one label, the others tell nothing
+            doubted = known & (rather > DOUBTFUL * likely)
+            likely_of = dict(zip(np.array(images)[doubted].tolist(), likely[doubted].tolist(), strict=True))
             self.quality = Quality(number, enough, likely_of, names)
 
     def _to_judge(self) -> bool:

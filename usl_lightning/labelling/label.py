@@ -139,20 +139,19 @@ def _serve(
     """Say the address, open the browser, and answer it until the server is stopped."""
     import uvicorn
 
-    from usl_lightning.labelling.connections import TimedProtocol
+    from usl_lightning.labelling.connections import EndingServer, TimedProtocol
     from usl_lightning.labelling.guessing import Guessing
     from usl_lightning.labelling.server import LabellingApp
 
     port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
     address = f"http://127.0.0.1:{port}/{token}/{first}"
     guessing = None if similar is None else Guessing(store, similar)
-    app = LabellingApp(store, pictures, similar, next_command(typed.labels), guessing).guarded(token, port)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, http=TimedProtocol, log_level="warning", access_log=False, lifespan="off", ws="none",
-            server_header=False, timeout_graceful_shutdown=1,
-        )
+    app = LabellingApp(store, pictures, similar, next_command(typed.labels), guessing)
+    config = uvicorn.Config(
+        app.guarded(token, port), http=TimedProtocol, log_level="warning", access_log=False, lifespan="off", ws="none",
+        server_header=False, timeout_graceful_shutdown=1,
     )  # fmt: skip
+    server = EndingServer(config, app.end)
     with _stopped_by_signals(lambda: setattr(server, "should_exit", True)), ExitStack() as stack:
         print(f"{_progress(store.read())}: {address}", flush=True)
         print("every answer is saved at once; Ctrl-C stops", flush=True)

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Collection
 from typing import Any
+from unicodedata import bidirectional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,22 +60,22 @@ def helpful(guesses: Guesses) -> list[tuple[int, str]]:
         missing = max(0, OF_EACH - counts[number])
         for place in np.argsort(-p[:, number], kind="stable")[:missing]:
             if p[place, number] >= LIKELY:
-                queue.setdefault(int(place), f"maybe {classes[number]}, which has {_answers(counts[number])}")
+                queue.setdefault(int(place), f"maybe {_apart(classes[number])}, which has {_answers(counts[number])}")
     two = np.sort(p, 1)[:, -2:]
     for place in np.argsort(two[:, 1:].sum(1) - two[:, 0], kind="stable")[:NEXT]:
         second, first = np.argsort(p[place], kind="stable")[-2:]
-        told = " or ".join(f"{classes[number]} ({p[place, number]:.0%})" for number in (first, second))
+        told = " or ".join(f"{_apart(classes[number])} ({p[place, number]:.0%})" for number in (first, second))
         queue.setdefault(int(place), f"unsure: {told}")
     return [(guesses.index.indices[places[place]], why) for place, why in queue.items()][:NEXT]
 
 
 def doubtful(guesses: Guesses, quality: Quality) -> list[tuple[int, int]]:
-    """Images whose answer the others make less likely than not, and how likely, in percent; the least likely first."""
+    """Images whose answer the others speak against, and how likely it is, in percent; the least likely first."""
     names = guesses.index.classes
     doubts = [
         (image, round(100 * quality.likely[image]))
         for image, answer in answers_of(guesses.index).items()
-        if isinstance(answer, int) and quality.label_of.get(image) == names[answer] and quality.likely[image] < 0.5
+        if isinstance(answer, int) and image in quality.likely and quality.label_of[image] == names[answer]
     ]
     return sorted(doubts, key=lambda doubt: doubt[1])
 
@@ -140,6 +141,11 @@ def _guesses(guesses: Guesses) -> list[tuple[int, int] | None]:
     sure[known, 0] = p[known].argmax(1)
     sure[known, 1] = np.round(100 * p[known].max(1))
     return [(number, percent) if number >= 0 else None for number, percent in sure.tolist()]
+
+
+def _apart(name: str) -> str:
+    """A name in a sentence; of letters that go from right to left, so that what stands around it stays in order."""
+    return f"\u2068{name}\u2069" if any(bidirectional(letter) in ("R", "AL") for letter in name) else name
 
 
 def _answers(count: int) -> str:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import threading
 from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Set as AbstractSet
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from usl_lightning.labelling.guessing import Guesses, Guessing
 from usl_lightning.labelling.shown import Pictures
 from usl_lightning.labelling.similar import SimilarImages
 from usl_lightning.labelling.store import Answer, ChangedMeanwhileError, LabelStore, answers_of
+from usl_lightning.labelling.windows import NAMED, Renamed, Windows
 from usl_lightning.labels import LabelIndex
+from usl_lightning.labels.names import clean
 
 PAGE = Path(__file__).parent / "page"
 FILES = {"": "index.html", **{path.name: path.name for path in PAGE.iterdir() if path.name != "index.html"}}
@@ -66,6 +69,8 @@ class LabellingApp:
         self.store, self.pictures, self.similar, self.then, self.guessing = store, pictures, similar, then, guessing
         self._matched: tuple[LabelIndex | None, str] = None, ""
         self._matching = threading.Lock()
+        self._windows, self._renamed = Windows(), Renamed()
+        self._ends = False
         self._match(store.read())
 
     def guarded(self, token: str, port: int) -> ASGIApp:
@@ -85,19 +90,36 @@ class LabellingApp:
         below = Mount(f"/{token}", routes=[*pages, *pictures, *routes])
         return Guard(Starlette(routes=[below], exception_handlers={UslError: _refused, 404: _missing}), token, port)
 
+    def end(self) -> None:
+        """Answer those who wait for news: the server ends."""
+        self._ends = True
+        if self.guessing is not None:
+            self.guessing.end()
+
     async def _state(self, request: Request) -> Response:
-        """The label file; if it is known, as soon as it is another one, or nothing if it stays as it is for a while."""
-        known, waits = request.query_params.get("known"), "wait" in request.query_params
-        for _ in range(LOOKS if waits else 1):
+        """The label file; if it is known, as soon as it is another one, or nothing if it stays as it is for a while.
+
+        Of a file that stays as it is, where other windows show others, just that.
+        """
+        asked = request.query_params
+        known, waits, window, elsewhere = (asked.get(key) for key in ("known", "wait", "window", "elsewhere"))
+        if window is not None:
+            self._windows.note(window, _images_in(asked.get("shown", "")))
+        for _ in range(1 if waits is None else LOOKS):
+            if window is not None:
+                self._windows.note(window)  # it may show another image by now, and have said so
             if await run_in_threadpool(lambda: self.store.version) != known:
                 break
-            if waits:
+            others = self._windows.elsewhere(window or "")
+            if elsewhere is not None and others != _images_in(elsewhere):
+                return JSONResponse({"version": known, "elsewhere": others})
+            if waits is not None and not self._ends:
                 await asyncio.sleep(LOOK)
         else:
             return Response(status_code=204)
-        return JSONResponse(await run_in_threadpool(self._described, request.query_params.get("selection", "")))
+        return JSONResponse(await run_in_threadpool(self._described, asked.get("selection", ""), window))
 
-    def _described(self, known: str = "") -> dict[str, Any]:
+    def _described(self, known: str = "", window: str | None = None) -> dict[str, Any]:
         """The label file; of a selection that is known, without what stays as it is: its images and their names."""
         version = self.store.version  # before it is read: what changes meanwhile is asked for again
         index = self.store.read()
@@ -105,6 +127,7 @@ class LabellingApp:
         answers, added = answers_of(index), set(index.added)
         told: dict[str, Any] = {"version": version, "selection": selection, "classes": index.classes}
         told |= {"then": self.then, "bulk": index.bulk, "guessing": self.guessing is not None, "of_each": queue.OF_EACH}
+        told |= {"elsewhere": self._windows.elsewhere(window or ""), "fixed": sorted(self.pictures.classes)}
         told["added"] = [self._entry(image, answers[image]) for image in index.added]
         asked = {image: answer for image, answer in answers.items() if image not in added}
         if selection == known:
@@ -119,29 +142,39 @@ class LabellingApp:
         image, answer, seen = (body.get(key, "missing") for key in ("image", "answer", "seen"))
         if type(image) is not int or not _is_answer(answer) or not _is_answer(seen):
             return problem(400, "expected image, answer and seen")
-        check = partial(self._check, (image,), answer, body)
-        return await self._changed(body, self.store.answer, image, answer, seen, check, self.pictures.entry)
+
+        def change(body: dict[str, Any]) -> None:
+            check = partial(self._check, (image,), body)
+            self.store.answer(image, body["answer"], body["seen"], check, self.pictures.entry)
+
+        return await self._changed(body, change)
 
     async def _answer_row(self, request: Request) -> Response:
         body = await body_of(request)
         images, answer = body.get("images", []), body.get("answer", "missing")
         if not _is_row(images) or answer == "unsure" or not _is_answer(answer):
             return problem(400, f"expected images, 1 to {queue.ROW} of them, and a class")
-        check = partial(self._check, images, answer, body)
-        return await self._changed(body, self.store.answer_row, images, answer, check, self.pictures.entry)
 
-    async def _changed(self, body: dict[str, Any], change: Callable[..., object], *given: object) -> Response:
+        def change(body: dict[str, Any]) -> None:
+            self.store.answer_row(images, body["answer"], partial(self._check, images, body), self.pictures.entry)
+
+        return await self._changed(body, change)
+
+    async def _changed(self, body: dict[str, Any], change: Callable[[dict[str, Any]], object]) -> Response:
         """Make a change; what the file is then, or is already. What is guessed from it comes after this is said."""
-        told, status = await run_in_threadpool(self._told_of, body, change, *given)
+        told, status = await run_in_threadpool(self._told_of, body, change)
         return JSONResponse(told, status, background=BackgroundTask(self._learn))
 
-    def _told_of(self, body: dict[str, Any], change: Callable[..., object], *given: object) -> tuple[Any, int]:
-        known = str(body.get("selection"))
+    def _told_of(self, body: dict[str, Any], change: Callable[[dict[str, Any]], object]) -> tuple[Any, int]:
+        known, window, shown = str(body.get("selection")), body.get("window"), body.get("shown")
+        body = self._renamed.by_name(body, self.store.read())
         try:
-            change(*given)
+            change(body)
         except ChangedMeanwhileError as error:
-            return {"problem": str(error), **self._described(known)}, 409
-        return self._described(known), 200
+            return {"problem": str(error), **self._described(known, window)}, 409
+        if isinstance(window, str) and isinstance(shown, str):  # after the answer, so that nobody hears of it before
+            self._windows.note(window, _images_in(shown))
+        return {"given": body.get("answer"), **self._described(known, window)}, 200
 
     async def _learn(self) -> None:
         if self.guessing is not None:
@@ -160,16 +193,16 @@ class LabellingApp:
             self._matched = index, selection
         return selection
 
-    def _check(self, images: Sequence[int], answer: Answer, body: dict[str, Any], index: LabelIndex) -> None:
+    def _check(self, images: Sequence[int], body: dict[str, Any], index: LabelIndex) -> None:
         """Make sure that a change is of what the page showed: this selection, these images, a class of this name."""
         known, matched = self._matched
         now = matched if known is not None and _holds_the_same(known, index) else selection_of(index)
         shown = body.get("selection", matched)
         if now != shown or shown != matched:
             raise ChangedMeanwhileError(f"{self.store.path} holds another selection by now")
-        for number, named in ((answer, body.get("class")), (body.get("seen"), body.get("seen_class"))):
+        for number, named in ((body.get(key), body.get(name)) for key, name in NAMED):
             if isinstance(number, int) and named is not None and index.classes[number : number + 1] != (named,):
-                raise ChangedMeanwhileError(f"{self.store.path} has other classes by now")
+                raise ChangedMeanwhileError(f"the class {named} is gone by now")
         for image in images:
             if image in index.indices:
                 self.pictures.check(image)
@@ -178,7 +211,7 @@ class LabellingApp:
         body = await body_of(request)
         if not isinstance(body.get("name"), str):
             return problem(400, "expected name")
-        return await self._changed(body, self.store.add_class, body["name"], partial(self._check, (), None, body))
+        return await self._changed(body, lambda now: self.store.add_class(now["name"], partial(self._check, (), now)))
 
     async def _change_class(self, request: Request) -> Response:
         body = await body_of(request)
@@ -187,14 +220,18 @@ class LabellingApp:
         if not right or type(merge) is not bool or (merge and name is None):
             return problem(400, "expected class, named, name and merge")
 
-        def check(index: LabelIndex) -> None:
-            self._check((), None, body, index)
-            if index.classes[number : number + 1] != (named,):
-                raise ChangedMeanwhileError(f"{self.store.path} has other classes by now")
+        def check(number: int, index: LabelIndex) -> None:
+            self._check((), {**body, "answer": number, "class": named}, index)
             if named in self.pictures.classes:
                 raise UslError(f"'{named}' is a class of the data set itself: it is called so by its folder or file")
 
-        return await self._changed(body, partial(self.store.change_class, merge=merge, check=check), number, name)
+        def change(body: dict[str, Any]) -> None:
+            classes = self.store.read().classes
+            now = classes.index(named) if named in classes else number
+            self.store.change_class(now, name, merge=merge, check=partial(check, now))
+            self._renamed.note(named, None if name is None else clean(name))
+
+        return await self._changed(body, change)
 
     async def _guesses(self, request: Request) -> Response:
         told = await run_in_threadpool(self._told, request.query_params.get("known"))
@@ -208,23 +245,23 @@ class LabellingApp:
 
     async def _row(self, request: Request) -> Response:
         image = as_count(request.query_params.get("image", ""))
-        without, beside = (request.query_params.get(key, "") for key in ("without", "beside"))
-        row = await run_in_threadpool(self._row_of, image, without, beside == "true")
+        without, beside, window = (request.query_params.get(key, "") for key in ("without", "beside", "window"))
+        passed = {*without.split(","), *map(str, self._windows.elsewhere(window))}
+        row = await run_in_threadpool(self._row_of, image, passed, beside == "true")
         return Response(status_code=204) if row is None else JSONResponse(row)
 
-    def _row_of(self, image: int | None, without: str, beside: bool) -> dict[str, Any] | None:
+    def _row_of(self, image: int | None, without: AbstractSet[str], beside: bool) -> dict[str, Any] | None:
         """A row of one class, of images nearest to this one if it has no answer; None if nothing is left to guess.
 
         Args:
             image: position in the data set; None: any.
-            without: positions of images that were left out before, with commas.
+            without: positions of images that were left out before, or that other windows show.
             beside: whether images that were not chosen are taken, too.
         """
         guesses = self._newest()
         if guesses is None or self.similar is None:
             return None
-        passed = frozenset(without.split(",")) - {str(image)}
-        among = queue.candidates(guesses, passed, self._beside if beside else frozenset())
+        among = queue.candidates(guesses, without - {str(image)}, self._beside if beside else frozenset())
         found = queue.row(guesses, self.similar, among, image)
         if found is None:
             return None
@@ -282,6 +319,11 @@ def selection_of(index: LabelIndex) -> str:
 def _holds_the_same(one: LabelIndex, other: LabelIndex) -> bool:
     """Whether two states of a file hold the same images; told at once of what is the same in memory."""
     return all(getattr(one, key) is getattr(other, key) for key in ("dataset", "indices", "files", "hashes"))
+
+
+def _images_in(text: str) -> list[int]:
+    """Positions with commas between them."""
+    return [image for image in map(as_count, text.split(",")) if image is not None]
 
 
 def _is_answer(value: Any) -> bool:

@@ -106,7 +106,7 @@ class LabelStore:
             index = _with_all(index, (image,), beside)
             now = answers_of(index)[image]
             if now not in (seen, answer, None):
-                raise AnsweredMeanwhileError(f"{name_of(now, index)} was answered in another window")
+                raise AnsweredMeanwhileError(f"{name_of(now, index)} was answered in another window, and that stays")
             return self._write(with_answers(index, {image: answer}))
 
     def answer_row(

@@ -58,8 +58,8 @@ class Guesser:
 
     def judge(
         self, rows: Sequence[int], labels: Sequence[int], num_classes: int, chosen: Sequence[bool] | None = None
-    ) -> tuple[dict[str, float] | None, NDArray[np.float64]]:
-        """How good guesses of the images without a label are, and [m] how likely each label is by the others.
+    ) -> tuple[dict[str, float] | None, NDArray[np.float64], NDArray[np.float64]]:
+        """How good guesses of the images without a label are, and how likely each label is by the others.
 
         Strength and temperature of the guesses are from then on those that this chose.
 
@@ -69,8 +69,8 @@ class Guesser:
 
         Returns:
             `accuracy`, `low`, `high` and `labels` of the estimate, None if these are too few to tell; with them, where
-            there is telling, the accuracy `with_more` that so many `more` would bring. And the likelihoods; 1 of
-            labels that were not looked at.
+            there is telling, the accuracy `with_more` that so many `more` would bring. Then [m] the likelihoods of
+            the labels, and [m] of what else is the likeliest; 1 and 0 where that was not looked at.
         """
         judged = torch.tensor(labels[-MOST:])
         standing = torch.ones(len(judged), dtype=torch.bool) if chosen is None else torch.tensor(chosen[-MOST:])
@@ -81,12 +81,13 @@ class Guesser:
         judgement = trial.judge(*self._others(logits, torch.tensor(rows[-MOST:]), standing), len(rows))
         self.setting, self.temperature = found.setting, found.temperature
         held_out = trial.mixed.probabilities.double().mean(0)  # [m, c]
-        likely = np.ones(len(rows))
+        likely, rather = np.ones(len(rows)), np.zeros(len(rows))
         likely[-MOST:] = held_out.gather(1, judged[:, None])[:, 0].numpy()
+        rather[-MOST:] = held_out.scatter(1, judged[:, None], 0.0).amax(1).numpy()
         if judgement.estimate is None:
-            return None, likely
+            return None, likely, rather
         more = {} if judgement.with_more is None else {"more": MORE, "with_more": judgement.with_more}
-        return {**vars(judgement.estimate), **more}, likely
+        return {**vars(judgement.estimate), **more}, likely, rather
 
     def _learner(self, rows: Sequence[int], labels: Sequence[int], num_classes: int) -> LogisticLearner:
         return LogisticLearner(self.features, torch.tensor(rows), torch.tensor(labels), num_classes, STRENGTHS)

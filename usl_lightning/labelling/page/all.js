@@ -48,7 +48,7 @@ function listAll() {
     thumb.addEventListener("load", () => noteShown(thumb));
     const button = element("button", { type: "button" }, thumb, element("span"));
     button.dataset.place = String(place);
-    button.addEventListener("click", () => { visit(state.images[place]); scrollTo({ top: 0 }); });
+    button.addEventListener("click", () => visit(state.images[place]));
     return element("li", {}, button);
   }));
   if (focused !== undefined) byId("all").querySelector(`ol button[data-place="${focused}"]`)?.focus();

@@ -26,11 +26,33 @@ function drawClasses() {
     return element("li", {}, button);
   }));
   const before = byId("changed").value;
-  byId("changed").replaceChildren(...state.classes.map((name) => element("option", { textContent: name, value: name })));
-  if (state.classes.includes(before)) byId("changed").value = before;
-  byId("edit").hidden = state.classes.length === 0;
+  const own = state.classes.filter((name) => !state.fixed.includes(name));
+  byId("changed").replaceChildren(...own.map((name) => element("option", { textContent: name, value: name })));
+  if (own.includes(before)) byId("changed").value = before;
+  byId("edit").hidden = own.length === 0; // those of the data set itself stay
+  byId("classes").classList.toggle("few", state.classes.length <= 10);
+  byId("pick").hidden = keys.every((each) => each.length > 0);
+  findClass();
   drawFilter();
   drawCounts();
+}
+
+// Show the classes whose names have this part, and no others; all if the field is empty.
+function findClass() {
+  const part = byId("pick").hidden ? "" : byId("part").value.trim().toLowerCase();
+  [...byId("classes").children].forEach((item, number) => {
+    item.hidden = !state.classes[number].toLowerCase().includes(part);
+  });
+}
+
+// Answer with the first of them; the field is ready for the next image.
+function pickClass(event) {
+  event.preventDefault();
+  const number = [...byId("classes").children].findIndex((item) => !item.hidden);
+  if (number < 0 || !byId("part").value.trim()) return;
+  byId("part").value = "";
+  findClass();
+  give(number, wentDown(event));
 }
 
 // How many answers each class has, and how many more would do it good.
@@ -64,12 +86,12 @@ const changeClass = (named, name) => alone(async () => {
   const merge = clean !== null && clean !== named && state.classes.includes(clean);
   const count = state.images.filter(({ answer }) => answer === number).length;
   const images = count === 1 ? "1 image" : `${count} images`;
-  if (merge && !confirm(`Make ${named} (${images}) part of ${clean}? This cannot be undone.`)) return;
-  if (name === null && !confirm(`Delete ${named}? ${images} will have no answer. This cannot be undone.`)) return;
+  if (merge && !confirm(`Make ${apart(named)} (${images}) part of ${apart(clean)}? This cannot be undone.`)) return;
+  if (name === null && !confirm(`Delete ${apart(named)}? ${images} will have no answer. This cannot be undone.`)) return;
   const told = await ask("classes/change", { class: number, named, name: clean, merge, selection: state.selection });
   if (!told) return;
   take(told);
   learn();
   byId("new-name").value = "";
-  say(told.problem || (name === null ? `Deleted: ${named}.` : `${named} is ${merge ? "part of" : "called"} ${clean} now.`));
+  say(told.problem || (name === null ? `Deleted: ${apart(named)}.` : `${apart(named)} is ${merge ? "part of" : "called"} ${apart(clean)} now.`));
 });

@@ -46,33 +46,41 @@ function showGuess() {
   byId("rows").hidden = byId("helpful").hidden = !(guessesHold() && guesses.guess.some((guess) => guess !== null));
   const { image, answer } = entry();
   const guess = guessOf(current);
-  if (inRows() || answer !== null || guess === null || !wasShown(image, performance.now())) return;
-  if (offered === null) offered = { image, number: guess[0], percent: guess[1], name: state.classes[guess[0]], since: performance.now() };
+  if (inRows() || answer !== null || guess === null || isBroken() || !wasShown(image, performance.now())) return;
+  if (offered === null) offered = { image, percent: guess[1], name: state.classes[guess[0]], since: performance.now() };
   drawGuess();
+  reveal(byId("classes").querySelector(".guessed"));
 }
 
-// Whether the guess is marked: its class is still called so, and its image has no answer by now.
-const isMarked = () => offered !== null && offered.image === entry().image
-  && state.classes[offered.number] === offered.name && entry().answer === null;
+// Scroll the list of classes, and nothing else, to a button of it.
+function reveal(button) {
+  const list = byId("classes");
+  if (!button || (button.offsetTop >= list.scrollTop + list.offsetTop
+    && button.offsetTop + button.offsetHeight <= list.scrollTop + list.offsetTop + list.clientHeight)) return;
+  list.scrollTop = button.offsetTop - list.offsetTop - list.clientHeight / 3;
+}
+
+// The class that is marked, by its number now: its image has no answer yet; -1 if none is.
+const marked = () => (offered?.image === entry().image && entry().answer === null ? state.classes.indexOf(offered.name) : -1);
 
 function drawGuess() {
   byId("helpful").setAttribute("aria-pressed", String(helpful()));
-  const guessed = isMarked();
+  const guessed = marked();
   [...byId("classes").querySelectorAll("button")].forEach((button, number) => {
-    button.classList.toggle("guessed", guessed && number === offered.number);
+    button.classList.toggle("guessed", number === guessed);
   });
-  const how = matchMedia("(pointer: coarse)").matches ? "A swipe to the right" : "Enter";
-  const text = guessed ? `Guess: ${offered.name}, ${offered.percent}%. ${how} takes it.` : "";
+  const how = matchMedia("(pointer: coarse)").matches ? "Swipe right" : "Enter";
+  const text = guessed >= 0 ? `Guess: ${apart(offered.name)}, ${offered.percent}%. ${how} takes it.` : "";
   if (byId("guess").textContent !== text) byId("guess").textContent = text;
   byId("why").textContent = reason;
 }
 
 function takeGuess(at) {
-  if (!isMarked() || at < offered.since) {
+  if (marked() < 0 || at < offered.since) {
     say("There is no guess for this image.");
     return;
   }
-  give(offered.number, at);
+  give(marked(), at);
 }
 
 // Which place comes after this one: the most helpful one if that is asked for, else the next without an answer.
@@ -80,7 +88,7 @@ function following(place) {
   if (place >= state.asked) return state.images[cameFrom].answer === null ? cameFrom : following(cameFrom);
   if (helpful() && guessesHold()) {
     const open = ([image]) => !passed.has(image) && placeOf.get(image) !== place && state.images[placeOf.get(image)].answer === null;
-    const next = guesses.queue.find(open);
+    const next = guesses.queue.find((each) => open(each) && !elsewhere.has(each[0]));
     if (next) return placeOf.get(next[0]);
   }
   return unanswered(place);

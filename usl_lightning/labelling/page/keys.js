@@ -15,7 +15,7 @@ function openHelp() {
 const actions = {
   "?": (at) => give("unsure", at), " ": skip, ArrowRight: skip, ArrowLeft: previous, Backspace: undo,
   "+": () => byId("class-name").focus(), Enter: takeGuess, r: toggleRows, q: toggleHelpful, z: toggleZoom, h: openHelp,
-  "/": find,
+  "/": find, ".": () => byId("part").focus(),
 };
 
 // What a key does where the focus is; undefined: what it always does.
@@ -54,7 +54,7 @@ function visitNamed() {
 }
 
 async function start() {
-  if (!take(await ask("state"))) return;
+  if (!take(await ask(`state?window=${window.name}`))) return;
   document.addEventListener("keydown", keyPressed);
   onClick("unsure", (at) => give("unsure", at));
   for (const [id, action] of Object.entries({
@@ -66,6 +66,8 @@ async function start() {
     if (byId("class-name").value.trim()) addClasses(byId("class-name").value);
     else byId("class-name").blur();
   });
+  byId("pick").addEventListener("submit", pickClass);
+  byId("part").addEventListener("input", findClass);
   byId("change").addEventListener("submit", (event) => {
     event.preventDefault();
     if (byId("new-name").value.trim()) changeClass(byId("changed").value, byId("new-name").value);

@@ -5,6 +5,7 @@ const PAUSE = 100; // ms between two questions for news; the server waits for so
 const SURPRISE = 1000; // ms in which nobody has seen what another window said of the image on the screen
 
 const byId = (id) => document.getElementById(id);
+window.name ||= `labels-${Math.random().toString(36).slice(2)}`; // of this tab, also after it is loaded anew
 // Of `images` the first `asked` were chosen, the next ones, `added`, were answered beside them; others are looked at.
 let state = { version: "", selection: "", classes: [], images: [], asked: 0, added: [], then: "", bulk: [] };
 let current = 0; // place in state.images
@@ -14,6 +15,7 @@ let history = []; // of this window's answers: {image, before, after}, or {row: 
 let busy = false;
 let coming = 0; // answers that are being saved
 let underWay = Promise.resolve(); // what is being done, if anything is
+let elsewhere = new Set(); // images that other windows show: they come last here
 let surprise = null; // what was answered elsewhere of the image on the screen: {image, answer before, until}
 let troubled = ""; // what the complaint that is shown is about: "look" at the server's state, or "change" it
 
@@ -43,6 +45,7 @@ async function ask(address, body) {
 
 // Take over what the server says; true if anything is new. The count can wait until the next image is shown.
 function take(told, { count = true } = {}) {
+  if (told?.elsewhere) elsewhere = new Set(told.elsewhere);
   if (!told || told.version === state.version) return false;
   const classesChanged = JSON.stringify(told.classes) !== JSON.stringify(state.classes);
   const replaced = state.selection !== "" && told.selection !== state.selection;
@@ -77,6 +80,7 @@ function visit(other) {
   if (current < state.asked) cameFrom = current;
   leaveRows();
   show(placeOf.get(other.image) ?? addPlace(other));
+  scrollTo({ top: 0 });
 }
 
 // Somebody chose anew: nothing of the images before may be taken for these.
@@ -93,12 +97,12 @@ function startOver() {
 async function poll() {
   try {
     if (document.hidden || busy) return;
-    const known = `known=${encodeURIComponent(state.version)}&selection=${state.selection}&wait`;
+    const known = `known=${encodeURIComponent(state.version)}&selection=${state.selection}&elsewhere=${[...elsewhere]}`;
     const { version } = state;
-    const told = await ask(`state?${known}`);
+    const told = await ask(`state?${known}&window=${window.name}&shown=${onScreen()}&wait`);
     const before = entry();
     const news = !busy && version === state.version && take(told); // it may be older than an answer since
-    learn();
+    if (troubled !== "look") learn(); // which may well go on without the file, and would end the complaint
     if (!news || entry().image !== before.image || entry().answer === before.answer) return;
     surprise = { image: before.image, answer: before.answer, until: performance.now() + SURPRISE };
     say(`Answered in another window: ${nameOf(entry().answer)}`);
@@ -110,7 +114,10 @@ async function poll() {
 // What is shown ------------------------------------------------------------------------------------------
 
 const entry = () => state.images[current];
-const nameOf = (answer) => (answer === null ? "no answer" : answer === "unsure" ? "not sure" : state.classes[answer]);
+const onScreen = () => String(inRows() ? row.images : entry().image); // as the server is told
+const nameOf = (answer) => (answer === null ? "no answer" : answer === "unsure" ? "not sure" : apart(state.classes[answer]));
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufeff]/;
+const apart = (name) => (RIGHT_TO_LEFT.test(name) ? `\u2068${name}\u2069` : name); // what stands around it stays in order
 const say = (text) => { byId(inRows() ? "row-status" : "status").textContent = text; };
 
 function complain(text, kind) {
@@ -167,10 +174,9 @@ function show(place) {
   beginGuess();
   drawGiven();
   fit();
-  paint(image, name, (broken) => {
+  paint(image, name, () => {
     title(placeNamed(place), name);
     drawProgress();
-    if (broken) ask(`images/${image}`); // which says why
     showGuess();
     const next = state.images[following(place)];
     if (next && next.image !== image) loadAhead(next.image); // there when it is wanted
@@ -201,13 +207,18 @@ async function drawSimilar(image) {
 
 // What can be done ---------------------------------------------------------------------------------------
 
-// The next chosen one without an answer, after this place and round; this one if there is no other, -1 if there is none.
+// The next chosen one without an answer, after this place and round; one that another window shows if there is no other;
+// this one if there is none of these, -1 if it has an answer too.
 function unanswered(place) {
   const count = state.asked;
+  let last = -1;
   for (let step = 1; step <= count; step++) {
-    if (state.images[(place + step) % count].answer === null) return (place + step) % count;
+    const next = (place + step) % count;
+    if (state.images[next].answer !== null) continue;
+    if (step < count && !elsewhere.has(state.images[next].image)) return next;
+    if (last < 0) last = next;
   }
-  return -1;
+  return last;
 }
 
 const firstUnanswered = () => Math.max(0, unanswered(state.asked - 1));
@@ -222,15 +233,17 @@ function alone(action) {
 
 const classNamed = (answer) => (typeof answer === "number" ? state.classes[answer] : null);
 
-const save = (image, answer, before) => ask("answers", {
+const save = (image, answer, before, shown = onScreen()) => ask("answers", {
   image, answer, class: classNamed(answer), seen: before, seen_class: classNamed(before), selection: state.selection,
+  window: window.name, shown,
 });
 
 // An answer to the image on the screen, after what is under way: the next image is shown while an answer is being saved.
 async function give(answer, at) {
   const [{ image }, named] = [entry(), classNamed(answer)];
   await underWay;
-  if (wasShown(image, at) && entry().image === image && classNamed(answer) === named) await alone(() => giveNow(answer, at));
+  const number = named === null ? answer : state.classes.indexOf(named); // another window may have changed that
+  if (wasShown(image, at) && entry().image === image && number !== -1) await alone(() => giveNow(number, at));
   else say("Not taken: the image was not shown yet.");
 }
 
@@ -246,10 +259,10 @@ async function giveNow(answer, at) {
     return;
   }
   const { selection } = state;
-  const saving = save(image, answer, before);
   coming = now === null ? 1 : 0;
   const next = following(current);
   const goesOn = next >= 0 && state.images[next].image !== image;
+  const saving = save(image, answer, before, goesOn ? String(state.images[next].image) : undefined);
   if (goesOn) show(next);
   const told = await saving;
   coming = 0;
@@ -259,14 +272,14 @@ async function giveNow(answer, at) {
   if (!told || told.problem) {
     if (entry().image !== image) visit({ image, name });
     drawProgress();
-    if (told) say(`${told.problem}, and that stays. Answer again to change it.`);
+    if (told) say(`${told.problem}. Answer again to change it.`);
     else say(`Not saved: ${nameOf(answer)}.`);
     return;
   }
   drawGiven();
   learn();
   const after = goesOn ? current : following(current);
-  say(`Saved: ${nameOf(answer)}. ${after < 0 ? "All images have an answer." : `${placeNamed(after)}.`}`);
+  say(`Saved: ${nameOf(told.given)}. ${after < 0 ? "All images have an answer." : `${placeNamed(after)}.`}`);
   if (goesOn) return;
   if (after >= 0) {
     show(after);

@@ -32,13 +32,21 @@ async function paint(image, name, painted) {
     mine.broken = !await loaded.whole;
   }
   if (shown !== mine) return;
+  const why = mine.broken ? await whyBroken(image) : "";
+  if (shown !== mine) return;
   const { picture } = behind = loaded;
   Object.assign(picture, { id: "image", alt: `The image to label: ${name}` });
-  inFrame(mine.broken ? note("This image cannot be shown.") : picture, false);
+  inFrame(mine.broken ? note(`This image cannot be shown${why}`) : picture, false);
   await twoFrames();
   if (shown !== mine) return;
   mine.since = performance.now();
-  painted(mine.broken);
+  painted();
+}
+
+// What the server says of an image that cannot be shown.
+async function whyBroken(image) {
+  const told = await fetch(`images/${image}`).then((response) => (response.ok ? {} : response.json())).catch(() => ({}));
+  return told.problem ? `: ${told.problem}` : ".";
 }
 
 function inFrame(content, loading) {

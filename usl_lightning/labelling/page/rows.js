@@ -9,7 +9,7 @@ const MOST_PASSED = 300; // of them, told to the server
 const inRows = () => !byId("row").hidden;
 
 const saveRow = (images, number) => ask("rows", {
-  images, answer: number, class: classNamed(number), selection: state.selection,
+  images, answer: number, class: classNamed(number), selection: state.selection, window: window.name, shown: "",
 });
 
 function leaveRows() {
@@ -24,7 +24,7 @@ function leaveRows() {
 // none. What cannot be shown is left out. Images that were not chosen are among them, unless somebody does not want that.
 async function nextRow(image = null) {
   const without = rowsPassed.slice(-MOST_PASSED).join(",");
-  const told = await ask(`row?without=${without}&beside=${byId("beside").checked}${image === null ? "" : `&image=${image}`}`);
+  const told = await ask(`row?window=${window.name}&without=${without}&beside=${byId("beside").checked}${image === null ? "" : `&image=${image}`}`);
   if (!told || state.classes[told.class] !== told.named) {
     leaveRows();
     show(firstUnanswered());
@@ -37,9 +37,10 @@ async function nextRow(image = null) {
   document.querySelector(".answers").hidden = true;
   const tiles = told.images.map((one, number) => tile(one, told.names[number], number));
   byId("row").querySelector("ul").replaceChildren(...tiles.map(({ item }) => item));
-  byId("row-title").textContent = `All of these: ${told.named}?`;
+  byId("row-title").textContent = `All of these: ${apart(told.named)}?`;
   byId("row-likely").textContent = `By the guesses, about ${told.likely} of ${told.images.length} are.`;
   drawRow();
+  scrollTo({ top: 0 });
   whenShown(mine, tiles.map(({ shown }) => shown));
   return "";
 }
@@ -73,10 +74,10 @@ function drawRow() {
   if (!row) return;
   [...byId("row").querySelectorAll("li button")].forEach((button, number) => {
     button.setAttribute("aria-pressed", String(row.out.has(row.images[number])));
-    button.setAttribute("aria-label", `Leave out ${row.names[number]}`);
+    button.setAttribute("aria-label", `Leave out ${row.names[number]}, key ${TILES[number]}`);
   });
   const count = row.images.length - row.out.size;
-  byId("row-take").querySelector("span").textContent = `Take ${count} as ${row.named}`;
+  byId("row-take").querySelector("span").textContent = `Take ${count} as ${apart(row.named)}`;
   byId("row-take").disabled = count === 0;
   byId("row-undo").disabled = history.length === 0;
 }
@@ -98,9 +99,9 @@ const takeRow = (at) => alone(async () => {
   learn();
   if (state.selection !== selection) return;
   const none = await nextRow();
-  const others = images.filter((image) => state.images[placeOf.get(image)]?.answer !== number).length;
+  const others = images.filter((image) => state.images[placeOf.get(image)]?.answer !== told.given).length;
   const kept = others ? ` ${others} had another answer from another window, and keep it.` : "";
-  say(`${told.problem || `Saved: ${images.length - others} as ${named}.${kept}`} ${none}`.trim());
+  say(`${told.problem || `Saved: ${images.length - others} as ${apart(named)}.${kept}`} ${none}`.trim());
 });
 
 const passRow = () => alone(async () => {
@@ -111,7 +112,7 @@ const passRow = () => alone(async () => {
 async function afterRowUndone(last, problem) {
   if (inRows()) await nextRow(last.row[0]);
   else show(placeOf.get(last.row[0]) ?? firstUnanswered());
-  say(problem ? `Not undone: ${problem}` : `Undone: ${last.row.length} as ${last.of}.`);
+  say(problem ? `Not undone: ${problem}` : `Undone: ${last.row.length} as ${apart(last.of)}.`);
 }
 
 const toggleRows = () => alone(async () => {

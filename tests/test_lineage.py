@@ -36,9 +36,13 @@ def test_no_class_is_taken_for_one_of_another_kind(module: str) -> None:
 
 def test_parameters_are_the_constructors() -> None:
     told = {name: arguments_of(f"torch.nn.{name}") for name, _ in inspect.getmembers(torch.nn, inspect.isclass)}
-    known = {name: list(names) for name, names in told.items() if names is not None}
+    known = {name: taken for name, taken in told.items() if taken is not None}
     assert len(known) > 80
-    assert known == {name: list(inspect.signature(getattr(torch.nn, name).__init__).parameters)[1:] for name in known}
+    for name, taken in known.items():
+        given = list(inspect.signature(getattr(torch.nn, name).__init__).parameters.values())[1:]
+        assert taken.hands_on == (inspect.Parameter.VAR_KEYWORD in [each.kind for each in given]), name
+        many = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+        assert list(taken.annotations) == [each.name for each in given if each.kind not in many], name
 
 
 THEIRS = """

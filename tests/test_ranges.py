@@ -353,6 +353,7 @@ def test_options_of_the_trainer(word: str, told: str) -> None:
         check_parameters(StageCommand.parse("fit", [f"--config={SIMCLR}", f"--trainer.{word}"]))
 
 
+STRATEGY = "trainer.strategy={{class_path: DDPStrategy, init_args: {{{}}}}}"
 RECIPE = "model.view={{class_path: usl_lightning.data.views.Recipe, init_args: {{steps: {}}}}}"
 
 
@@ -416,6 +417,17 @@ RECIPE = "model.view={{class_path: usl_lightning.data.views.Recipe, init_args: {
     ("trainer.strategy=DDP_spawn", "trainer.strategy: DDP_spawn would start processes that cannot take the run over"),
     ("trainer.strategy={class_path: DDPStrategi}", "trainer.strategy: unknown 'DDPStrategi' (did you mean 'DDPStra"),
     ("trainer.strategy={class_path: DDPStrategy, init_args: {start_method: fork}}", "DDPStrategy: start_method fork"),
+    (STRATEGY.format("cluster_environment: os.system"), "cluster_environment.class_path: os.system is no ClusterEnvir"),
+    (STRATEGY.format("cluster_environment: {class_path: torch.nn.ReLU}"), "torch.nn.ReLU is no ClusterEnvironment; ex"),
+    (STRATEGY.format("precision_plugin: {class_path: subprocess.Popen, init_args: {args: ls}}"), "Popen is no Precisi"),
+    (STRATEGY.format("checkpoint_io: os.system"), "DDPStrategy: checkpoint_io would replace this package's own"),
+    (STRATEGY.format("find_unused_parametrs: true"), "DDPStrategy takes no 'find_unused_parametrs' (did you mean 'fi"),
+    (STRATEGY.format("static_graph: 2"), "trainer.strategy: DDPStrategy: static_graph: expected bool, found 2"),
+    ("trainer.strategy={class_path: FSDPStrategy, init_args: {precision_plugin: os.system}}", "os.system is no Precis"),
+    ("trainer.plugins=[{class_path: AsyncCheckpointIO}]", "AsyncCheckpointIO would replace this package's own, by"),
+    ("trainer.plugins={class_path: MixedPrecision, init_args: {precision: bf16-mixed, device: cpu, scaler: os.system}}",
+     "trainer.plugins.scaler.class_path: os.system is no GradScaler; expected package.module.Class of one"),
+    ("trainer.callbacks={class_path: RichProgressBar, init_args: {theme: {class_path: os.system}}}", "is no RichProgr"),
     ("trainer.devices=", "trainer.devices: expected a value, found null"),
     ("trainer.accelerator=cpuu", "trainer.accelerator: unknown 'cpuu' (did you mean 'cpu'?); expected auto, cpu, g"),
     ("trainer.profiler=simpel", "trainer.profiler: unknown 'simpel' (did you mean 'simple'?)"),

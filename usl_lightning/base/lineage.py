@@ -58,19 +58,44 @@ def is_no(class_path: str, kind: str) -> bool:
     return _descends(class_path, {kind, wanted.path if wanted else kind}) is False
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """What a constructor takes.
+
+    Attributes:
+        annotations: parameter -> what its type is said to be, and the module in which that means something.
+        hands_on: it takes others too, and hands them on.
+    """
+
+    annotations: Mapping[str, tuple[ast.expr | None, str]]
+    hands_on: bool
+
+
 @cache
-def arguments_of(class_path: str) -> Mapping[str, ast.expr | None] | None:
-    """Parameter -> annotation of a class's constructor; None if the sources do not tell, or it hands others on."""
+def arguments_of(class_path: str) -> Arguments | None:
+    """What a class's constructor takes; None if the sources do not tell."""
     found = _definition(class_path)
-    if found is None or not isinstance(found.node, ast.ClassDef):
+    if found is None or not isinstance(found.node, ast.ClassDef) or found.node.decorator_list:
         return None
     for line in found.node.body:
         if isinstance(line, ast.FunctionDef) and line.name in ("__init__", "__new__"):
             given = [*line.args.posonlyargs, *line.args.args, *line.args.kwonlyargs][1:]
-            known = {each.arg: each.annotation for each in given}
-            return None if line.args.kwarg or line.name == "__new__" or line.decorator_list else known
+            known = {each.arg: (each.annotation, found.source.module) for each in given}
+            told = line.name == "__init__" and not line.decorator_list
+            return Arguments(known, line.args.kwarg is not None) if told else None
     bases = [path for base in found.node.bases for path in _meant(base, found.source)]
-    return arguments_of(bases[0]) if len(bases) == 1 and not found.node.decorator_list else None
+    return arguments_of(bases[0]) if len(bases) == 1 else None
+
+
+def is_by_descent(class_path: str) -> bool:
+    """Whether a dotted path leads to a class, and a class is one of these by descending from it alone."""
+    found = _definition(class_path)
+    if found is None or not isinstance(found.node, ast.ClassDef):
+        return False
+    paths = [path for base in found.node.bases for path in _meant(base, found.source)]
+    return class_path.partition(".")[0] not in sys.stdlib_module_names and not any(
+        path.rpartition(".")[2] in ("Protocol", "TypedDict", "NamedTuple") for path in paths
+    )
 
 
 def _descends(class_path: str, kinds: set[str]) -> bool | None:

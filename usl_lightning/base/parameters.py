@@ -16,7 +16,7 @@ from typing import Any
 from usl_lightning.base import ranges, trainer
 from usl_lightning.base.classes import ROOT, ClassSource, dotted, find_class, syntax_of
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.lineage import arguments_of, is_no, meant
+from usl_lightning.base.lineage import arguments_of, is_by_descent, is_no, meant
 from usl_lightning.base.ranges import SEED, Range
 
 
@@ -240,7 +240,7 @@ def wrong_options(class_path: str, options: Mapping[str, Any]) -> Iterator[tuple
 
 
 def _wrong(value: Any, kind: Kind, path: str) -> Iterator[tuple[str, str, list[str]]]:
-    if kind.foreign and kind.of and isinstance(value, str):
+    if kind.of and isinstance(value, str) and (kind.foreign or "." in value):
         value = {"class_path": value}
     if isinstance(value, Mapping) and ("class_path" in value or kind.group):
         class_path = str(value.get("class_path", kind.group))
@@ -250,18 +250,20 @@ def _wrong(value: Any, kind: Kind, path: str) -> Iterator[tuple[str, str, list[s
         if missing:
             yield f"{path}.class_path", missing, []
             return
-        known = parameters(class_path) or _parameters_elsewhere(class_path)
+        known, hands_on = parameters(class_path), False
+        if not known:
+            known, hands_on = _parameters_elsewhere(class_path)
         arguments = value.get("init_args") or {} if "class_path" in value else value
         if not isinstance(arguments, Mapping):
             yield f"{path}.init_args", f"expected keys and values, found {arguments}", []
             return
         if kind.foreign and (needed := [name for name in _required(class_path) if name not in arguments]):
             yield path, f"{class_path.rpartition('.')[2]} needs {', '.join(needed)}; give it", []
-        for key, item in arguments.items() if known else ():
-            if key not in known:
+        for key, item in arguments.items():
+            if key not in known and not hands_on:
                 yield f"{path}.{key}", f"unknown key '{key}'", sorted({*known} - FROM_ELSEWHERE)
             else:
-                yield from _wrong(item, known[key].beside(arguments), f"{path}.{key}")
+                yield from _wrong(item, known.get(key, UNKNOWN).beside(arguments), f"{path}.{key}")
     elif isinstance(value, list) and (kind.each or any(isinstance(item, Mapping) for item in value)):
         for number, item in enumerate(value):
             yield from _wrong(item, Kind(foreign=bool(kind.each), of=kind.each), f"{path}[{number}]")
@@ -280,11 +282,14 @@ def _no_such(class_path: str, *kinds: str) -> str:
 
 
 @cache
-def _parameters_elsewhere(class_path: str) -> Mapping[str, Kind]:
-    """Name -> kind, of numbers and names, of each parameter of a class of another package; empty: not known."""
-    given = {} if find_class(class_path) else arguments_of(class_path) or {}
-    kinds = {name: _kind(annotation, "") for name, annotation in given.items()}
-    return {name: Kind(optional=True, number=kind.number, choices=kind.choices) for name, kind in kinds.items()}
+def _parameters_elsewhere(class_path: str) -> tuple[Mapping[str, Kind], bool]:
+    """Name -> kind, of numbers, names and classes, of each parameter of another package's class; if it takes others."""
+    taken = None if find_class(class_path) else arguments_of(class_path)
+    kinds = {name: _kind(*annotation) for name, annotation in taken.annotations.items()} if taken else {}
+    return {
+        name: Kind(optional=True, number=kind.number, choices=kind.choices, of=kind.of * is_by_descent(kind.of))
+        for name, kind in kinds.items()
+    }, taken is None or taken.hands_on
 
 
 @cache
@@ -447,10 +452,16 @@ def _kind(annotation: ast.expr | None, module: str) -> Kind:
 
 def _class_of(annotation: ast.expr | None, module: str) -> str:
     """Dotted path of the only class of a union, None aside; "" if there are several, or it is not known."""
+    if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
+        return _class_of(ast.parse(annotation.value, mode="eval").body, module)
+    sides: list[ast.expr] = []
     if isinstance(annotation, ast.BinOp):
-        sides = [_class_of(side, module) for side in (annotation.left, annotation.right)]
-        nothing = [isinstance(side, ast.Constant) for side in (annotation.left, annotation.right)]
-        return sides[nothing.index(False)] if nothing.count(False) == 1 else ""
+        sides = [annotation.left, annotation.right]
+    elif isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) in ("Optional", "Union"):
+        sides = annotation.slice.elts if isinstance(annotation.slice, ast.Tuple) else [annotation.slice]
+    if sides:
+        types = [side for side in sides if not (isinstance(side, ast.Constant) and side.value is None)]
+        return _class_of(types[0], module) if len(types) == 1 else ""
     return meant(annotation, module) if isinstance(annotation, ast.Name | ast.Attribute) else ""
 
 

@@ -77,6 +77,13 @@ ALTERING = (
 """Callbacks that change what is learned, so that a run with one would pass for a run without."""
 
 
+_DDP = {
+    "broadcast_buffers": bool, "bucket_cap_mb": int, "find_unused_parameters": bool, "gradient_as_bucket_view": bool,
+    "static_graph": bool,
+}  # fmt: skip
+"""What DDPStrategy hands on to torch's DistributedDataParallel and a configuration can say, and the types."""
+
+_OURS = "would replace this package's own, by which a run survives a kill; leave it out"
 _NEVER_NULL = ("accelerator", "devices", "strategy")
 _NO_START = "would start processes that cannot take the run over; use ddp"
 
@@ -171,16 +178,24 @@ def _about_a_class(key: str, class_path: str, given: Mapping[str, Any]) -> Itera
         yield f"{name} changes what is learned, and no run records it; leave it out"
     elif key == "strategy" and given.get("start_method") not in (None, "popen"):
         yield f"{name}: start_method {given['start_method']} {_NO_START}"
+    elif key == "plugins" and name.endswith("CheckpointIO") and name in known:
+        yield f"{name} {_OURS}"
+    elif key == "strategy" and given.get("checkpoint_io") is not None:
+        yield f"{name}: checkpoint_io {_OURS}"
     elif known and name not in known:
         yield f"unknown '{name}'{did_you_mean(name, known)}"
     elif (own := known.get(name)) is not None:
         takes, required = _names_of(own)
-        unknown = [each for each in given if each not in takes and own.kwarg is None]
+        takes += [*_DDP] if name == "DDPStrategy" else []
+        unknown = [each for each in given if each not in takes and (name == "DDPStrategy" or own.kwarg is None)]
+        odd = [each for each in given if each in _DDP and name == "DDPStrategy" and type(given[each]) is not _DDP[each]]
         missing = [each for each in required if each not in given]
         if unknown:
             yield f"{name} takes no '{unknown[0]}'{did_you_mean(unknown[0], takes)}; expected {', '.join(takes)}"
         elif missing:
             yield f"{name} needs {', '.join(missing)}"
+        elif odd:
+            yield f"{name}: {odd[0]}: expected {_DDP[odd[0]].__name__}, found {given[odd[0]]}"
 
 
 def _names_of(given: ast.arguments) -> tuple[list[str], list[str]]:

@@ -14,12 +14,16 @@ try:
     from usl_lightning.base.configs import listing, shipped_folder
     from usl_lightning.base.errors import UslError, did_you_mean, printable
     from usl_lightning.base.interrupt import CtrlC
+    from usl_lightning.base.machine import ROOM
     from usl_lightning.base.parameters import home
     from usl_lightning.base.streams import make_unfailing
     from usl_lightning.base.version import __version__
 except KeyboardInterrupt:  # in its first moments
     print("usl: interrupted", file=sys.stderr)
     sys.exit(130)
+
+_WORKER = ("DataLoader worker", "Too many open files", "Pin memory thread")
+"""How torch begins to tell of the end of a process that reads images, or of what passes between them."""
 
 STAGE_COMMANDS = ("fit", "validate", "test", "predict", "select", "propagate")
 
@@ -96,6 +100,8 @@ def _mistake(raised: BaseException) -> UslError | None:
     page = str(error.args[0]) if error is not None and error.args else ""
     if "\nOriginal Traceback" in page:  # torch puts a worker's whole page into the text
         return UslError(page.rstrip().rpartition("\n")[2].partition("Error: ")[2])
+    if error is None and str(raised).startswith(_WORKER):
+        return UslError(f"a process that reads images has ended: {str(raised).partition('. ')[0]}; {ROOM}")
     if error is None and isinstance(raised, OSError) and raised.filename is not None:  # of a disk, a right, a name
         return UslError(f"{os.fsdecode(raised.filename)}: {raised.strerror}; --debug tells where it is needed")
     return error

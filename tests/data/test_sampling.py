@@ -1,11 +1,15 @@
 """Which images make up a step, over epochs, processes and workers."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.cli import _mistake
+from usl_lightning.data import sampling
 from usl_lightning.data.sampling import StepLoader, StepSampler, process_range, process_slots
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
@@ -137,3 +141,40 @@ def test_a_pass_ends(workers: int, stop: int) -> None:
 def test_an_endless_loader_has_no_length() -> None:
     with pytest.raises(TypeError, match="endless"):
         len(StepLoader(square))
+
+
+class Batch:
+    """A batch that cannot be handed over, as where shared memory is full."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> tuple[type["Batch"], tuple[int]]:
+        if self.number == 4:
+            raise OSError(28, "No space left on device")
+        return Batch, (self.number,)
+
+
+@pytest.mark.parametrize("stop", [9, None])
+def test_a_batch_that_does_not_come_is_neither_waited_for_nor_left_out(stop: int | None) -> None:
+    seen: list[int] = []
+    with pytest.raises(RuntimeError, match="DataLoader worker") as error:
+        seen.extend(batch.number for batch in StepLoader(Batch, stop=stop, workers=2))
+    assert len(seen) <= 4
+    assert seen == list(range(len(seen)))
+    told = str(_mistake(error.value))
+    assert told.startswith("a process that reads images has ended: DataLoader worker")
+    assert "--data.workers 0" in told
+
+
+def test_processes_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampling, "DataLoader", lambda *given, **options: Full())
+    with pytest.raises(UslError, match=r"cannot be started \(No space left on device\); make room in memory"):
+        iter(StepLoader(Batch, workers=2))
+
+
+class Full:
+    """A loader whose processes cannot be started."""
+
+    def __iter__(self) -> Iterator[object]:
+        raise OSError(28, "No space left on device")

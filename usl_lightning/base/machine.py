@@ -8,6 +8,9 @@ from importlib import metadata
 RANKS = ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK", "GROUP_RANK")
 """Variables by which a launcher tells a process which one it is."""
 
+ROOM = "make room in memory and shared memory (/dev/shm; of a container: --shm-size), or give --data.workers 0"
+"""What helps processes that read images."""
+
 
 def is_main_process() -> bool:
     """False in the further processes that a launcher (Lightning, torchrun, SLURM) starts for a stage."""

@@ -1,8 +1,10 @@
 """Which images each step sees, and the batches drawn so."""
 
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.queues import Queue
 from typing import Generic, TypeVar
 
 import torch
@@ -11,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.machine import ROOM
 from usl_lightning.data.batch import Batch, PairBatch, SemiBatch
 from usl_lightning.data.images.source import ArraySource, ImageSource
 from usl_lightning.data.keys import Key, permutation
@@ -165,6 +168,14 @@ class _Steps(IterableDataset, Generic[T]):
         return map(self._make, steps)
 
 
+def _end_rather_than_lose_a_batch(worker: int) -> None:
+    """Have a worker that cannot hand over a batch end, which is noticed; Python's would go on to the next.
+
+    Shared memory may be full: a batch that never comes is waited for without end, or missing from a pass.
+    """
+    Queue._on_queue_feeder_error = staticmethod(lambda error, batch: os._exit(1))  # type: ignore[attr-defined]
+
+
 class StepLoader(Generic[T]):
     """Batches `make(step)` for step = first(), first() + 1, …
 
@@ -197,7 +208,15 @@ class StepLoader(Generic[T]):
         return _Steps(self._make, 0 if self._first is None else self._first(), self._stop)
 
     def __iter__(self) -> Iterator[T]:
-        return iter(DataLoader(self.dataset, batch_size=None, num_workers=self._workers, pin_memory=self._pin))
+        loader = DataLoader(
+            self.dataset, batch_size=None, num_workers=self._workers, pin_memory=self._pin,
+            worker_init_fn=_end_rather_than_lose_a_batch,
+        )  # fmt: skip
+        try:
+            return iter(loader)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UslError(f"the processes that read images cannot be started ({reason}); {ROOM}") from error
 
     def __len__(self) -> int:
         """Batches in a pass. Endless loaders have no length."""

@@ -490,6 +490,20 @@ def init(*words: str) -> None:
     main(["init", *words])
 
 
+def test_what_the_disk_does_not_take_is_in_the_way_of_no_later_try(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: object, sheet: Path) -> None:
+        raise UslError(f"{sheet}: cannot be written (No space left on device)")
+
+    root = tree(here / "photos", {"": 30})
+    with monkeypatch.context() as patched:
+        patched.setattr("usl_lightning.init.init.draw_seen", full)
+        with pytest.raises(SystemExit):
+            init(str(root), "--classes", "2")
+    assert not Path("photos.yaml").exists()
+    init(str(root), "--classes", "2")
+    assert Path("photos.yaml").exists()
+
+
 def test_a_flat_folder(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tree(here / "my photos #1", {"": 30})
     picture(root / "wide.png", 30, 14)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 from pathlib import Path
 
 import pytest
@@ -316,3 +317,29 @@ def test_axe_finds_nothing_serious(browser: Browser, tmp_path: Path, scheme: str
     expect(page.locator("#done")).to_be_visible()
     assert serious_findings(page) == []
     server.kill()
+
+
+def test_an_answer_that_does_not_fit_on_the_disk_is_told_and_can_be_given_again(
+    browser: Browser, tmp_path: Path
+) -> None:
+    labels = make_selection(tmp_path)
+    server = Labelling(labels, "--classes", ",".join(CLASSES))
+    page = opened(browser, server.address)
+    page.keyboard.press("1")
+    answered(page, 1)
+    name_shown(page, 2)
+    before, beside = labels.read_bytes(), sorted(path.name for path in labels.parent.iterdir())
+    free = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))  # EFBIG
+    for key in ("2", "?"):
+        page.keyboard.press(key)
+        expect(page.locator("#trouble")).to_contain_text("labels.json: cannot be written (File too large)")
+        expect(page.locator("#progress")).to_have_text(re.compile("^1 of 40 answered"))
+        name_shown(page, 2)
+        assert labels.read_bytes() == before
+        assert sorted(path.name for path in labels.parent.iterdir()) == beside
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, free)
+    page.keyboard.press("3")
+    answered(page, 2)
+    expect(page.locator("#trouble")).to_be_hidden()
+    server.kill()
+    assert LabelIndex.read(labels).labels[:3] == (0, 2, None)

@@ -159,8 +159,8 @@ def main(arguments: Sequence[str]) -> None:
     plan = make_plan(found, wishes, choice)
     source = _open_as_stages_do(plan)
     name = None if answered is None else free_name(given.output.stem)
-    write_text(given.output, chain_text(plan, given.output, name))
     draw_seen(source, sheet)
+    write_text(given.output, chain_text(plan, given.output, name))  # last: it would be in the way of another try
     Chain.read(given.output)
     print(screen(plan, given.output, sheet, name))
 

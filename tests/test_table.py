@@ -295,6 +295,14 @@ def test_the_plot_has_a_panel_for_each_kind_of_column(
     assert mean - least == pytest.approx(most - mean)
 
 
+@pytest.mark.parametrize("value", [50.0, 0.0, -3.0])
+def test_a_column_of_none_has_its_place_in_the_plot(value: float, tmp_path: Path) -> None:
+    columns = ["0% wrong labels", "20% wrong labels"]
+    cells = {("A", name): Figure("A", name, {0: value, 1: value}, {}, False, None) for name in columns}
+    write_results(Figures("x", "", [0, 1], ["A"], columns, cells), tmp_path, again=True)
+    assert (tmp_path / "table.png").exists()
+
+
 @pytest.mark.slow
 def test_run_continue_and_add_a_seed(capfd: pytest.CaptureFixture[str]) -> None:
     write()

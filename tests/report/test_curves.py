@@ -55,6 +55,15 @@ def test_one_point_and_no_point(tmp_path: Path) -> None:
     assert not (tmp_path / "b.png").exists()
 
 
+@pytest.mark.parametrize("value", [-5.0, -1e-9, 0.0, 5e-324, 1e-9, 3.0])
+def test_a_constant_is_inside_the_chart(value: float, tmp_path: Path) -> None:
+    draw_curves([Panel("one", "x", [Curve("a", [(x, value, value, value) for x in (1, 50, 100)])])], tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))[TOP - 2 : HEIGHT - BOTTOM + 2]
+    drawn = (np.abs(pixels.astype(int) - ImageColor.getrgb(COLOURS[0])).sum(2) < 12).any(0).nonzero()[0]
+    assert (drawn[0], drawn[-1]) == (pytest.approx(LEFT, abs=4), pytest.approx(WIDTH - RIGHT, abs=4))
+
+
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
 def test_ticks_are_round_and_inside(low: float, width: float) -> None:
     marks = ticks(low, low + width)

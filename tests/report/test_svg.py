@@ -43,13 +43,29 @@ def test_points_of_a_line() -> None:
     assert "A < B" not in svg
 
 
-@pytest.mark.parametrize("value", [0.0, -3.0, 1e-9, 7.0])
+@pytest.mark.parametrize("value", [0.0, -3.0, 1e-9, 7.0, 5e-324, -5e-324])
 def test_a_constant_is_a_line_inside_the_chart(value: float) -> None:
     svg = line_chart(Lines("c", {"x": [(1, value), (9, value * (1 + 1e-8))]}), Names())
     (path,) = re.findall(r'<path d="([^"]+)"', svg)
     first, last = numbers(path)[1::2]
     assert first == last, "what is rounding only is not magnified"
     assert TOP <= first <= HEIGHT - BOTTOM
+
+
+@pytest.mark.parametrize("steps", [(1, 2), (1, 3), (7, 8), (1, 9), (1, 100)])
+def test_a_step_stands_once_and_is_whole(steps: tuple[int, int]) -> None:
+    svg = line_chart(Lines("c", {"x": [(step, float(step)) for step in steps]}), Names())
+    told = [int(text) for text in re.findall(r'text-anchor="middle">([^<]+)<', svg)]
+    assert told == sorted(set(told))
+    assert steps[0] <= told[0] < told[-1] <= steps[1]
+
+
+@pytest.mark.parametrize("low", [1e6, 1.0, 3e-5])
+def test_no_two_lines_have_the_same_number(low: float) -> None:
+    for spread in (1e-7, 1e-5, 3e-5, 2e-4, 1e-3, 1.0):
+        svg = line_chart(Lines("c", {"x": [(1, low), (2, low * (1 + spread))]}), Names())
+        told = re.findall(r'text-anchor="end">([^<]+)<', svg)
+        assert len(told) == len(set(told)), spread
 
 
 @given(st.integers(1, 500), st.integers(2, 50))

@@ -2,6 +2,9 @@
 
 import math
 
+TINIEST = 1e-100
+"""A smaller range is none: its steps may be 0."""
+
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers from `low` to `high`, the ends included if they are round; low < high."""

@@ -272,7 +272,8 @@ def _draw(figures: Figures, path: Path) -> None:
         top = 100.0 if all(figures.figures[r, c].percent for r in figures.rows for _, c in group) else None
         names = () if numbered else tuple(column for _, column in group)
         if any(curve.points for curve in curves):
-            panels.append(Panel(before or figures.name, after, curves, top, numbered, names))
+            positive = all(x > 0 for x, _ in group)
+            panels.append(Panel(before or figures.name, after, curves, top, numbered and positive, names))
     draw_curves(panels, path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from usl_lightning.base.atomic import atomic_path
-from usl_lightning.base.ticks import ticks
+from usl_lightning.base.ticks import TINIEST, ticks
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -44,7 +44,7 @@ class Panel:
         title: above it.
         x_label: below it.
         curves: its lines; they may be without points.
-        top: the upper end of the y axis, which begins at 0; None: what the curves need.
+        top: the upper end of the y axis, which begins at 0 or below; None: what the curves need.
         log_x: a logarithmic x axis; x > 0.
         names: of x = 0, 1, …, which are then kinds, not numbers: points side by side, and no line between them.
     """
@@ -89,23 +89,25 @@ def _draw_panel(draw: "ImageDraw.ImageDraw", panel: Panel, left: float, colours:
     points = [point for curve in panel.curves for point in curve.points]
     if not points:
         return
-    high = panel.top or max(point[3] for point in points) * 1.05 or 1.0
+    low = min(0.0, *(point[2] for point in points)) * 1.05
+    high = panel.top or max(0.0, *(point[3] for point in points)) * 1.05
+    high = high if high - low > TINIEST else low + 1.0
     xs = [-0.5, len(panel.names) - 0.5] if panel.names else sorted({point[0] for point in points})
 
     def place(x: float, y: float) -> tuple[float, float]:
         first, last, here = (math.log(v) if panel.log_x else v for v in (xs[0], xs[-1], x))
         share = (here - first) / (last - first) if last > first else 0.5
         across = left + LEFT + share * (WIDTH - LEFT - RIGHT)
-        return across, TOP + (1 - y / high) * (HEIGHT - TOP - BOTTOM)
+        return across, TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
-    for y in ticks(0, high):
+    for y in ticks(low, high):
         draw.line(_scaled([place(xs[0], y), place(xs[-1], y)]), GRID, SCALE)
         _write(draw, (left + LEFT - 8, place(xs[0], y)[1]), f"{y:g}", "rm")
     for kind, name in enumerate(panel.names):
-        _write(draw, (place(kind, 0)[0], HEIGHT - BOTTOM + 14), name, "mm")
+        _write(draw, (place(kind, low)[0], HEIGHT - BOTTOM + 14), name, "mm")
     shown = [] if panel.names else xs if panel.log_x else ticks(xs[0], xs[-1]) if len(xs) > 1 else xs
     for x in shown:
-        _write(draw, (place(x, 0)[0], HEIGHT - BOTTOM + 14), f"{x:,.0f}" if x >= 1 else f"{x:g}", "mm")
+        _write(draw, (place(x, low)[0], HEIGHT - BOTTOM + 14), f"{x:,.0f}" if x == round(x) else f"{x:g}", "mm")
     _write(draw, (left + LEFT, TOP / 2), panel.title, "lm", size=15)
     _write(draw, (left + (WIDTH + LEFT - RIGHT) / 2, HEIGHT - 12), panel.x_label, "mm")
     for number, curve in enumerate(panel.curves):

@@ -1,7 +1,6 @@
 """A run folder as a report needs it: what is there, and what is missing. Imports nothing heavy."""
 
 import fcntl
-import math
 import re
 import shlex
 from collections.abc import Mapping
@@ -25,6 +24,9 @@ Curves = dict[str, list[tuple[int, float]]]
 
 _MOST_STEPS = 10**15
 """A larger number is none of a step."""
+
+_LARGEST = 1e100
+"""A larger value is none that a chart shows."""
 
 
 @dataclass(frozen=True)
@@ -269,6 +271,6 @@ def read_curves(path: Path) -> Curves:
             point = int(step) + 1, float(value)
         except ValueError:
             continue
-        if math.isfinite(point[1]) and 0 < point[0] < _MOST_STEPS:
+        if abs(point[1]) < _LARGEST and 0 < point[0] < _MOST_STEPS:
             curves.setdefault(name, []).append(point)
     return {name: sorted(points) for name, points in curves.items() if points}

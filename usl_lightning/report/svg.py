@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeGuard
 
-from usl_lightning.base.ticks import ticks
+from usl_lightning.base.ticks import TINIEST, ticks
 from usl_lightning.report.markup import Html, Names, tag
 
 COLOURS = 10
 """Colours of the style sheet, `--c0` … `--c9`; further lines begin again, with other dashes."""
 
 WIDTH, HEIGHT = 360, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 34
 POINTS = 200
 """Points of a line, at most."""
 
@@ -79,9 +79,9 @@ def _range(series: Mapping[str, Points], percent: bool) -> tuple[float, float]:
     values = [y for points in series.values() for _, y in points]
     low, high = min(values), max(values)
     low = 0.0 if 0 <= low < high / 2 else low
-    if high - low > 1e-6 * max(abs(low), abs(high)):  # less is rounding
+    if high - low > max(TINIEST, 1e-4 * max(abs(low), abs(high))):  # less is rounding, and no number at a line tells it
         return low, high
-    return (0.0, 1.0) if low == 0 else (low - abs(low) / 2, high + abs(high) / 2)
+    return (0.0, 1.0) if abs(low) < TINIEST else (low - abs(low) / 2, high + abs(high) / 2)
 
 
 def _axes(low: float, high: float, first: float, last: float, bottom: float, chart: Lines) -> Html:
@@ -91,7 +91,7 @@ def _axes(low: float, high: float, first: float, last: float, bottom: float, cha
         marks.append(tag("line", x1=LEFT, x2=WIDTH - RIGHT, y1=round(height, 1), y2=round(height, 1), class_="grid"))
         text = f"{y:.0%}" if chart.percent else f"{y:g}"
         marks.append(tag("text", text, x=LEFT - 6, y=round(height + 4, 1), text_anchor="end"))
-    for x in ticks(first, last, 4) if last > first else [first]:
+    for x in filter(float.is_integer, map(float, ticks(first, last, 4))) if last > first else [first]:
         across = LEFT + ((x - first) / (last - first) if last > first else 0.5) * (WIDTH - LEFT - RIGHT)
         marks.append(tag("text", f"{x:,.0f}", x=round(across, 1), y=HEIGHT - BOTTOM + 15, text_anchor="middle"))
     marks.append(tag("text", chart.unit, x=WIDTH - RIGHT, y=HEIGHT - 4, text_anchor="end"))

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import home
@@ -209,3 +210,12 @@ def test_what_a_disk_refuses_is_a_line_wherever_it_is_met(here: Path) -> None:
         (here / "l.json/x").mkdir()
     assert str(_mistake(error.value)).startswith(f"{here}/l.json/x: Not a directory; --debug tells where")
     assert _mistake(OSError("a bug of no file")) is None
+
+
+@pytest.mark.parametrize("error", [
+    MemoryError(),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nMore of it"),
+])  # fmt: skip
+def test_too_little_memory_is_one_line(error: Exception) -> None:
+    assert str(_mistake(error)).startswith("there is not enough memory; less of data.batch_size or data.image_size")

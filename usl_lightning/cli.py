@@ -25,6 +25,9 @@ except KeyboardInterrupt:  # in its first moments
 _WORKER = ("DataLoader worker", "Too many open files", "Pin memory thread")
 """How torch begins to tell of the end of a process that reads images, or of what passes between them."""
 
+_MEMORY = ("can't allocate memory", "out of memory")
+"""What torch says where memory, or a GPU's, is not enough."""
+
 STAGE_COMMANDS = ("fit", "validate", "test", "predict", "select", "propagate")
 
 
@@ -102,6 +105,9 @@ def _mistake(raised: BaseException) -> UslError | None:
         return UslError(page.rstrip().rpartition("\n")[2].partition("Error: ")[2])
     if error is None and str(raised).startswith(_WORKER):
         return UslError(f"a process that reads images has ended: {str(raised).partition('. ')[0]}; {ROOM}")
+    if error is None and (isinstance(raised, MemoryError) or any(words in str(raised) for words in _MEMORY)):
+        reason = printable(next((line for line in str(raised).splitlines() if any(map(line.count, _MEMORY))), ""), 300)
+        return UslError(f"there is not enough memory; less of data.batch_size or data.image_size needs less ({reason})")
     if error is None and isinstance(raised, OSError) and raised.filename is not None:  # of a disk, a right, a name
         return UslError(f"{os.fsdecode(raised.filename)}: {raised.strerror}; --debug tells where it is needed")
     return error

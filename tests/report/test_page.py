@@ -321,6 +321,12 @@ def test_images_that_are_gone_are_said_to_be(tmp_path: Path) -> None:
     assert "images: no such folder" in text
 
 
+def test_labels_of_another_choice_have_no_map(tmp_path: Path) -> None:
+    run = make_run(tmp_path, upto=3)
+    (run / "select_usl" / "labels.json").write_text("[0, 1]")
+    assert all(section.get("id") != "map" for section in parse(write_report(run)).iter("section"))
+
+
 def test_the_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chosen, "SHOWN", 2)
     run = make_run(tmp_path, upto=3, side=300)

@@ -80,6 +80,8 @@ def _choice(
     """A selection with its images, if they are still those it chose; `opened` keeps data sets for the next one."""
     from usl_lightning.data.images.source import dataset_id
 
+    if overview is not None and overview.chosen > len(index.indices):  # the labels are not those of this selection
+        overview = None
     about = repr(sorted((k, str(v)) for k, v in stage.config.items() if k.startswith("data.")))
     try:
         source = opened[about] = opened.get(about) or open_images(stage.config)

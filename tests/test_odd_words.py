@@ -212,6 +212,16 @@ def test_what_a_disk_refuses_is_a_line_wherever_it_is_met(here: Path) -> None:
     assert _mistake(OSError("a bug of no file")) is None
 
 
+@pytest.mark.parametrize("words", ["init photos", "run digits_quickstart.yaml --dry-run"])
+def test_a_folder_that_is_gone_is_one_line(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(SystemExit) as error:
+        main(words.split())
+    assert error.value.code == 2
+
+
 @pytest.mark.parametrize("error", [
     MemoryError(),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),

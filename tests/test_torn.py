@@ -212,6 +212,15 @@ def test_a_cut_last_row_is_nothing_to_say(tmp_path: Path, caplog: pytest.LogCapt
     assert not caplog.records
 
 
+def test_line_ends_of_another_system_cost_no_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_bytes(f"{HEADER}1,loss,0.5\n2,loss,0.25\n".replace("\n", "\r\n").encode())
+    with caplog.at_level(logging.WARNING, "usl_lightning"):
+        MetricsCSV(path).rewind(2)
+    assert path.read_text() == f"{HEADER}1,loss,0.5\n"
+    assert not caplog.records
+
+
 # configurations ------------------------------------------------------------------------------------------
 
 

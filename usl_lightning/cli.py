@@ -108,6 +108,8 @@ def _mistake(raised: BaseException) -> UslError | None:
     if error is None and (isinstance(raised, MemoryError) or any(words in str(raised) for words in _MEMORY)):
         reason = printable(next((line for line in str(raised).splitlines() if any(map(line.count, _MEMORY))), ""), 300)
         return UslError(f"there is not enough memory; less of data.batch_size or data.image_size needs less ({reason})")
+    if error is None and isinstance(raised, FileNotFoundError) and not os.stat(".").st_nlink:
+        return UslError("the folder that one is in is gone; cd to another")
     if error is None and isinstance(raised, OSError) and raised.filename is not None:  # of a disk, a right, a name
         return UslError(f"{os.fsdecode(raised.filename)}: {raised.strerror}; --debug tells where it is needed")
     return error

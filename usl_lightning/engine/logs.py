@@ -139,7 +139,7 @@ class MetricsCSV(Logger):
     def _rows(self) -> tuple[list[tuple[int, str, str]], int, bool]:
         """Step, name and text of each row, the damaged lines that are none, and whether the last was cut short."""
         try:
-            text = read_file(self.path).decode("utf-8", "replace")
+            text = read_file(self.path).decode("utf-8", "replace").replace("\r\n", "\n")  # saved by an editor
         except FileNotFoundError:
             text = ""
         except OSError as error:

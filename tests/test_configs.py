@@ -124,6 +124,12 @@ def test_every_selector_of_a_comparison_can_be_built(name: str) -> None:
         assert build_selector(entry, ImageSpec(1, 8, 8, (0.5,), (0.5,)), budget, name).budget == budget
 
 
+def test_a_listing_of_one_is_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["configs", "digits_usl.yaml"])
+    assert capsys.readouterr().err == "usl configs: takes nothing, got digits_usl.yaml\n"
+
+
 def test_listing_names_every_file_under_its_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     main(["configs"])
     *groups, where = capsys.readouterr().out.strip().split("\n\n")

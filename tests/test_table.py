@@ -181,6 +181,7 @@ def test_the_same_name_twice_is_refused() -> None:
     [
         ([], "expected a table"),
         (["small.yaml", "--rows", "Randm"], r"there is no 'Randm' \(did you mean 'Random'"),
+        (["small.yaml", "--columns", "[]"], "--columns: none is given; expected some of 10 labels"),
         (["small.yaml", "--seeds", "[]"], "--seeds: expected at least one seed"),
         (["small.yaml", "--chose.model.budget", "3"], r"unknown option --chose.model.budget"),
         (["small.yaml", "--slurm", "now"], "expected print or submit"),

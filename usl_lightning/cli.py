@@ -4,6 +4,7 @@ import sys
 
 try:
     import os
+    import shlex
     import traceback
     from collections.abc import Sequence
     from contextlib import suppress
@@ -123,7 +124,7 @@ def _dispatch(words: list[str]) -> None:
     elif words[0] in COMMANDS and _asks_for_help(words):
         print(page(words[0]), end="")
     elif words[0] == "configs":
-        _print_configs()
+        _print_configs(words[1:])
     elif words[0] == "init":
         from usl_lightning.init.init import main as write_chain
 
@@ -227,7 +228,9 @@ def _draw_views(words: list[str]) -> None:
     draw_views(stage, home(out))
 
 
-def _print_configs() -> None:
+def _print_configs(words: list[str]) -> None:
+    if words:
+        raise UslError(f"usl configs: takes nothing, got {shlex.join(words)}")
     print(f"{listing()}\n\nin {shipped_folder()}; copy one beside your data to change it")
 
 

@@ -51,7 +51,7 @@ def message(error: pytest.ExceptionInfo[UslError]) -> str:
 
 
 def test_files_are_in_code_point_order_and_classes_are_the_first_folder(tmp_path):
-    names = ["b/2.png", "b/10.png", "a/x/deep/1.PNG", "a-b/1.png", "a/z.png", "é/1.png", "top.png", "B/1.jpg"]
+    names = ["b/2.png", "b/10.png", "a/x/deep/1.PNG", "a-b/1.png", "a/z.png", "é/1.png", "top.png", "B/1.jpg", "B/2.JFIF"]
     source = open_source("folder", "train", dir=tree(tmp_path / "d", *names))
     assert list(source.files) == sorted(names)
     assert source.classes == ("B", "a", "a-b", "b", "é")

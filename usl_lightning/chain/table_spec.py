@@ -307,6 +307,8 @@ def _chosen(lines: list[Line], text: str | None, kind: str) -> list[Line]:
         [str(name) for name in (value if isinstance(value, list) else [value])],
         [line.name for line in lines],
     )
+    if not names:
+        raise UslError(f"--{kind}: none is given; expected some of {', '.join(known)}")
     for name in names:
         if name not in known:
             raise UslError(

@@ -26,7 +26,7 @@ from usl_lightning.data.images.walk import walk as _walk
 
 _INDEXED = 1000  # smaller folders are scanned faster than their list is checked
 _RACY = 2_000_000_000  # ns; a folder changed this shortly before the scan may change again unnoticed
-_INDEX_FORMAT = "usl-folder-index-3"
+_INDEX_FORMAT = "usl-folder-index-4"
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif")
 """What counts as an image file, in either case."""
 
 LARGEST = 2 << 30

@@ -50,8 +50,28 @@ def message(error: pytest.ExceptionInfo[UslError]) -> str:
 # which files ---------------------------------------------------------------------------------------------
 
 
+def test_pictures_of_kinds_that_are_not_read_are_told_once(tmp_path, caplog):
+    root = tree(tmp_path / "d", "a/1.png", "b/1.png")
+    for name in ("b/IMG_2.HEIC", "a/IMG_1.heic", "a/notes.txt", "a/.hidden.heic"):
+        (tmp_path / "d" / name).write_bytes(b"x")
+    for _ in range(2):
+        assert len(open_source("folder", "train", dir=root)) == 2
+    (line,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert line.startswith(f"{root}: a/IMG_1.heic is left out, of 2 pictures of kinds that are not read; convert them")
+
+
 def test_files_are_in_code_point_order_and_classes_are_the_first_folder(tmp_path):
-    names = ["b/2.png", "b/10.png", "a/x/deep/1.PNG", "a-b/1.png", "a/z.png", "é/1.png", "top.png", "B/1.jpg", "B/2.JFIF"]
+    names = [
+        "b/2.png",
+        "b/10.png",
+        "a/x/deep/1.PNG",
+        "a-b/1.png",
+        "a/z.png",
+        "é/1.png",
+        "top.png",
+        "B/1.jpg",
+        "B/2.JFIF",
+    ]
     source = open_source("folder", "train", dir=tree(tmp_path / "d", *names))
     assert list(source.files) == sorted(names)
     assert source.classes == ("B", "a", "a-b", "b", "é")

@@ -12,17 +12,21 @@ size than listed, and by `usl run`, which always scans afresh.
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 from usl_lightning.base.documents import composed
-from usl_lightning.base.errors import UslError
+from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import changed, not_a_folder, once, read_json, write_text
 from usl_lightning.data.images.walk import SUFFIXES, check_path
 from usl_lightning.data.images.walk import walk as _walk
+
+log = logging.getLogger("usl_lightning")
 
 _INDEXED = 1000  # smaller folders are scanned faster than their list is checked
 _RACY = 2_000_000_000  # ns; a folder changed this shortly before the scan may change again unnoticed
@@ -107,16 +111,27 @@ def _scan(root: Path, only: tuple[str, ...] | None, trust_index: bool) -> FileLi
     started = time.time_ns()
     folders: dict[str, int] = {}
     odd: list[tuple[str, str]] = []
+    unread: list[str] = []
     try:
-        found = sorted(_walk(root, only, folders, odd), key=lambda one: composed(one[0]))
+        found = sorted(_walk(root, only, folders, odd, unread), key=lambda one: composed(one[0]))
     except OSError as error:
         raise UslError(f"{root}: cannot be read ({error.strerror})") from error
     files, sizes = tuple(file for file, _ in found), tuple(size for _, size in found)
     result = FileList(root, files, sizes, folders, only, tuple(sorted(odd)))
+    if unread:
+        _tell_of_unread(root, min(unread), len(unread))
     _check_names(result)
     if len(found) >= _INDEXED and not odd:  # what is wrong with those may be mended elsewhere
         _write_index(index, result, started)
     return result
+
+
+@cache  # told once
+def _tell_of_unread(root: Path, first: str, count: int) -> None:
+    log.warning(
+        "%s: %s is left out, of %d pictures of kinds that are not read; convert them, to PNG or JPEG, to have them",
+        root, printable(first, 80), count,
+    )  # fmt: skip
 
 
 def _check_names(found: FileList) -> None:

@@ -17,6 +17,24 @@ from usl_lightning.base.errors import UslError
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif", ".avif")
 """What counts as an image file, in either case."""
 
+UNREAD = (
+    ".heic",
+    ".heif",
+    ".jxl",
+    ".jp2",
+    ".psd",
+    ".svg",
+    ".cr2",
+    ".cr3",
+    ".nef",
+    ".arw",
+    ".dng",
+    ".orf",
+    ".rw2",
+    ".raf",
+)
+"""Pictures of phones, cameras and programs that are not read: whoever has some hears that they are left out."""
+
 LARGEST = 2 << 30
 """Bytes of a file that is still read."""
 
@@ -55,7 +73,11 @@ def is_class_folder(entry: "os.DirEntry[str]") -> bool:
 
 
 def walk(
-    root: Path, only: tuple[str, ...] | None, folders: dict[str, int], odd: list[tuple[str, str]]
+    root: Path,
+    only: tuple[str, ...] | None,
+    folders: dict[str, int],
+    odd: list[tuple[str, str]],
+    unread: list[str],
 ) -> Iterator[tuple[str, int]]:
     """(path with `/`, bytes) of every image file below a folder.
 
@@ -68,6 +90,7 @@ def walk(
         folders: filled with every folder visited (`""` is the root) and its modification time in ns.
         odd: filled with what is called like an image and is no file that can be read, and with folders that cannot be
             read, or that links lead to in vain: path and problem.
+        unread: filled with pictures of kinds that are not read.
 
     Raises:
         OSError: the root cannot be read.
@@ -96,6 +119,8 @@ def walk(
                         yield path, _size(entry)
                     except UnreadableImageError as error:
                         odd.append((path, str(error)))
+                elif entry.name.lower().endswith(UNREAD):
+                    unread.append(path)
         level = [path for _, path in sorted(below)]
 
 

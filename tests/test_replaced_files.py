@@ -1,5 +1,6 @@
 """A command writes over nothing but what it has written itself: not over a person's file, nor another command's."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -62,7 +63,7 @@ def test_its_own_predictions_are_replaced(here: Path) -> None:
         predicted("p.csv")
 
 
-@pytest.mark.parametrize(("words", "name"), [
+COMMANDS = [
     ("compare digits_compare.yaml --features.backbone small_w16 --out d", "d/table.csv"),
     ("compare digits_compare.yaml --features.backbone small_w16 --out d", "d/comparison.png"),
     ("views --config digits_simclr.yaml --out v.png", "v.png"),
@@ -70,13 +71,44 @@ def test_its_own_predictions_are_replaced(here: Path) -> None:
     ("labels convert a.json --out u.csv", "u.csv"),
     ("init photos --output c.yaml", "c.yaml"),
     ("init photos --output c.yaml", "c_seen.png"),
-])  # fmt: skip
+    ("labels draw digits --share 0.1 --out s.json", "s.json"),
+    ("labels export b.json --out e.csv", "e.csv"),
+    ("labels export b.json --out e.json", "e.xml"),
+    ("import a.pth --as moco --out i.ckpt", "i.ckpt"),
+]
+
+
+@pytest.mark.parametrize(("words", "name"), COMMANDS)
 def test_commands(words: str, name: str, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (here / "a.json").write_text("[3]")
+    index_files(here)
     assert refused(lambda: main(words.split()), here / name) == "2"
     err = capsys.readouterr().err
     assert f"{name} is there already" in err or f"{name}: exists already" in err
-    assert sorted(path.name for path in here.iterdir()) in (["a.json"], ["a.json", "d"])
+    assert {path.name for path in here.iterdir()} <= {"a.json", "b.json", "d"}
+
+
+@pytest.mark.parametrize(("words", "name"), COMMANDS)
+def test_a_link_to_nothing_is_not_written_through(
+    words: str, name: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    index_files(here)
+    (here / name).parent.mkdir(exist_ok=True)
+    (here / name).symlink_to(here / "others")
+    with pytest.raises(SystemExit):
+        main(words.split())
+    err = capsys.readouterr().err
+    assert f"{name} is there already" in err or f"{name}: exists already" in err
+    assert (here / name).is_symlink()
+    assert not (here / "others").exists()
+
+
+def index_files(folder: Path) -> None:
+    """One without and one with room for labels."""
+    (folder / "a.json").write_text("[3]")
+    data = {"name": "digits", "split": "train", "size": 1437, "fingerprint": f"sha256:{0:064}"}
+    method = {"name": "usl", "seed": 0, "params": {}}
+    index = {"format": "usl-label-index", "version": 1, "dataset": data, "method": method, "indices": [3]}
+    (folder / "b.json").write_text(json.dumps({**index, "labels": [None], "classes": []}))
 
 
 def test_a_picture_knows_its_command(here: Path) -> None:

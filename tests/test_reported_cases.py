@@ -243,11 +243,23 @@ def test_other_numbers_are_told_as_used(here: Path, capsys: pytest.CaptureFixtur
     assert "cross-validation: folds = 5 instead of 10, of as many labels" in said
 
 
+def test_nearest_picks_are_told_as_used(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(here / "f.npy", np.random.default_rng(0).normal(size=(1437, 4)).astype(np.float32))
+    words = ["select", "--config=digits_usl.yaml", "--model.features=f.npy", "--model.budget=20", "--run_dir=s"]
+    main([*words, "--model.nearest=5000"])
+    assert "USL: nearest = 20 instead of 5000, all picks that there are" in capsys.readouterr().err
+    assert json.loads(Path("s/labels.json").read_text())["method"]["params"]["nearest"] == 20
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["fit", "--config=digits_cmsf.yaml", "--model.bank_size=16", "--model.related=50", "--data.batch_size=16"],
      "model.related: 50 of a bank of 16 embeddings"),
+    (["select", "--config=digits_random.yaml", "--data.dir=no"],
+     "--data.dir no: data set digits is built in and has no folder; leave that out"),
+    (["select", "--config=digits_random.yaml", "--data.dataset=fashion_mnist", "--data.dir=no"],
+     "--data.dir no: no such folder; give that which holds the data sets"),
     (["select", "--config=digits_probcover.yaml", "--model.features=f.npy", "--model.clusters=5000"],
-     "k=5000 clusters: expected a number from 1 to 1437"),
+     "model.clusters: 5000 for 1437 images; use at most 1437"),
 ])  # fmt: skip
 def test_more_than_there_are_is_refused(
     words: list[str], said: str, here: Path, capsys: pytest.CaptureFixture[str]

@@ -558,7 +558,9 @@ def test_data_signature_of_arrays(tmp_path):
     first = data_signature("arrays", str(tmp_path))
     np.save(tmp_path / "train.npy", np.zeros((4, 4, 4), np.uint8))
     assert data_signature("arrays", str(tmp_path)) != first
-    assert data_signature("digits") == data_signature("digits", str(tmp_path))
+    assert data_signature("digits")
+    with pytest.raises(UslError, match="built in and has no folder"):
+        data_signature("digits", str(tmp_path))
     with pytest.raises(UslError, match="was not found"):
         data_signature("cifar10", str(tmp_path))
 

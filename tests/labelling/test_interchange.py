@@ -150,6 +150,8 @@ def test_wrong_answers_change_nothing(
     (["export", "LABELS", "--out", "x.npy"], "--out x.npy: expected .json"),
     (["export", "LABELS", "--out", "there.csv"], "there.csv: exists already"),
     (["export", "LABELS", "--out", "x.csv", "--prefx", "y"], "unknown option --prefx"),
+    (["export", "LABELS", "--out", "x.csv", "--dir", "no"], "--dir no: is for images that go into the tasks"),
+    (["export", "LABELS", "--out", "x.json", "--dir", "."], "--dir .: is for images that go into the tasks"),
     (["import", "LABELS"], "usl labels import: a file is missing; use usl labels import LABELS.json"),
     (["import", "LABELS", "none.csv"], "none.csv: cannot be read"),
     (["imprt", "LABELS", "none.csv"], "unknown operation 'imprt' (did you mean 'import'?)"),

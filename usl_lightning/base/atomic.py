@@ -64,9 +64,9 @@ def check_replaceable(path: Path, is_own: Callable[[bytes], bool], option: str) 
         option: that names the path, for the message.
 
     Raises:
-        UslError: something else is there.
+        UslError: something else is there; a link to nothing is, as what it leads to is anybody's.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     try:
         check_file(path)

@@ -1,5 +1,6 @@
 """`usl init FOLDER`: from a folder of images to a chain that can be run."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -128,7 +129,7 @@ def main(arguments: Sequence[str]) -> None:
         UslError: no folder, no image in it, a budget it does not have, or a chain file that is there already.
     """
     given = InitOptions.parse(arguments)
-    if given.output.exists() and not given.force:
+    if os.path.lexists(given.output) and not given.force:
         raise UslError(f"usl init: {given.output} is there already; --force replaces it, --output FILE.yaml is another")
     sheet = given.output.with_name(f"{given.output.stem}_seen.png")
     check_replaceable(sheet, partial(is_png_of, "usl init"), "usl init: --output")

@@ -1,6 +1,7 @@
 """`usl labels draw` and `corrupt`: shares and imbalanced versions of a data set, and wrong labels, as index files."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     out = home(given["out"]) if given.get("out") else None
     if out is None or out.suffix != ".json":
         raise UslError(f"{where}: expected --out FILE.json")
-    if out.exists():
+    if os.path.lexists(out):
         raise UslError(f"{out}: exists already; choose another --out")
     seed = as_seed(given.get("seed", "0"), f"{where}: --seed")
     index = _drawn(rest[0], given, seed) if operation == "draw" else _corrupted(home(rest[0]), given, seed)

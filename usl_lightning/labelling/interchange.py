@@ -4,6 +4,7 @@ import base64
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,15 @@ def main(arguments: Sequence[str]) -> None:
 def _export(store: LabelStore, out: Path, prefix: str, dir: str | None) -> None:
     index = store.read()
     setup = out.with_suffix(".xml")
+    if dir is not None and (index.files is not None or out.suffix.lower() == ".csv"):
+        raise UslError(
+            f"usl labels export: --dir {dir}: is for images that go into the tasks themselves, and these are told by"
+            " their files' names; leave it out"
+        )
     if out.suffix.lower() not in (".json", ".csv"):
         raise UslError(f"--out {out}: expected .json (Label Studio's tasks) or .csv")
     for path in (out, setup):
-        if path.exists() and (path == out or out.suffix.lower() == ".json"):
+        if os.path.lexists(path) and (path == out or out.suffix.lower() == ".json"):
             raise UslError(f"{path}: exists already; choose another --out")
     if out.suffix.lower() == ".csv":
         write_text(out, f"\ufeff{to_csv(index)}")  # spreadsheets take it for UTF-8 by that

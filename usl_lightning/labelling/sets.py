@@ -1,5 +1,6 @@
 """`usl labels`: label indices combined, or written in another format. Imports nothing heavy."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
         draw(arguments)
         return
     operation, files, out = _parse(list(arguments))
-    if out.exists():
+    if os.path.lexists(out):
         raise UslError(f"{out}: exists already; choose another --out")
     indices = [LabelIndex.read(home(file)) for file in files]
     if operation == "union":

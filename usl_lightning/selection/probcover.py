@@ -57,6 +57,8 @@ def select_probcover(
     """
     check_budget(budget, len(features))
     x = unit_rows(features)
+    if clusters is not None and clusters > len(x):
+        raise UslError(f"model.clusters: {clusters} for {len(x)} images; use at most {len(x)}")
     if delta is None:
         wanted = min(max(budget, 10), len(x)) if clusters is None else clusters
         delta = pure_radius(x, wanted, purity=purity, seed=seed)

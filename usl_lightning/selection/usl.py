@@ -1,5 +1,6 @@
 """USL: training-free unsupervised selective labelling (Wang, Lian, Yu, ECCV 2022, section 2.2)."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -25,6 +26,8 @@ from usl_lightning.vectors.density import (
 )
 from usl_lightning.vectors.distances import check_budget, check_features, exact_arithmetic, squared_distances, unit_rows
 from usl_lightning.vectors.kmeans import kmeans, shared_kmeans
+
+log = logging.getLogger("usl_lightning")
 
 Utility = Literal["inverse", "cosine"]
 """U = 1/mean_distance; or U = 1 - mean_distance/2, the mean cosine of unit rows if that is of squared distances, which
@@ -354,16 +357,24 @@ class USL(Selector):
             "horizon": horizon, "nearest": nearest, "exclude_same_cluster": exclude_same_cluster,
             "kmeans_iterations": kmeans_iterations,
         }  # fmt: skip
-        self._k, self._include_self = _settled(preset, self.budget, settings).k, include_self
+        self._used, self._include_self, self._clusters = _settled(preset, self.budget, settings), include_self, clusters
         self._select = partial(
             select_usl, preset=preset, clusters=clusters, kmeans_restarts=kmeans_restarts, squared=squared,
             include_self=include_self, utility=utility, distributed=sharded, **settings,
         )  # fmt: skip
 
     def settled(self, n: int) -> dict[str, Any]:
-        """The neighbours in the density."""
-        return {"k": limit_k(self._k, n, self._include_self)}
+        """The neighbours in the density, and how many nearest picks there are to look at."""
+        used = {"k": limit_k(self._used.k, n, self._include_self)}
+        return used if self._used.nearest is None else used | {"nearest": min(self._used.nearest, self._most)}
+
+    @property
+    def _most(self) -> int:
+        """The clusters, each of which has one pick."""
+        return self.budget if self._clusters is None else self._clusters
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_usl`."""
+        if self._used.nearest is not None and self._used.nearest > self._most:
+            log.info("USL: nearest = %d instead of %d, all picks that there are", self._most, self._used.nearest)
         return self._select(features, self.budget, seed=seed, on_clusters=None if self.sharded else self.note_clusters)

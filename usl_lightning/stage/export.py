@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def export_classifier(checkpoint: Path, out: Path, *, pixels: str = "uint8") -> 
         raise UslError(f"--pixels {pixels}: expected {' or '.join(PIXELS)}")
     described = out.with_name(f"{out.name}.json")
     check_replaceable(described, lambda start: MADE_BY.encode() in start, "--out")
-    if not described.exists():  # then what is there was not exported
+    if not os.path.lexists(described):  # then what is there was not exported
         check_replaceable(out, lambda _: False, "--out")
     if out.suffix == ".onnx":
         _check_onnx()

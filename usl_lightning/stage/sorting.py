@@ -24,7 +24,7 @@ def check_sorting(source: ImageSource, target: Path) -> None:
     """
     if not isinstance(source, FolderSource):
         raise UslError(f"usl predict: --sort-into {target}: the images are no files; give a folder of images")
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+    if os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir())):
         raise UslError(
             f"usl predict: --sort-into {target}: it is there already; expected a new folder, or an empty one, so that "
             "nothing is mixed"

@@ -1,5 +1,6 @@
 """`usl import`: a published checkpoint of another program as one that `--model.init_from` takes."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> None:
         UslError: a mistake in the arguments or the file, or the file to write exists.
     """
     typed = ImportOptions.parse(arguments)
-    if typed.out.exists():
+    if os.path.lexists(typed.out):
         raise UslError(f"{typed.out}: exists already; choose another --out")
     write_imported(typed.file, typed.kind, typed.out, typed.backbone, typed.size)
 

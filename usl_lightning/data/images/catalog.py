@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.files import once
+from usl_lightning.base.files import not_a_folder, once
 from usl_lightning.data.images.download import Download, fetch
 
 
@@ -268,9 +268,14 @@ def locate(
         download: fetch what is missing, where a public address is known.
 
     Raises:
-        UslError: files are missing: says where it looked, for what, and what to do.
+        UslError: files are missing: says where it looked, for what, and what to do; or the folder that was given is
+            none, or the set has none.
     """
     parts = parts_of(name, split)
+    if folder is not None and not any(ARRAY_SETS[name].files[part] for part in parts):
+        raise UslError(f"--data.dir {folder}: data set {name} is built in and has no folder; leave that out")
+    if folder is not None and not download and not os.path.isdir(data_folder(folder)):
+        raise UslError(f"--data.dir {folder}: {not_a_folder(data_folder(folder))}; give that which holds the data sets")
 
     def look() -> list[Found]:
         found = _locate(name, parts, folder, image_size)

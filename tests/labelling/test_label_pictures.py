@@ -82,7 +82,14 @@ def test_a_link_out_of_the_folder_is_not_followed(labels: Path, tmp_path: Path) 
     file.unlink()
     inside = shutil.move(outside, tmp_path / "images" / "moved.png")
     file.symlink_to(inside)
-    assert open_pictures(index).has(index.indices[3])
+    pictures = open_pictures(index)
+    assert pictures.has(index.indices[3])
+    shutil.copy(inside, outside)
+    file.unlink()
+    file.symlink_to(outside)  # while the server runs
+    for look in (pictures.pixels, pictures.check):
+        with pytest.raises(UslError, match="a link out of"):
+            look(index.indices[3])
 
 
 def chosen_as_it_is(labels: Path, file: Path) -> LabelIndex:

@@ -62,7 +62,7 @@ class FolderPictures(Pictures):
         self._scan: _Scan | None = None
         self._files: dict[int, str] = {}
         self._hashes: dict[int, str] = {}
-        self._shown: dict[int, str] = {}  # of images that were not chosen: the hash of what was shown last
+        self._shown: dict[int, str] = {}  # the hash of what was shown first
         self.match(index)
 
     def match(self, index: LabelIndex) -> None:
@@ -97,10 +97,10 @@ class FolderPictures(Pictures):
     def entry(self, image: int) -> tuple[str, str]:
         if not self.has(image):
             raise UslError(f"image {image} is none of {self.root} that can be shown")
-        found = sha256_of(self._content(image))
-        if self._shown.get(image, found) != found:
-            raise UslError(f"{self.root / self.name(image)}: was replaced since it was shown; look at it again")
-        return self.name(image), found
+        if image not in self._shown:
+            raise UslError(f"{self.root / self.name(image)}: was not shown; look at it first")
+        self._content(image)
+        return self.name(image), self._shown[image]
 
     def check(self, image: int) -> None:
         if not self._index.hashes:
@@ -127,16 +127,18 @@ class FolderPictures(Pictures):
 
     def pixels(self, image: int) -> NDArray[np.uint8]:
         content = self._content(image)
-        if image not in self._hashes:
-            self._shown[image] = sha256_of(content)
+        self._shown.setdefault(image, sha256_of(content))
         return decode(content, str(self.root / self.name(image)), 3, None, self._background)
 
     def _content(self, image: int) -> bytes:
-        """The file of an image; of a chosen one, what was chosen."""
-        name = self.name(image)
-        content = read_file(self.root / name)
-        if image in self._hashes and sha256_of(content) != self._hashes[image]:
-            raise UslError(f"{self.root / name}: was replaced since it was chosen; put that file back, or select again")
+        """The file of an image; of a chosen one, what was chosen, of another what was shown first."""
+        path = self.root / self.name(image)
+        self._check_not_out(path)
+        content = read_file(path)
+        known, chosen = self._hashes.get(image), image in self._hashes
+        if (known or self._shown.get(image)) not in (None, sha256_of(content)):
+            what = "chosen; put that file back, or select again" if chosen else "shown; put that file back"
+            raise UslError(f"{path}: was replaced since it was {what}")
         return content
 
     def _spelled(self, file: str) -> str:
@@ -154,6 +156,9 @@ class FolderPictures(Pictures):
             raise UslError(
                 f"{where}: {file} is not in {self.root}; give the folder the images were chosen from with --dir"
             )
+        self._check_not_out(path)
+
+    def _check_not_out(self, path: Path) -> None:
         if not self._inside(path):
             raise UslError(
                 f"{path}: a link out of {self.root}, and nothing outside of that folder is shown; copy the image"

@@ -76,10 +76,10 @@ class LabellingApp:
     def guarded(self, token: str, port: int) -> ASGIApp:
         """The whole server, whose addresses begin with `/TOKEN/`."""
         pages = [Route(f"/{address}", _page(name)) for address, name in FILES.items()]
-        pictures = [Route(f"/{kind}/{{image:int}}", self._picture(side)) for kind, side in SIDES.items()]
+        pictures = [Route(f"/{kind}/{{image}}", self._picture(side)) for kind, side in SIDES.items()]
         routes = [
             Route("/state", self._state),
-            Route("/similar/{image:int}", self._similar),
+            Route("/similar/{image}", self._similar),
             Route("/answers", self._answer, methods=["POST"]),
             Route("/classes", self._add_class, methods=["POST"]),
             Route("/classes/change", self._change_class, methods=["POST"]),
@@ -280,7 +280,7 @@ class LabellingApp:
         return None if self.guessing is None else self.guessing.after(self.store.version, PATIENCE)
 
     async def _similar(self, request: Request) -> Response:
-        return JSONResponse(await run_in_threadpool(self._alike, request.path_params["image"]))
+        return JSONResponse(await run_in_threadpool(self._alike, _image_of(request)))
 
     def _alike(self, image: int) -> list[dict[str, Any]]:
         if self.similar is None:
@@ -290,7 +290,7 @@ class LabellingApp:
 
     def _picture(self, side: int) -> Callable[[Request], Awaitable[Response]]:
         async def picture(request: Request) -> Response:
-            image = request.path_params["image"]
+            image = _image_of(request)
             if not await run_in_threadpool(self.pictures.has, image):
                 return problem(404, "no such image")
             content, kind = await run_in_threadpool(self.pictures.encoded, image, side)
@@ -319,6 +319,12 @@ def selection_of(index: LabelIndex) -> str:
 def _holds_the_same(one: LabelIndex, other: LabelIndex) -> bool:
     """Whether two states of a file hold the same images; told at once of what is the same in memory."""
     return all(getattr(one, key) is getattr(other, key) for key in ("dataset", "indices", "files", "hashes"))
+
+
+def _image_of(request: Request) -> int:
+    """The position that an address ends in; -1, where no image is, if that is no number."""
+    image = as_count(request.path_params["image"])
+    return -1 if image is None else image
 
 
 def _images_in(text: str) -> list[int]:

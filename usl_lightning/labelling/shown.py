@@ -47,10 +47,10 @@ class Pictures(ABC):
 
     @abstractmethod
     def entry(self, image: int) -> tuple[str, str]:
-        """The file of an image that was not chosen, and the hash of what was last shown of it; empty without files.
+        """The file of an image that was not chosen, and the hash of what was shown of it; empty without files.
 
         Raises:
-            UslError: it is no image of the data set, or another one than was shown.
+            UslError: it is no image of the data set, or was not shown, or is another by now.
         """
 
     @abstractmethod

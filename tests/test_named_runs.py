@@ -189,12 +189,14 @@ def colours(home: Path) -> Classifier:
     return Classifier.load(home / "runs/photos")
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "RGBX", "RGBa"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I", "I;16", "I;16B", "RGBX", "RGBa"]
+)
 def test_an_image_is_seen_as_its_file_would_be(mode: str, colours: Classifier, home: Path, tmp_path: Path) -> None:
     colour = Image.open(home / "new/2.png").convert("RGB")
     if mode.startswith("I"):
         deep = np.asarray(colour.convert("L")).astype(np.uint16) * 257
-        image = Image.fromarray(deep.astype(np.int32 if mode == "I" else np.uint16))
+        image = Image.fromarray(deep if mode == "I;16" else deep.astype(np.int32)).convert(mode)
         Image.fromarray(deep).save(tmp_path / "x.png")
     else:
         image = colour.convert("RGBA").convert(mode) if mode == "RGBa" else colour.convert(mode)

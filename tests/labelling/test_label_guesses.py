@@ -184,6 +184,9 @@ def test_a_row_holds_images_that_were_not_chosen_if_that_is_wanted(ask: Asked) -
     try:
         assert again("state")[1]["added"] == told["added"]
         assert again("answers", {"image": beside[0], "answer": 1, "seen": 2})[0] == 200
+        assert again(f"thumbs/{beside[0]}")[0] == 200
+        for answer_, seen in ((None, 1), (1, None)):  # it stays on the screen while it is no entry any more
+            assert again("answers", {"image": beside[0], "answer": answer_, "seen": seen})[0] == 200
     finally:
         again.stop()
     assert ask("state")[1]["added"][0]["answer"] == 1

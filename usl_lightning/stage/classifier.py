@@ -190,6 +190,8 @@ def _plain(image: Image.Image, number: int) -> Image.Image:
     """An image of Pillow in a mode that PNG has; what files of such a mode would be, see `decode`."""
     if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"):
         return image
+    if image.mode.startswith("I;16"):  # in another order of its bytes, which Pillow itself would cut off at 255
+        return Image.fromarray(np.asarray(image).astype(np.uint16))
     if image.mode == "I" and 0 <= image.getextrema()[0] <= image.getextrema()[1] < 1 << 16:  # type: ignore[operator]
         return Image.fromarray(np.asarray(image).astype(np.uint16))
     if image.mode in ("F", "I", "LAB"):

@@ -152,6 +152,19 @@ def test_two_people_are_shown_different_images(browser: Browser, tmp_path: Path)
     server.kill()
 
 
+def test_a_window_that_has_a_name_already(browser: Browser, tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    server = Labelling(labels, "--classes", "cat,dog")
+    page = browser.new_page()
+    page.add_init_script(f"window.name ||= '&wait#{'x' * 5000}'")
+    page.goto(server.address)
+    name_shown(page, 1)
+    shown_elsewhere(server.address, LabelIndex.read(labels).indices[0])
+    page.keyboard.press("1")
+    answered(page, 1)
+    server.kill()
+
+
 def test_the_last_image_is_shown_to_whoever_is_free(browser: Browser, tmp_path: Path) -> None:
     labels = make_selection(tmp_path, chosen=3)
     images = LabelIndex.read(labels).indices

@@ -5,7 +5,8 @@ const PAUSE = 100; // ms between two questions for news; the server waits for so
 const SURPRISE = 1000; // ms in which nobody has seen what another window said of the image on the screen
 
 const byId = (id) => document.getElementById(id);
-window.name ||= `labels-${Math.random().toString(36).slice(2)}`; // of this tab, also after it is loaded anew
+// Of this tab, also after it is loaded anew; whoever opened it may have given it any other name.
+if (!/^labels-[a-z0-9]+$/.test(window.name)) window.name = `labels-${Math.random().toString(36).slice(2)}`;
 // Of `images` the first `asked` were chosen, the next ones, `added`, were answered beside them; others are looked at.
 let state = { version: "", selection: "", classes: [], images: [], asked: 0, added: [], then: "", bulk: [] };
 let current = 0; // place in state.images

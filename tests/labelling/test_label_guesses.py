@@ -189,7 +189,7 @@ def test_a_row_holds_images_that_were_not_chosen_if_that_is_wanted(ask: Asked) -
             assert again("answers", {"image": beside[0], "answer": answer_, "seen": seen})[0] == 200
     finally:
         again.stop()
-    assert ask("state")[1]["added"][0]["answer"] == 1
+    assert ask("state")[1]["added"][-1]["answer"] == 1
     _, told, _ = ask("rows", {**body, "answer": None, "class": None})
     assert [each["image"] for each in told["added"]] == beside[:1]
 

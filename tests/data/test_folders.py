@@ -553,14 +553,15 @@ def test_data_signature_of_folders(tmp_path, monkeypatch):
     assert len({second, third, data_signature("folder", root, labels_file=str(csv))}) == 3
 
 
-def test_data_signature_of_arrays(tmp_path):
+def test_data_signature_of_arrays(tmp_path, caplog):
     np.save(tmp_path / "train.npy", np.zeros((3, 4, 4), np.uint8))
     first = data_signature("arrays", str(tmp_path))
     np.save(tmp_path / "train.npy", np.zeros((4, 4, 4), np.uint8))
     assert data_signature("arrays", str(tmp_path)) != first
-    assert data_signature("digits")
+    assert data_signature("digits") == data_signature("digits", str(tmp_path))
+    assert "not looked at, data set digits is built in" in caplog.text
     with pytest.raises(UslError, match="built in and has no folder"):
-        data_signature("digits", str(tmp_path))
+        data_signature("digits", str(tmp_path / "no"))
     with pytest.raises(UslError, match="was not found"):
         data_signature("cifar10", str(tmp_path))
 

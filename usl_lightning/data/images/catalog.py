@@ -4,14 +4,18 @@ Standard library only, because `usl run` asks these questions before torch is im
 read is in `arrays.py`.
 """
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import not_a_folder, once
 from usl_lightning.data.images.download import Download, fetch
+
+log = logging.getLogger("usl_lightning")
 
 
 @dataclass(frozen=True)
@@ -255,6 +259,11 @@ def parts_of(name: str, split: str) -> tuple[str, ...]:
     return parts
 
 
+@cache  # told once
+def _tell_of_unused(folder: str, name: str) -> None:
+    log.warning("--data.dir %s: not looked at, data set %s is built in", folder, name)
+
+
 def locate(
     name: str, split: str, folder: str | None = None, *, image_size: int | None = None, download: bool = False
 ) -> list[Found]:
@@ -269,12 +278,14 @@ def locate(
 
     Raises:
         UslError: files are missing: says where it looked, for what, and what to do; or the folder that was given is
-            none, or the set has none.
+            none.
     """
     parts = parts_of(name, split)
     if folder is not None and not any(ARRAY_SETS[name].files[part] for part in parts):
-        raise UslError(f"--data.dir {folder}: data set {name} is built in and has no folder; leave that out")
-    if folder is not None and not download and not os.path.isdir(data_folder(folder)):
+        if not os.path.isdir(data_folder(folder)):
+            raise UslError(f"--data.dir {folder}: data set {name} is built in and has no folder; leave that out")
+        _tell_of_unused(folder, name)
+    elif folder is not None and not download and not os.path.isdir(data_folder(folder)):
         raise UslError(f"--data.dir {folder}: {not_a_folder(data_folder(folder))}; give that which holds the data sets")
 
     def look() -> list[Found]:

@@ -221,6 +221,9 @@ def wrong_parameters(tree: Mapping[str, Any]) -> Iterator[tuple[str, str, list[s
         known = _ranges(path)
         kinds = _trainer_kinds() if group == "trainer" else parameters(path)
         for key, value in tree.get(group, {}).items():
+            if group != "trainer" and key not in known:
+                yield f"{group}.{key}", f"unknown key '{key}'", sorted(known)
+                continue
             kind = kinds.get(key, Kind(number="float") if key in known else UNKNOWN)
             optional = kind.optional or (group == "trainer" and key != "max_steps")
             if problem := replace(kind, optional=optional, range=known.get(key)).problem(value):
@@ -360,16 +363,31 @@ def _ranges(class_path: str) -> dict[str, Range]:
     return declared
 
 
-@cache
 def verbs_of(class_path: str) -> tuple[str, ...]:
     """The commands that a method of this package is for, as its class or the nearest base says; none of others."""
+    return _declared(class_path, "verbs") or ()
+
+
+def needs_of(class_path: str) -> tuple[str, ...]:
+    """What a class of this package cannot do without, as it or the nearest base says; none of others.
+
+    Returns:
+        The names of parameters; `"labels or oracle_labels"` is one of several.
+    """
+    return _declared(class_path, "needs") or ()
+
+
+@cache
+def _declared(class_path: str, name: str) -> tuple[str, ...] | None:
+    """The texts that a class of this package, or the nearest base, has under a name; None: it has not."""
     found = find_class(class_path)
     for line in found.node.body if found else ():
         target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
-        if isinstance(target, ast.Name) and target.id == "verbs" and isinstance(line.value, ast.Tuple):  # type: ignore[attr-defined]
+        if isinstance(target, ast.Name) and target.id == name and isinstance(line.value, ast.Tuple):  # type: ignore[attr-defined]
             return tuple(ast.literal_eval(line.value))  # type: ignore[attr-defined]
     bases = (dotted(base, found.module) for base in found.node.bases) if found else ()
-    return next((verbs for path in bases if path and (verbs := verbs_of(path))), ())
+    declared = (_declared(path, name) for path in bases if path)
+    return next((texts for texts in declared if texts is not None), None)
 
 
 def _of_bases(found: ClassSource) -> dict[str, Kind]:

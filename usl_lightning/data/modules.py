@@ -99,8 +99,11 @@ class ImageData(Ranged, LightningDataModule):
         seed: of the images' order and of all augmentations; the command line sets it to `seed_everything`.
 
     Attributes:
+        needs: parameters that must be given, see `models/method.py`.
         revision: of which images are drawn when; raised in the body of a class that changes, see `models/method.py`.
     """
+
+    needs: tuple[str, ...] = ()
 
     ranges: ClassVar[Ranges] = {
         "batch_size": whole(1),
@@ -341,6 +344,8 @@ class LabelledData(ImageData):
             a person may stop whenever they like.
         images: as for `ImageData`.
     """
+
+    needs = ("labels or oracle_labels",)
 
     def __init__(
         self,

@@ -30,6 +30,8 @@ class NeighborData(ImageData):
 
     ranges: ClassVar[Ranges] = {"k": whole(1)}
 
+    needs = ("neighbors_from or neighbors",)
+
     def __init__(
         self,
         neighbors: str | None = None,

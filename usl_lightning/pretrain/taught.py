@@ -67,6 +67,8 @@ class Taught(PretrainModule):
         "bank_size": whole(1),
     }
 
+    needs = ("teacher or teacher_from",)
+
     def __init__(
         self,
         image: ImageSpec,

@@ -78,6 +78,7 @@ class NextSelector(Selector):
             see `Selector`.
     """
 
+    needs = ("classifier_from", "keep_from")
     _votes: Votes
 
     def __init__(self, classifier_from: str | None = None, **options: Unpack[SelectorOptions]) -> None:

@@ -34,6 +34,8 @@ def select_random(features_or_n: Tensor | int, budget: int, *, seed: int = 0) ->
 class Random(Selector):
     """Random selection as one stage. Features may be given; they are for the report of the choice alone."""
 
+    needs = ()
+
     @property
     def needs_network(self) -> bool:
         """False unless a network is given whose features are to be in the report."""

@@ -51,6 +51,8 @@ class Stratified(Selector):
         options: the budget, where the features come from, and what to keep: see `Selector`.
     """
 
+    needs = ("allow_oracle",)
+
     def __init__(self, allow_oracle: bool = False, **options: Unpack[SelectorOptions]) -> None:
         super().__init__(**options)
         self.allow_oracle = allow_oracle

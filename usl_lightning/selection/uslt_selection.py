@@ -114,6 +114,8 @@ class USLT(Selector):
 
     ranges: ClassVar[Ranges] = {"k": whole(1), "followers": whole(0)}
 
+    needs = ("init_from",)
+
     heads: ClusterHeads
     _ranked: tuple[Tensor, Tensor]
 

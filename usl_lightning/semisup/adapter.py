@@ -136,6 +136,8 @@ class Adapter(FixMatch):
         "share": above(0, up_to=1),
     }
 
+    needs = ("init_from or pretrained",)
+
     def __init__(
         self,
         image: ImageSpec,

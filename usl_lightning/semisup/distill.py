@@ -48,6 +48,8 @@ class Distill(SemiSupervisedModule):
 
     ranges: ClassVar[Ranges] = {"temperature": above(0), "distillation_weight": above(0, up_to=1)}
 
+    needs = ("teacher_from",)
+
     def __init__(
         self,
         image: ImageSpec,

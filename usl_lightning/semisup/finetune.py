@@ -88,6 +88,8 @@ class FineTune(SemiSupervisedModule):
 
     ranges: ClassVar[Ranges] = {"projection_layers_kept": whole(0), "hidden_dim": whole(1)}
 
+    needs = ("init_from or pretrained",)
+
     def __init__(
         self,
         image: ImageSpec,

@@ -13,10 +13,10 @@ from usl_lightning.base.machine import RANKS, cores
 from usl_lightning.base.parameters import parameters
 from usl_lightning.data.images.catalog import ARRAY_SETS, canonical_name, parts_of
 from usl_lightning.data.images.counts import most_images
-from usl_lightning.data.images.splits import split_folders
 from usl_lightning.models.names import unknown_network
 from usl_lightning.models.published import check_weights
-from usl_lightning.stage.words import StageCommand
+from usl_lightning.stage.given import check_cache, check_data, check_files, check_needs
+from usl_lightning.stage.words import RESULTS, StageCommand
 
 NETWORKS = ("model.backbone", "model.teacher")
 """Parameters that name networks."""
@@ -50,8 +50,12 @@ def check_possible(stage: StageCommand, *, here: bool) -> None:
         raise UslError("trainer.max_steps: -1 would never end; expected 1 or more")
     if str(flat.get("model.class_path")).startswith(LEARN_FEATURES) and flat.get("data.batch_size") == 1:
         raise UslError("data.batch_size: 1 is a single image, with nothing to compare it to; use 2 or more")
+    if stage.command in RESULTS:
+        check_needs(flat)
     if here:
-        check_folder(flat)
+        check_files(flat)
+        check_data(flat)
+        check_cache(flat)
         check_machine(flat)
         check_published(flat)
     if stage.command == "select":
@@ -112,20 +116,6 @@ def check_split(flat: Mapping[str, Any]) -> None:
             parts_of(canonical_name(str(name)), str(flat.get("data.split", "train")))
         except UslError as error:
             raise UslError(f"data.split: {error}") from error
-
-
-def check_folder(flat: Mapping[str, Any]) -> None:
-    """Refuse a folder of images that is not there.
-
-    Args:
-        flat: the configuration as dotted keys.
-
-    Raises:
-        UslError: says what is there instead.
-    """
-    name, folder = flat.get("data.dataset"), flat.get("data.dir")
-    if name is not None and folder is not None and canonical_name(str(name)) == "folder":
-        split_folders("folder", str(folder))
 
 
 def check_budget(flat: Mapping[str, Any]) -> None:

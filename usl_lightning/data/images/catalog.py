@@ -14,6 +14,7 @@ from pathlib import Path
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import not_a_folder, once
 from usl_lightning.data.images.download import Download, fetch
+from usl_lightning.data.images.rendering import WHITE
 
 log = logging.getLogger("usl_lightning")
 
@@ -225,6 +226,22 @@ def canonical_name(name: str) -> str:
         return short
     known = ", ".join(n for n in NAMES if n not in _MEDMNIST)
     raise UslError(f"data set '{name}' is not known{did_you_mean(name, NAMES)}; there are {known} and medmnist:<name>")
+
+
+def check_use(name: str, options: Mapping[str, object]) -> None:
+    """Refuse options that are for image folders alone.
+
+    Args:
+        name: a canonical one.
+        options: name -> value of those of `open_source`; others are left.
+
+    Raises:
+        UslError: names one that the set does not use.
+    """
+    unused = {"labels_file": None, "class_list": None, "cache": None, "classes": None, "background": WHITE}
+    for option, usual in unused.items() if name not in FOLDER_SETS else ():
+        if options.get(option, usual) not in (usual, None):
+            raise UslError(f"--data.{option} is for image folders; data set {name} does not use it")
 
 
 def data_folder(folder: str | None) -> Path:

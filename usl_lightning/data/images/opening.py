@@ -10,7 +10,6 @@ import torch
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import as_noted
 from usl_lightning.data.images import array_files, arrays, catalog, splits
-from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.source import ArraySource, ImageSource, array_fingerprint, convert_images, dataset_id
 from usl_lightning.data.images.subset import subset_of
 from usl_lightning.labels import LabelIndex
@@ -75,10 +74,7 @@ def open_source(
 
         source = open_folder(name, split, dir=dir, **looks)
         return source if cache is None else CachedSource(source, cache)
-    unused = {"labels_file": None, "class_list": None, "cache": None, "classes": None, "background": WHITE}
-    for option, usual in unused.items():
-        if {"cache": cache, **looks}.get(option, usual) != usual:
-            raise UslError(f"--data.{option} is for image folders; data set {name} does not use it")
+    catalog.check_use(name, {"cache": cache, **looks})
     return _open_arrays(name, split, dir, image_size, channels, download)
 
 

@@ -380,7 +380,7 @@ def test_a_damaged_record_is_named(actor: Actor, capsys: pytest.CaptureFixture[s
 
 
 def test_what_a_stage_did_not_leave_is_named(actor: Actor, capsys: pytest.CaptureFixture[str]) -> None:
-    write(changed(set={"data.labels": "${pretrain.self_labels}"}))
+    write(changed(set={"model.prior_file": "${pretrain.self_labels}"}))
     with pytest.raises(SystemExit):
         run()
     said = capsys.readouterr().err

@@ -520,7 +520,7 @@ def test_a_chain_is_checked_whole_before_its_first_stage(more: list[str], capsys
 def test_a_range_may_begin_at_another_parameter(clusters: int, right: bool, capsys: pytest.CaptureFixture[str]) -> None:
     """Clusters of USL from the budget to a twentieth more: known before anything is computed."""
     given = {"model.features": "here.npy", "model.budget": 40, "model.clusters": clusters}
-    Path("here.npy").write_bytes(b"")
+    np.save("here.npy", np.zeros((2, 2)))
     stages = [{"name": "select", "command": "select", "config": "digits_usl.yaml", "set": given}]
     Path("chain.yaml").write_text(yaml.safe_dump({"stages": stages}))
     line = f"model.clusters: {clusters} is out of range; expected 40 to 42 (budget to 5% more)"

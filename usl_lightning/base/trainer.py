@@ -117,6 +117,7 @@ _SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: type(value) in (int, float),
         "a number of batches; a run that is continued would not repeat validations by the clock",
     ),
+    "deterministic": (lambda value: value in (True, False, "warn"), "true, false or warn"),
     "limit_val_batches": (
         lambda value: (type(value), value) in ((int, 0), (float, 0.0), (float, 1.0)),  # the number 1 is a batch
         "0, for no validation; a part of the images would pass for all of them",

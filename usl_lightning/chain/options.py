@@ -1,6 +1,7 @@
 """The words after `usl run`, and what they come to."""
 
 import shlex
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,9 @@ from usl_lightning.chain.added import Added
 from usl_lightning.chain.file import REFERENCE, Chain, check_run_name
 from usl_lightning.chain.plan import Plan
 from usl_lightning.stage.folder import StageFolder
+
+WANDB = {"true": "online", "online": "online", "offline": "offline", "false": None}
+"""What `--wandb` may be, and what it means."""
 
 SHARED_GROUPS = ("data", "trainer", "checkpoint", "processes")
 """`usl run CHAIN --data.dir X` gives a parameter of these groups to every stage."""
@@ -74,7 +78,7 @@ class RunOptions:
             elif key == "only" and value in stages:
                 run.only = value
             elif key == "launcher":
-                run.launcher = _words(value)
+                run.launcher = words_of(value)
             elif key == "slurm" and value in ("true", "print", "submit"):
                 run.slurm = {"true": "print"}.get(value, value)
             elif key == "slurm-header":
@@ -87,8 +91,8 @@ class RunOptions:
                 pass  # the chain has them
             elif key == "dry-run":
                 run.dry_run = True
-            elif key == "wandb":
-                run.wandb = {"true": "online"}.get(value, value)
+            elif key == "wandb" and value in WANDB:
+                run.wandb = WANDB[value]
             elif stage in stages and parameter:
                 stages[stage].set[parameter] = value
             elif stage in SHARED_GROUPS and parameter:
@@ -136,7 +140,17 @@ def _rounds(text: str) -> list[int]:
     return numbers
 
 
-def _words(text: str) -> list[str]:
+def check_launcher(words: Sequence[str]) -> None:
+    """Refuse a launcher that is not on this machine.
+
+    Raises:
+        UslError: names it.
+    """
+    if words and shutil.which(words[0]) is None:
+        raise UslError(f"--launcher {words[0]}: no such program; expected one such as srun or torchrun")
+
+
+def words_of(text: str) -> list[str]:
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -145,7 +159,7 @@ def _words(text: str) -> list[str]:
 
 def _bad_option(key: str, value: str, stages: list[str]) -> str:
     one = f"one of the stages {', '.join(stages)}"
-    expected = {"redo": one, "only": one, "slurm": "print or submit"}.get(key)
+    expected = {"redo": one, "only": one, "slurm": "print or submit", "wandb": "online or offline"}.get(key)
     if expected:
         return f"usl run: --{key} {value}: expected {expected}"
     groups = (f"{stage}.KEY" for stage in (*stages, *SHARED_GROUPS))

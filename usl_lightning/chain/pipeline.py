@@ -3,26 +3,27 @@
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_json
 from usl_lightning.base.interrupt import HEEDED, Interruption
 from usl_lightning.base.parameters import as_count, home
 from usl_lightning.chain import slurm
-from usl_lightning.chain.file import REFERENCE, Stage
-from usl_lightning.chain.options import RunOptions
+from usl_lightning.chain.file import Stage
+from usl_lightning.chain.options import RunOptions, check_launcher
 from usl_lightning.chain.plan import Plan
 from usl_lightning.chain.process import start_stage
+from usl_lightning.chain.sources import check_sources, check_taken
 from usl_lightning.chain.summary import draw_summary, estimates, summarise, table, what_next
 from usl_lightning.chain.waiting import WAITING, Waiting
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.answers import KEY
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
-from usl_lightning.stage.identity import names_a_file
+from usl_lightning.stage.given import unwritable
 from usl_lightning.stage.possible import check_possible
 from usl_lightning.stage.words import StageCommand
 
@@ -42,6 +43,8 @@ def run_chain(run: RunOptions) -> None:
     Args:
         run: what was typed, and what it comes to.
     """
+    if run.slurm is None:
+        check_launcher(run.launcher)
     _check_stages(run)
     _check_folder(run)
     if run.slurm is not None:
@@ -57,11 +60,6 @@ def run_chain(run: RunOptions) -> None:
             except KeyboardInterrupt:
                 interruption.requeue()  # between two stages; a stage has done it itself
                 raise
-
-
-_OF_THE_CHAIN = ("config", "c", "run_dir", "ckpt_path", "extend", "wandb")
-_OUTPUTS = ("checkpoint", "labels", "priors", "self_labels")
-_LEFT_BY = {"checkpoint": "fit", "labels": "select"}
 
 
 def _queue(run: RunOptions) -> None:
@@ -159,65 +157,23 @@ def _check_stages(run: RunOptions) -> None:
     Raises:
         UslError: names the stage, the key and what was expected.
     """
-    earlier: dict[str, str] = {}
+    earlier: dict[str, StageCommand] = {}
     for stage in run.chain.stages:
         overrides = {"seed_everything": str(run.seed), **stage.set}
         command = StageCommand(stage.command, [stage.config], overrides, run.folder(stage.name).path)
         try:
-            _check_sources(run, stage, earlier)
+            check_sources(stage, earlier, run.out / run.name)
             check_parameters(command)
             starts = not run.folder(stage.name).complete or bool(run.redo)
             check_possible(command, here=starts and run.slurm is None and not run.launcher)
+            check_taken(stage, command, earlier)
         except UslError as error:
             raise UslError(f"stage {stage.name}: {str(error).removeprefix('--')}") from error
-        earlier[stage.name] = stage.command
-
-
-def _check_sources(run: RunOptions, stage: Stage, earlier: Mapping[str, str]) -> None:
-    """Refuse what a stage is to take from where it cannot be, and options that are no parameters.
-
-    Args:
-        run, stage: what is to be run.
-        earlier: name -> command of the stages before.
-
-    Raises:
-        UslError: names the key.
-    """
-    for key, value in stage.set.items():
-        if key in _OF_THE_CHAIN:
-            raise UslError(f"{key}: the chain sees to that for all of its stages; leave it out")
-        references = REFERENCE.findall(value)
-        if names_a_file(key) and references and not REFERENCE.fullmatch(value):
-            raise UslError(f"{key}: {value}: expected ${{STAGE.OUTPUT}} alone")
-        for source, output in references:
-            if source not in earlier:
-                near = did_you_mean(source, earlier)
-                raise UslError(f"{key}: ${{{source}.{output}}}: '{source}' is no earlier stage{near}")
-            if output not in _OUTPUTS and (near := did_you_mean(output, _OUTPUTS)):
-                raise UslError(f"{key}: ${{{source}.{output}}}: no such output{near}")
-            if output in _LEFT_BY and (taken := _taken_by(key)) not in ("", output):
-                raise UslError(f"{key}: ${{{source}.{output}}}: expected what a stage leaves as {taken}")
-            if (command := _LEFT_BY.get(output, earlier[source])) != earlier[source]:
-                raise UslError(
-                    f"{key}: ${{{source}.{output}}}: '{source}' is a stage of {earlier[source]}; {output} is what one "
-                    f"of {command} leaves"
-                )
-        own = os.path.abspath(run.out / run.name) + os.sep
-        path = os.path.abspath(os.path.expanduser(value))
-        named = names_a_file(key) and value not in ("", "null") and not REFERENCE.search(value)
-        if named and not os.path.exists(path) and not path.startswith(own):
-            raise UslError(f"{key}: {value}: no such file")
-
-
-def _taken_by(key: str) -> str:
-    """What a parameter takes of an earlier stage; "" if that is not known."""
-    if key in ("data.labels", "model.keep_from"):
-        return "labels"
-    return "checkpoint" if key.endswith("_from") else ""
+        earlier[stage.name] = command
 
 
 def _check_folder(run: RunOptions) -> None:
-    """Refuse the folder of a stage, and one with files that would be written over and are of no chain.
+    """Refuse the folder of a stage, one with files that would be written over and are of no chain, or that is not ours.
 
     Raises:
         UslError: names one.
@@ -226,6 +182,8 @@ def _check_folder(run: RunOptions) -> None:
     plan = Plan.read(folder)
     if plan is None and StageFolder(folder).record() is not None:
         raise UslError(f"{folder}: is the folder of a stage that was run alone; give this run another --name")
+    if not all(run.folder(stage.name).complete for stage in run.chain.stages) and (problem := unwritable(folder)):
+        raise UslError(f"{problem}; choose another --name or --out")
     if plan is not None or any(run.folder(stage.name).record() for stage in run.chain.stages):
         return
     for name in ("summary.json", "summary.png"):

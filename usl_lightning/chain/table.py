@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from usl_lightning.base.atomic import read_file
@@ -16,15 +17,17 @@ from usl_lightning.base.files import write_json, write_text
 from usl_lightning.base.parameters import home, options
 from usl_lightning.chain import slurm
 from usl_lightning.chain.file import Stage, check_run_name
-from usl_lightning.chain.options import RunOptions
+from usl_lightning.chain.options import WANDB, RunOptions, check_launcher, words_of
 from usl_lightning.chain.pipeline import conclude, run_chain, stage_command
 from usl_lightning.chain.plan import Plan
+from usl_lightning.chain.sources import check_sources, check_taken
 from usl_lightning.chain.table_keys import POOL, adopted, check_same_version, is_linked, linked, unlinked
 from usl_lightning.chain.table_results import FILES, Figures, write_results
 from usl_lightning.chain.table_spec import Cell, Table
 from usl_lightning.chain.waiting import WAITING
 from usl_lightning.stage.complaints import check_parameters
 from usl_lightning.stage.folder import StageFolder
+from usl_lightning.stage.given import unwritable
 from usl_lightning.stage.possible import check_possible
 from usl_lightning.stage.words import StageCommand
 
@@ -84,6 +87,10 @@ class TableRun:
                 raise UslError(f"usl table: --{key}: its value is missing")
         if own.get("slurm", "print") not in ("true", "print", "submit"):
             raise UslError(f"usl table: --slurm {own['slurm']}: expected print or submit")
+        if (wandb := own.get("wandb", "true")) not in WANDB:
+            raise UslError(f"usl table: --wandb {wandb}: expected online or offline")
+        if "slurm" not in own:
+            check_launcher(words_of(own.get("launcher", "")))
         check_run_name(own.get("name", path.stem), "usl table: --name")
         table = Table.read(path, {key: value for key, value in given if key not in _OWN})
         typed = [str(arguments[0]), *(f"--{key}={value}" for key, value in given if not key.startswith("slurm"))]
@@ -126,6 +133,8 @@ def main(arguments: Sequence[str]) -> None:
     run = TableRun.parse(arguments)
     _check_folder(run.folder)
     work = run.work()
+    if work and (problem := unwritable(run.folder)):
+        raise UslError(f"{problem}; choose another --name or --out")
     _check(run, work)
     if run.slurm is not None:
         return _queue(run, work)
@@ -153,15 +162,27 @@ def _check(run: TableRun, work: Mapping[str, tuple[Cell, Stage]]) -> None:
     """Refuse what can be seen to be wrong with any stage, before the first of them starts."""
     for cell, stage in work.values():
         try:
-            command = StageCommand(stage.command, [stage.config], dict(stage.set))
+            command, earlier = _command(stage), _before(stage, cell)
+            check_sources(stage, earlier, run.folder)
             check_parameters(command)
             check_possible(command, here=run.slurm is None and not any("--launcher=" in word for word in run.passed))
+            check_taken(stage, command, earlier)
         except UslError as error:
             where = f"stage {stage.name} (row '{cell.row}', column '{cell.column}')"
             raise UslError(f"{run.table.path}: {where}: {str(error).removeprefix('--')}") from error
     done = {cell.pool[s.name]: s for cell in run.cells for s in cell.stages if cell.pool[s.name] not in work}
     for name, stage in done.items():
         check_same_version(StageFolder(run.folder / POOL / name), stage)
+
+
+def _command(stage: Stage) -> StageCommand:
+    return StageCommand(stage.command, [stage.config], dict(stage.set))
+
+
+def _before(stage: Stage, cell: Cell) -> dict[str, StageCommand]:
+    """Name -> command of the stages before one in a cell."""
+    earlier = takewhile(lambda each: each.name != stage.name, cell.stages)
+    return {each.name: _command(each) for each in earlier}
 
 
 def _tell(run: TableRun, work: Mapping[str, tuple[Cell, Stage]]) -> None:

@@ -64,7 +64,7 @@ class FeatureMethod(Method):
         sharded: whether each process works on its share of the images alone.
     """
 
-    needs = ("init_from or backbone or features",)
+    needs: tuple[str, ...] = ("init_from or backbone or features",)
     encoder: Encoder
     sharded: bool = False
 

@@ -22,6 +22,9 @@ _LISTS = ("data.class_list", "data.labels_file")
 _ARRAYS = (b"\x93NUMPY", b"PK")
 """How files of arrays begin: `.npy`, `.npz`."""
 
+_SYSTEMS = ("/proc", "/sys")
+"""Folders in which nothing can be made, even by those who may do all."""
+
 _EARLIER = "${"
 """Begins what an earlier stage leaves."""
 
@@ -56,18 +59,26 @@ def check_files(flat: Mapping[str, Any]) -> None:
         if names_a_file(key) and isinstance(value, str) and value and _EARLIER not in value:
             path = os.path.expanduser(value)
             if os.path.lexists(path):
-                _check_file(key, path)
+                _check_file(key, path, flat)
 
 
-def _check_file(key: str, path: str) -> None:
+def _check_file(key: str, path: str, flat: Mapping[str, Any]) -> None:
     if not os.path.isfile(path):
         raise UslError(f"{key}: {path}: is no file")
     if key in _INDICES:
-        LabelIndex.read(path)
+        _check_index(key, LabelIndex.read(path), flat)
     elif key.endswith("_from"):
         _check_checkpoint(path)
     elif key not in _LISTS and not _begin(path).startswith(_ARRAYS):
         raise UslError(f"{key}: {path}: expected a .npy or .npz file of arrays")
+
+
+def _check_index(key: str, index: LabelIndex, flat: Mapping[str, Any]) -> None:
+    name, budget = flat.get("data.dataset"), flat.get("model.budget")
+    if index.dataset is not None and name is not None and index.dataset.name != catalog.canonical_name(str(name)):
+        raise UslError(f"{key}: {index.path}: chosen from {index.dataset}, but the data set is {name}")
+    if key == "model.keep_from" and isinstance(budget, int) and index.chosen > budget:
+        raise UslError(f"{key}: {index.path} holds {index.chosen} images, model.budget, which counts them, is {budget}")
 
 
 @cache
@@ -103,16 +114,17 @@ def check_data(flat: Mapping[str, Any]) -> None:
     folder, split = None if folder is None else str(folder), str(flat.get("data.split") or "train")
     catalog.check_use(name, {key.removeprefix("data."): value for key, value in flat.items()})
     if name in catalog.FOLDER_SETS:
-        there = splits.split_folders(name, folder)
+        there = set(splits.split_folders(name, folder))
     elif name in catalog.FILE_SETS:
-        there = array_files.locate(folder)
+        there = set(array_files.locate(folder))
     elif flat.get("data.download") is True or not catalog.ARRAY_SETS[name].files[split.partition("+")[0]]:
         return
     else:
         catalog.locate(name, split, folder, image_size=flat.get("data.image_size"))
         return
     if split not in there:
-        raise UslError(f"data.split: no split '{split}' in {catalog.data_folder(folder)}; it has {', '.join(there)}")
+        has = ", ".join(sorted(there))
+        raise UslError(f"data.split: no split '{split}' in {catalog.data_folder(folder)}; it has {has}")
 
 
 def check_cache(flat: Mapping[str, Any]) -> None:
@@ -134,4 +146,6 @@ def unwritable(folder: Path) -> str | None:
     place = next((each for each in (folder, *folder.absolute().parents) if os.path.lexists(each)), folder)
     if not os.path.isdir(place):
         return f"{place}: is there already, and no folder"
+    if os.path.realpath(place).startswith(_SYSTEMS):
+        return f"{place}: is the system's own"
     return None if os.access(place, os.W_OK | os.X_OK) else f"{place}: cannot be written"

@@ -1,0 +1,125 @@
+"""What the stages of a chain take, and from where: told before the first of them starts."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from usl_lightning.base.classes import ROOT
+from usl_lightning.base.errors import UslError, did_you_mean
+from usl_lightning.base.parameters import parameters
+from usl_lightning.chain.file import REFERENCE, Stage
+from usl_lightning.stage.identity import names_a_file
+from usl_lightning.stage.possible import LEARN_FEATURES
+from usl_lightning.stage.words import StageCommand
+
+_OF_THE_CHAIN = ("config", "c", "run_dir", "ckpt_path", "extend", "wandb")
+_OUTPUTS = ("checkpoint", "labels", "priors", "self_labels", "predictions")
+"""What methods of this package leave; others may leave more."""
+
+_LEFT_BY = {"checkpoint": "fit", "labels": "select", "priors": "propagate", "self_labels": "fit", "predictions": "fit"}
+_CLASSIFIERS = ("model.classifier_from", "model.earlier_from", "model.teacher_from")
+_SELECTS_CLUSTERS = f"{ROOT.name}.selection.uslt_selection.USLT"
+_LEARNS_CLUSTERS = f"{ROOT.name}.selection.uslt.USLTTraining"
+
+
+def check_sources(stage: Stage, earlier: Mapping[str, StageCommand], folder: Path) -> None:
+    """Refuse what a stage is to take from where it cannot be, and options that are no parameters.
+
+    Args:
+        stage: of a chain.
+        earlier: name -> what each of the stages before comes to.
+        folder: of the run, where files may be that are yet to be made.
+
+    Raises:
+        UslError: names the key.
+    """
+    for key, value in stage.set.items():
+        if key in _OF_THE_CHAIN:
+            raise UslError(f"{key}: the chain sees to that for all of its stages; leave it out")
+        references = REFERENCE.findall(value)
+        if names_a_file(key) and references and not REFERENCE.fullmatch(value):
+            raise UslError(f"{key}: {value}: expected ${{STAGE.OUTPUT}} alone")
+        for source, output in references:
+            if source not in earlier:
+                near = did_you_mean(source, earlier)
+                raise UslError(f"{key}: ${{{source}.{output}}}: '{source}' is no earlier stage{near}")
+            _check_output(key, source, output, earlier[source])
+        place = os.path.abspath(folder) + os.sep
+        path = os.path.abspath(os.path.expanduser(value))
+        named = names_a_file(key) and value not in ("", "null") and not REFERENCE.search(value)
+        if named and not os.path.exists(path) and not path.startswith(place):
+            raise UslError(f"{key}: {value}: no such file")
+
+
+def check_taken(stage: Stage, own: StageCommand, earlier: Mapping[str, StageCommand]) -> None:
+    """Refuse networks that lack what a stage is to take of them or are others than its own, and labels of other images.
+
+    Args:
+        stage: of a chain, whose sources and parameters are right by themselves.
+        own: what it comes to.
+        earlier: name -> what each of the stages before comes to.
+
+    Raises:
+        UslError: names the key and the stage that leaves the network.
+    """
+    for key, value in stage.set.items():
+        for source, output in REFERENCE.findall(value):
+            mine, theirs = own.flat(), earlier[source].flat()
+            if output == "checkpoint":
+                _check_checkpoint(key, source, mine, theirs)
+            elif output == "labels" and _images(mine) != _images(theirs):
+                raise UslError(
+                    f"{key}: ${{{source}.labels}}: '{source}' chooses from {' '.join(_images(theirs))}, this stage has "
+                    f"{' '.join(_images(mine))}; expected the same data.dataset and data.split"
+                )
+
+
+def _check_output(key: str, source: str, output: str, command: StageCommand) -> None:
+    where = f"{key}: ${{{source}.{output}}}"
+    is_ours = str(command.flat().get("model.class_path")).startswith(f"{ROOT.name}.")
+    near = did_you_mean(output, _OUTPUTS)
+    if output not in _OUTPUTS and (is_ours or near):
+        raise UslError(f"{where}: no such output{near}; expected one of {', '.join(_OUTPUTS)}")
+    if output in _OUTPUTS and (taken := _taken_by(key)) not in ("", output):
+        raise UslError(f"{where}: expected what a stage leaves as {taken}")
+    if (by := _LEFT_BY.get(output, command.command)) != command.command:
+        raise UslError(f"{where}: '{source}' is a stage of {command.command}; {output} is what one of {by} leaves")
+
+
+def _taken_by(key: str) -> str:
+    """What a parameter takes of an earlier stage; "" if that is not known."""
+    if key in ("data.labels", "data.subset_file", "model.keep_from", "model.labels_from"):
+        return "labels"
+    return "checkpoint" if key.endswith("_from") else ""
+
+
+def _check_checkpoint(key: str, source: str, own: Mapping[str, object], theirs: Mapping[str, object]) -> None:
+    where = f"{key}: ${{{source}.checkpoint}}"
+    mine, other = (str(flat.get("model.class_path")) for flat in (own, theirs))
+    if key in _CLASSIFIERS and other.startswith(LEARN_FEATURES) and not mine.startswith(LEARN_FEATURES):
+        raise UslError(f"{where}: '{source}' learns without labels and leaves no classifier")
+    is_ours = other.startswith(f"{ROOT.name}.")
+    if key != "model.init_from" or not is_ours:
+        return
+    if mine == _SELECTS_CLUSTERS and other != _LEARNS_CLUSTERS:
+        raise UslError(f"{where}: '{source}' learns no clusters; expected a stage that trains USL-T")
+    looks_only = "features" in parameters(mine)  # a network beside the checkpoint's is another one there
+    same = ["data.channels", "data.image_size" if looks_only else "model.backbone"]
+    of_one_set = all(own.get(name) == theirs.get(name) for name in ("data.dataset", "data.dir"))
+    for name in same:
+        if (name == "model.backbone" and None in (own.get(name), theirs.get(name))) or not of_one_set:
+            continue
+        if own.get(name) != theirs.get(name):
+            raise UslError(
+                f"{where}: '{source}' has {name} {_said(theirs.get(name))}, this stage {_said(own.get(name))}; "
+                "expected the same"
+            )
+
+
+def _images(flat: Mapping[str, object]) -> tuple[str, str]:
+    """The data set, and the split of it, that a stage learns or chooses from."""
+    return str(flat.get("data.dataset")), str(flat.get("data.split") or "train")
+
+
+def _said(value: object) -> str:
+    return "as the images are" if value is None else str(value)

@@ -18,6 +18,7 @@ from usl_lightning.base.atomic import atomic_path, open_lock
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import sha256_of_file, write_json, write_text
 from usl_lightning.engine.checkpoint_files import AtomicCheckpointIO
+from usl_lightning.stage import weights_in
 
 
 def names(folder: Path) -> list[str]:
@@ -86,6 +87,15 @@ def small_files() -> object:
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("small_files")
+def test_a_full_disk_is_one_line_of_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = {"encoder": {"spec": {}}, "state_dict": {"net.weight": torch.zeros(1 << 16)}}
+    monkeypatch.setattr(weights_in, "import_checkpoint", lambda *given: weights)
+    with pytest.raises(UslError, match=r"x\.ckpt: the checkpoint cannot be written .*; free some space, then repeat"):
+        weights_in.write_imported(Path("moco.pth"), "moco", tmp_path / "x.ckpt")
+    assert names(tmp_path) == []
 
 
 @pytest.mark.usefixtures("small_files")

@@ -75,6 +75,13 @@ def test_a_stage_that_would_fail(
         assert part in refused(capsys, "run", DIGITS, f"--{word}", *more)
 
 
+def test_a_cache_that_cannot_be(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USL_CACHE", "text.txt/x")
+    said = refused(capsys, "run", DIGITS, "--dry-run")
+    assert said.startswith("usl: stage select: USL_CACHE: ")
+    assert "text.txt: is there already, and no folder; give another folder" in said
+
+
 def test_a_kept_index_counts(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", DIGITS, "--dry-run", "--select.model.keep_from=three.json"]
     main([*words, "--select.model.budget=10"])

@@ -27,15 +27,26 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             UslError: the disk is full or the folder cannot be written; earlier checkpoints are untouched.
         """
-        try:
-            with atomic_path(path) as temporary, open(temporary, "wb") as file:
-                torch.save(checkpoint, file)  # given a path, it would write the temporary name into the file
-        except RuntimeError as error:  # torch's zip writer reports a full disk so
-            reason = getattr(error.__context__, "strerror", None) or error
-            raise UslError(
-                f"{path}: the checkpoint cannot be written ({reason}); free some space, then "
-                "continue with --ckpt_path last"
-            ) from error
+        write_checkpoint(checkpoint, path, "continue with --ckpt_path last")
+
+
+def write_checkpoint(checkpoint: Mapping[str, Any], path: Any, then: str) -> None:
+    """Write a checkpoint file whole, or none.
+
+    Args:
+        checkpoint: what it holds.
+        path: of the file.
+        then: what to do once there is space again.
+
+    Raises:
+        UslError: the disk is full or the folder cannot be written; what was there is untouched.
+    """
+    try:
+        with atomic_path(path) as temporary, open(temporary, "wb") as file:
+            torch.save(checkpoint, file)  # given a path, it would write the temporary name into the file
+    except RuntimeError as error:  # torch's zip writer reports a full disk so
+        reason = getattr(error.__context__, "strerror", None) or error
+        raise UslError(f"{path}: the checkpoint cannot be written ({reason}); free some space, then {then}") from error
 
 
 _NAME = re.compile(r"step=\d{8,}\.ckpt")

@@ -8,7 +8,7 @@ from typing import Any
 
 from usl_lightning.base.arrays import DAMAGE, check_records
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import home, needs_of
+from usl_lightning.base.parameters import home, needs_of, parameters
 from usl_lightning.data.images import array_files, catalog, splits
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.identity import names_a_file
@@ -128,7 +128,7 @@ def check_data(flat: Mapping[str, Any]) -> None:
 
 
 def check_cache(flat: Mapping[str, Any]) -> None:
-    """Refuse folders for what is computed once, if they are told, that cannot be made or written.
+    """Refuse folders for what is computed once, of those that are named, which cannot be made or written.
 
     Args:
         flat: the configuration as dotted keys.
@@ -136,8 +136,11 @@ def check_cache(flat: Mapping[str, Any]) -> None:
     Raises:
         UslError: names the key and the folder.
     """
-    for key in ("data.cache", "model.cache"):
-        if isinstance(folder := flat.get(key), str) and folder and (problem := unwritable(home(folder))):
+    folders = {key: flat.get(key) for key in ("data.cache", "model.cache")}
+    if folders["model.cache"] is None and "cache" in parameters(str(flat.get("model.class_path"))):
+        folders["USL_CACHE"] = os.environ.get("USL_CACHE")
+    for key, folder in folders.items():
+        if isinstance(folder, str) and folder and (problem := unwritable(home(folder))):
             raise UslError(f"{key}: {problem}; give another folder")
 
 

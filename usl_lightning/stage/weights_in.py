@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import as_count, home, options
+from usl_lightning.engine.checkpoint_files import write_checkpoint
 from usl_lightning.models.foreign import import_checkpoint
 
 OPTIONS = ("as", "backbone", "image_size", "out")
@@ -70,8 +68,7 @@ def main(arguments: Sequence[str]) -> None:
 def write_imported(path: Path, kind: str, out: Path, backbone: str | None = None, size: int | None = None) -> None:
     """The imported checkpoint as a file; see `import_checkpoint`."""
     checkpoint = import_checkpoint(path, kind, backbone, size)
-    with atomic_path(out) as temporary:
-        torch.save(checkpoint, temporary)
+    write_checkpoint(checkpoint, out, "repeat the command")
     spec = checkpoint["encoder"]["spec"]
     head = any(name.startswith("projector.") for name in checkpoint["state_dict"])
     print(

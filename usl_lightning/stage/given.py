@@ -75,7 +75,8 @@ def _check_file(key: str, path: str, flat: Mapping[str, Any]) -> None:
 
 def _check_index(key: str, index: LabelIndex, flat: Mapping[str, Any]) -> None:
     name, budget = flat.get("data.dataset"), flat.get("model.budget")
-    if index.dataset is not None and name is not None and index.dataset.name != catalog.canonical_name(str(name)):
+    names = {index.dataset.name, catalog.canonical_name(str(name))} if index.dataset and name is not None else set()
+    if len(names) == 2 and names <= catalog.ARRAY_SETS.keys():  # folders may be one by their images
         raise UslError(f"{key}: {index.path}: chosen from {index.dataset}, but the data set is {name}")
     if key == "model.keep_from" and isinstance(budget, int) and index.chosen > budget:
         raise UslError(f"{key}: {index.path} holds {index.chosen} images, model.budget, which counts them, is {budget}")

@@ -16,7 +16,7 @@ from usl_lightning.data.images.counts import most_images
 from usl_lightning.models.names import unknown_network
 from usl_lightning.models.published import check_weights
 from usl_lightning.stage.given import check_cache, check_data, check_files, check_needs
-from usl_lightning.stage.words import RESULTS, StageCommand
+from usl_lightning.stage.words import StageCommand
 
 NETWORKS = ("model.backbone", "model.teacher")
 """Parameters that name networks."""
@@ -50,9 +50,8 @@ def check_possible(stage: StageCommand, *, here: bool) -> None:
         raise UslError("trainer.max_steps: -1 would never end; expected 1 or more")
     if str(flat.get("model.class_path")).startswith(LEARN_FEATURES) and flat.get("data.batch_size") == 1:
         raise UslError("data.batch_size: 1 is a single image, with nothing to compare it to; use 2 or more")
-    if stage.command in RESULTS:
-        check_needs(flat)
     if here:
+        check_needs(flat)
         check_files(flat)
         check_data(flat)
         check_cache(flat)

@@ -8,6 +8,7 @@ from usl_lightning.base.classes import ROOT
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.parameters import parameters
 from usl_lightning.chain.file import REFERENCE, Stage
+from usl_lightning.data.images.catalog import canonical_name
 from usl_lightning.stage.identity import names_a_file
 from usl_lightning.stage.possible import LEARN_FEATURES
 from usl_lightning.stage.words import StageCommand
@@ -107,19 +108,13 @@ def _check_checkpoint(key: str, source: str, own: Mapping[str, object], theirs: 
     same = ["data.channels", "data.image_size" if looks_only else "model.backbone"]
     of_one_set = all(own.get(name) == theirs.get(name) for name in ("data.dataset", "data.dir"))
     for name in same:
-        if (name == "model.backbone" and None in (own.get(name), theirs.get(name))) or not of_one_set:
-            continue
-        if own.get(name) != theirs.get(name):
+        if None not in (own.get(name), theirs.get(name)) and of_one_set and own.get(name) != theirs.get(name):
             raise UslError(
-                f"{where}: '{source}' has {name} {_said(theirs.get(name))}, this stage {_said(own.get(name))}; "
-                "expected the same"
+                f"{where}: '{source}' has {name} {theirs.get(name)}, this stage {own.get(name)}; expected the same"
             )
 
 
 def _images(flat: Mapping[str, object]) -> tuple[str, str]:
     """The data set, and the split of it, that a stage learns or chooses from."""
-    return str(flat.get("data.dataset")), str(flat.get("data.split") or "train")
-
-
-def _said(value: object) -> str:
-    return "as the images are" if value is None else str(value)
+    name = flat.get("data.dataset")
+    return "" if name is None else canonical_name(str(name)), str(flat.get("data.split") or "train")

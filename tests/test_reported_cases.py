@@ -42,6 +42,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,9 @@ import pytest
 from PIL import Image
 from runs import environment
 
+from usl_lightning.base.errors import UslError
 from usl_lightning.cli import main
+from usl_lightning.data.images import catalog
 from usl_lightning.pretrain.pretrain_module import PretrainModule
 
 HERE = Path(__file__).parent
@@ -251,13 +254,22 @@ def test_nearest_picks_are_told_as_used(here: Path, capsys: pytest.CaptureFixtur
     assert json.loads(Path("s/labels.json").read_text())["method"]["params"]["nearest"] == 20
 
 
+def test_a_copy_elsewhere_is_not_taken_for_a_folder_that_is_not_there(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "system").mkdir()
+    for name in catalog.ARRAY_SETS["fashion_mnist"].files["train"]:
+        (here / "system" / name).write_bytes(b"")
+    known = replace(catalog.ARRAY_SETS["fashion_mnist"], system=(str(here / "system"),))
+    monkeypatch.setitem(catalog.ARRAY_SETS, "fashion_mnist", known)
+    assert len(catalog.locate("fashion_mnist", "train")) == 1
+    with pytest.raises(UslError, match=r"--data.dir no: no such folder; give that which holds the data sets"):
+        catalog.locate("fashion_mnist", "train", "no")
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["fit", "--config=digits_cmsf.yaml", "--model.bank_size=16", "--model.related=50", "--data.batch_size=16"],
      "model.related: 50 of a bank of 16 embeddings"),
-    (["select", "--config=digits_random.yaml", "--data.dir=no"],
-     "--data.dir no: data set digits is built in and has no folder; leave that out"),
-    (["select", "--config=digits_random.yaml", "--data.dataset=fashion_mnist", "--data.dir=no"],
-     "--data.dir no: no such folder; give that which holds the data sets"),
     (["select", "--config=digits_probcover.yaml", "--model.features=f.npy", "--model.clusters=5000"],
      "model.clusters: 5000 for 1437 images; use at most 1437"),
 ])  # fmt: skip

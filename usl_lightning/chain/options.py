@@ -147,7 +147,7 @@ def check_launcher(words: Sequence[str]) -> None:
         UslError: names it.
     """
     if words and shutil.which(words[0]) is None:
-        raise UslError(f"--launcher {words[0]}: no such program; expected one such as srun or torchrun")
+        raise UslError(f"--launcher {words[0]}: No such file or program; expected one such as srun or torchrun")
 
 
 def words_of(text: str) -> list[str]:

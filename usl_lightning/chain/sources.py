@@ -8,7 +8,6 @@ from usl_lightning.base.classes import ROOT
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.parameters import parameters
 from usl_lightning.chain.file import REFERENCE, Stage
-from usl_lightning.data.images.catalog import canonical_name
 from usl_lightning.stage.identity import names_a_file
 from usl_lightning.stage.possible import LEARN_FEATURES
 from usl_lightning.stage.words import StageCommand
@@ -116,5 +115,5 @@ def _check_checkpoint(key: str, source: str, own: Mapping[str, object], theirs: 
 
 def _images(flat: Mapping[str, object]) -> tuple[str, str]:
     """The data set, and the split of it, that a stage learns or chooses from."""
-    name = flat.get("data.dataset")
-    return "" if name is None else canonical_name(str(name)), str(flat.get("data.split") or "train")
+    name = str(flat.get("data.dataset")).removeprefix("medmnist:")
+    return name, str(flat.get("data.split") or "train")

@@ -298,12 +298,9 @@ def locate(
             none.
     """
     parts = parts_of(name, split)
-    if folder is not None and not any(ARRAY_SETS[name].files[part] for part in parts):
-        if not os.path.isdir(data_folder(folder)):
-            raise UslError(f"--data.dir {folder}: data set {name} is built in and has no folder; leave that out")
+    built_in = not any(ARRAY_SETS[name].files[part] for part in parts)
+    if folder is not None and built_in and os.path.isdir(data_folder(folder)):
         _tell_of_unused(folder, name)
-    elif folder is not None and not download and not os.path.isdir(data_folder(folder)):
-        raise UslError(f"--data.dir {folder}: {not_a_folder(data_folder(folder))}; give that which holds the data sets")
 
     def look() -> list[Found]:
         found = _locate(name, parts, folder, image_size)
@@ -312,6 +309,11 @@ def locate(
             found = _locate(name, parts, folder, image_size)
         if found is None:
             raise UslError(_missing(name, parts, folder, download))
+        if (
+            folder is not None and not built_in and not os.path.isdir(data_folder(folder))
+        ):  # found where systems have it
+            problem = not_a_folder(data_folder(folder))
+            raise UslError(f"--data.dir {folder}: {problem}; give that which holds the data sets")
         return found
 
     return once(("files", name, split, folder, image_size), look)

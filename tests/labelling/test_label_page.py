@@ -162,6 +162,7 @@ def test_a_window_that_has_a_name_already(browser: Browser, tmp_path: Path) -> N
     shown_elsewhere(server.address, LabelIndex.read(labels).indices[0])
     page.keyboard.press("1")
     answered(page, 1)
+    assert LabelIndex.read(labels).labels[0] == 0
     server.kill()
 
 

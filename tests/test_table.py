@@ -337,12 +337,12 @@ def test_run_continue_and_add_a_seed(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.slow
 def test_a_failing_cell_stops_no_other(capfd: pytest.CaptureFixture[str]) -> None:
-    Path("three.json").write_text("[0, 1, 2]")
+    Path("odd.json").write_text("[0, 99999]")
     write(
         seeds=[0],
         rows={
             "Bad": {"choose": {"set": {"model.budget": 1}}},
-            "Worse": {"first": {"set": {"model.keep_from": "three.json", "model.budget": 2}}},
+            "Worse": {"first": {"set": {"model.keep_from": "odd.json", "model.budget": 2}}},
             "Good": None,
         },
     )
@@ -360,12 +360,12 @@ def test_a_failing_cell_stops_no_other(capfd: pytest.CaptureFixture[str]) -> Non
 
 @pytest.mark.slow
 def test_a_failed_stage_is_not_tried_for_every_cell(capfd: pytest.CaptureFixture[str]) -> None:
-    Path("three.json").write_text("[0, 1, 2]")
+    Path("odd.json").write_text("[0, 99999]")
     write(seeds=[0], rows={"A": None, "B": {"choose": {"set": {"model.budget": 9}}}})
     with pytest.raises(SystemExit):
-        main(["table", "small.yaml", "--first.model.keep_from", "three.json", "--first.model.budget", "2"])
+        main(["table", "small.yaml", "--first.model.keep_from", "odd.json", "--first.model.budget", "2"])
     told = capfd.readouterr()
-    assert told.err.count("holds 3 images, the budget is 2") == 1, told.err
+    assert told.err.count("99999") == 1, told.err
     assert "missing, needs first, which failed: A, 20 labels, seed 0; B, 10 labels, seed 0" in told.out
 
 

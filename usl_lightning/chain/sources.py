@@ -67,7 +67,7 @@ def check_taken(stage: Stage, own: StageCommand, earlier: Mapping[str, StageComm
             mine, theirs = own.flat(), earlier[source].flat()
             if output == "checkpoint":
                 _check_checkpoint(key, source, mine, theirs)
-            elif output == "labels" and _images(mine) != _images(theirs):
+            elif output == "labels" and not _begins_with(_images(mine), _images(theirs)):
                 raise UslError(
                     f"{key}: ${{{source}.labels}}: '{source}' chooses from {' '.join(_images(theirs))}, this stage has "
                     f"{' '.join(_images(mine))}; expected the same data.dataset and data.split"
@@ -111,6 +111,11 @@ def _check_checkpoint(key: str, source: str, own: Mapping[str, object], theirs: 
             raise UslError(
                 f"{where}: '{source}' has {name} {theirs.get(name)}, this stage {own.get(name)}; expected the same"
             )
+
+
+def _begins_with(images: tuple[str, str], others: tuple[str, str]) -> bool:
+    """Whether they are the same, or a sum of splits that begins with them: `train+unlabeled` with `train`."""
+    return images[0] == others[0] and f"{images[1]}+".startswith(f"{others[1]}+")
 
 
 def _images(flat: Mapping[str, object]) -> tuple[str, str]:

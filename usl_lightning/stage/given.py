@@ -79,7 +79,10 @@ def _check_index(key: str, index: LabelIndex, flat: Mapping[str, Any]) -> None:
     if len(names) == 2 and names <= catalog.ARRAY_SETS.keys():  # folders may be one by their images
         raise UslError(f"{key}: {index.path}: chosen from {index.dataset}, but the data set is {name}")
     if key == "model.keep_from" and isinstance(budget, int) and index.chosen > budget:
-        raise UslError(f"{key}: {index.path} holds {index.chosen} images, model.budget, which counts them, is {budget}")
+        raise UslError(
+            f"{key}: {index.path} holds {index.chosen} images, the budget is {budget}; the budget counts them too: "
+            f"give --model.budget {index.chosen} or more"
+        )
 
 
 @cache

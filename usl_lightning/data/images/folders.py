@@ -118,7 +118,7 @@ def _scan(root: Path, only: tuple[str, ...] | None, trust_index: bool) -> FileLi
         raise UslError(f"{root}: cannot be read ({error.strerror})") from error
     files, sizes = tuple(file for file, _ in found), tuple(size for _, size in found)
     result = FileList(root, files, sizes, folders, only, tuple(sorted(odd)))
-    if unread:
+    if unread and found:
         _tell_of_unread(root, min(unread), len(unread))
     _check_names(result)
     if len(found) >= _INDEXED and not odd:  # what is wrong with those may be mended elsewhere

@@ -21,7 +21,7 @@ from playwright.sync_api import sync_playwright
 
 from usl_lightning.base.configs import find_config, names_of_all, shipped_folder
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import options
+from usl_lightning.base.typed import options
 from usl_lightning.chain.file import Chain
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.table_spec import Table

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import home
+from usl_lightning.base.typed import home
 from usl_lightning.cli import _mistake, main
 
 LONG = "x" * 300

@@ -24,7 +24,8 @@ from torch import nn
 
 from usl_lightning.base.configs import config_parts, find_config, names_of_all, shipped_folder
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import FROM_ELSEWHERE, GROUPS, as_count, parameters, verbs_of, wrong_options
+from usl_lightning.base.parameters import parameters, verbs_of
+from usl_lightning.base.problems import FROM_ELSEWHERE, GROUPS, wrong_options
 from usl_lightning.base.ranges import (
     LARGEST,
     SEED,
@@ -40,6 +41,7 @@ from usl_lightning.base.ranges import (
     whole_from,
     within,
 )
+from usl_lightning.base.typed import as_count
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.pipeline import run_chain
 from usl_lightning.cli import _mistake, main

@@ -85,7 +85,7 @@ def test_a_kept_index_counts(capsys: pytest.CaptureFixture[str]) -> None:
     main([*words, "--select.model.budget=10"])
     capsys.readouterr()
     text = refused(capsys, *words, "--select.model.budget=2", "--select.model.clusters=2")
-    assert "three.json holds 3 images, model.budget, which counts them, is 2" in text
+    assert "three.json holds 3 images, the budget is 2" in text
 
 
 @pytest.mark.parametrize(("place", "key", "value", "part"), [

@@ -16,8 +16,8 @@ try:
     from usl_lightning.base.errors import UslError, did_you_mean, printable
     from usl_lightning.base.interrupt import CtrlC
     from usl_lightning.base.machine import ROOM
-    from usl_lightning.base.parameters import home
     from usl_lightning.base.streams import make_unfailing
+    from usl_lightning.base.typed import home
     from usl_lightning.base.version import __version__
 except KeyboardInterrupt:  # in its first moments
     print("usl: interrupted", file=sys.stderr)

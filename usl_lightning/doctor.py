@@ -12,7 +12,7 @@ from pathlib import Path
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.machine import cores
-from usl_lightning.base.parameters import home
+from usl_lightning.base.typed import home
 from usl_lightning.base.version import __version__
 from usl_lightning.data.images.catalog import ARRAY_SETS, data_folder, locate
 from usl_lightning.data.images.folders import cache_folder

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.parameters import options
+from usl_lightning.base.typed import options
 
 WIDTH = 116
 INTRODUCTION = (

@@ -11,7 +11,8 @@ from typing import Any
 from usl_lightning.base.classes import moved_text
 from usl_lightning.base.documents import NULLS, Listed, Mapped, Plain, parse_document, read_document, settled
 from usl_lightning.base.errors import UslError, did_you_mean, printable
-from usl_lightning.base.parameters import Kind, kind_at
+from usl_lightning.base.kinds import Kind
+from usl_lightning.base.problems import kind_at
 
 Tree = dict[str, Any]
 

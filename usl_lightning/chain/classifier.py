@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Self
 
-from usl_lightning.base.parameters import home
+from usl_lightning.base.typed import home
 from usl_lightning.chain.naming import spelled_out
 from usl_lightning.stage.classifier import LoadedClassifier
 

@@ -9,7 +9,8 @@ from typing import Any
 from usl_lightning.base.configs import find_config, load_part
 from usl_lightning.base.documents import NULLS, Plain, typed_text
 from usl_lightning.base.errors import UslError, did_you_mean, printable
-from usl_lightning.base.parameters import as_seed, kind_at
+from usl_lightning.base.problems import kind_at
+from usl_lightning.base.typed import as_seed
 from usl_lightning.chain.rounds import stages_of
 from usl_lightning.stage.words import RESULTS, StageCommand
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import as_count, options
+from usl_lightning.base.typed import as_count, options
 from usl_lightning.chain.options import RunOptions
 from usl_lightning.chain.pipeline import run_chain
 from usl_lightning.chain.plan import Plan

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import not_a_folder
-from usl_lightning.base.parameters import home
+from usl_lightning.base.typed import home
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder

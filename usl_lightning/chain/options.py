@@ -9,7 +9,7 @@ from pathlib import Path
 from usl_lightning.base.commands import COMMANDS
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.parameters import as_count, as_seed, home, options
+from usl_lightning.base.typed import as_count, as_seed, home, options
 from usl_lightning.chain.added import Added
 from usl_lightning.chain.file import REFERENCE, Chain, check_run_name
 from usl_lightning.chain.plan import Plan

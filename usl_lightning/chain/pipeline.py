@@ -10,7 +10,7 @@ from pathlib import Path
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_json
 from usl_lightning.base.interrupt import HEEDED, Interruption
-from usl_lightning.base.parameters import as_count, home
+from usl_lightning.base.typed import as_count, home
 from usl_lightning.chain import slurm
 from usl_lightning.chain.file import Stage
 from usl_lightning.chain.options import RunOptions, check_launcher

@@ -9,7 +9,7 @@ from typing import Any
 
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import read_json, write_json
-from usl_lightning.base.parameters import options
+from usl_lightning.base.typed import options
 from usl_lightning.chain.file import Stage, is_name
 from usl_lightning.stage.folder import StageFolder
 

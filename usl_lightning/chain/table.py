@@ -14,7 +14,7 @@ from usl_lightning.base.configs import find_config
 from usl_lightning.base.documents import document_text
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import write_json, write_text
-from usl_lightning.base.parameters import home, options
+from usl_lightning.base.typed import home, options
 from usl_lightning.chain import slurm
 from usl_lightning.chain.file import Stage, check_run_name
 from usl_lightning.chain.options import WANDB, RunOptions, check_launcher, words_of

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from usl_lightning.base.atomic import check_replaceable
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import home, options
+from usl_lightning.base.typed import home, options
 from usl_lightning.compare.spec import USAGE, Comparison
 from usl_lightning.stage.folder import StageFolder
 

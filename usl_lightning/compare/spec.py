@@ -11,7 +11,7 @@ from typing import Any
 from usl_lightning.base.configs import compose, load_part
 from usl_lightning.base.documents import parse_document, settled
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.parameters import wrong_options
+from usl_lightning.base.problems import wrong_options
 from usl_lightning.base.ranges import SEED, Range, whole
 from usl_lightning.stage.identity import names_a_file
 

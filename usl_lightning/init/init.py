@@ -11,7 +11,7 @@ from usl_lightning.base.atomic import check_replaceable
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
-from usl_lightning.base.parameters import as_count, home
+from usl_lightning.base.typed import as_count, home
 from usl_lightning.chain.file import REFERENCE, Chain
 from usl_lightning.chain.naming import most_labels_in
 from usl_lightning.labels.names import checked, clean

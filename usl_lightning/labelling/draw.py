@@ -10,7 +10,7 @@ import numpy as np
 
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import as_seed, home
+from usl_lightning.base.typed import as_seed, home
 from usl_lightning.labels import LabelIndex
 
 OPTIONS = {

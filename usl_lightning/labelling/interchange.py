@@ -15,7 +15,7 @@ from usl_lightning.base.commands import known_options
 from usl_lightning.base.documents import guarded
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
-from usl_lightning.base.parameters import home
+from usl_lightning.base.typed import home
 from usl_lightning.labelling.answers import COLUMNS, by_number, read_answers
 from usl_lightning.labelling.store import LabelStore, answers_of, name_of
 from usl_lightning.labels import LabelIndex

@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import as_count, home
+from usl_lightning.base.typed import as_count, home
 from usl_lightning.chain.naming import label_file_in
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labelling.private import leading_to

@@ -14,7 +14,7 @@ from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import not_a_folder, sha256_of
-from usl_lightning.base.parameters import as_count
+from usl_lightning.base.typed import as_count
 from usl_lightning.data.images import folders, splits
 from usl_lightning.data.images.decode import decode
 from usl_lightning.data.images.folders import FileList, is_true

@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import as_count
+from usl_lightning.base.typed import as_count
 from usl_lightning.labelling import queue
 from usl_lightning.labelling.guard import Guard, body_of, problem
 from usl_lightning.labelling.guessing import Guesses, Guessing

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.parameters import home
+from usl_lightning.base.typed import home
 from usl_lightning.labels import LabelIndex
 
 USAGE = (

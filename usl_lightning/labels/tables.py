@@ -11,7 +11,7 @@ from pathlib import Path
 from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import composed, unguarded
 from usl_lightning.base.errors import UslError, printable
-from usl_lightning.base.parameters import as_count
+from usl_lightning.base.typed import as_count
 from usl_lightning.labels.entries import short
 from usl_lightning.labels.names import check_one_line, check_single, clean, is_not_sure, name_in
 

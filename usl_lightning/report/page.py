@@ -11,7 +11,7 @@ from usl_lightning.base.commands import known_options
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.machine import this_machine
-from usl_lightning.base.parameters import as_count, home
+from usl_lightning.base.typed import as_count, home
 from usl_lightning.base.version import __version__
 from usl_lightning.report.markup import Html, Names, render, tag
 from usl_lightning.report.run import RunReport, read_run

@@ -12,7 +12,9 @@ from typing import Any
 
 from usl_lightning.base.configs import config_parts
 from usl_lightning.base.errors import UslError, did_you_mean, printable
-from usl_lightning.base.parameters import as_seed, verbs_of, wrong_parameters
+from usl_lightning.base.parameters import verbs_of
+from usl_lightning.base.problems import wrong_parameters
+from usl_lightning.base.typed import as_seed
 from usl_lightning.data.images.catalog import canonical_name
 from usl_lightning.data.images.rendering import colour_of
 from usl_lightning.stage.identity import flatten

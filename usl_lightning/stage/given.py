@@ -8,7 +8,8 @@ from typing import Any
 
 from usl_lightning.base.arrays import DAMAGE, check_records
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import home, needs_of, parameters
+from usl_lightning.base.parameters import needs_of, parameters
+from usl_lightning.base.typed import home
 from usl_lightning.data.images import array_files, catalog, splits
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.identity import names_a_file

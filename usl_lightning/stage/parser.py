@@ -13,7 +13,7 @@ from pytorch_lightning.loggers.logger import Logger
 from usl_lightning.base.documents import is_nothing
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.interrupt import Interruption
-from usl_lightning.base.parameters import kind_at
+from usl_lightning.base.problems import kind_at
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.engine.checkpoint_files import AtomicCheckpointIO

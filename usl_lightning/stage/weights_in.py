@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import as_count, home, options
+from usl_lightning.base.typed import as_count, home, options
 from usl_lightning.engine.checkpoint_files import write_checkpoint
 from usl_lightning.models.foreign import import_checkpoint
 

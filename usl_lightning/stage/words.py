@@ -8,7 +8,7 @@ from typing import Any
 
 from usl_lightning.base.configs import compose, config_parts, find_config, find_labels
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import as_seed, home, options
+from usl_lightning.base.typed import as_seed, home, options
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.identity import StageIdentity, flatten, names_a_file

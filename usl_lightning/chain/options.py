@@ -151,6 +151,11 @@ def check_launcher(words: Sequence[str]) -> None:
 
 
 def words_of(text: str) -> list[str]:
+    """A launcher's words, parted as a shell parts them.
+
+    Raises:
+        UslError: an open quote.
+    """
     try:
         return shlex.split(text)
     except ValueError as error:

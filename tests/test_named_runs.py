@@ -2,9 +2,12 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, unquote
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from usl_lightning import Classifier
 from usl_lightning.base.errors import UslError
 from usl_lightning.chain.naming import label_file_in, spelled_out
 from usl_lightning.cli import main
+from usl_lightning.data.images.opening import open_source
 from usl_lightning.evaluation.told import HeldOut, Told
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.sorting import folder_names
@@ -302,6 +306,36 @@ def test_the_report_shows_predictions(home: Path, tmp_path: Path, capsys: pytest
     assert '<a href="#predictions">Predictions</a>' in page
 
 
+def test_each_picture_of_predictions_is_a_link_to_the_labelling_page(home: Path, tmp_path: Path) -> None:
+    run, out = home / "runs/photos", tmp_path / "else where" / "report.html"
+    out.parent.mkdir()
+    usl("report", run, "--out", out)
+    part = out.read_text().partition('id="predictions"')[2].partition("</section>")[0]
+    assert f"usl label {run}/select/labels.json" in part
+    links = re.findall(r'<a href="([^"#]*)#([^"]*)"[^>]*><img [^>]*alt="([^"]*)"', part)
+    assert len(links) == part.count("<img") > 12
+    files = open_source("folder", "train", dir=home / "photos").files
+    assert files is not None
+    for page, place, text in links:
+        assert (out.parent / unquote(page)).resolve() == (run / "select/label.html").resolve()
+        asked = parse_qs(unescape(place))
+        assert [files[int(image)] for image in asked["image"]] == asked["name"]
+        assert text.endswith(f", {asked['name'][0]}")
+
+
+def test_without_a_page_that_leads_there_pictures_are_no_links(home: Path, tmp_path: Path) -> None:
+    page = home / "runs/photos/select/label.html"
+    page.unlink(missing_ok=True)
+    page.mkdir()  # as good as a file of somebody else
+    try:
+        usl("report", home / "runs/photos", "--out", tmp_path / "report.html")
+    finally:
+        page.rmdir()
+    part = (tmp_path / "report.html").read_text().partition('id="predictions"')[2].partition("</section>")[0]
+    assert "<a " not in part
+    assert "with --image and its name" in part
+
+
 def test_the_report_doubts_a_wrong_label(home: Path, tmp_path: Path) -> None:
     path, run = home / "runs/photos/train/outputs/predictions.npz", home / "runs/photos"
     kept = path.read_bytes()
@@ -320,4 +354,4 @@ def test_the_report_doubts_a_wrong_label(home: Path, tmp_path: Path) -> None:
     names = list(COLOURS)
     assert f"<strong>labelled {names[int(wrong[0])]}</strong>" in part
     assert f"rather {names[int(given[0])]}, 100%" in part
-    assert f"usl label {run}/select/labels.json" in part
+    assert f"select/label.html#image={int(rows[0])}&amp;name=" in part

@@ -4,6 +4,7 @@ import json
 import re
 import resource
 from pathlib import Path
+from urllib.parse import urlencode
 
 import pytest
 from browsing import answered, name_shown, needs_browser, opened, serious_findings, shown_elsewhere, until
@@ -37,6 +38,27 @@ def test_it_begins_with_the_image_that_is_named(browser: Browser, tmp_path: Path
     answered(page, 1)
     server.kill()
     assert LabelIndex.read(labels).files[-1] == other  # type: ignore[index]
+
+
+def test_a_link_of_a_report_leads_to_its_image(browser: Browser, tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    labels.with_name("stage.json").write_text("{}")
+    index = LabelIndex.read(labels)
+    image, name = index.indices[6], (index.files or ())[6]
+    link = f"select/label.html#{urlencode({'image': image, 'name': name})}"
+    report = labels.parent.parent / "report.html"
+    report.write_text(f'<a href="{link}" target="_blank" rel="noreferrer">picture</a>')
+    page = browser.new_context().new_page()
+    server = Labelling(labels, "--classes", ",".join(CLASSES))
+    page.goto(report.as_uri())
+    with page.context.expect_page() as found:
+        page.locator("a").click()
+    assert name_shown(found.value, 7) == name
+    assert found.value.url.startswith(server.address)
+    server.process.terminate()
+    server.process.wait()
+    page.goto(f"{report.parent.as_uri()}/{link}")
+    expect(page.locator("pre")).to_have_text(f"usl label {labels}")
 
 
 def test_forty_images_by_keyboard_with_the_server_killed_amid(browser: Browser, tmp_path: Path) -> None:

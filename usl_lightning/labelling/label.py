@@ -24,6 +24,7 @@ from usl_lightning.labelling.store import LabelStore, with_class
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.index import answers_so_far, images_to_label
 from usl_lightning.stage.captions import redraw_captions
+from usl_lightning.stage.label_page import leads_to
 
 if TYPE_CHECKING:
     from usl_lightning.labelling.shown import Pictures
@@ -144,7 +145,8 @@ def _serve(
     from usl_lightning.labelling.server import LabellingApp
 
     port, token = listener.getsockname()[1], secrets.token_urlsafe(24)
-    address = f"http://127.0.0.1:{port}/{token}/{first}"
+    root = f"http://127.0.0.1:{port}/{token}/"
+    address = root + first
     guessing = None if similar is None else Guessing(store, similar)
     app = LabellingApp(store, pictures, similar, next_command(typed.labels), guessing)
     config = uvicorn.Config(
@@ -155,6 +157,7 @@ def _serve(
     with _stopped_by_signals(lambda: setattr(server, "should_exit", True)), ExitStack() as stack:
         print(f"{_progress(store.read())}: {address}", flush=True)
         print("every answer is saved at once; Ctrl-C stops", flush=True)
+        stack.enter_context(leads_to(root, typed.labels))
         if typed.browser:
             page = stack.enter_context(leading_to(address, typed.labels.parent))
             threading.Thread(target=webbrowser.open, args=[page], daemon=True).start()

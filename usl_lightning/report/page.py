@@ -88,16 +88,17 @@ def write_report(folder: Path, out: Path | None = None, contrast: int = CONTRAST
     if path.is_dir():
         raise UslError(f"usl report: --out {path}: a folder; expected the name of a file")
     check_replaceable(path, lambda start: f"{TITLE}</title>".encode() in start, "usl report: --out")
-    write_text(path, page(run, contrast))
+    write_text(path, page(run, contrast, path.parent))
     return path
 
 
-def page(run: RunReport, contrast: int = CONTRAST) -> Html:
+def page(run: RunReport, contrast: int = CONTRAST, beside: Path | None = None) -> Html:
     """The page of a run.
 
     Args:
         run: what was read of its folder.
         contrast: least representative images to show, at most.
+        beside: the folder that the page is written to; None: that of the run.
     """
     from usl_lightning.report import chosen, predictions, results, rounds, training
 
@@ -107,7 +108,7 @@ def page(run: RunReport, contrast: int = CONTRAST) -> Html:
         "Not finished": results.unfinished(run),
         "Results": results.results(run, names),
         "Rounds": rounds.rounds(run, names),
-        "Predictions": predictions.predictions(run),
+        "Predictions": predictions.predictions(run, beside or run.folder),
         "Chosen images": chosen.galleries(choices, contrast) if choices else None,
         "Classes": chosen.classes(choices),
         "Map": chosen.maps(choices, names),

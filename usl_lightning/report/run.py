@@ -172,14 +172,14 @@ class RunReport:
             stage: of the run.
             key: the parameter that names the file; `model.keep_from`: what a selection kept.
         """
-        given = stage.config.get(key)
-        if not given:
-            return None
-        path = Path(str(given))
-        for place in (stage.folder.path.parent / path.parent.name / path.name, path):
-            if place.exists():
-                return LabelIndex.read(place)
-        return None
+        path = self.label_file_of(stage, key)
+        return None if path is None else LabelIndex.read(path)
+
+    def label_file_of(self, stage: StageReport, key: str = "data.labels") -> Path | None:
+        """The file of `labels_of`."""
+        path = Path(str(stage.config.get(key) or ""))
+        places = (stage.folder.path.parent / path.parent.name / path.name, path)
+        return next((place for place in places if path.name and place.exists()), None)
 
     @property
     def waiting(self) -> list[StageReport]:

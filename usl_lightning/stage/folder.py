@@ -52,6 +52,7 @@ class StageFolder:
         self.record_path = path / "stage.json"
         self.last_checkpoint = path / "checkpoints" / "last.ckpt"
         self.labels = path / "labels.json"
+        self.label_page = path / "label.html"
         self.result = path / "result.json"
         self.picture = path / "chosen.png"
         self.overview = path / "overview.npz"

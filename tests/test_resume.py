@@ -106,7 +106,7 @@ def test_two_newest_checkpoints_are_kept(fixmatch: Path) -> None:
     ("change", "said"),
     [
         (["--model.temperature", "0.4"], "model.temperature was 0.5, now 0.4"),
-        (["--model.view.scale", "[0.5, 1]"], "model.view.scale"),
+        (["--model.view.scale", "[0.4, 1]"], "model.view.scale was not set, now [0.4, 1]"),
         (["--seed_everything", "1"], "seed_everything was 0, now 1"),
         (["--data.batch_size", "32"], "data.batch_size was 64, now 32"),
         (["--trainer.precision", "bf16-mixed"], "trainer.precision was 32-true, now bf16-mixed"),
@@ -119,6 +119,16 @@ def test_resume_with_another_parameter_is_refused(simclr: Path, change: list[str
     assert said in line
     assert line.count(" was ") == 1
     assert (simclr / "straight/stage.json").read_bytes() == before
+
+
+def test_a_run_goes_on_by_its_own_configuration(simclr: Path) -> None:
+    copy = shutil.copytree(simclr / "straight", simclr / "copied", symlinks=True)
+    before = json.loads((copy / "stage.json").read_text())
+    words = ["fit", "--config", "copied/config.yaml", "--run_dir", "copied", *RESUME]
+    line = usl(simclr, *words, "--model.temperature", "0.4", "--model.projection_layers", "3").mistake
+    assert line.endswith(": model.projection_layers was not set, now 3; model.temperature was 0.5, now 0.4")
+    usl(simclr, *words).done()
+    assert json.loads((copy / "stage.json").read_text())["identity"] == before["identity"], "as a chain compares it"
 
 
 def test_resume_with_another_class_is_refused(simclr: Path, fixmatch: Path) -> None:

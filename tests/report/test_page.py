@@ -239,7 +239,26 @@ def test_the_time_of_a_stage_that_was_killed_is_that_of_its_last_metric(tmp_path
     assert "4 min 28 s in all" in words(part(page, "times")), "three of 61.5 s, and this"
 
 
-def test_advice_for_a_stage_alone(tmp_path: Path) -> None:
+def test_advice_holds_where_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = "usl run chain.yaml --name=run '--data.dir=my images'"
+    (tmp_path / "here/runs").mkdir(parents=True)
+    run = make_run(tmp_path, upto=3).rename(tmp_path / "here/runs/run")
+    there = f"cd {tmp_path}/here && "
+    for place, change in ((run, there), (run.parent, there), (run.parent.parent, "")):
+        monkeypatch.chdir(place)
+        main(["report", str(run)])
+        assert capsys.readouterr().out.endswith(f"next: {change}{command}\n")
+        text = words(parse(run / "report.html"))
+        assert f"goes on where it stopped:{change}{command}" in text
+        assert f"{change}usl run chain.yaml '--data.dir=my images' --name=again" in text
+    with StageFolder(run / "train_usl").locked():
+        main(["report", str(run)])
+    assert capsys.readouterr().out.endswith(f"next: usl report {run} shows how far it is; it is at work\n")
+
+
+def test_advice_for_a_stage_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stage = make_run(tmp_path, upto=3) / "train_usl"
     command = f"usl fit --config={stage}/config.yaml --run_dir={stage}"
     text = words(part(parse(write_report(stage)), "unfinished"))
@@ -248,6 +267,8 @@ def test_advice_for_a_stage_alone(tmp_path: Path) -> None:
     (stage / "checkpoints/last.ckpt").symlink_to("step=00000050.ckpt")
     text = words(part(parse(write_report(stage)), "unfinished"))
     assert text.endswith(f"This goes on where it stopped:{command} --ckpt_path=last")
+    main(["report", str(stage)])
+    assert capsys.readouterr().out.endswith(f"next: {command} --ckpt_path=last\n")
     with StageFolder(stage).locked():
         text = words(part(parse(write_report(stage)), "unfinished"))
     assert text.endswith("It is at work: this page shows how far it was, make it again to see more.")

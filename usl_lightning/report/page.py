@@ -46,8 +46,10 @@ def what_next(run: RunReport) -> str:
     """The command that goes on with a run."""
     if run.waiting:
         return shlex.join(["usl", "label", str(run.folder)])
+    if any(stage.state == "running" for stage in run.missing):
+        return f"{shlex.join(['usl', 'report', str(run.folder)])} shows how far it is; it is at work"
     if run.missing:
-        return run.command or "the command that made this folder goes on where it stopped"
+        return run.next_command or "the command that made this folder goes on where it stopped"
     if any(stage.trained for stage in run.stages):
         return f"{shlex.join(['usl', 'predict', str(run.folder)])} FOLDER classifies other images"
     return "usl configs lists what can be done with its features"

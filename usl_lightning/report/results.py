@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from usl_lightning.labels import LabelIndex
@@ -161,15 +162,12 @@ def unfinished(run: RunReport) -> Html | None:
         how += [tag("p", f"{count:,} chosen images have no label yet. Give them theirs:"), code("\n".join(lines))]
     if any(stage.state == "running" for stage in run.missing):
         how += [tag("p", "It is at work: this page shows how far it was, make it again to see more.")]
-    elif run.command is not None:
-        how += [tag("p", "Then this goes on:" if how else "This goes on where it stopped:"), code(run.command)]
-    elif len(run.stages) == 1 and run.stages[0].folder.has_checkpoint:
-        how += [tag("p", "This goes on where it stopped:"), code(_alone(run.stages[0], again=False))]
-    elif len(run.stages) == 1 and run.stages[0].config:
-        how += [tag("p", "Nothing of it was saved yet; this begins it again:")]
-        how += [code(_alone(run.stages[0], again=False))]
-    else:
+    elif run.next_command is None:
         how += [tag("p", "The command that made this folder goes on where it stopped.")]
+    elif run.plan is None and not run.stages[0].folder.has_checkpoint:
+        how += [tag("p", "Nothing of it was saved yet; this begins it again:"), code(run.next_command)]
+    else:
+        how += [tag("p", "Then this goes on:" if how else "This goes on where it stopped:"), code(run.next_command)]
     return section("unfinished", "Not finished", tag("ul", items), *how)
 
 
@@ -245,14 +243,13 @@ def _speed(stage: StageReport) -> str:
 def commands(run: RunReport) -> Html:
     """What to type to get the same again."""
     parts: list[Child] = []
-    if run.command is not None:
-        fresh = shlex.join([w for w in shlex.split(run.command) if not w.startswith("--name=")])
-        parts += [tag("p", "The whole run again, in a folder of another name:"), code(f"{fresh} --name=again")]
+    if run.repetition is not None:
+        parts += [tag("p", "The whole run again, in a folder of another name:"), code(run.repetition)]
         people = [stage for stage in run.selections if stage.complete and _labelled_by_people(stage)]
         if people:
             lines = "\n".join(line for stage in people for line in _takeover(stage))
             parts += [tag("p", "It stops where labels are needed. Those of this run can be taken over:"), code(lines)]
-    alone = [_alone(stage, again=True) for stage in run.stages if (stage.folder.path / "config.yaml").exists()]
+    alone = [stage.command_of(Path("runs/again", stage.name)) for stage in run.stages if stage.config]
     if alone:
         parts += [tag("p", "A stage alone, with every parameter as it was:"), code("\n".join(alone))]
     return section("commands", "To get the same again", *parts)
@@ -270,15 +267,6 @@ def _takeover(stage: StageReport) -> Iterator[str]:
     again = labels.parent.parent.parent / "again" / stage.name / labels.name
     yield shlex.join(["usl", "labels", "export", str(labels), "--out", answers])
     yield shlex.join(["usl", "labels", "import", str(again), answers])
-
-
-def _alone(stage: StageReport, *, again: bool) -> str:
-    """The command of one stage, from its resolved configuration."""
-    path = stage.folder.path
-    words = ["usl", stage.command, f"--config={path / 'config.yaml'}"]
-    words += [f"--run_dir=runs/again/{stage.name}"] if again else [f"--run_dir={path}"]
-    words += [] if again or not stage.folder.has_checkpoint else ["--ckpt_path=last"]
-    return shlex.join(words)
 
 
 def machine(run: RunReport, here: Mapping[str, str]) -> Html:

@@ -14,6 +14,7 @@ from usl_lightning.base.atomic import check_file, read_file
 from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.files import not_a_folder, read_json
+from usl_lightning.base.typed import home, options
 from usl_lightning.chain.plan import Plan
 from usl_lightning.labels import LabelIndex
 from usl_lightning.report.evaluations import problem_of
@@ -95,6 +96,16 @@ class StageReport:
         """Class name of the method; its command if that is not known."""
         return str(self.config.get("model.class_path", self.command)).rpartition(".")[2]
 
+    def command_of(self, run_dir: Path, *more: str) -> str:
+        """The command of the stage alone, from its resolved configuration.
+
+        Args:
+            run_dir: its folder.
+            more: words.
+        """
+        config = self.folder.path / "config.yaml"
+        return shlex.join(["usl", self.command, f"--config={config}", f"--run_dir={run_dir}", *more])
+
     @cached_property
     def curves(self) -> Curves:
         """Metric -> (steps taken, value), by step, of `metrics.csv`; final figures belong to the last step."""
@@ -155,13 +166,40 @@ class RunReport:
 
     @property
     def command(self) -> str | None:
-        """What makes the whole run, or continues it; None if it is not known."""
+        """What makes the whole run, or continues it, and where if that is not here; None if it is not known."""
         if self.plan is None:
             return None
         words = list(self.plan.arguments)
         if not any(word.startswith("--name=") for word in words) and self.name != Path(words[0]).stem:
             words.append(f"--name={self.name}")  # the folder was renamed since
-        return f"usl run {shlex.join(words)}"
+        return f"{self._change_folder}usl run {shlex.join(words)}"
+
+    @property
+    def repetition(self) -> str | None:
+        """What makes the whole run again, in a folder of another name; None if it is not known."""
+        if self.plan is None:
+            return None
+        words = [word for word in self.plan.arguments if not word.startswith("--name=")]
+        return f"{self._change_folder}usl run {shlex.join(words)} --name=again"
+
+    @property
+    def _change_folder(self) -> str:
+        """`cd FOLDER && ` to where `usl run` was typed, as far as the run's own place tells, unless that is here."""
+        given = dict(options(self.plan.arguments[1:])) if self.plan else {}
+        place = (*home(given.get("out", "runs")).parts, self.name)
+        here = self.folder.resolve()
+        root = Path(*here.parts[: -len(place)])
+        if here.parts[-len(place) :] != place or root == Path.cwd():
+            return ""
+        return f"cd {shlex.quote(str(root))} && "
+
+    @property
+    def next_command(self) -> str | None:
+        """What goes on with a run that is not complete; None if it is not known."""
+        if self.plan is not None or len(self.stages) > 1 or not self.stages[0].config:
+            return self.command
+        stage = self.stages[0]
+        return stage.command_of(stage.folder.path, *(["--ckpt_path=last"] if stage.folder.has_checkpoint else []))
 
     def labels_of(self, stage: StageReport, key: str = "data.labels") -> LabelIndex | None:
         """The label index that a classifier is trained from; None if it is not trained from one, or that is lost.

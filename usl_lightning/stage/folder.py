@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from usl_lightning.base.atomic import open_lock
+from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import read_json, write_json
 from usl_lightning.base.machine import this_machine
 from usl_lightning.stage.answers import KEY, answers_in, in_words
-from usl_lightning.stage.identity import differences, digest
+from usl_lightning.stage.identity import differences, digest, flatten, revisions
 from usl_lightning.stage.record import problem_of
 
 
@@ -105,6 +106,25 @@ class StageFolder:
         if labels is None or not isinstance(answers, dict):
             return lines
         return [in_words(labels, answers) if line.startswith(f"{KEY} ") else line for line in lines]
+
+    def as_recorded(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """Identity fields without those that the run in this folder left to their defaults, if they have these values.
+
+        What a run resolved to is in its `config.yaml`, by which it is continued as by what was typed once.
+
+        Args:
+            identity: of the run to be.
+        """
+        record, path = self.record(), self.path / "config.yaml"
+        if record is None or not path.exists():
+            return dict(identity)
+        try:
+            resolved = flatten(load_yaml(path))
+        except UslError:  # damaged: it resolves nothing
+            return dict(identity)
+        resolved |= revisions(resolved)
+        kept = [key for key in identity if key in record["identity"] or key not in resolved]
+        return {key: value for key, value in identity.items() if key in kept or resolved[key] != value}
 
     def outputs(self) -> dict[str, str]:
         """Name -> path of what later stages can take from this one."""

@@ -47,8 +47,9 @@ def _run(stage: StageCommand, interruption: Interruption) -> None:
 
         run(stage, identity, interruption)
         return
-    folder, fields = StageFolder(stage.run_dir), identity.fields
+    folder = StageFolder(stage.run_dir)
     with folder.locked():
+        fields = folder.as_recorded(identity.fields)
         _check_folder(stage, folder, fields)
         from usl_lightning.stage.runner import run
 

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from usl_lightning.base import progress as module
-from usl_lightning.base.progress import fitting, progress, shown
+from usl_lightning.base.progress import Bar, fitting, progress, shown
 from usl_lightning.selection.usl import select_usl
 
 
@@ -80,7 +80,7 @@ def test_a_selection_shows_its_steps() -> None:
 @pytest.mark.parametrize(("columns", "shown"), [(80, 1), (120, 4), (40, 0), (200, 6)])
 def test_metrics_leave_room_for_the_bar(monkeypatch: pytest.MonkeyPatch, columns: int, shown: int) -> None:
     texts = ["loss=0.123", "mask_rate=0.95", "lr=0.03", "temperature=0.07", "knn_accuracy=0.912", "std=0.1"]
-    bar = tqdm(desc="pretrain", total=1000, initial=400, unit="step", ncols=columns, file=Terminal())
+    bar = Bar(desc="pretrain", total=1000, initial=400, unit="step", ncols=columns, file=Terminal())
     said = fitting(bar, texts)
     assert said.split() == texts[:shown]
     bar.set_postfix_str(said)
@@ -89,3 +89,21 @@ def test_metrics_leave_room_for_the_bar(monkeypatch: pytest.MonkeyPatch, columns
     if columns >= 80:
         assert len(drawn.split("|")[1]) >= 10, drawn
     bar.close()
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (70, "400/1000 [00:00<01:06,  9.00step/s]"), (50, "400/1000 [00:00<01:06]"), (30, "01:06"),
+        (20, "pretrain:  40% 01:06"), (15, " 40%"),
+    ],
+)  # fmt: skip
+def test_a_narrow_terminal_has_less_and_all_of_it(columns: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    bar = Bar(desc="pretrain", total=1000, initial=400, unit="step", ncols=columns, file=Terminal())
+    state = {**bar.format_dict, "elapsed": 0.0, "rate": 9.0}
+    monkeypatch.setattr(tqdm, "format_dict", state)
+    drawn = str(bar)
+    assert drawn.endswith(said), drawn
+    assert len(drawn) <= columns
+    assert "|" not in drawn or len(drawn.split("|")[1]) >= 10, drawn
+    bar.disable = True

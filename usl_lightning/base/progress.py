@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.utils import disp_len
 
 from usl_lightning.base.machine import is_main_process
 
@@ -14,8 +15,33 @@ PATIENCE = 1.0
 SHORTEST = 10
 """Characters of a bar that can be seen to move."""
 
+FORMS = (
+    "{l_bar}{bar}{r_bar}",
+    "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]",
+    "{l_bar}{bar}| {remaining}",
+    "{desc}: {percentage:3.0f}% {remaining}",
+    "{percentage:3.0f}%",
+)
+"""What a bar says, the most first: the first is shown that its terminal has room for."""
 
-def progress(what: str, total: int, unit: str, *, done: int = 0) -> "tqdm[Any]":
+
+class Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that says less on a narrow terminal, where what it says would be cut and the bar be a character."""
+
+    @property
+    def format_dict(self) -> Any:
+        """As tqdm formats it."""
+        state = super().format_dict
+        columns = state["ncols"] or 0
+
+        def fits(form: str) -> bool:
+            said = tqdm.format_meter(**{**state, "ncols": None, "bar_format": form.replace("{bar}", "")})
+            return bool(disp_len(said) + SHORTEST * ("{bar}" in form) <= columns)
+
+        return {**state, "bar_format": next(filter(fits, FORMS), FORMS[-1])} if columns else state
+
+
+def progress(what: str, total: int, unit: str, *, done: int = 0) -> Bar:
     """A bar with the time left, shown on a terminal by the main process alone; it goes when it is closed.
 
     Args:
@@ -25,12 +51,12 @@ def progress(what: str, total: int, unit: str, *, done: int = 0) -> "tqdm[Any]":
         done: steps that an earlier run has done.
     """
     hidden = None if is_main_process() else True  # None: unless stderr is a terminal
-    return tqdm(
+    return Bar(
         desc=what, total=total, initial=done, unit=unit, leave=False, disable=hidden, dynamic_ncols=True, delay=PATIENCE
     )
 
 
-def fitting(bar: "tqdm[Any]", texts: Sequence[str]) -> str:
+def fitting(bar: Bar, texts: Sequence[str]) -> str:
     """The first of some texts, as many as leave room for the bar itself on its terminal.
 
     Args:

@@ -10,10 +10,10 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from tqdm import tqdm
 
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.machine import ROOM
+from usl_lightning.base.progress import Bar
 from usl_lightning.data.batch import Batch, PairBatch, SemiBatch
 from usl_lightning.data.images.source import ArraySource, ImageSource
 from usl_lightning.data.keys import Key, permutation
@@ -292,7 +292,7 @@ def read_all(source: ImageSource) -> Tensor:
         return source.images
     images = torch.empty((len(source), source.channels, source.height, source.width), dtype=torch.uint8)
     chunks = torch.split(torch.arange(len(source)), 1024)
-    bar = tqdm(source.read_batches(chunks), "reading images", len(chunks), leave=False, disable=None)
+    bar = Bar(source.read_batches(chunks), "reading images", len(chunks), leave=False, disable=None)
     for indices, part in zip(chunks, bar, strict=True):
         images[indices] = part
     return images

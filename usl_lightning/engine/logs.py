@@ -20,7 +20,7 @@ from usl_lightning.base.atomic import check_file, read_file
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
 from usl_lightning.base.machine import is_main_process
-from usl_lightning.base.progress import fitting, progress
+from usl_lightning.base.progress import Bar, fitting, progress
 from usl_lightning.data.batch import Batch
 
 log = logging.getLogger(__name__)
@@ -181,7 +181,7 @@ class Progress(Callback):
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self._bar: tqdm[Any] | None = None
+        self._bar: Bar | None = None
         self._tenth = -1
         self._first, self._begun = 0, 0.0
 
@@ -190,7 +190,7 @@ class Progress(Callback):
         self._first, self._begun = trainer.global_step, time.monotonic()
         _rewind(trainer)
         if trainer.is_global_zero and sys.stderr.isatty():
-            self._bar = tqdm(
+            self._bar = Bar(
                 desc=self.label,
                 total=trainer.max_steps,
                 initial=trainer.global_step,

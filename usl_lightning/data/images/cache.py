@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from usl_lightning.base.atomic import atomic_path, open_lock
 from usl_lightning.base.errors import UslError
+from usl_lightning.base.progress import Bar
 from usl_lightning.data.images.decode import Interpolation
 from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.rendering import WHITE, colour_of
@@ -113,7 +113,7 @@ def _build(source: FolderSource, path: Path, header: bytes) -> None:
             return
         _check_space(path, source.nbytes)
         batches = torch.split(torch.arange(len(source)), _BATCH)
-        bar = tqdm(total=len(source), desc="decoding images once", unit="img", disable=None, leave=False)
+        bar = Bar(total=len(source), desc="decoding images once", unit="img", disable=None, leave=False)
         with atomic_path(path) as temporary, open(temporary, "wb") as file, bar:
             file.write(header)
             # Plain writes, so that a full disk is an error here, not a fault when a mapped page is flushed.

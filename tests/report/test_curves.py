@@ -12,6 +12,7 @@ from usl_lightning.base.ticks import ticks
 from usl_lightning.pictures.curves import (
     BOTTOM,
     COLOURS,
+    GRID,
     HEIGHT,
     LEFT,
     RIGHT,
@@ -49,7 +50,9 @@ def test_points_are_where_they_belong(log_x: bool, tmp_path: Path) -> None:
 
 def test_one_point_and_no_point(tmp_path: Path) -> None:
     draw_curves([Panel("one", "x", [Curve("a", [(3, 0.0, 0.0, 0.0)]), Curve("b", [])])], tmp_path / "a.png")
-    assert (tmp_path / "a.png").exists()
+    with Image.open(tmp_path / "a.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert near(pixels, WIDTH - RIGHT - 8, HEIGHT - BOTTOM, GRID), "across the whole chart"
     with pytest.raises(ValueError, match="no points"):
         draw_curves([Panel("one", "x", [Curve("a", [])])], tmp_path / "b.png")
     assert not (tmp_path / "b.png").exists()

@@ -101,8 +101,9 @@ def _draw_panel(draw: "ImageDraw.ImageDraw", panel: Panel, left: float, colours:
         return across, TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
     for y in ticks(low, high):
-        draw.line(_scaled([place(xs[0], y), place(xs[-1], y)]), GRID, SCALE)
-        _write(draw, (left + LEFT - 8, place(xs[0], y)[1]), f"{y:g}", "rm")
+        height = place(xs[0], y)[1]
+        draw.line(_scaled([(left + LEFT, height), (left + WIDTH - RIGHT, height)]), GRID, SCALE)
+        _write(draw, (left + LEFT - 8, height), f"{y:g}", "rm")
     for kind, name in enumerate(panel.names):
         _write(draw, (place(kind, low)[0], HEIGHT - BOTTOM + 14), name, "mm")
     shown = [] if panel.names else xs if panel.log_x else ticks(xs[0], xs[-1]) if len(xs) > 1 else xs

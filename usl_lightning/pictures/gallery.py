@@ -97,6 +97,8 @@ def _fit(text: str, font: Any) -> str:
 def summary_picture(results: Sequence[Mapping[str, Any]], strips: Sequence[Path], path: Path) -> None:
     """Write one picture of a chain: for each branch the images it labelled, and the accuracy they led to.
 
+    Where no test images tell that, it is the estimate by the labels, with a line along its interval.
+
     Args:
         results: entries of `summary.json`'s `results`.
         strips: for each of them the PNG written by `chosen_strip`; if one is none, nothing is written.
@@ -112,14 +114,28 @@ def summary_picture(results: Sequence[Mapping[str, Any]], strips: Sequence[Path]
     draw = ImageDraw.Draw(sheet)
     y = PAD
     for result, picture, height in zip(results, pictures, heights, strict=True):
-        accuracy = result["test_accuracy"]
+        accuracy, words, interval = _accuracy(result)
         draw.text((2 * PAD, y), f"{result['budget']} labels chosen by {result['selection']}", INK, title)
         covered = f"{result['classes_covered']} of {len(result['class_counts'])} classes covered"
-        shown = "" if accuracy is None else f"{result['method']}: {accuracy:.1%} of the test images right"
-        draw.text((2 * PAD, y + 24), f"{covered}   {shown}", INK, small)
+        draw.text((2 * PAD, y + 24), f"{covered}   {words}", INK, small)
         full = width - 4 * PAD
         draw.rectangle((2 * PAD, y + 46, 2 * PAD + full, y + 52), fill=(225, 228, 232))
-        draw.rectangle((2 * PAD, y + 46, 2 * PAD + full * (accuracy or 0), y + 52), fill=BAR)
+        if accuracy:
+            draw.rectangle((2 * PAD, y + 46, 2 * PAD + full * accuracy, y + 52), fill=BAR)
+        if interval:
+            low, high = interval
+            draw.rectangle((2 * PAD + full * low, y + 48, 2 * PAD + full * high, y + 50), fill=INK)
         sheet.paste(picture, (PAD, y + 56))
         y += height
     save_png(sheet, path)
+
+
+def _accuracy(result: Mapping[str, Any]) -> tuple[float | None, str, Sequence[float]]:
+    """The accuracy of a branch as far as it is known, in words too, and the interval of an estimate."""
+    tested, told, interval = (result.get(key) for key in ("test_accuracy", "estimated_accuracy", "estimated_interval"))
+    if tested is not None:
+        return tested, f"{result['method']}: {tested:.1%} of the test images right", ()
+    if told is None or interval is None:
+        return None, "", ()
+    low, high = interval
+    return told, f"{result['method']}: about {told:.0%} right by the labels alone ({low:.0%} to {high:.0%})", interval

@@ -217,7 +217,7 @@ COMMANDS: dict[str, Command] = {
             Option("sort-into", "DIR", "copy the images too, into a folder for each class"),
             Option("all-probabilities", "", "a column for each class"),
             Option("split", "NAME", "a split of the data set in place of a folder, e.g. test"),
-            Option("out", "FILE.csv", "by default predictions.csv in the stage's folder"),
+            Option("out", "FILE.csv", "by default predictions.csv in the stage's folder, or predictions_FOLDER.csv"),
             Option("folder", "DIR", "the folder, where --config is typed"),
             *_KEPT,
         ),

@@ -420,7 +420,12 @@ def test_figures_of_own_images_are_those_that_were_measured() -> None:
         assert f"| {budget} | {cells} |" in text, budget
     accuracy, low, high = measured["budgets"]["32"]["estimated"][0]
     truth = measured["budgets"]["32"]["init_and_run"]["each"][0]
-    assert f"it says {accuracy:.2f} ({low:.2f} to {high:.2f}), and is right {truth:.2f} of the time" in text
+    said = " ".join(text.split())
+    assert f"it says {accuracy:.2f} ({low:.2f} to {high:.2f}), and is right {truth:.2f} of the time" in said
+    seconds = [run["processor_seconds"] for each in measured["budgets"].values() for run in each["by_usl_run"]]
+    assert f"A run takes {min(seconds):.0f} to {max(seconds):.0f} seconds of one core" in said
+    speeds = json.loads((ROOT / "tests/benchmarks/results/published_throughput.json").read_text())["networks"]
+    assert f"a core computes {speeds['tf_efficientnet_lite0']['images_a_second']:.0f} a second" in said
 
 
 def test_regret_of_selectors_is_what_was_measured() -> None:

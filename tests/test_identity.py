@@ -102,6 +102,20 @@ def test_differences_name_the_key_and_both_values() -> None:
     ]
 
 
+def test_differences_are_words() -> None:
+    of_file, none = {"model.init_from": "sha256:" + "a" * 64}, {"model.init_from": None}
+    assert differences(of_file, {}) == ["model.init_from was a file, now not set"]
+    assert differences(none, of_file) == ["model.init_from was null, now a file"]
+    usl, other = "usl_lightning.selection.usl.USL", "usl_lightning.selection.random.Random"
+    digits = {"data.dataset": "digits", "model.class_path": other}
+    folder = {"data.dataset": "folder", "data.decoding.revision": 2, "model.class_path": usl, "model.revision": 3}
+    assert differences(digits, folder) == [
+        "data.dataset was digits, now folder",
+        f"model.class_path was {other}, now {usl}",
+    ]
+    assert len(differences({**folder, "data.decoding.revision": 1}, {**folder, "model.revision": 4})) == 2
+
+
 @pytest.fixture
 def flat(tmp_path: Path) -> dict[str, Any]:
     np.save(tmp_path / "images.npy", np.zeros((4, 8, 8), np.uint8))

@@ -233,7 +233,8 @@ def test_check_accepts_its_own_data_set():
 def test_check_refuses_another(tmp_path):
     path = written(tmp_path, json.dumps(GOOD))
     read = LabelIndex.read(path)
-    refused(lambda: read.check(OTHER), str(path), "chosen from flowers/train", "but the data is", "ffff")
+    same = "but the data is other images of that name and number;"
+    refused(lambda: read.check(OTHER), str(path), "chosen from flowers/train (50 images), ", same)
     smaller = DatasetId("flowers", "train", 49, DATA.fingerprint)
     refused(lambda: read.check(smaller), str(path), "49 images")
     refused(lambda: read.check(DATA, ("a", "b")), str(path), "rose, tulip, daisy", "a, b")

@@ -48,7 +48,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("distill.model.teacher_from=null", "distill: model.teacher_from: must be given; Distill does not do without"),
     ("distill.model.teacher_from=${pretrain.checkpoint}", "'pretrain' learns without labels and leaves no classifier"),
     ("finetune.data.labels=text.txt", "finetune: text.txt: a label index is a .json, .npy or .csv file"),
-    ("finetune.data.labels=other.json", "chosen from cifar10/train (50000 images, sha256:00000000…), but the data set"),
+    ("finetune.data.labels=other.json", "chosen from cifar10/train (50000 images), but the data set"),
     ("finetune.data.labels=${select.self_labels}", "expected what a stage leaves as labels"),
     ("finetune.data.split=test", "'select' chooses from digits train, this stage has digits test"),
     ("select.model.keep_from=text.txt", "select: text.txt: a label index is"),

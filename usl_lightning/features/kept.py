@@ -127,8 +127,8 @@ def check_dataset(about: Any, fingerprint: str, what: str, where: str) -> None:
         return
     if told is not None and told != fingerprint:
         raise UslError(
-            f"{where}: these {what} are of other images ({str(told)[:15]}…, the data is {fingerprint[:15]}…); make "
-            "them from these, or use the data set they were made from"
+            f"{where}: these {what} are of other images than the data's; make them from these, or use the data set "
+            "they were made from"
         )
 
 

@@ -26,7 +26,11 @@ class DatasetId:
     fingerprint: str
 
     def __str__(self) -> str:
-        return f"{self.name}/{self.split} ({self.size} images, {self.fingerprint[:15]}…)"
+        return f"{self.name}/{self.split} ({self.size} images)"
+
+    def beside(self, other: "DatasetId") -> str:
+        """What this one is called beside another, from which its name may not tell it."""
+        return "other images of that name and number" if str(self) == str(other) else str(self)
 
 
 @dataclass(frozen=True)

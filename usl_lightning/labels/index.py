@@ -81,8 +81,8 @@ class LabelIndex(Entries):
             dataset.size,
         ):
             raise UslError(
-                f"{where}: chosen from {self.dataset}, but the data is {dataset}; use the data it was chosen"
-                " from, or select again"
+                f"{where}: chosen from {self.dataset}, but the data is {dataset.beside(self.dataset)}; use the "
+                "data it was chosen from, or select again"
             )
         for i, index in enumerate(self.indices):
             if index >= dataset.size:
@@ -310,7 +310,7 @@ class LabelIndex(Entries):
     def _check_same(self, other: "LabelIndex") -> None:
         mine, theirs = self.path or "label index", other.path or "the other label index"
         if self.dataset and other.dataset and self.dataset.fingerprint != other.dataset.fingerprint:
-            raise UslError(f"{mine} was chosen from {self.dataset}, {theirs} from {other.dataset}")
+            raise UslError(f"{mine} was chosen from {self.dataset}, {theirs} from {other.dataset.beside(self.dataset)}")
         if self.classes and other.classes and self.classes != other.classes:
             raise UslError(f"{mine} has classes {_some(self.classes)}; {theirs} {_some(other.classes)}")
 

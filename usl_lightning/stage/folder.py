@@ -15,7 +15,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import read_json, write_json
 from usl_lightning.base.machine import this_machine
 from usl_lightning.stage.answers import KEY, answers_in, in_words
-from usl_lightning.stage.identity import differences, digest, flatten, revisions
+from usl_lightning.stage.identity import class_at, differences, digest, flatten, revisions
 from usl_lightning.stage.record import problem_of
 
 
@@ -122,9 +122,13 @@ class StageFolder:
             resolved = flatten(load_yaml(path))
         except UslError:  # damaged: it resolves nothing
             return dict(identity)
-        resolved |= revisions(resolved)
-        kept = [key for key in identity if key in record["identity"] or key not in resolved]
-        return {key: value for key, value in identity.items() if key in kept or resolved[key] != value}
+        before, resolved = record["identity"], resolved | revisions(resolved)
+
+        def left_out(key: str) -> bool:
+            place = key.removesuffix(".revision")
+            return key not in before and class_at(before, place) == place and key in resolved
+
+        return {key: value for key, value in identity.items() if not left_out(key) or resolved[key] != value}
 
     def outputs(self) -> dict[str, str]:
         """Name -> path of what later stages can take from this one."""

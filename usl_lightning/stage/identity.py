@@ -190,7 +190,7 @@ def _content_fields(flat: Mapping[str, Any], known: StageIdentity) -> dict[str, 
     if data is not None:
         fields["data.files"] = known.fields["data.files"] if data == _data(known.flat) else data_signature(**data)
         if data["name"] in FOLDER_SETS and DECODING > 1:
-            fields["data.decoding.revision"] = DECODING
+            fields[f"{_DECODING}.revision"] = DECODING
     return fields | revisions(flat)
 
 
@@ -245,6 +245,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         place, _, name = key.rpartition(".")
         was, now = old.get(key, 1), new.get(key, 1)
         if before != after and name == "revision" and isinstance(was, int) and isinstance(now, int):
+            if not _same_at(place, old, new):
+                continue  # another class, or data of another kind, which a line of its own tells
             lines.append(
                 f"{class_at({**old, **new}, place)} was revision {was}, now {now} (what it computes has changed; the "
                 f"{'older' if was < now else 'newer'} version of the package continues the run)"
@@ -256,6 +258,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+_DECODING = "data.decoding"
+"""Has a revision where images are read from files."""
+
 _OTHER_IMAGES = "other images (files were added, removed or changed since)"
 
 
@@ -263,7 +268,15 @@ def _is_hash(value: Any) -> bool:
     return isinstance(value, str) and value.startswith("sha256:")
 
 
+def _same_at(place: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether what a revision is of is there in both."""
+    if place == _DECODING and old.get("data.dataset") != new.get("data.dataset"):
+        return False
+    return class_at(old, place) == class_at(new, place)
+
+
 def _short(value: Any) -> str:
-    text = str(value)
-    text = text if text.isprintable() else repr(text)
-    return text[:19] + "…" if text.startswith("sha256:") else text
+    text = "null" if value is None else str(value)
+    if _is_hash(value):
+        return "a file"
+    return text if text.isprintable() else repr(text)

@@ -52,6 +52,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "SeLa": {
         "": {"reassignments": 3, "hidden_dims": [20]},  # with dropout
         "turns": {"reassignments": 3, "rotation_weight": 0.7},
+        "clusters": {"reassignments": 3, "labelling": "kmeans"},
     },
     "EMANFixMatch": {"": {"threshold": 0.15, "ema_decay": 0.5}},
     "SelfTraining": {"": {"threshold": 0.15, "ema_decay": 0.5}},

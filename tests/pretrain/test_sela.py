@@ -1,6 +1,7 @@
 """SeLa's loss, schedule and labels against slow versions; its steps by hand; label transfer."""
 
 import inspect
+import itertools
 import json
 import math
 from pathlib import Path
@@ -22,6 +23,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.keys import derive_seed
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
 from usl_lightning.pretrain.sela import (
@@ -31,9 +33,11 @@ from usl_lightning.pretrain.sela import (
     label_entropy,
     read_self_labels,
     reassignment_steps,
+    renumbered,
     self_label_loss,
     sinkhorn_labels,
 )
+from usl_lightning.vectors.kmeans import kmeans
 
 # Pure functions -------------------------------------------------------------------------------------------
 
@@ -197,6 +201,36 @@ def test_a_reassignment_balances_the_predictions_of_all_images(tmp_path: Path) -
     assert [(step, name) for step, name, _ in rows] == [("0", "self_label_nmi"), ("0", "self_label_entropy")]
     assert float(rows[0][2]) == pytest.approx(nmi, rel=1e-6)
     assert 0 < float(rows[1][2]) < math.log(10)
+
+
+def test_clusters_in_place_of_balanced_labels_by_hand(tmp_path: Path) -> None:
+    """Step 0: k-means of what the heads are applied to, each head's from a start of its own, then renumbered."""
+    torch.manual_seed(0)
+    data = digits()
+    fresh = make(data, hidden_dims=[20]).eval()
+    data.setup("fit")
+    with torch.no_grad():
+        features = torch.cat(
+            [fresh.hidden(fresh.encoder(fresh.view(b.images, b.key.fold("reassignment", 0)))) for b in data.whole_set()]
+        )
+    options: dict[str, Any] = {"hidden_dims": [20], "reassignments": 1, "labelling": "kmeans"}
+    state = train(lambda data: make(data, **options), digits, tmp_path, 2)["state_dict"]
+    for head, (own, before) in enumerate(zip(state["labels"], first_labels(1437, [6, 9], data.seed), strict=True)):
+        seed = derive_seed(data.seed, "clusters", 0, head)
+        clusters, _ = kmeans(features, int(before.max()) + 1, seed=seed, iterations=20)
+        assert torch.equal(own, renumbered(clusters, before, int(before.max()) + 1))
+        sizes = torch.bincount(own)
+        assert sizes.max() > 1.5 * sizes.min(), "nothing balances them"
+
+
+@given(st.integers(1, 5), st.integers(1, 30), st.integers(0, 1000))
+def test_renumbered_groups_are_the_best_of_all_numberings(count: int, n: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels, before = torch.randint(count, (2, n), generator=generator)
+    made = renumbered(labels, before, count)
+    assert len({*zip(labels.tolist(), made.tolist(), strict=True)}) == len(labels.unique()) == len(made.unique())
+    kept = [int((torch.tensor(order)[labels] == before).sum()) for order in itertools.permutations(range(count))]
+    assert int((made == before).sum()) == max(kept)
 
 
 def test_reassignments_come_when_they_are_due_and_once_a_step_under_accumulation(tmp_path: Path) -> None:

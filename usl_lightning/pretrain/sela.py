@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal, Unpack
@@ -10,6 +10,7 @@ from typing import ClassVar, Literal, Unpack
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from usl_lightning.base.arrays import load_array
@@ -20,17 +21,30 @@ from usl_lightning.compute.device import full_precision
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.data.keys import permutation
+from usl_lightning.data.keys import derive_seed, permutation
 from usl_lightning.evaluation.clusters import cluster_metrics
 from usl_lightning.models.turning import TURNS, check_square, turned_views, turning_loss
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
+from usl_lightning.vectors.kmeans import kmeans
 from usl_lightning.vectors.sinkhorn import balanced_labels, sinkhorn_labels
 
-__all__ = ["SeLa", "first_labels", "label_entropy", "reassignment_steps", "self_label_loss", "sinkhorn_labels"]
+__all__ = [
+    "SeLa",
+    "first_labels",
+    "label_entropy",
+    "reassignment_steps",
+    "renumbered",
+    "self_label_loss",
+    "sinkhorn_labels",
+]
 
 log = logging.getLogger(__name__)
 
 Schedule = Literal["log", "quadratic", "linear"]
+Labelling = Literal["sinkhorn", "kmeans"]
+
+CLUSTER_ITERATIONS = 20
+"""Of k-means in place of Sinkhorn-Knopp, as in DeepCluster."""
 
 
 def self_label_loss(logits: Tensor, labels: Tensor, clusters: Sequence[int]) -> Tensor:
@@ -84,6 +98,18 @@ def reassignment_steps(max_steps: int, count: int, schedule: Schedule) -> tuple[
     return tuple(steps)
 
 
+def renumbered(labels: Tensor, before: Tensor, count: int) -> Tensor:
+    """The same groups, numbered so that as many images as can be have the number that they had before.
+
+    Args:
+        labels, before: int64 [n], in {0, …, count - 1}.
+        count: of the numbers, K.
+    """
+    overlap = torch.bincount(labels * count + before, minlength=count * count).view(count, count)
+    _, numbers = linear_sum_assignment(overlap.cpu().numpy(), maximize=True)
+    return torch.from_numpy(numbers).to(labels)[labels]
+
+
 def label_entropy(self_labels: Tensor, classes: Tensor) -> float:
     """Entropy in nats of the true classes within a self-label, averaged over the self-labels (appendix A.2).
 
@@ -120,6 +146,8 @@ class SeLa(PretrainModule):
         tolerance: where Sinkhorn-Knopp ends, see `sinkhorn_labels`; 0.1 in the published code, 0.01 for small sets.
         reassignments: how often the labels are reassigned during the training; 0 keeps the first ones.
         schedule: when: "quadratic", "linear" or "log", see `reassignment_steps`.
+        labelling: "sinkhorn", or "kmeans": the labels of each head are clusters of what the heads are applied to, of
+            any size, from starting points of its own (Table 8). `power` and `tolerance` then do not apply.
         labels_file: labels to start from and to keep ("label transfer", §4.3): the `self_labels.npy` of another
             run on the same images with the same heads and clusters. `reassignments` then does not apply.
         labels_head: the head of that run, from 0, whose labels the one head of this one learns; None: all of them.
@@ -154,6 +182,7 @@ class SeLa(PretrainModule):
         tolerance: float = 0.1,
         reassignments: int = 80,
         schedule: Schedule = "quadratic",
+        labelling: Labelling = "sinkhorn",
         labels_file: str | None = None,
         labels_head: int | None = None,
         rotation_weight: float = 0.0,
@@ -165,7 +194,7 @@ class SeLa(PretrainModule):
         self.view, self.rotation_weight = view, rotation_weight
         self.clusters = _clusters(heads, clusters)
         self.power, self.tolerance, self.schedule = power, tolerance, schedule
-        self.labels_head = labels_head
+        self.labelling, self.labels_head = labelling, labels_head
         self.labels_file, self.reassignments = labels_file, 0 if labels_file else reassignments
         widths = [self.encoder.feature_dim, *(hidden_dims or [])]
         layers = [(nn.Dropout(), nn.Linear(a, b), nn.ReLU(inplace=True)) for a, b in itertools.pairwise(widths)]
@@ -220,26 +249,38 @@ class SeLa(PretrainModule):
 
     @torch.no_grad()
     def _reassign(self) -> None:
-        """Balance the predictions of every head for all images; each process those of its share (Eq. 6 to 8).
+        """New labels of all images for every head; each process those of its share.
 
         The encoder runs in the trainer's precision, the heads in float32: logits of 8 bits, times λ, blur the labels.
         """
         features, classes = self._of_all_images(self._predict)
-        heads = zip(*(torch.split(part, self.clusters) for part in self.head.parameters()), strict=True)
         with torch.autocast(features.device.type, enabled=False):
-            for own, (weight, bias) in zip(self.labels, heads, strict=True):
-                labels = balanced_labels(
-                    features,
-                    partial(_scores, weight.float(), bias.float()),
-                    len(bias),
-                    power=self.power,
-                    tolerance=self.tolerance,
-                    distributed=True,
-                )
-                own.copy_(gather_uneven(labels))
+            for own, labels in zip(self.labels, self._labellings(features), strict=True):
+                own.copy_(labels)
         self._done += 1
         self.reassigned += 1
         self._report(gather_uneven(classes))
+
+    def _labellings(self, features: Tensor) -> Iterator[Tensor]:
+        """Labels of all images, int64 [N], head by head: its predictions balanced (Eq. 6 to 8), or clusters.
+
+        Args:
+            features: [n, d], of this process's share.
+        """
+        heads = zip(*(torch.split(part, self.clusters) for part in self.head.parameters()), strict=True)
+        for number, (own, (weight, bias)) in enumerate(zip(self.labels, heads, strict=True)):
+            if self.labelling == "kmeans":
+                seed = derive_seed(self._data.seed, "clusters", self._done, number)
+                labels, _ = kmeans(
+                    features.float(), len(bias), seed=seed, iterations=CLUSTER_ITERATIONS, distributed=True
+                )
+                yield renumbered(gather_uneven(labels), own, len(bias))
+                continue
+            scores = partial(_scores, weight.float(), bias.float())
+            labels = balanced_labels(
+                features, scores, len(bias), power=self.power, tolerance=self.tolerance, distributed=True
+            )
+            yield gather_uneven(labels)
 
     def _predict(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """What the heads are applied to [n, d] of one view of each image, and the data set's labels [n]."""

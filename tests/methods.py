@@ -38,6 +38,7 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "PIRL": {"": {}, "noise": {"negatives": 6}},
     "Taught": {"": {"teacher_size": 32, "bank_size": 80}},
     "SwAV": {"": {"queue_size": 64, "queue_after": 3, "frozen_steps": 2, "prototypes": 20}},
+    "OBoW": {"": {"words": 80}},  # a ring of two batches and a half, each level
     "DINO": {"": {"frozen_steps": 2, "outputs": 20}, "sinkhorn": {"centring": "sinkhorn", "outputs": 20}},
     "MSF": {  # a bank of two batches and a half
         "": {"bank_size": 80, "neighbours": 3},

@@ -54,11 +54,14 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features [b, d] of images [b, c, h, w], uint8 or floats in [0, 1]."""
-        x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
-        x = ((x - self.mean) / self.std).to(self.mean.dtype)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.normalised(images)
         with recomputed(self.net) if self.recompute and self.training and torch.is_grad_enabled() else nullcontext():
             return self.net(x)
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the network sees of images [b, c, h, w], uint8 or floats in [0, 1]."""
+        x = images.to(self.mean.dtype) / 255 if images.dtype == torch.uint8 else images
+        return ((x - self.mean) / self.std).to(self.mean.dtype).contiguous(memory_format=torch.channels_last)
 
     def apart(self) -> "list[Encoder]":
         """Its networks, each an encoder of the same images; itself, if it is one.

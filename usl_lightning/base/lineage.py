@@ -54,7 +54,7 @@ def is_no(class_path: str, kind: str) -> bool:
     """
     if class_path.partition(".")[0] in sys.stdlib_module_names:
         return True
-    wanted = _definition(kind)
+    wanted = definition(kind)
     return _descends(class_path, {kind, wanted.path if wanted else kind}) is False
 
 
@@ -74,7 +74,7 @@ class Arguments:
 @cache
 def arguments_of(class_path: str) -> Arguments | None:
     """What a class's constructor takes; None if the sources do not tell."""
-    found = _definition(class_path)
+    found = definition(class_path)
     if found is None or not isinstance(found.node, ast.ClassDef) or found.node.decorator_list:
         return None
     for line in found.node.body:
@@ -83,16 +83,47 @@ def arguments_of(class_path: str) -> Arguments | None:
             known = {each.arg: (each.annotation, found.source.module) for each in given}
             told = line.name == "__init__" and not line.decorator_list
             return Arguments(known, line.args.kwarg is not None) if told else None
-    bases = [path for base in found.node.bases for path in _meant(base, found.source)]
+    bases = bases_of(found)
     return arguments_of(bases[0]) if len(bases) == 1 else None
+
+
+def constructor_of(node: ast.ClassDef) -> ast.FunctionDef | None:
+    """A class's own `__init__`."""
+    own = (line for line in node.body if isinstance(line, ast.FunctionDef) and line.name == "__init__")
+    return next(own, None)
+
+
+def bases_of(found: Definition) -> list[str]:
+    """The dotted paths of a class's bases, as far as its module tells."""
+    bases = found.node.bases if isinstance(found.node, ast.ClassDef) else []
+    return [path for base in bases for path in _meant(base, found.source)]
+
+
+def constant(name: str, source: Source, depth: int = 0) -> tuple[ast.expr | None, Source]:
+    """The expression that a name of a module is set to, and the module where that is; None if the sources do not tell.
+
+    Args:
+        name: without a dot.
+        source: the module.
+        depth: of the imports that led there.
+    """
+    for line in source.tree.body:
+        targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+        if any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            return line.value, source  # type: ignore[attr-defined]
+    for known, origin in _imports(source) if depth < 20 else ():
+        module, _, own = origin.rpartition(".")
+        if known == name and (other := _source(module)) is not None:
+            return constant(own, other, depth + 1)
+    return None, source
 
 
 def is_by_descent(class_path: str) -> bool:
     """Whether a dotted path leads to a class, and a class is one of these by descending from it alone."""
-    found = _definition(class_path)
+    found = definition(class_path)
     if found is None or not isinstance(found.node, ast.ClassDef):
         return False
-    paths = [path for base in found.node.bases for path in _meant(base, found.source)]
+    paths = bases_of(found)
     return class_path.partition(".")[0] not in sys.stdlib_module_names and not any(
         path.rpartition(".")[2] in ("Protocol", "TypedDict", "NamedTuple") for path in paths
     )
@@ -102,7 +133,7 @@ def _descends(class_path: str, kinds: set[str]) -> bool | None:
     """Whether a class is one of some, or has one among its bases; None: the sources do not tell."""
     if class_path in kinds:
         return True
-    found = _definition(class_path)
+    found = definition(class_path)
     if found is None:
         return False if _source(class_path) is not None or _has_no_such(class_path) else None
     if found.path in kinds:
@@ -143,7 +174,7 @@ def _meant(node: ast.expr, source: Source) -> Iterator[str]:
 
 
 @cache
-def _definition(path: str, depth: int = 0) -> Definition | None:
+def definition(path: str, depth: int = 0) -> Definition | None:
     """What a dotted path leads to, through the imports that hand it on; None if no source says so."""
     module, _, name = path.rpartition(".")
     source = _source(module) if depth < 20 else None
@@ -154,7 +185,7 @@ def _definition(path: str, depth: int = 0) -> Definition | None:
             return Definition(line, source)
     for known, origin in _imports(source):
         if known in (name, "*"):
-            found = _definition(origin if known == name else f"{origin}.{name}", depth + 1)
+            found = definition(origin if known == name else f"{origin}.{name}", depth + 1)
             if found is not None:
                 return found
     return None

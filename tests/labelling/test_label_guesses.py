@@ -1,6 +1,7 @@
 """What the labelling server says of the images from the answers so far, and rows that are answered at once."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from asked import Asked
 from own_images import IMAGES, make_selection, quarter
+from PIL import Image
 
 from usl_lightning.base.files import sha256_of_file
 from usl_lightning.labelling import guessing
@@ -227,6 +229,37 @@ def test_an_image_that_was_not_chosen_is_answered_as_it_was_shown(ask: Asked) ->
     assert ask.store.read().added == (image,)
     file.write_bytes(another.read_bytes())
     assert "was replaced since it was chosen" in ask(f"images/{image}")[1]["problem"]
+
+
+def test_in_a_folder_that_was_swapped_no_other_image_is_answered(ask: Asked) -> None:
+    """Nor shown: its place says nothing of another folder, whose files may have the names, and the sizes, of this."""
+    shown, unseen = images_beside(ask)[:2]
+    folder, path = ask.store.path.parents[3] / "images", ask.store.path
+    assert ask(f"images/{shown}")[0] == 200
+    before, kept = path.read_bytes(), folder.with_name("kept")
+    folder.rename(kept)
+    for file in kept.rglob("*.png"):
+        new = folder / file.relative_to(kept)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        other = Image.open(file).convert("L").transpose(Image.Transpose.ROTATE_90)
+        other.save(new)
+    names = sorted(str(file.relative_to(kept)) for file in kept.rglob("*.png"))
+    shutil.copyfile(kept / names[shown], folder / names[shown])  # as it was shown, in another folder all the same
+    assert (kept / names[unseen]).stat().st_size != (folder / names[unseen]).stat().st_size
+    status, told, _ = ask(f"images/{unseen}")
+    assert (status, told["problem"].partition(": was replaced ")[2].partition(";")[0]) == (
+        400,
+        "since usl label was started",
+    )
+    status, told, _ = ask("answers", {"image": shown, "answer": 1, "seen": None})
+    assert status == 400
+    assert "was replaced since it was chosen" in told["problem"]
+    assert path.read_bytes() == before
+    shutil.rmtree(folder)
+    kept.rename(folder)
+    (folder / "new.png").write_bytes((folder / names[0]).read_bytes())  # a folder may grow
+    assert {ask(f"images/{image}")[0] for image in (shown, unseen)} == {200}
+    assert ask("answers", {"image": shown, "answer": 1, "seen": None})[0] == 200
 
 
 @pytest.mark.parametrize("images", [[], list(range(13)), [1, 1], ["1"], [True], [1.0], "12", None, [-1], [1000]])

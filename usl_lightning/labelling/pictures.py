@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from usl_lightning.base.configs import load_yaml
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import not_a_folder, sha256_of
+from usl_lightning.base.files import Stamp, not_a_folder, sha256_of, stamp_of
 from usl_lightning.base.typed import as_count
 from usl_lightning.data.images import folders, splits
 from usl_lightning.data.images.decode import decode
@@ -34,7 +34,8 @@ class FolderPictures(Pictures):
     """Image files below one folder; nothing outside of it is ever read, whatever a link says.
 
     What is shown is what was chosen: the chosen files have the `hashes` of the label file, or the whole folder has its
-    fingerprint, and from then on they stay as they are.
+    fingerprint, and from then on they stay as they are. What an image that was not chosen is, the place in the folder
+    alone says: it is shown and answered as long as the folder is the one that the label file means.
 
     Args:
         root: the folder.
@@ -62,6 +63,7 @@ class FolderPictures(Pictures):
         self._scan: _Scan | None = None
         self._files: dict[int, str] = {}
         self._hashes: dict[int, str] = {}
+        self._stamps: dict[int, Stamp | None] = {}  # of the chosen files, when their content was looked at
         self._shown: dict[int, str] = {}  # the hash of what was shown first
         self.match(index)
 
@@ -73,7 +75,7 @@ class FolderPictures(Pictures):
         if not index.hashes:
             index.check(self._scanned().dataset, files=self._scanned().listing.files)
         self._files, self._hashes = self._found(index, {})
-        self._index = index
+        self._index, self._stamps = index, {}
 
     def note(self, index: LabelIndex) -> None:
         self._files, self._hashes = self._found(index, self._hashes)
@@ -99,13 +101,27 @@ class FolderPictures(Pictures):
             raise UslError(f"image {image} is none of {self.root} that can be shown")
         if image not in self._shown:
             raise UslError(f"{self.root / self.name(image)}: was not shown; look at it first")
+        self._check_folder()
         self._content(image)
         return self.name(image), self._shown[image]
 
     def check(self, image: int) -> None:
+        self._check_fingerprint()
+        self._content(image)
+
+    def _check_fingerprint(self) -> None:
+        """Without hashes of the chosen files the folder as a whole says which images they are."""
         if not self._index.hashes:
             self._index.check(self._scanned().dataset)
-        self._content(image)
+
+    def _check_folder(self) -> None:
+        """Make sure that the folder is the one that the label file means, which may have grown."""
+        self._check_fingerprint()
+        for image, file in self._files.items():
+            stamp = stamp_of(self.root / file)
+            if stamp is None or stamp != self._stamps.get(image):
+                self._content(image)
+                self._stamps[image] = stamp
 
     def name(self, image: int) -> str:
         name = self._files.get(image) or self._others.get(image)
@@ -139,6 +155,9 @@ class FolderPictures(Pictures):
         if (known or self._shown.get(image)) not in (None, sha256_of(content)):
             what = "chosen; put that file back, or select again" if chosen else "shown; put that file back"
             raise UslError(f"{path}: was replaced since it was {what}")
+        scan = None if chosen or image in self._shown else self._scan
+        if scan is not None and len(content) != scan.listing.sizes[image]:
+            raise UslError(f"{path}: was replaced since usl label was started; put that file back, or start it again")
         return content
 
     def _spelled(self, file: str) -> str:

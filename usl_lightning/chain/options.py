@@ -100,6 +100,10 @@ class RunOptions:
                     each.set[key] = value
             else:
                 raise UslError(_bad_option(key, value, list(stages)))
+        if run.slurm_header is not None and run.slurm is None:
+            raise UslError(
+                "usl run: --slurm-header: is for jobs of SLURM; give --slurm print or submit, or leave it out"
+            )
         if added:
             added.settle()
         check_run_name(run.name, "usl run: --name")

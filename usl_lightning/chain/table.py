@@ -16,6 +16,7 @@ from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import write_json, write_text
 from usl_lightning.base.typed import home, options
 from usl_lightning.chain import slurm
+from usl_lightning.chain.figures import check_figure
 from usl_lightning.chain.file import Stage, check_run_name
 from usl_lightning.chain.options import WANDB, RunOptions, check_launcher, words_of
 from usl_lightning.chain.pipeline import conclude, run_chain, stage_command
@@ -87,6 +88,8 @@ class TableRun:
                 raise UslError(f"usl table: --{key}: its value is missing")
         if own.get("slurm", "print") not in ("true", "print", "submit"):
             raise UslError(f"usl table: --slurm {own['slurm']}: expected print or submit")
+        if "slurm-header" in own and "slurm" not in own:
+            raise UslError("usl table: --slurm-header: is for jobs of SLURM; give --slurm too, or leave it out")
         if (wandb := own.get("wandb", "true")) not in WANDB:
             raise UslError(f"usl table: --wandb {wandb}: expected online or offline")
         if "slurm" not in own:
@@ -160,6 +163,8 @@ def _check_folder(folder: Path) -> None:
 
 def _check(run: TableRun, work: Mapping[str, tuple[Cell, Stage]]) -> None:
     """Refuse what can be seen to be wrong with any stage, before the first of them starts."""
+    for (name, metric), cell in {cell.metric: cell for cell in run.cells}.items():
+        check_figure(metric, next(stage for stage in cell.stages if stage.name == name))
     for cell, stage in work.values():
         try:
             command, earlier = _command(stage), _before(stage, cell)

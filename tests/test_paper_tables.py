@@ -37,7 +37,7 @@ def test_there_are_tables_of_the_papers_and_ours() -> None:
 def test_every_cell_is_a_chain_that_can_be_run(
     name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("usl_lightning.stage.possible.check_weights", lambda name: None)  # that they are here
+    monkeypatch.setattr("usl_lightning.stage.given.check_weights", lambda name: None)  # that they are here
     given = [*words(name, data), "--seeds=[0]", f"--out={tmp_path}"]
     few = ["--select.model.budget=4"] if name in OF_TEN else []
     main(["table", *given, *few, "--dry-run"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import timm
+import torch
 from lightning_fabric.connector import _PRECISION_INPUT_INT, _PRECISION_INPUT_STR, _PRECISION_INPUT_STR_ALIAS
 from PIL import Image
 from pytorch_lightning.accelerators import AcceleratorRegistry
@@ -19,10 +20,11 @@ from timm.models._registry import _deprecated_models
 
 from usl_lightning.base import trainer
 from usl_lightning.base.errors import UslError
+from usl_lightning.data.images.catalog import IMAGES, known_image
 from usl_lightning.data.images.counts import most_images
 from usl_lightning.data.images.opening import open_source
-from usl_lightning.models.backbones import OURS, create_backbone
-from usl_lightning.models.names import own_networks, unknown_network
+from usl_lightning.models.backbones import OURS, check_image_size, create_backbone
+from usl_lightning.models.names import own_networks, too_small, unknown_network
 from usl_lightning.stage import possible
 from usl_lightning.stage.possible import check_machine, check_networks
 
@@ -57,6 +59,40 @@ def test_no_other_is(name: str) -> None:
     assert unknown_network(name).startswith("unknown '")
     with pytest.raises(UslError):
         create_backbone(name or ",", 3)
+
+
+SIZES = (3, 4, 7, 8, 15, 16, 31, 32, 62, 63, 64, 224, 384)
+FAMILIES = (
+    "resnet18", "resnetv2_50", "ecaresnet26t", "seresnext26d_32x4d", "efficientnet_b0", "mobilenetv3_small_050",
+    "convnext_atto", "vgg11", "regnetx_002", "densenet121", "mixnet_s", "levit_128s", "selecsls42",
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224", "beit_base_patch16_384", "cait_xxs24_224",
+    "mixer_s16_224", "vit_tiny_patch16_384",
+)  # fmt: skip
+OF_ANY_SIZE = ("mixer_s16_224",)
+
+
+@pytest.mark.parametrize("name", [*OURS, *FAMILIES])
+def test_images_that_are_too_small_are_those_that_the_network_refuses(name: str) -> None:
+    with torch.device("meta"):
+        net, _ = create_backbone(name, 3)
+    for side in SIZES:
+        try:
+            check_image_size(net, name, side, side)
+            refused = False
+        except UslError:
+            refused = True
+        assert bool(too_small(f"{name}.tag", side)) == (refused and name not in OF_ANY_SIZE), side
+
+
+def test_the_sizes_of_images_that_are_known() -> None:
+    for name, (channels, side) in IMAGES.items():
+        if name in ("digits", "fashion_mnist"):
+            source = open_source(name, "train")
+            assert (source.channels, source.height, source.width) == (channels, side, side)
+        assert known_image({"data.dataset": name}) == (channels, side)
+    assert known_image({"data.dataset": "digits", "data.image_size": 32, "data.channels": 3}) == (3, 32)
+    assert known_image({"data.dataset": "folder"}) == (None, None)
 
 
 def test_several_networks() -> None:

@@ -2,15 +2,25 @@
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from usl_lightning.base.configs import find_config
+from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import needs_of, parameters
+from usl_lightning.base.peek import peek
 from usl_lightning.cli import main
+from usl_lightning.data.batch import ImageSpec
+from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_encoder
+from usl_lightning.models.heads import VOTES
+from usl_lightning.stage.taken import HEADS, check_network_in
 
 DIGITS = "digits_usl_simclrv2.yaml"
 
@@ -26,7 +36,26 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     index: dict[str, Any] = {"format": "usl-label-index", "version": 1, "dataset": dataset, "method": method}
     index |= {"classes": list("abcdefghij"), "indices": [1, 2, 3], "labels": [0, 1, 2]}
     (tmp_path / "other.json").write_text(json.dumps(index))
+    digits = {**index, "dataset": {**dataset, "name": "digits", "size": 1437}}
+    (tmp_path / "unanswered.json").write_text(json.dumps({**digits, "labels": [0, None, 2]}))
+    (tmp_path / "test.json").write_text(json.dumps({**digits, "dataset": {**digits["dataset"], "split": "test"}}))
+    (tmp_path / "digits.json").write_text(json.dumps(digits))
+    np.save(tmp_path / "features.npy", np.zeros((1437, 2), np.float32))
+    np.save(tmp_path / "two.npy", np.zeros((2, 2), np.float32))
+    np.savez(tmp_path / "two.npz", a=np.zeros(2))
+    (tmp_path / "photos/cat").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "photos/cat/a.png")
+    for name, backbone in (("small", "small"), ("wide", "small_w64")):
+        write(tmp_path / f"{name}.ckpt", Encoder(backbone, ImageSpec(1, 8, 8, (0.5,), (0.5,))))
+    torch.save({"state_dict": {"a": torch.zeros(1)}}, tmp_path / "plain.ckpt")
+    torch.save({"state_dict": {}, ENTRY: {"spec": {"backbone": ""}, "prefixes": {}}}, tmp_path / "features.ckpt")
     return tmp_path
+
+
+def write(path: Path, encoder: Encoder) -> None:
+    """A checkpoint of an encoder that learned without labels."""
+    state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    torch.save({"state_dict": state, ENTRY: encoder_entry(encoder, online="encoder.")}, path)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -62,6 +91,29 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("launcher=nosuchprogram", "--launcher nosuchprogram: No such file or program"),
     ("wandb=nope", "--wandb nope: expected online or offline"),
     ("pretrain.trainer.deterministic=maybe", "trainer.deterministic: expected true, false or warn, found maybe"),
+    ("pretrain.trainer.max_time=00:00:00:00", "trainer.max_time: expected DD:HH:MM:SS, or keys and values such as"),
+    ("pretrain.trainer.max_time={hour: 1}", "trainer.max_time: expected DD:HH:MM:SS"),
+    ("pretrain.trainer.max_time={days: .inf}", "trainer.max_time: expected DD:HH:MM:SS"),
+    ("pretrain.trainer.max_time={milliseconds: 2}", "is over before 300 steps are taken; give a longer one"),
+    ("pretrain.model.backbone=resnet18", "'resnet18' looks at images of 32 pixels a side or more, these have 8"),
+    ("pretrain.data.image_size=3", "'small' looks at images of 4 pixels a side or more, these have 3"),
+    ("select.model.init_from=features.ckpt", "holds no network, its features came from a file"),
+    ("select.model.init_from=plain.ckpt", "model.init_from: plain.ckpt: holds no encoder; expected a checkpoint"),
+    ("select.model.weights=ema --select.model.init_from=small.ckpt", "holds no ema weights; it has online"),
+    ("select.data.image_size=16 --select.model.init_from=small.ckpt", "was trained on images of 8×8 pixels, these"),
+    ("finetune.model.init_from=wide.ckpt", "holds the network 'small_w64', this stage has model.backbone small"),
+    ("distill.model.teacher_from=small.ckpt", "holds no classifier; expected a checkpoint of a stage that trains with"),
+    ("finetune.data.labels=unanswered.json", "1 of 3 images have no label yet"),
+    ("finetune.data.labels=test.json", "but data.split is train; expected the same"),
+    ("select.model.features=features.npy", "model.init_from and model.features: are given; expected one source"),
+    ("pretrain.compile=true --pretrain.activation_checkpointing=true", "a compiled network decides itself"),
+    ("pretrain.trainer.val_check_interval=3 --pretrain.trainer.accumulate_grad_batches=2", "use 2 or 4"),
+    ("select.model.features=two.npy --select.model.init_from=null", "2 rows for 1437 images; expected"),
+    ("select.model.features=two.npz --select.model.init_from=null", "holds no array named 'features'"),
+    ("pretrain.data.class_path=usl_lightning.features.neighbor_data.NeighborData", "data.dataset: must be given"),
+    ("slurm-header=text.txt", "usl run: --slurm-header: is for jobs of SLURM"),
+    ("data.dataset=folder --data.dir=photos --data.labels_file=small.ckpt", "not in UTF-8"),
+    ("data.dataset=folder --data.dir=photos --data.class_list=text.txt", "no folder hello in"),
     ("out=/proc/x", "/proc: is the system's own; choose another --name or --out"),
     ("out=text.txt/x", "text.txt: is there already, and no folder"),
 ])  # fmt: skip
@@ -70,7 +122,7 @@ def test_a_stage_that_would_fail(
 ) -> None:
     monkeypatch.setenv("USL_DATA", "nowhere")
     for more in ([], ["--dry-run"]):
-        assert part in refused(capsys, "run", DIGITS, f"--{word}", *more)
+        assert part in refused(capsys, "run", DIGITS, *(f"--{each}" for each in word.split(" --")), *more)
 
 
 def test_a_cache_that_cannot_be(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +160,63 @@ def test_a_cell_that_would_fail(
         stages[place]["set"][key] = value
     Path("table.yaml").write_text(yaml.safe_dump(table, sort_keys=False))
     assert part in refused(capsys, "table", "table.yaml", "--dry-run", *more)
+
+
+@pytest.mark.parametrize("words", [
+    "--pretrain.trainer.max_time=00:00:00:01", "--pretrain.trainer.max_time={minutes: 0.5}",
+    "--pretrain.model.backbone=resnet18 --data.image_size=32 --finetune.model.backbone=resnet18",
+    "--select.model.init_from=./small.ckpt",
+    "--finetune.model.init_from=link.ckpt", "--finetune.data.labels=digits.json", "--finetune.data.labels=three.json",
+    "--finetune.data.labels=unanswered.json --finetune.data.unanswered=leave_out",
+    "--select.model.features=features.npy --select.model.init_from=null", "--slurm --slurm-header=header.sh",
+    "--finetune.model.init_from=~/small.ckpt", "--pretrain.compile=true",
+])  # fmt: skip
+def test_odd_words_that_are_right(
+    words: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    (here / "link.ckpt").symlink_to("small.ckpt")
+    (here / "header.sh").write_text("#SBATCH --time=1\n")
+    main(["run", DIGITS, "--dry-run", *(f"--{each}" for each in words.removeprefix("--").split(" --"))])
+    assert "distill" in capsys.readouterr().out
+
+
+def test_a_network_in_a_file_is_refused_as_it_is_when_it_is_loaded(here: Path) -> None:
+    method = "usl_lightning.pretrain.simclr.SimCLR"
+    for backbone in ("small", "small_w16", "small_s2"):
+        for channels in (1, 3):
+            spec = ImageSpec(channels, 8, 8, (0.5,) * channels, (0.5,) * channels)
+            own = {"model.class_path": method, "model.backbone": backbone, "data.channels": channels}
+            with pytest.raises(UslError) if (backbone, channels) != ("small", 1) else nullcontext():
+                init_encoder(Encoder(backbone, spec), here / "small.ckpt")
+            with pytest.raises(UslError) if (backbone, channels) != ("small", 1) else nullcontext():
+                check_network_in("model.init_from", str(here / "small.ckpt"), own)
+    check_network_in("model.init_from", str(here / "plain.ckpt"), {"model.class_path": "mine.Method"})
+    assert HEADS[0] == VOTES
+
+
+def test_what_a_checkpoint_says_is_told_without_running_it(here: Path) -> None:
+    told = peek(str(here / "small.ckpt"))
+    assert told[ENTRY] == torch.load(here / "small.ckpt", weights_only=True)[ENTRY]
+    torch.save({"a": os.path.join, "b": Path("x"), "c": [1]}, here / "other.ckpt")
+    assert peek(str(here / "other.ckpt"))["c"] == [1]
+    for name in ("text.txt", "torn.ckpt"):
+        assert peek(str(here / name)) == {}
+
+
+def test_a_figure_that_nobody_tells(capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "table", "digits_table.yaml", "--metric=nope", "--dry-run")
+    assert "metric: no stage tells a figure 'nope'" in said
+    assert "usl table: --slurm-header" in refused(capsys, "table", "digits_table.yaml", "--slurm-header=text.txt")
+    for name in (
+        "knn_accuracy",
+        "test_accuracy_median",
+        "select.classes_covered",
+        "select.balance",
+        "calibration_error",
+    ):
+        main(["table", "digits_table.yaml", f"--metric={name}", "--rows", "[Random]", "--dry-run"])
+    assert capsys.readouterr().out.count("cells") == 5
 
 
 def test_a_stage_may_begin_from_other_networks(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,15 +71,20 @@ def needs_of(class_path: str) -> tuple[str, ...]:
 
 @cache
 def required_of(class_path: str) -> tuple[str, ...]:
-    """Parameters without a default of the constructor of a class of this package, or of its nearest base's."""
+    """Parameters without a default of a class of this package, and of its bases' that it hands on."""
     found = find_class(class_path)
-    for line in found.node.body if found else ():
+    if found is None:
+        return ()
+    bases = (dotted(base, found.module) for base in found.node.bases)
+    handed = next((names for path in bases if path and (names := required_of(path))), ())
+    for line in found.node.body:
         if isinstance(line, ast.FunctionDef) and line.name == "__init__":
             places = line.args.args[1 : len(line.args.args) - len(line.args.defaults)]
             words = zip(line.args.kwonlyargs, line.args.kw_defaults, strict=True)
-            return tuple(each.arg for each in [*places, *(word for word, default in words if default is None)])
-    bases = (dotted(base, found.module) for base in found.node.bases) if found else ()
-    return next((names for path in bases if path and (names := required_of(path))), ())
+            own = [each.arg for each in [*places, *(word for word, default in words if default is None)]]
+            taken, passes_on, given = _own(found) or ({}, False, set())
+            return (*own, *(name for name in handed if passes_on and name not in {*taken, *given}))
+    return handed
 
 
 @cache

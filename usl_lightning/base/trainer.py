@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,10 +101,20 @@ def _counts_devices(value: Any) -> bool:
     return bool(each) and all(type(item) is int for item in each)
 
 
+def seconds(longest: Any) -> float | None:
+    """How long `max_time` is, at least 0; None if it is no duration, or not given."""
+    if isinstance(longest, str) and re.fullmatch(r"[0-9]+:[0-9]{2}:[0-9]{2}:[0-9]{2}", longest):
+        longest = dict(zip(("days", "hours", "minutes", "seconds"), map(int, longest.split(":")), strict=True))
+    if not isinstance(longest, Mapping) or not all(type(item) in (int, float) for item in longest.values()):
+        return None
+    try:
+        return max(0.0, timedelta(**longest).total_seconds())
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
 def _is_duration(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(type(item) in (int, float) for item in value.values())
-    return isinstance(value, str) and re.fullmatch(r"[0-9]+:[0-9]{2}:[0-9]{2}:[0-9]{2}", value) is not None
+    return bool(seconds(value))
 
 
 def _is_name_or_class(value: Any) -> bool:
@@ -123,7 +134,7 @@ _SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "0, for no validation; a part of the images would pass for all of them",
     ),
     "devices": (_counts_devices, "a number of devices, auto, or a list of their numbers"),
-    "max_time": (_is_duration, "DD:HH:MM:SS, or keys and values such as {hours: 1}"),
+    "max_time": (_is_duration, "DD:HH:MM:SS, or keys and values such as {hours: 1}, and more than nothing"),
     "callbacks": (_names_classes, _CLASSES),
     "plugins": (_names_classes, _CLASSES),
     "logger": (lambda value: isinstance(value, bool) or _names_classes(value), f"true, false or {_CLASSES}"),

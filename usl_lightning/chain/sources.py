@@ -6,10 +6,9 @@ from pathlib import Path
 
 from usl_lightning.base.classes import ROOT
 from usl_lightning.base.errors import UslError, did_you_mean
-from usl_lightning.base.parameters import parameters
 from usl_lightning.chain.file import REFERENCE, Stage
 from usl_lightning.stage.identity import names_a_file
-from usl_lightning.stage.possible import LEARN_FEATURES
+from usl_lightning.stage.taken import check_network_of
 from usl_lightning.stage.words import StageCommand
 
 _OF_THE_CHAIN = ("config", "c", "run_dir", "ckpt_path", "extend", "wandb")
@@ -17,9 +16,6 @@ _OUTPUTS = ("checkpoint", "labels", "priors", "self_labels", "predictions")
 """What methods of this package leave; others may leave more."""
 
 _LEFT_BY = {"checkpoint": "fit", "labels": "select", "priors": "propagate", "self_labels": "fit", "predictions": "fit"}
-_CLASSIFIERS = ("model.classifier_from", "model.earlier_from", "model.teacher_from")
-_SELECTS_CLUSTERS = f"{ROOT.name}.selection.uslt_selection.USLT"
-_LEARNS_CLUSTERS = f"{ROOT.name}.selection.uslt.USLTTraining"
 
 
 def check_sources(stage: Stage, earlier: Mapping[str, StageCommand], folder: Path) -> None:
@@ -66,7 +62,7 @@ def check_taken(stage: Stage, own: StageCommand, earlier: Mapping[str, StageComm
         for source, output in REFERENCE.findall(value):
             mine, theirs = own.flat(), earlier[source].flat()
             if output == "checkpoint":
-                _check_checkpoint(key, source, mine, theirs)
+                check_network_of(key, source, mine, theirs)
             elif output == "labels" and not _begins_with(_images(mine), _images(theirs)):
                 raise UslError(
                     f"{key}: ${{{source}.labels}}: '{source}' chooses from {' '.join(_images(theirs))}, this stage has "
@@ -91,26 +87,6 @@ def _taken_by(key: str) -> str:
     if key in ("data.labels", "data.subset_file", "model.keep_from", "model.labels_from"):
         return "labels"
     return "checkpoint" if key.endswith("_from") else ""
-
-
-def _check_checkpoint(key: str, source: str, own: Mapping[str, object], theirs: Mapping[str, object]) -> None:
-    where = f"{key}: ${{{source}.checkpoint}}"
-    mine, other = (str(flat.get("model.class_path")) for flat in (own, theirs))
-    if key in _CLASSIFIERS and other.startswith(LEARN_FEATURES) and not mine.startswith(LEARN_FEATURES):
-        raise UslError(f"{where}: '{source}' learns without labels and leaves no classifier")
-    is_ours = other.startswith(f"{ROOT.name}.")
-    if key != "model.init_from" or not is_ours:
-        return
-    if mine == _SELECTS_CLUSTERS and other != _LEARNS_CLUSTERS:
-        raise UslError(f"{where}: '{source}' learns no clusters; expected a stage that trains USL-T")
-    looks_only = "features" in parameters(mine)  # a network beside the checkpoint's is another one there
-    same = ["data.channels", "data.image_size" if looks_only else "model.backbone"]
-    of_one_set = all(own.get(name) == theirs.get(name) for name in ("data.dataset", "data.dir"))
-    for name in same:
-        if None not in (own.get(name), theirs.get(name)) and of_one_set and own.get(name) != theirs.get(name):
-            raise UslError(
-                f"{where}: '{source}' has {name} {theirs.get(name)}, this stage {own.get(name)}; expected the same"
-            )
 
 
 def _begins_with(images: tuple[str, str], others: tuple[str, str]) -> bool:

@@ -2,9 +2,11 @@
 
 import ast
 import re
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from usl_lightning.base.classes import syntax_of
 from usl_lightning.base.errors import did_you_mean, printable
@@ -12,6 +14,59 @@ from usl_lightning.base.errors import did_you_mean, printable
 _REGISTERED = re.compile(r"@register_model\s*\ndef (\w+)\(")
 _RENAMED = re.compile(r"register_model_deprecations\(__name__, \{(.*?)\n?\}\)", re.DOTALL)
 _KEY = re.compile(r"""["'](\w+)["']:""")
+
+NETWORKS = ("model.backbone", "model.teacher")
+"""Parameters that name networks."""
+
+_REDUCTIONS = {
+    r"small(_w16|_w64|_nf)?|wrn_28_[28](_raw)?": 4,
+    r"small_s2(_w64)?|wrn_37_2|resnet\d+_cifar": 8,
+    r"wrn_37_2(_raw)?_s2": 16,
+    r"alexnet(_small)?": 63,
+    r"(levit|selecsls).*": 64,
+    r"(ecaresnet|resnet|resnext|resnest|res2net|seresnet|seresnext|skresnet|wide_resnet|csp|darknet|densenet|dla|dpn"
+    r"|(tf_)?efficientnet|(tf_)?mixnet|mobilenet|mobilevit|convnext|(dm_)?nf|vgg|mnasnet|ghostnet|hrnet|xception|rexnet"
+    r"|repv|lcnet|tinynet|fbnet|spnasnet|semnasnet|inception|regnet|maxvit|coat|edgenext|poolformer|pvt_v2|hardcorenas"
+    r"|efficientformer|fastvit|visformer|twins).*": 32,
+}  # fmt: skip
+"""The shortest side of the images that networks can look at, by name; of most it is what they reduce them by."""
+
+_OF_ONE_SIZE = re.compile(
+    r"(?:vit|deit3?|beit|beitv2|swin|swinv2|cait)_(?:tiny|small|base|large|xs|xxs|m|s)\d*_?(?:distilled_)?"
+    r"(?:(?:patch|window).*_)?(\d{3})"
+)
+"""Networks that are made for images of the size in their name."""
+
+
+def named_networks(flat: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(parameter, name) of the networks that a configuration, as dotted keys, names."""
+    for key in NETWORKS:
+        given = flat.get(key)
+        for name in given.split(",") if isinstance(given, str) else given if isinstance(given, list) else []:
+            yield key, str(name).strip()
+
+
+def too_small(name: str, side: int) -> str:
+    """What to say of a network that cannot look at images of this side; nothing of one that can, or may be able to.
+
+    Args:
+        name: of a network.
+        side: in pixels.
+    """
+    architecture = name.partition(".")[0]
+    known = (shortest for pattern, shortest in _REDUCTIONS.items() if re.fullmatch(pattern, architecture))
+    if side < (shortest := next(known, 1)):
+        return (
+            f"'{name}' looks at images of {shortest} pixels a side or more, these have {side}; enlarge them with "
+            "--data.image_size, or take small or resnet18_cifar"
+        )
+    made_for = _OF_ONE_SIZE.fullmatch(architecture)
+    if made_for and int(made_for[1]) != side:
+        return (
+            f"'{name}' is made for images of {made_for[1]} pixels a side, these have {side}; resize them with "
+            f"--data.image_size {made_for[1]}"
+        )
+    return ""
 
 
 def unknown_network(name: str) -> str:

@@ -17,6 +17,7 @@ from usl_lightning.stage.fit_at_once import fit_at_once
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.outcome import finish
 from usl_lightning.stage.parser import StageCLI
+from usl_lightning.stage.possible import COMPILED, validations_amid
 from usl_lightning.stage.test import measure
 
 HEADLINE, LATE = "test_accuracy", 20
@@ -112,10 +113,6 @@ def _check(cli: StageCLI, trainer: Trainer) -> None:
         raise UslError("trainer.max_steps: the number of training steps is missing; expected 1 or more")
     every, part = trainer.val_check_interval, trainer.accumulate_grad_batches
     if isinstance(every, int) and every % part:
-        valid = [size for size in (every - every % part, every - every % part + part) if size]
-        raise UslError(
-            f"trainer.val_check_interval: {every} batches end amid a step of {part} (trainer.accumulate_grad_batches); "
-            f"use {' or '.join(map(str, valid))}"
-        )
+        raise UslError(validations_amid(every, part))
     if cli.config.compile and cli.config.activation_checkpointing:
-        raise UslError("activation_checkpointing: a compiled network decides itself what to keep; leave one out")
+        raise UslError(COMPILED)

@@ -1,24 +1,32 @@
-"""What a stage is given: files, a data set, a place to write. Told before it starts; imports nothing heavy."""
+"""What a stage names is there, on this machine: files, data sets, published weights, places to write."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.arrays import DAMAGE, check_records
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import needs_of, parameters
+from usl_lightning.base.parameters import parameters
 from usl_lightning.base.typed import home
 from usl_lightning.data.images import array_files, catalog, splits
+from usl_lightning.data.images.counts import most_images, rows_of
 from usl_lightning.labels import LabelIndex
+from usl_lightning.labels.tables import label_cells
+from usl_lightning.models.names import named_networks
+from usl_lightning.models.published import check_weights
 from usl_lightning.stage.identity import names_a_file
+from usl_lightning.stage.taken import check_network_in
 
 _INDICES = ("data.labels", "data.subset_file", "model.keep_from", "model.labels_from")
 """Parameters that name a label index; others that end in `_from` name a checkpoint."""
 
-_LISTS = ("data.class_list", "data.labels_file")
-"""Those that name a text; what is left names arrays."""
+_LISTS: Mapping[str, Callable[[Path], object]] = {
+    "data.class_list": splits.read_class_list,
+    "data.labels_file": label_cells,
+}
+"""Those that name a text, and what reads it; what is left names arrays."""
 
 _ARRAYS = (b"\x93NUMPY", b"PK")
 """How files of arrays begin: `.npy`, `.npz`."""
@@ -29,22 +37,24 @@ _SYSTEMS = ("/proc", "/sys")
 _EARLIER = "${"
 """Begins what an earlier stage leaves."""
 
+_OWN = "@"  # after the name of a network that was trained here, see `backbones.own_name`
 
-def check_needs(flat: Mapping[str, Any]) -> None:
-    """Refuse a stage that lacks what its method or its data cannot do without.
+_most_images = cache(most_images)  # the stages of a table are many
+
+
+def check_given(flat: Mapping[str, Any]) -> None:
+    """Refuse a stage of which something is not there.
 
     Args:
         flat: the configuration as dotted keys.
 
     Raises:
-        UslError: names the keys.
+        UslError: names the key.
     """
-    for group in ("model", "data"):
-        for need in needs_of(str(flat.get(f"{group}.class_path"))):
-            keys = [f"{group}.{name}" for name in need.split(" or ")]
-            if not any(flat.get(key) for key in keys):
-                method = str(flat[f"{group}.class_path"]).rpartition(".")[2]
-                raise UslError(f"{' or '.join(keys)}: must be given; {method} does not do without")
+    check_files(flat)
+    check_data(flat)
+    check_cache(flat)
+    check_published(flat)
 
 
 def check_files(flat: Mapping[str, Any]) -> None:
@@ -70,8 +80,33 @@ def _check_file(key: str, path: str, flat: Mapping[str, Any]) -> None:
         _check_index(key, LabelIndex.read(path), flat)
     elif key.endswith("_from"):
         _check_checkpoint(path)
-    elif key not in _LISTS and not _begin(path).startswith(_ARRAYS):
+        check_network_in(key, path, flat)
+    elif key in _LISTS:
+        _LISTS[key](Path(path))
+    elif not _begin(path).startswith(_ARRAYS):
         raise UslError(f"{key}: {path}: expected a .npy or .npz file of arrays")
+    elif key == "model.features":
+        _check_features(path, flat)
+
+
+def _check_features(path: str, flat: Mapping[str, Any]) -> None:
+    """A row for each image; how many are read of a folder is known once it is read."""
+    count = None if flat.get("data.subset_file") or flat.get("data.dataset") in catalog.FOLDER_SETS else _count(flat)
+    try:
+        rows = rows_of(Path(path), "features.npy")
+    except KeyError as error:
+        raise UslError(f"model.features: {path}: holds no array named 'features'") from error
+    except (IndexError, *DAMAGE):
+        return  # its reader tells
+    if count not in (None, rows):
+        raise UslError(f"model.features: {path}: {rows} rows for {count} images; expected one row for each image")
+
+
+def _count(flat: Mapping[str, Any]) -> int | None:
+    """How many images a stage has at most, as far as that is known."""
+    directory, split = flat.get("data.dir"), str(flat.get("data.split") or "train")
+    listed = {name: flat.get(f"data.{name}") for name in ("class_list", "labels_file")}
+    return _most_images(str(flat["data.dataset"]), None if directory is None else str(directory), split, **listed)
 
 
 def _check_index(key: str, index: LabelIndex, flat: Mapping[str, Any]) -> None:
@@ -79,6 +114,13 @@ def _check_index(key: str, index: LabelIndex, flat: Mapping[str, Any]) -> None:
     names = {index.dataset.name, catalog.canonical_name(str(name))} if index.dataset and name is not None else set()
     if len(names) == 2 and names <= catalog.ARRAY_SETS.keys():  # folders may be one by their images
         raise UslError(f"{key}: {index.path}: chosen from {index.dataset}, but the data set is {name}")
+    splits_of = str(flat.get("data.split") or "train"), index.dataset.split if index.dataset else ""
+    if names and names <= catalog.IMAGES.keys() and not f"{splits_of[0]}+".startswith(f"{splits_of[1]}+"):
+        raise UslError(
+            f"{key}: {index.path}: chosen from {index.dataset}, but data.split is {splits_of[0]}; expected the same"
+        )
+    if key == "data.labels" and not index.plain:
+        (index.answered if flat.get("data.unanswered") == "leave_out" else index).for_training()
     if key == "model.keep_from" and isinstance(budget, int) and index.chosen > budget:
         raise UslError(
             f"{key}: {index.path} holds {index.chosen} images, the budget is {budget}; the budget counts them too: "
@@ -119,7 +161,9 @@ def check_data(flat: Mapping[str, Any]) -> None:
     folder, split = None if folder is None else str(folder), str(flat.get("data.split") or "train")
     catalog.check_use(name, {key.removeprefix("data."): value for key, value in flat.items()})
     if name in catalog.FOLDER_SETS:
-        there = set(splits.split_folders(name, folder))
+        places = splits.split_folders(name, folder)
+        there = set(places)
+        _check_classes(name, places["train"], flat)
     elif name in catalog.FILE_SETS:
         there = set(array_files.locate(folder))
     elif flat.get("data.download") is True or not catalog.ARRAY_SETS[name].files[split.partition("+")[0]]:
@@ -130,6 +174,50 @@ def check_data(flat: Mapping[str, Any]) -> None:
     if split not in there:
         has = ", ".join(sorted(there))
         raise UslError(f"data.split: no split '{split}' in {catalog.data_folder(folder)}; it has {has}")
+
+
+def _check_classes(name: str, train: Path, flat: Mapping[str, Any]) -> None:
+    """Of image folders: classes are named in one way, and those that a list names have folders."""
+    classes, listed, labels = (flat.get(f"data.{each}") for each in ("classes", "class_list", "labels_file"))
+    if classes is not None and (listed or labels):
+        raise UslError(
+            "data.classes is for images without labels; leave it out, or data.class_list and data.labels_file"
+        )
+    if classes is None and not labels:
+        splits.class_names(name, train, None if listed is None else str(listed))
+
+
+def check_budget(flat: Mapping[str, Any]) -> None:
+    """Refuse a choice of more images than there are.
+
+    Args:
+        flat: the configuration of a selection.
+
+    Raises:
+        UslError: tells how many there are.
+    """
+    budget = flat.get("model.budget")
+    if not isinstance(budget, int) or flat.get("data.dataset") is None:
+        return
+    count = _count(flat)
+    if count is not None and budget > count:
+        raise UslError(f"model.budget: {budget} images cannot be picked from {count}")
+
+
+def check_published(flat: Mapping[str, Any]) -> None:
+    """Refuse networks whose published weights are wanted, are not on this machine and cannot be fetched.
+
+    Args:
+        flat: the configuration as dotted keys.
+
+    Raises:
+        UslError: names the network and says where to get its weights.
+    """
+    gives_features = "features" in parameters(str(flat.get("model.class_path")))  # published ones unless told otherwise
+    wanted = {"model.backbone": flat.get("model.pretrained", gives_features), "model.teacher": True}
+    for key, name in named_networks(flat):
+        if wanted[key] is True and _OWN not in name:
+            check_weights(name)
 
 
 def check_cache(flat: Mapping[str, Any]) -> None:

@@ -1,25 +1,22 @@
-"""What a stage asks for that is not there: networks, images, a device. Told before it starts; imports nothing heavy."""
+"""What a stage's settings ask for can be at all: names, sizes, numbers that go together, and what this machine does."""
 
 import glob
 import os
 import sys
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from usl_lightning.base import trainer
+from usl_lightning.base.defaults import defaults
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.machine import RANKS, cores
-from usl_lightning.base.parameters import parameters
-from usl_lightning.data.images.catalog import ARRAY_SETS, canonical_name, parts_of
-from usl_lightning.data.images.counts import most_images
-from usl_lightning.models.names import unknown_network
-from usl_lightning.models.published import check_weights
-from usl_lightning.stage.given import check_cache, check_data, check_files, check_needs
+from usl_lightning.base.parameters import needs_of, parameters, required_of
+from usl_lightning.base.problems import FROM_ELSEWHERE
+from usl_lightning.data.images.catalog import ARRAY_SETS, canonical_name, known_image, parts_of
+from usl_lightning.models.names import named_networks, too_small, unknown_network
+from usl_lightning.stage.given import check_budget, check_given
+from usl_lightning.stage.taken import LEARN_FEATURES
 from usl_lightning.stage.words import StageCommand
-
-NETWORKS = ("model.backbone", "model.teacher")
-"""Parameters that name networks."""
 
 _OWN = "@"  # after the name of a network that was trained here, see `backbones.own_name`
 _CLUSTER = ("MASTER_ADDR", "NODE_RANK", "GROUP_RANK", "SLURM_STEP_", "KUBERNETES_PORT", "LSB_JOBID")
@@ -27,10 +24,10 @@ _CLUSTER = ("MASTER_ADDR", "NODE_RANK", "GROUP_RANK", "SLURM_STEP_", "KUBERNETES
 _GPUS = ("/dev/nvidia*", "/dev/kfd", "/dev/dxg", "/dev/accel*")
 """Devices that Linux shows where there is a GPU."""
 
-LEARN_FEATURES = "usl_lightning.pretrain."
-"""Where the methods are that compare the images of a batch with each other."""
+COMPILED = "activation_checkpointing: a compiled network decides itself what to keep; leave one out"
 
-_most_images = cache(most_images)  # the stages of a table are many
+_QUICKEST = 1e-4
+"""Seconds of a training step that is shorter than any."""
 
 
 def check_possible(stage: StageCommand, *, here: bool) -> None:
@@ -46,19 +43,78 @@ def check_possible(stage: StageCommand, *, here: bool) -> None:
     flat = stage.flat()
     check_networks(flat)
     check_split(flat)
-    if flat.get("trainer.max_steps") == -1 and "trainer.max_steps" in stage.overrides:
-        raise UslError("trainer.max_steps: -1 would never end; expected 1 or more")
+    check_size(flat)
+    check_steps(stage)
     if str(flat.get("model.class_path")).startswith(LEARN_FEATURES) and flat.get("data.batch_size") == 1:
         raise UslError("data.batch_size: 1 is a single image, with nothing to compare it to; use 2 or more")
     if here:
         check_needs(flat)
-        check_files(flat)
-        check_data(flat)
-        check_cache(flat)
+        check_given(flat)
         check_machine(flat)
-        check_published(flat)
     if stage.command == "select":
         check_budget(flat)
+
+
+def check_steps(stage: StageCommand) -> None:
+    """Refuse trainings without an end, and of a time in which no machine takes their steps.
+
+    Raises:
+        UslError: names the key.
+    """
+    steps, longest = stage.flat().get("trainer.max_steps"), stage.tree().get("trainer", {}).get("max_time")
+    if steps == -1 and "trainer.max_steps" in stage.overrides:
+        raise UslError("trainer.max_steps: -1 would never end; expected 1 or more")
+    if "optimizer" in parameters(str(stage.flat().get("model.class_path"))):
+        _check_switches(stage.flat())
+    seconds = trainer.seconds(longest)
+    if stage.command == "fit" and isinstance(steps, int) and seconds is not None and seconds < steps * _QUICKEST:
+        raise UslError(f"trainer.max_time: {longest} is over before {steps} steps are taken; give a longer one")
+
+
+def _check_switches(flat: Mapping[str, Any]) -> None:
+    """Of what is trained in steps."""
+    every, part = flat.get("trainer.val_check_interval"), flat.get("trainer.accumulate_grad_batches", 1)
+    if type(every) is int and type(part) is int and every % part:
+        raise UslError(validations_amid(every, part))
+    if flat.get("compile") is True and flat.get("activation_checkpointing") is True:
+        raise UslError(COMPILED)
+
+
+def validations_amid(every: int, part: int) -> str:
+    """What to say of validations that would come amid a step.
+
+    Args:
+        every: batches between two of them.
+        part: batches of a step.
+    """
+    valid = [size for size in (every - every % part, every - every % part + part) if size]
+    return (
+        f"trainer.val_check_interval: {every} batches end amid a step of {part} (trainer.accumulate_grad_batches); "
+        f"use {' or '.join(map(str, valid))}"
+    )
+
+
+def check_needs(flat: Mapping[str, Any]) -> None:
+    """Refuse a stage that lacks what its method or its data cannot do without.
+
+    Args:
+        flat: the configuration as dotted keys.
+
+    Raises:
+        UslError: names the keys.
+    """
+    for group in ("model", "data"):
+        for name in {*required_of(str(flat.get(f"{group}.class_path")))} - FROM_ELSEWHERE:
+            if not any(f"{key}.".startswith(f"{group}.{name}.") for key in flat):
+                raise UslError(f"{group}.{name}: must be given")
+        for need in needs_of(str(flat.get(f"{group}.class_path"))):
+            keys = [f"{group}.{name}" for name in need.split(" or ")]
+            if not any(flat.get(key) for key in keys):
+                method = str(flat[f"{group}.class_path"]).rpartition(".")[2]
+                raise UslError(f"{' or '.join(keys)}: must be given; {method} does not do without")
+    others = [key for key in ("model.init_from", "model.backbone") if flat.get(key) is not None]
+    if "features" in parameters(str(flat.get("model.class_path"))) and flat.get("model.features") and others:
+        raise UslError(f"{others[0]} and model.features: are given; expected one source of features")
 
 
 def check_networks(flat: Mapping[str, Any]) -> None:
@@ -70,34 +126,26 @@ def check_networks(flat: Mapping[str, Any]) -> None:
     Raises:
         UslError: names the key and the nearest name.
     """
-    for key in NETWORKS:
-        for name in _networks(flat.get(key)):
-            problem = unknown_network(name.partition(_OWN)[0])
-            if problem:
-                raise UslError(f"{key}: {problem}")
+    for key, name in named_networks(flat):
+        if problem := unknown_network(name.partition(_OWN)[0]):
+            raise UslError(f"{key}: {problem}")
 
 
-def check_published(flat: Mapping[str, Any]) -> None:
-    """Refuse networks whose published weights are wanted, are not on this machine and cannot be fetched.
+def check_size(flat: Mapping[str, Any]) -> None:
+    """Refuse a network that reduces the images to nothing, or is made for others, as far as the sizes are known.
 
     Args:
         flat: the configuration as dotted keys.
 
     Raises:
-        UslError: names the network and says where to get its weights.
+        UslError: says of which size they are to be.
     """
-    gives_features = "features" in parameters(str(flat.get("model.class_path")))  # published ones unless told otherwise
-    wanted = {"model.backbone": flat.get("model.pretrained", gives_features), "model.teacher": True}
-    for key in NETWORKS:
-        for name in _networks(flat.get(key)) if wanted[key] is True else ():
-            if _OWN not in name:
-                check_weights(name)
-
-
-def _networks(given: Any) -> list[str]:
-    """The names in what a parameter of `NETWORKS` is given."""
-    names = given.split(",") if isinstance(given, str) else given if isinstance(given, list) else []
-    return [str(name).strip() for name in names]
+    method, (_, side) = str(flat.get("model.class_path")), known_image(flat)
+    usual = defaults(method)
+    name = flat.get("model.backbone", usual.get("backbone"))
+    sees_its_own = "features" in parameters(method) and flat.get("model.pretrained", usual.get("pretrained")) is True
+    if isinstance(name, str) and side is not None and not sees_its_own and (problem := too_small(name, side)):
+        raise UslError(f"model.backbone: {problem}")
 
 
 def check_split(flat: Mapping[str, Any]) -> None:
@@ -115,25 +163,6 @@ def check_split(flat: Mapping[str, Any]) -> None:
             parts_of(canonical_name(str(name)), str(flat.get("data.split", "train")))
         except UslError as error:
             raise UslError(f"data.split: {error}") from error
-
-
-def check_budget(flat: Mapping[str, Any]) -> None:
-    """Refuse a choice of more images than there are.
-
-    Args:
-        flat: the configuration of a selection.
-
-    Raises:
-        UslError: tells how many there are.
-    """
-    budget = flat.get("model.budget")
-    if not isinstance(budget, int) or flat.get("data.dataset") is None:
-        return
-    directory, split = flat.get("data.dir"), str(flat.get("data.split", "train"))
-    listed = {name: flat.get(f"data.{name}") for name in ("class_list", "labels_file")}
-    count = _most_images(str(flat["data.dataset"]), None if directory is None else str(directory), split, **listed)
-    if count is not None and budget > count:
-        raise UslError(f"model.budget: {budget} images cannot be picked from {count}")
 
 
 def check_machine(flat: Mapping[str, Any]) -> None:

@@ -215,6 +215,21 @@ FILE_SETS = ("arrays",)
 NAMES = (*ARRAY_SETS, *FOLDER_SETS, *FILE_SETS)
 
 
+IMAGES = {
+    "digits": (1, 8), "mnist": (1, 28), "fashion_mnist": (1, 28), "cifar10": (3, 32), "cifar100": (3, 32),
+    "svhn": (3, 32), "stl10": (3, 96),
+}  # fmt: skip
+"""Channels and side of the images of sets that have them alike everywhere."""
+
+
+def known_image(flat: Mapping[str, object]) -> tuple[int | None, int | None]:
+    """Channels and side in pixels of the images of a configuration, as dotted keys; None where the files tell."""
+    own = IMAGES.get(str(flat.get("data.dataset")), (None, None))
+    given = flat.get("data.channels"), flat.get("data.image_size")
+    channels, side = (asked if isinstance(asked, int) else known for asked, known in zip(given, own, strict=True))
+    return channels, side
+
+
 def canonical_name(name: str) -> str:
     """The name a set is known by (`medmnist:bloodmnist` is `bloodmnist`).
 

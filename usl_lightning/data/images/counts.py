@@ -39,14 +39,14 @@ def most_images(
             return len(folders.scan(places[split], only).files)
         if name in catalog.FILE_SETS:
             path, prefix = array_files.locate(dir)[split]
-            return _rows(path, f"{prefix}images.npy")
+            return rows_of(path, f"{prefix}images.npy")
         counts = [PUBLISHED[name][part] for part in catalog.parts_of(name, split)]
     except (UslError, IndexError, *DAMAGE):  # told by whoever reads it
         return None
     return sum(counts)
 
 
-def _rows(path: Path, name: str) -> int:
+def rows_of(path: Path, name: str) -> int:
     """The length of the array in an `.npy` file, or of one of those in an `.npz` file."""
     if path.suffix == ".npy":
         with path.open("rb") as file:

@@ -190,6 +190,8 @@ def _about_a_class(key: str, class_path: str, given: Mapping[str, Any]) -> Itera
         yield f"{name} changes what is learned, and no run records it; leave it out"
     elif key == "strategy" and given.get("start_method") not in (None, "popen"):
         yield f"{name}: start_method {given['start_method']} {_NO_START}"
+    elif name == "ModelCheckpoint" and given.get("monitor") is None and given.get("save_top_k", 1) not in (-1, 0, 1):
+        yield f"{name}: save_top_k {given['save_top_k']} are the best of nothing; give it a monitor, or leave it out"
     elif key == "plugins" and name.endswith("CheckpointIO") and name in known:
         yield f"{name} {_OURS}"
     elif key == "strategy" and given.get("checkpoint_io") is not None:

@@ -11,7 +11,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.parameters import parameters
 from usl_lightning.base.typed import home
 from usl_lightning.data.images import array_files, catalog, splits
-from usl_lightning.data.images.counts import most_images, rows_of
+from usl_lightning.data.images.counts import header_of, most_images, rows_of
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.tables import label_cells
 from usl_lightning.models.names import named_networks
@@ -82,7 +82,7 @@ def _check_file(key: str, path: str, flat: Mapping[str, Any]) -> None:
         _check_checkpoint(path)
         check_network_in(key, path, flat)
     elif key in _LISTS:
-        _LISTS[key](Path(path))
+        _check_list(key, path)
     elif not _begin(path).startswith(_ARRAYS):
         raise UslError(f"{key}: {path}: expected a .npy or .npz file of arrays")
     elif key == "model.features":
@@ -129,6 +129,11 @@ def _check_index(key: str, index: LabelIndex, flat: Mapping[str, Any]) -> None:
 
 
 @cache
+def _check_list(key: str, path: str) -> None:
+    _LISTS[key](Path(path))
+
+
+@cache
 def _check_checkpoint(path: str) -> None:
     try:
         check_records(path)
@@ -165,7 +170,10 @@ def check_data(flat: Mapping[str, Any]) -> None:
         there = set(places)
         _check_classes(name, places["train"], flat)
     elif name in catalog.FILE_SETS:
-        there = set(array_files.locate(folder))
+        files = array_files.locate(folder)
+        there = set(files)
+        if split in files:
+            _check_images(*files[split])
     elif flat.get("data.download") is True or not catalog.ARRAY_SETS[name].files[split.partition("+")[0]]:
         return
     else:
@@ -174,6 +182,18 @@ def check_data(flat: Mapping[str, Any]) -> None:
     if split not in there:
         has = ", ".join(sorted(there))
         raise UslError(f"data.split: no split '{split}' in {catalog.data_folder(folder)}; it has {has}")
+
+
+def _check_images(path: Path, prefix: str) -> None:
+    try:
+        header = header_of(path, f"{prefix}images.npy")
+    except (IndexError, *DAMAGE):
+        return  # its reader tells
+    if str(header.get("descr")).lstrip("|<>=") not in ("u1", "uint8") or len(header.get("shape", ())) not in (3, 4):
+        raise UslError(
+            f"data.dir: {path}: the images are {header.get('descr')} {list(header.get('shape', ()))}, expected uint8 "
+            "[n, h, w] or [n, h, w, c]"
+        )
 
 
 def _check_classes(name: str, train: Path, flat: Mapping[str, Any]) -> None:

@@ -64,6 +64,8 @@ def check_steps(stage: StageCommand) -> None:
     steps, longest = stage.flat().get("trainer.max_steps"), stage.tree().get("trainer", {}).get("max_time")
     if steps == -1 and "trainer.max_steps" in stage.overrides:
         raise UslError("trainer.max_steps: -1 would never end; expected 1 or more")
+    if stage.command == "fit" and stage.flat().get("trainer.max_epochs") == 0:
+        raise UslError("trainer.max_epochs: 0 is over before the first step; leave it out")
     if "optimizer" in parameters(str(stage.flat().get("model.class_path"))):
         _check_switches(stage.flat())
     seconds = trainer.seconds(longest)

@@ -48,19 +48,24 @@ def most_images(
 
 def rows_of(path: Path, name: str) -> int:
     """The length of the array in an `.npy` file, or of one of those in an `.npz` file."""
+    return int(header_of(path, name)["shape"][0])
+
+
+def header_of(path: Path, name: str) -> dict[str, Any]:
+    """`descr`, `fortran_order` and `shape` of the array in an `.npy` file, or of one of those in an `.npz` file."""
     if path.suffix == ".npy":
         with path.open("rb") as file:
-            return _length(file)
+            return _header(file)
     with zipfile.ZipFile(path) as archive, archive.open(name) as member:
-        return _length(member)
+        return _header(member)
 
 
-def _length(file: IO[bytes]) -> int:
-    """The first side of the array whose header comes next (NumPy's format, version 1 to 3)."""
+def _header(file: IO[bytes]) -> dict[str, Any]:
+    """That of the array which comes next (NumPy's format, version 1 to 3)."""
     start = file.read(8)
     wide = start[6:7] > b"\x01"
     (length,) = struct.unpack("<I" if wide else "<H", file.read(4 if wide else 2))
     if start[:6] != b"\x93NUMPY" or length > 10_000:
         raise ValueError("no array")
-    header: Any = ast.literal_eval(file.read(length).decode("latin-1"))
-    return int(header["shape"][0])
+    header: dict[str, Any] = ast.literal_eval(file.read(length).decode("latin-1"))
+    return header

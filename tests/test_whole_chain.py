@@ -114,6 +114,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("pretrain.trainer.max_epochs=0", "trainer.max_epochs: 0 is over before the first step"),
     ("pretrain.trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {save_top_k: 2}}]", "give it a monitor"),
     ("data.dataset=arrays --data.dir=features.npy", "features.npy: the images are <f4 [1437, 2], expected uint8"),
+    ("select.data.subset_file=three.json", "20 images cannot be picked from 3"),
     ("slurm-header=text.txt", "usl run: --slurm-header: is for jobs of SLURM"),
     ("data.dataset=folder --data.dir=photos --data.labels_file=small.ckpt", "not in UTF-8"),
     ("data.dataset=folder --data.dir=photos --data.class_list=text.txt", "no folder hello in"),

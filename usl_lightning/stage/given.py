@@ -91,7 +91,7 @@ def _check_file(key: str, path: str, flat: Mapping[str, Any]) -> None:
 
 def _check_features(path: str, flat: Mapping[str, Any]) -> None:
     """A row for each image; how many are read of a folder is known once it is read."""
-    count = None if flat.get("data.subset_file") or flat.get("data.dataset") in catalog.FOLDER_SETS else _count(flat)
+    count = None if flat.get("data.dataset") in catalog.FOLDER_SETS else _count(flat)
     try:
         rows = rows_of(Path(path), "features.npy")
     except KeyError as error:
@@ -104,6 +104,9 @@ def _check_features(path: str, flat: Mapping[str, Any]) -> None:
 
 def _count(flat: Mapping[str, Any]) -> int | None:
     """How many images a stage has at most, as far as that is known."""
+    subset = flat.get("data.subset_file")
+    if subset is not None:
+        return len(LabelIndex.read(str(subset)).indices) if os.path.isfile(str(subset)) else None
     directory, split = flat.get("data.dir"), str(flat.get("data.split") or "train")
     listed = {name: flat.get(f"data.{name}") for name in ("class_list", "labels_file")}
     return _most_images(str(flat["data.dataset"]), None if directory is None else str(directory), split, **listed)

@@ -115,6 +115,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("pretrain.trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {save_top_k: 2}}]", "give it a monitor"),
     ("data.dataset=arrays --data.dir=features.npy", "features.npy: the images are <f4 [1437, 2], expected uint8"),
     ("select.data.subset_file=three.json", "20 images cannot be picked from 3"),
+    ("pretrain.trainer.devices=3 --pretrain.data.batch_size=16", "16 images cannot be divided over 3 processes"),
     ("slurm-header=text.txt", "usl run: --slurm-header: is for jobs of SLURM"),
     ("data.dataset=folder --data.dir=photos --data.labels_file=small.ckpt", "not in UTF-8"),
     ("data.dataset=folder --data.dir=photos --data.class_list=text.txt", "no folder hello in"),

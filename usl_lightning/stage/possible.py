@@ -78,6 +78,10 @@ def _check_switches(flat: Mapping[str, Any]) -> None:
     every, part = flat.get("trainer.val_check_interval"), flat.get("trainer.accumulate_grad_batches", 1)
     if type(every) is int and type(part) is int and every % part:
         raise UslError(validations_amid(every, part))
+    devices, nodes = flat.get("trainer.devices"), flat.get("trainer.num_nodes", 1)
+    batch = flat.get("data.batch_size", defaults(str(flat.get("data.class_path"))).get("batch_size"))
+    if all(type(number) is int and number > 0 for number in (devices, nodes, batch)) and batch % (devices * nodes):
+        raise UslError(f"data.batch_size: {batch} images cannot be divided over {devices * nodes} processes")
     if flat.get("compile") is True and flat.get("activation_checkpointing") is True:
         raise UslError(COMPILED)
 

@@ -32,7 +32,9 @@ class _Dictionary(dict[Any, Any]):
     """One that has attributes, as the dictionary of a module's weights has."""
 
 
-class _Reader(pickle.Unpickler):
+class _Reader(pickle._Unpickler):
+    """The one in Python: that in C takes gigabytes for a number of a few bytes."""
+
     def find_class(self, module: str, name: str) -> Any:
         return _Dictionary if (module, name) == ("collections", "OrderedDict") else _Object
 

@@ -40,7 +40,16 @@ def test_everything_is_measured_on_all_images(run_dir: Path, command: str, capsy
     assert report["metrics"]["knn_accuracy"] == pytest.approx(result["knn_accuracy"])
     assert result["knn_k"] == 20
     names = ("knn_accuracy", "knn_1_accuracy", "knn_20_accuracy", "probe_accuracy", "probe_1000_accuracy")
-    names += ("probe_sgd_accuracy", "nmi", "ari", "neighbour_purity", "feature_std", "uniformity", "rankme")
+    names += (
+        "knn_pca_accuracy",
+        "probe_sgd_accuracy",
+        "nmi",
+        "ari",
+        "neighbour_purity",
+        "feature_std",
+        "uniformity",
+        "rankme",
+    )
     assert report["metrics"].keys() == set(names)
     for name in names:
         assert f"{report['metrics'][name]:.4f}" in next(line for line in shown.splitlines() if line.startswith(name))

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 from torch import nn
 
 from usl_lightning.evaluation.features import PENALTY, Features, evaluate_features, first_filters
@@ -38,6 +39,20 @@ def test_figures_are_those_of_their_functions() -> None:
     assert report.left_out == []
     assert "k = 20 of 1437" in report.notes["knn_accuracy"]
     assert json.loads(json.dumps(report.as_dict()))["metrics"] == metrics
+
+
+def test_of_many_features_the_principal_components_count_too() -> None:
+    """As scikit-learn has them; those of the training images alone."""
+    draw = torch.Generator().manual_seed(0)
+    wider = torch.randn(64, 200, generator=draw) / 8
+    train, test = (Features((each.features @ wider).relu() + 3, each.labels) for each in split())
+    metrics = evaluate_features(train, test, knn_k=20).metrics
+    pca = PCA(128, svd_solver="full").fit(train.features.numpy())
+    parts = [(torch.from_numpy(pca.transform(each.features.numpy())), each.labels) for each in (train, test)]
+    expected = knn_accuracy(*parts[0], *parts[1], k=20, num_classes=10)
+    assert metrics["knn_pca_accuracy"] == pytest.approx(expected, abs=0.003)  # of 360 images, one may be a tie
+    assert metrics["knn_pca_accuracy"] != metrics["knn_accuracy"]
+    assert "knn_pca_accuracy" not in evaluate_features(*split()).metrics, "64 pixels have fewer"
 
 
 def test_of_many_classes_the_five_likeliest_count_too() -> None:

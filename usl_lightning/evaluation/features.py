@@ -13,6 +13,7 @@ from usl_lightning.evaluation.knn import TEMPERATURE, knn_accuracy, neighbour_pu
 from usl_lightning.evaluation.linear_probe import balanced_subset, probe_accuracies, probe_accuracy
 from usl_lightning.evaluation.spread import feature_std, rankme, uniformity
 from usl_lightning.vectors.kmeans import kmeans
+from usl_lightning.vectors.whitening import principal_axes
 
 FEW = 1000
 """Labels of the last linear probe."""
@@ -26,6 +27,9 @@ NEIGHBOURS = (1, 20)
 
 PURE = 10
 """Neighbours whose classes are compared with that of an image."""
+
+COMPONENTS = 128
+"""Principal components that a kNN classifier looks at beside all features, as papers of stage 1 do (SeLa, Table 7)."""
 
 MANY = 20
 """From so many classes on, it is also told how often the right one is among the five likeliest, as on ImageNet."""
@@ -82,8 +86,8 @@ def evaluate_features(
 
     Returns:
         `feature_std`, `uniformity` and `rankme`; where labels allow it `nmi`, `ari`, `neighbour_purity`,
-        `knn_accuracy`, that of 1 and of 20 neighbours, `probe_accuracy` (of many classes `probe_top5_accuracy` too),
-        `probe_sgd_accuracy` and `probe_1000_accuracy`.
+        `knn_accuracy`, that of 1 and of 20 neighbours, of more than 128 features `knn_pca_accuracy`, `probe_accuracy`
+        (of many classes `probe_top5_accuracy` too), `probe_sgd_accuracy` and `probe_1000_accuracy`.
     """
     report = FeatureReport()
     n, d = train.features.shape
@@ -144,6 +148,9 @@ def _add_classifiers(report: FeatureReport, train: Features, test: Features, knn
     for few in NEIGHBOURS:
         accuracy = knn_accuracy(*train, *test, k=min(few, known), num_classes=classes)
         report.add(f"knn_{few}_accuracy", accuracy, f"the same, k = {min(few, known)}")
+    if train.features.shape[1] > COMPONENTS:
+        accuracy = knn_accuracy(*_components(train, train), *_components(train, test), k=k, num_classes=classes)
+        report.add("knn_pca_accuracy", accuracy, f"the same, k = {k}, on {COMPONENTS} principal components")
     tops = (1, 5) if classes >= MANY else (1,)
     accuracies = probe_accuracies(*train, *test, num_classes=classes, penalty=PENALTY, tops=tops)
     report.add("probe_accuracy", accuracies[0], f"linear probe, {known} labels")
@@ -157,3 +164,9 @@ def _add_classifiers(report: FeatureReport, train: Features, test: Features, knn
     some = balanced_subset(train.labels, FEW, seed=seed).to(train.labels.device)
     accuracy = probe_accuracy(train.features[some], train.labels[some], *test, num_classes=classes, penalty=PENALTY)
     report.add(f"probe_{FEW}_accuracy", accuracy, f"linear probe, {FEW} labels")
+
+
+def _components(train: Features, part: Features) -> Features:
+    """A split by the largest principal components of the training images' features."""
+    mean, _, axes = (each.to(part.features.dtype) for each in principal_axes(train.features, COMPONENTS))
+    return Features(part.features @ axes - mean @ axes, part.labels)

@@ -355,3 +355,18 @@ def test_the_report_doubts_a_wrong_label(home: Path, tmp_path: Path) -> None:
     assert f"<strong>labelled {names[int(wrong[0])]}</strong>" in part
     assert f"rather {names[int(given[0])]}, 100%" in part
     assert f"select/label.html#image={int(rows[0])}&amp;name=" in part
+
+
+def test_a_finished_run_that_cannot_be_written_is_told(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("usl_lightning.chain.pipeline.unwritable", lambda folder: f"{folder}: cannot be written")
+    monkeypatch.setattr("usl_lightning.stage.folder.open_lock", lambda path: pytest.fail("written to"))
+    words = ["run", str(home / "photos.yaml"), "--out", str(home / "runs")]
+    main(words)
+    told = capsys.readouterr().out
+    assert "[2/2] train: complete, skipped" in told
+    assert "next: " in told
+    with pytest.raises(SystemExit):
+        main([*words, "--redo", "train"])
+    assert capsys.readouterr().err.endswith("cannot be written; choose another --name or --out\n")

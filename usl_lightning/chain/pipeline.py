@@ -53,7 +53,9 @@ def run_chain(run: RunOptions) -> None:
         _run_stages(run)
     else:
         # Jobs of other stages may be at work in the folder of a run of which one is wanted.
-        lock = nullcontext() if run.only is not None else StageFolder(run.out / run.name).locked()
+        folder = run.out / run.name
+        looks_only = _is_done(run) and not run.redo and unwritable(folder)
+        lock = nullcontext() if looks_only or run.only is not None else StageFolder(folder).locked()
         with Interruption() as interruption, lock:
             try:
                 conclude(run, _run_stages(run))
@@ -83,7 +85,7 @@ def _queue(run: RunOptions) -> None:
 
 def conclude(run: RunOptions, ran: bool = True) -> None:
     """Sum the run up, when all of it is done: `summary.json`, its picture, and the table in print."""
-    if not all(run.folder(stage.name).complete for stage in run.chain.stages):
+    if not _is_done(run):
         return
     summary = summarise(run)
     if ran or not (run.out / run.name / "summary.json").exists():
@@ -93,6 +95,10 @@ def conclude(run: RunOptions, ran: bool = True) -> None:
         return
     print("\n".join([table(summary), *estimates(summary)]))
     print(f"next: {what_next(run, summary)}")
+
+
+def _is_done(run: RunOptions) -> bool:
+    return all(run.folder(stage.name).complete for stage in run.chain.stages)
 
 
 def _run_stages(run: RunOptions) -> bool:
@@ -182,7 +188,7 @@ def _check_folder(run: RunOptions) -> None:
     plan = Plan.read(folder)
     if plan is None and StageFolder(folder).record() is not None:
         raise UslError(f"{folder}: is the folder of a stage that was run alone; give this run another --name")
-    if not all(run.folder(stage.name).complete for stage in run.chain.stages) and (problem := unwritable(folder)):
+    if (run.redo or not _is_done(run)) and (problem := unwritable(folder)):
         raise UslError(f"{problem}; choose another --name or --out")
     if plan is not None or any(run.folder(stage.name).record() for stage in run.chain.stages):
         return

@@ -24,6 +24,7 @@ from usl_lightning.labelling.store import LabelStore, with_class
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.index import answers_so_far, images_to_label
 from usl_lightning.stage.captions import redraw_captions
+from usl_lightning.stage.given import unwritable
 from usl_lightning.stage.label_page import leads_to
 
 if TYPE_CHECKING:
@@ -156,7 +157,9 @@ def _serve(
     server = EndingServer(config, app.end)
     with _stopped_by_signals(lambda: setattr(server, "should_exit", True)), ExitStack() as stack:
         print(f"{_progress(store.read())}: {address}", flush=True)
-        print("every answer is saved at once; Ctrl-C stops", flush=True)
+        problem = unwritable(typed.labels.resolve().parent)
+        saved = f"no answer can be saved: {problem}" if problem else "every answer is saved at once"
+        print(f"{saved}; Ctrl-C stops", flush=True)
         stack.enter_context(leads_to(root, typed.labels))
         if typed.browser:
             page = stack.enter_context(leading_to(address, typed.labels.parent))

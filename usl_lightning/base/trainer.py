@@ -114,7 +114,7 @@ def seconds(longest: Any) -> float | None:
 
 
 def _is_duration(value: Any) -> bool:
-    return bool(seconds(value))
+    return seconds(value) is not None
 
 
 def _is_name_or_class(value: Any) -> bool:
@@ -134,7 +134,7 @@ _SHAPES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
         "0, for no validation; a part of the images would pass for all of them",
     ),
     "devices": (_counts_devices, "a number of devices, auto, or a list of their numbers"),
-    "max_time": (_is_duration, "DD:HH:MM:SS, or keys and values such as {hours: 1}, and more than nothing"),
+    "max_time": (_is_duration, "DD:HH:MM:SS, or keys and values such as {hours: 1}"),
     "callbacks": (_names_classes, _CLASSES),
     "plugins": (_names_classes, _CLASSES),
     "logger": (lambda value: isinstance(value, bool) or _names_classes(value), f"true, false or {_CLASSES}"),
@@ -191,7 +191,7 @@ def _about_a_class(key: str, class_path: str, given: Mapping[str, Any]) -> Itera
     elif key == "strategy" and given.get("start_method") not in (None, "popen"):
         yield f"{name}: start_method {given['start_method']} {_NO_START}"
     elif name == "ModelCheckpoint" and given.get("monitor") is None and given.get("save_top_k", 1) not in (-1, 0, 1):
-        yield f"{name}: save_top_k {given['save_top_k']} are the best of nothing; give it a monitor, or leave it out"
+        yield f"{name}: save_top_k={given['save_top_k']} is not a valid configuration without a monitor; give it one"
     elif key == "plugins" and name.endswith("CheckpointIO") and name in known:
         yield f"{name} {_OURS}"
     elif key == "strategy" and given.get("checkpoint_io") is not None:

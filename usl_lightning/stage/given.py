@@ -86,20 +86,16 @@ def _check_file(key: str, path: str, flat: Mapping[str, Any]) -> None:
     elif not _begin(path).startswith(_ARRAYS):
         raise UslError(f"{key}: {path}: expected a .npy or .npz file of arrays")
     elif key == "model.features":
-        _check_features(path, flat)
+        _check_features(path)
 
 
-def _check_features(path: str, flat: Mapping[str, Any]) -> None:
-    """A row for each image; how many are read of a folder is known once it is read."""
-    count = None if flat.get("data.dataset") in catalog.FOLDER_SETS else _count(flat)
+def _check_features(path: str) -> None:
     try:
-        rows = rows_of(Path(path), "features.npy")
+        rows_of(Path(path), "features.npy")
     except KeyError as error:
         raise UslError(f"model.features: {path}: holds no array named 'features'") from error
     except (IndexError, *DAMAGE):
         return  # its reader tells
-    if count not in (None, rows):
-        raise UslError(f"model.features: {path}: {rows} rows for {count} images; expected one row for each image")
 
 
 def _count(flat: Mapping[str, Any]) -> int | None:

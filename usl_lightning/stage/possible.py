@@ -51,6 +51,8 @@ def check_possible(stage: StageCommand, *, here: bool) -> None:
         check_needs(flat)
         check_given(flat)
         check_machine(flat)
+    if "optimizer" in parameters(str(flat.get("model.class_path"))):
+        _check_division(flat)
     if stage.command == "select":
         check_budget(flat)
 
@@ -78,12 +80,15 @@ def _check_switches(flat: Mapping[str, Any]) -> None:
     every, part = flat.get("trainer.val_check_interval"), flat.get("trainer.accumulate_grad_batches", 1)
     if type(every) is int and type(part) is int and every % part:
         raise UslError(validations_amid(every, part))
+    if flat.get("compile") is True and flat.get("activation_checkpointing") is True:
+        raise UslError(COMPILED)
+
+
+def _check_division(flat: Mapping[str, Any]) -> None:
     devices, nodes = flat.get("trainer.devices"), flat.get("trainer.num_nodes", 1)
     batch = flat.get("data.batch_size", defaults(str(flat.get("data.class_path"))).get("batch_size"))
     if all(type(number) is int and number > 0 for number in (devices, nodes, batch)) and batch % (devices * nodes):
         raise UslError(f"data.batch_size: {batch} images cannot be divided over {devices * nodes} processes")
-    if flat.get("compile") is True and flat.get("activation_checkpointing") is True:
-        raise UslError(COMPILED)
 
 
 def validations_amid(every: int, part: int) -> str:

@@ -111,7 +111,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("select.model.features=two.npz --select.model.init_from=null", "holds no array named 'features'"),
     ("pretrain.data.class_path=usl_lightning.features.neighbor_data.NeighborData", "data.dataset: must be given"),
     ("pretrain.trainer.max_epochs=0", "trainer.max_epochs: 0 is over before the first step"),
-    ("pretrain.trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {save_top_k: 2}}]", "without a monitor; give it one"),
+    ("pretrain.trainer.callbacks=[{class_path: ModelCheckpoint, init_args: {save_top_k: 2}}]", "without a monitor"),
     ("data.dataset=arrays --data.dir=features.npy", "features.npy: the images are <f4 [1437, 2], expected uint8"),
     ("select.data.subset_file=three.json", "20 images cannot be picked from 3"),
     ("pretrain.trainer.devices=3 --pretrain.data.batch_size=16", "16 images cannot be divided over 3 processes"),

@@ -115,7 +115,10 @@ def test_help_of_a_stage_lists_its_parameters(capsys: pytest.CaptureFixture[str]
         (["fit", "--config"], ["--config: its value is missing"]),
         (["fit", "--config", SIMCLR, "--run_dir"], ["--run_dir: its value is missing"]),
         (["fit", "--config", "digits_simcrl.yaml"], ["digits_simcrl.yaml: no such", f"did you mean '{SIMCLR}'?"]),
-        (["fit", "--config", "nowhere/digits_simclr.yaml"], ["nowhere/digits_simclr.yaml: no such configuration"]),
+        (
+            ["fit", "--config", "nowhere/digits_simclr.yaml"],
+            ["nowhere/digits_simclr.yaml: no such configuration", f"did you mean '{SIMCLR}'?"],
+        ),
         (["fit", "--config", SIMCLR, "extra"], ["unexpected argument 'extra'"]),
         (["fit", "--config", "digits_quickstart.yaml"], ["a chain of stages", "usl run digits_quickstart.yaml"]),
         (["fit", "--config", RANDOM, "--trainer.max_steps", "1"], ["digits_random.yaml is for usl select", "Random"]),
@@ -615,3 +618,15 @@ def test_how_an_interrupted_command_goes_on(tmp_path: Path, monkeypatch: pytest.
     assert _how_to_go_on(["run", "chain.yaml"]) == "; the same command continues"
     assert _how_to_go_on(["select", "--config", "digits_usl.yaml"]) == "; the same command begins again"
     assert _how_to_go_on(["doctor"]) == ""
+
+
+def test_the_files_of_a_folder_are_meant_before_those_that_ship(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos.yaml").write_text("{}")
+    for name, near in (("photo.yaml", " (did you mean 'photos.yaml'?)"), ("runs/train/config.yaml", "")):
+        with pytest.raises(SystemExit):
+            main(["run", name])
+        said = f"{name}: no such configuration here or among the shipped ones{near}; `usl configs`"
+        assert said in capsys.readouterr().err

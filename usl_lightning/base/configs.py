@@ -263,7 +263,10 @@ def find_config(name: str | Path, beside: Path | None = None) -> Path:
                 return folder / candidate
     if Path(name).parent in (Path(), shipped_folder()) and f"{bare.removesuffix('.yaml')}.yaml" in pairs():
         return shipped_folder() / f"{bare.removesuffix('.yaml')}.yaml"
-    near = did_you_mean(bare, names_of_all())
+    folder = Path(name).parent
+    here = sorted(path.name for path in folder.glob("*.y*ml")) if os.path.isdir(folder) else []
+    known = [each for each in names_of_all() if folder == Path() or each == bare]
+    near = did_you_mean(bare, here) or did_you_mean(bare, known)
     raise UslError(
         f"{short(str(name))}: no such configuration here or among the shipped ones{near}; `usl configs` lists them"
     )

@@ -68,6 +68,7 @@ class FolderPictures(Pictures):
         self.match(index)
 
     def match(self, index: LabelIndex) -> None:
+        """Take the label file as it is now; refuse one of other images than those shown so far."""
         if index.dataset != self._dataset:
             unknown = [image for image in index.indices if image not in self._files]
             what = f"image {unknown[0]} is not one that this server knows" if unknown else f"{index.path} was replaced"
@@ -97,6 +98,7 @@ class FolderPictures(Pictures):
         return files, found
 
     def entry(self, image: int) -> tuple[str, str]:
+        """The file and the hash by which the label file is to name an image that was shown and has an answer now."""
         if not self.has(image):
             raise UslError(f"image {image} is none of {self.root} that can be shown")
         if image not in self._shown:

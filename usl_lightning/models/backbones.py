@@ -12,6 +12,7 @@ from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.decode import Interpolation
 from usl_lightning.models.alexnet import AlexNet
+from usl_lightning.models.names import TRAINED_FOR
 from usl_lightning.models.published import check_hub, local_weights, no_published, read_weights
 from usl_lightning.models.small import SmallNet
 from usl_lightning.models.wrn import WideResNet
@@ -64,17 +65,14 @@ def backbone_names(given: str | Sequence[str]) -> tuple[str, ...]:
     return names
 
 
-_FOR = "@"  # parts the name of a network that was trained here from the images it is for
-
-
 def own_name(backbone: str, image: ImageSpec) -> str:
     """The name in `SideBySide` of a network that was trained here, `small_s2@1x28x28`."""
-    return f"{backbone}{_FOR}{image.channels}x{image.height}x{image.width}"
+    return f"{backbone}{TRAINED_FOR}{image.channels}x{image.height}x{image.width}"
 
 
 def _own_image(name: str) -> ImageSpec | None:
     """The images of a network that was trained here; None of a published one."""
-    _, own, size = name.partition(_FOR)
+    _, own, size = name.partition(TRAINED_FOR)
     if not own:
         return None
     channels, height, width = map(int, size.split("x"))
@@ -118,7 +116,9 @@ class SideBySide(nn.Module):
         super().__init__()
         self.images = [_own_image(name) or _native_image(name, channels) for name in names]
         made = [
-            create_backbone(name.partition(_FOR)[0], image.channels, pretrained=pretrained and _FOR not in name)
+            create_backbone(
+                name.partition(TRAINED_FOR)[0], image.channels, pretrained=pretrained and TRAINED_FOR not in name
+            )
             for name, image in zip(names, self.images, strict=True)
         ]
         self.nets = nn.ModuleList(net for net, _ in made)
@@ -250,7 +250,7 @@ def native_size(name: str) -> tuple[int, Interpolation]:
     Raises:
         UslError: an unknown name, or a network without published weights.
     """
-    published = [_published(one) for one in backbone_names(name) if _FOR not in one]
+    published = [_published(one) for one in backbone_names(name) if TRAINED_FOR not in one]
     config = max(published, key=lambda config: config.input_size[-1])
     return config.input_size[-1], "bicubic" if config.interpolation == "bicubic" else "bilinear"
 

@@ -18,6 +18,9 @@ _KEY = re.compile(r"""["'](\w+)["']:""")
 NETWORKS = ("model.backbone", "model.teacher")
 """Parameters that name networks."""
 
+TRAINED_FOR = "@"
+"""Parts the name of a network that was trained here from the images that it is for, see `backbones.own_name`."""
+
 _REDUCTIONS = {
     r"small(_w16|_w64|_nf)?|wrn_28_[28](_raw)?": 4,
     r"small_s2(_w64)?|wrn_37_2|resnet\d+_cifar": 8,

@@ -14,7 +14,7 @@ from usl_lightning.data.images import array_files, catalog, splits
 from usl_lightning.data.images.counts import header_of, most_images, rows_of
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.tables import label_cells
-from usl_lightning.models.names import named_networks
+from usl_lightning.models.names import TRAINED_FOR, named_networks
 from usl_lightning.models.published import check_weights
 from usl_lightning.stage.identity import names_a_file
 from usl_lightning.stage.taken import check_network_in
@@ -36,8 +36,6 @@ _SYSTEMS = ("/proc", "/sys")
 
 _EARLIER = "${"
 """Begins what an earlier stage leaves."""
-
-_OWN = "@"  # after the name of a network that was trained here, see `backbones.own_name`
 
 _most_images = cache(most_images)  # the stages of a table are many
 
@@ -235,7 +233,7 @@ def check_published(flat: Mapping[str, Any]) -> None:
     gives_features = "features" in parameters(str(flat.get("model.class_path")))  # published ones unless told otherwise
     wanted = {"model.backbone": flat.get("model.pretrained", gives_features), "model.teacher": True}
     for key, name in named_networks(flat):
-        if wanted[key] is True and _OWN not in name:
+        if wanted[key] is True and TRAINED_FOR not in name:
             check_weights(name)
 
 

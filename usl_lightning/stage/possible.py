@@ -13,12 +13,11 @@ from usl_lightning.base.machine import RANKS, cores
 from usl_lightning.base.parameters import needs_of, parameters, required_of
 from usl_lightning.base.problems import FROM_ELSEWHERE
 from usl_lightning.data.images.catalog import ARRAY_SETS, canonical_name, known_image, parts_of
-from usl_lightning.models.names import named_networks, too_small, unknown_network
+from usl_lightning.models.names import TRAINED_FOR, named_networks, too_small, unknown_network
 from usl_lightning.stage.given import check_budget, check_given
 from usl_lightning.stage.taken import LEARN_FEATURES
 from usl_lightning.stage.words import StageCommand
 
-_OWN = "@"  # after the name of a network that was trained here, see `backbones.own_name`
 _CLUSTER = ("MASTER_ADDR", "NODE_RANK", "GROUP_RANK", "SLURM_STEP_", "KUBERNETES_PORT", "LSB_JOBID")
 
 _GPUS = ("/dev/nvidia*", "/dev/kfd", "/dev/dxg", "/dev/accel*")
@@ -115,7 +114,7 @@ def check_needs(flat: Mapping[str, Any]) -> None:
         UslError: names the keys.
     """
     for group in ("model", "data"):
-        for name in {*required_of(str(flat.get(f"{group}.class_path")))} - FROM_ELSEWHERE:
+        for name in sorted({*required_of(str(flat.get(f"{group}.class_path")))} - FROM_ELSEWHERE):
             if not any(f"{key}.".startswith(f"{group}.{name}.") for key in flat):
                 raise UslError(f"{group}.{name}: must be given")
         for need in needs_of(str(flat.get(f"{group}.class_path"))):
@@ -138,7 +137,7 @@ def check_networks(flat: Mapping[str, Any]) -> None:
         UslError: names the key and the nearest name.
     """
     for key, name in named_networks(flat):
-        if problem := unknown_network(name.partition(_OWN)[0]):
+        if problem := unknown_network(name.partition(TRAINED_FOR)[0]):
             raise UslError(f"{key}: {problem}")
 
 

@@ -318,6 +318,7 @@ def locate(
         _tell_of_unused(folder, name)
 
     def look() -> list[Found]:
+        """Find the files, or fetch them first if that is asked for."""
         found = _locate(name, parts, folder, image_size)
         if found is None and download:
             _download(name, parts, folder)

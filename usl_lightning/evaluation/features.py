@@ -149,7 +149,7 @@ def _add_classifiers(report: FeatureReport, train: Features, test: Features, knn
         accuracy = knn_accuracy(*train, *test, k=min(few, known), num_classes=classes)
         report.add(f"knn_{few}_accuracy", accuracy, f"the same, k = {min(few, known)}")
     if train.features.shape[1] > COMPONENTS:
-        accuracy = knn_accuracy(*_components(train, train), *_components(train, test), k=k, num_classes=classes)
+        accuracy = knn_accuracy(*_components(train, test), k=k, num_classes=classes)
         report.add("knn_pca_accuracy", accuracy, f"the same, k = {k}, on {COMPONENTS} principal components")
     tops = (1, 5) if classes >= MANY else (1,)
     accuracies = probe_accuracies(*train, *test, num_classes=classes, penalty=PENALTY, tops=tops)
@@ -166,7 +166,7 @@ def _add_classifiers(report: FeatureReport, train: Features, test: Features, knn
     report.add(f"probe_{FEW}_accuracy", accuracy, f"linear probe, {FEW} labels")
 
 
-def _components(train: Features, part: Features) -> Features:
-    """A split by the largest principal components of the training images' features."""
-    mean, _, axes = (each.to(part.features.dtype) for each in principal_axes(train.features, COMPONENTS))
-    return Features(part.features @ axes - mean @ axes, part.labels)
+def _components(train: Features, test: Features) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both by the largest principal components of the training images' features."""
+    mean, _, axes = (each.to(train.features.dtype) for each in principal_axes(train.features, COMPONENTS))
+    return (train.features - mean) @ axes, train.labels, (test.features - mean) @ axes, test.labels

@@ -454,7 +454,7 @@ def test_help(browser: Browser, server: Labelling) -> None:
 
 
 def touch(page: Page, *moves: list[tuple[float, float]]) -> None:
-    """Fingers that go down, along these points, and up."""
+    """Fingers that go down, along these points, rest and lift: a tap on what they had flung would only stop it."""
     session = page.context.new_cdp_session(page)
 
     def send(kind: str, step: int | None) -> None:
@@ -468,6 +468,7 @@ def touch(page: Page, *moves: list[tuple[float, float]]) -> None:
     send("touchStart", 0)
     for step in range(1, len(moves[0])):
         send("touchMove", step)
+    page.wait_for_timeout(200)
     send("touchEnd", None)
 
 

@@ -35,10 +35,14 @@ async function learn() {
 
 const guessOf = (place) => (guessesHold() && guesses.guess[place]) || null;
 
+function reasonFor(image) {
+  const next = helpful() && guessesHold() ? guesses.queue.find(([one]) => one === image) : undefined;
+  return next ? `Shown now because: ${next[1]}` : "";
+}
+
 function beginGuess() {
   offered = null;
-  const next = helpful() && guessesHold() ? guesses.queue.find(([image]) => image === entry().image) : undefined;
-  reason = next ? `Shown now because: ${next[1]}` : "";
+  reason = reasonFor(entry().image);
 }
 
 // Mark the guess for the image on the screen, if there is one and it has no answer.
@@ -47,7 +51,10 @@ function showGuess() {
   const { image, answer } = entry();
   const guess = guessOf(current);
   if (inRows() || answer !== null || guess === null || isBroken() || !wasShown(image, performance.now())) return;
-  if (offered === null) offered = { image, percent: guess[1], name: state.classes[guess[0]], since: performance.now() };
+  if (offered === null) {
+    offered = { image, percent: guess[1], name: state.classes[guess[0]], since: performance.now() };
+    if (reason) reason = reasonFor(image) || reason; // by the same answers as the guess beside it
+  }
   drawGuess();
   reveal(byId("classes").querySelector(".guessed"));
 }

@@ -240,6 +240,20 @@ def test_the_most_helpful_come_first_and_say_why(browser: Browser, server: Label
     expect(page.locator("#why")).to_be_empty()
 
 
+def test_the_reason_is_of_the_same_answers_as_the_guess(browser: Browser, server: Labelling) -> None:
+    page = opened(browser, server.address)
+    answer(page, 12)
+    guessed(page, 13)
+    page.keyboard.press("q")
+    expect(page.locator("#why")).not_to_be_empty()
+    expect(page.locator("#classes .guessed")).to_have_count(1)
+    later = "guesses.queue = guesses.queue.map(([image]) => [image, '{}']); showGuess();"
+    page.evaluate(f"() => {{ offered = null; {later.format('the second answers')} }}")  # while the image loads
+    expect(page.locator("#why")).to_have_text("Shown now because: the second answers")
+    page.evaluate(f"() => {{ {later.format('the third answers')} }}")  # the guess is on the screen, and stays
+    expect(page.locator("#why")).to_have_text("Shown now because: the second answers")
+
+
 def test_from_forty_answers_on_they_come_first_by_themselves(browser: Browser, tmp_path: Path) -> None:
     labels = make_selection(tmp_path, chosen=48)
     index = LabelIndex.read(labels)
@@ -376,6 +390,28 @@ def test_zoom_by_key_and_wheel(browser: Browser, server: Labelling) -> None:
     page.keyboard.press("1")
     name_shown(page, 2)
     assert scale(page) == pytest.approx(1)
+
+
+def test_arrow_keys_move_what_is_zoomed_into(browser: Browser, server: Labelling) -> None:
+    page = opened(browser, server.address)
+    name_shown(page, 1)
+    page.keyboard.press("z")
+    frame = page.locator("#frame").bounding_box()
+    assert frame is not None
+    for key, times, x, y in (
+        ("ArrowRight", 1, -1.25, -1), ("ArrowDown", 2, -1.25, -1.5), ("ArrowLeft", 9, 0, -1.5), ("ArrowUp", 9, 0, 0),
+    ):  # fmt: skip
+        for _ in range(times):  # the first goes down, all others are repeated while it is held
+            page.keyboard.down(key)
+        page.keyboard.up(key)
+        image = page.locator("#image").bounding_box()
+        assert image is not None
+        assert (image["x"] - frame["x"]) / frame["width"] == pytest.approx(x, abs=0.01)
+        assert (image["y"] - frame["y"]) / frame["height"] == pytest.approx(y, abs=0.01)
+    name_shown(page, 1)
+    page.keyboard.press("z")
+    page.keyboard.press("ArrowRight")
+    name_shown(page, 2)
 
 
 def test_more_classes_than_keys(browser: Browser, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ function actionOf(event) {
   const number = keysOf(state.classes).findIndex((keys) => keys.includes(event.key));
   const there = event.target.closest?.("#all ol button");
   if (there && (number >= 0 || event.key === "?")) return (at) => giveThere(there, number >= 0 ? number : "unsure", at);
-  return number >= 0 ? (at) => give(number, at) : actions[event.key];
+  return number >= 0 ? (at) => give(number, at) : moveBy(event.key) ?? actions[event.key];
 }
 
 function keyPressed(event) {
@@ -38,9 +38,9 @@ function keyPressed(event) {
   }
   if ((event.key === " " || event.key === "Enter") && event.target.matches("button, summary, a, input")) return;
   const action = actionOf(event);
-  if (!action || event.repeat) return;
+  if (!action) return;
   event.preventDefault();
-  action(event.timeStamp);
+  if (!event.repeat || moveBy(event.key)) action(event.timeStamp);
 }
 
 function onClick(id, action) {

@@ -4,6 +4,8 @@
 const CLOSEST = 8; // times the size that fits
 const BY_KEY = 3;
 const SWIPE = 60; // pixels
+const BY_ARROW = 1 / 4; // of the frame
+const ARROWS = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 let zoom = { scale: 1, x: 0, y: 0 }; // x and y: where the middle of the image is, in pixels from that of the frame
 const fingers = new Map(); // pointers that are down: {x, y, startX, startY, at}
 
@@ -33,6 +35,13 @@ function zoomAbout(factor, clientX, clientY) {
 function toggleZoom() {
   if (zoom.scale > 1) fit();
   else setZoom(BY_KEY, 0, 0);
+}
+
+// What an arrow key does to an image that is zoomed into: show what is farther that way.
+function moveBy(key) {
+  if (zoom.scale === 1 || !ARROWS[key]) return undefined;
+  const [right, down] = ARROWS[key].map((step) => step * BY_ARROW);
+  return () => setZoom(zoom.scale, zoom.x + right * frameOf().clientWidth, zoom.y + down * frameOf().clientHeight);
 }
 
 const spread = () => {

@@ -13,6 +13,7 @@ from own_images import IMAGES, make_selection, quarter
 from PIL import Image
 
 from usl_lightning.base.files import sha256_of_file
+from usl_lightning.data.images.folders import scan
 from usl_lightning.labelling import guessing
 from usl_lightning.labels import LabelIndex
 
@@ -229,6 +230,18 @@ def test_an_image_that_was_not_chosen_is_answered_as_it_was_shown(ask: Asked) ->
     assert ask.store.read().added == (image,)
     file.write_bytes(another.read_bytes())
     assert "was replaced since it was chosen" in ask(f"images/{image}")[1]["problem"]
+
+
+def test_images_that_were_not_chosen_are_found_by_name(ask: Asked) -> None:
+    here = set(truth(ask))
+    files = scan(ask.store.path.parents[3] / "images").files
+    others = [{"image": image, "name": file} for image, file in enumerate(files) if image not in here]
+    assert ask("named?part=")[:2] == (200, others)
+    assert ask("named?part=SUB/0")[1] == [each for each in others if each["name"].startswith("sub/0")] != []
+    assert ask("named?part=cat")[1] == []
+    ask(f"images/{others[0]['image']}")
+    assert ask("answers", {"image": others[0]["image"], "answer": 1, "seen": None})[0] == 200
+    assert ask("named?part=")[1] == others[1:]
 
 
 def test_in_a_folder_that_was_swapped_no_other_image_is_answered(ask: Asked) -> None:

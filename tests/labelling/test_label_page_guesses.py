@@ -11,6 +11,7 @@ from browsing import answered, name_shown, needs_browser, opened, serious_findin
 from own_images import Labelling, make_selection, quarter
 from playwright.sync_api import Browser, Page, Route, expect
 
+from usl_lightning.data.images.folders import scan
 from usl_lightning.labels import LabelIndex
 
 CLASSES = ("cat", "dog", "hen", "zebra")
@@ -323,6 +324,30 @@ def test_images_are_found_filtered_and_changed_in_place(browser: Browser, server
     expect(tiles).to_have_count(24)
     tiles.first.click()
     name_shown(page, 4)
+
+
+def test_an_image_that_was_not_chosen_is_found_by_name(browser: Browser, server: Labelling, labels: Path) -> None:
+    page = opened(browser, server.address)
+    answer(page, 4)
+    name_shown(page, 5)
+    here = set(LabelIndex.read(labels).files or ())
+    file = next(file for file in scan(labels.parents[3] / "images").files if file not in here)
+    page.keyboard.press("/")
+    page.keyboard.type(file.upper().removesuffix(".PNG"))
+    others = page.locator("#others li button")
+    expect(others).to_have_count(1)
+    expect(page.locator("#found")).to_have_text("0 of 40 images")
+    page.keyboard.press("Enter")  # to what was found
+    expect(others.first).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(page.locator("#which")).to_have_text("Image that was not chosen")
+    expect(page.locator("#name")).to_have_text(file)
+    page.keyboard.press("2")
+    expect(page.locator("#progress")).to_have_text("5 of 40 answered, 1 not chosen")
+    name_shown(page, 5)
+    expect(page.locator("#all ol button span")).to_have_text(["dog"])  # it is listed among those with an answer
+    expect(others).to_have_count(0)
+    assert (LabelIndex.read(labels).files or ())[40:] == (file,)
 
 
 def test_classes_are_renamed_merged_and_deleted(browser: Browser, server: Labelling, labels: Path) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -138,6 +138,9 @@ class FolderPictures(Pictures):
             raise UslError(f"{name}: no such image in {self.root}; expected the name of a file below it")
         return found[0]
 
+    def places(self) -> Iterable[int]:
+        return {**self._others, **self._files}
+
     def has(self, image: int) -> bool:
         if image in self._files:
             return True
@@ -267,6 +270,9 @@ class SourcePictures(Pictures):
         if image is None or not self.has(image):
             raise UslError(f"{name}: no such image; expected a number from 0 to {len(self.source) - 1}")
         return image
+
+    def places(self) -> Iterable[int]:
+        return range(len(self.source))
 
     def has(self, image: int) -> bool:
         return 0 <= image < len(self.source)

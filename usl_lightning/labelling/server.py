@@ -7,6 +7,7 @@ import threading
 from collections.abc import Awaitable, Callable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.types import ASGIApp
 
+from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.typed import as_count
 from usl_lightning.labelling import queue
@@ -37,7 +39,7 @@ FILES = {"": "index.html", **{path.name: path.name for path in PAGE.iterdir() if
 SIDES = {"images": 1600, "thumbs": 192}
 """Address of a picture -> its longest side, in pixels."""
 
-SHOWN_SIMILAR = 8
+SHOWN_SIMILAR, SHOWN_NAMED = 8, 48
 
 PATIENCE = 5.0
 """Seconds that a request for guesses waits until they know of the newest answer."""
@@ -80,6 +82,7 @@ class LabellingApp:
         routes = [
             Route("/state", self._state),
             Route("/similar/{image}", self._similar),
+            Route("/named", self._named),
             Route("/answers", self._answer, methods=["POST"]),
             Route("/classes", self._add_class, methods=["POST"]),
             Route("/classes/change", self._change_class, methods=["POST"]),
@@ -287,6 +290,16 @@ class LabellingApp:
             return []
         near = [other for other in self.similar.near(image, SHOWN_SIMILAR) if self.pictures.has(other)]
         return [{"image": other, "name": self.pictures.name(other)} for other in near]
+
+    async def _named(self, request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(self._called, request.query_params.get("part", "")))
+
+    def _called(self, part: str) -> list[dict[str, Any]]:
+        """The first images that are not in the label file and have this part in their names."""
+        here, wanted = set(self.store.read().indices), composed(part).lower()
+        named = ((image, self.pictures.name(image)) for image in self.pictures.places() if image not in here)
+        found = (image for image, name in named if wanted in composed(name).lower() and self.pictures.has(image))
+        return [{"image": image, "name": self.pictures.name(image)} for image in islice(found, SHOWN_NAMED)]
 
     def _picture(self, side: int) -> Callable[[Request], Awaitable[Response]]:
         async def picture(request: Request) -> Response:

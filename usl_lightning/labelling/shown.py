@@ -2,6 +2,7 @@
 
 import io
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +69,10 @@ class Pictures(ABC):
         Raises:
             UslError: there is none.
         """
+
+    @abstractmethod
+    def places(self) -> Iterable[int]:
+        """Positions of all images whose names are known."""
 
     @abstractmethod
     def has(self, image: int) -> bool:

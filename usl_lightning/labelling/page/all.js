@@ -2,6 +2,7 @@
 "use strict";
 
 const AT_ONCE = 300; // images that are listed before more are asked for
+const REST = 200; // ms without a key after which a name is looked for in the whole data set
 let listed = []; // places in the list; they stay until something else is asked for
 let most = AT_ONCE;
 
@@ -17,12 +18,15 @@ function drawFilter() {
   if (byId("of").selectedIndex < 0) byId("of").value = "";
 }
 
+// Names are alike in any case and however their accents are written.
+const comparable = (name) => name.normalize().toLowerCase();
+
 function wanted() {
-  const [text, of] = [byId("find").value.trim().toLowerCase(), byId("of").value];
+  const [text, of] = [comparable(byId("find").value.trim()), byId("of").value];
   const some = new Set(of === "bulk" ? state.bulk : of === "added" ? state.added.map(({ image }) => image) : []);
   const fits = ({ image, answer }) => of === "" || (of === "none" && answer === null) || String(answer) === of || some.has(image);
   return state.images.slice(0, entries()).map((each, place) => ({ ...each, place }))
-    .filter((each) => fits(each) && (text === "" || each.name.toLowerCase().includes(text)));
+    .filter((each) => fits(each) && (text === "" || comparable(each.name).includes(text)));
 }
 
 // How many images are chosen or have an answer; what is only looked at comes after them.
@@ -53,6 +57,18 @@ function listAll() {
   }));
   if (focused !== undefined) byId("all").querySelector(`ol button[data-place="${focused}"]`)?.focus();
   drawAll();
+  listOthers(byId("find").value.trim());
+}
+
+// Images that were not chosen and are called so, if any without an answer are asked for.
+async function listOthers(text) {
+  if (text !== "") await new Promise((done) => setTimeout(done, REST));
+  if (text !== byId("find").value.trim()) return;
+  const fits = text !== "" && ["", "none"].includes(byId("of").value) && byId("by").value === "";
+  const others = (fits && await ask(`named?part=${encodeURIComponent(text)}`)) || [];
+  if (text !== byId("find").value.trim()) return;
+  byId("others").hidden = others.length === 0;
+  byId("others").querySelector("ul").replaceChildren(...others.map((other) => leadingTo(other, other.name)));
 }
 
 // The list is made when it is opened, and then kept up to date.
@@ -102,7 +118,7 @@ function startAll() {
   for (const id of ["find", "of", "by"]) byId(id).addEventListener("input", anew);
   byId("filter").addEventListener("submit", (event) => {
     event.preventDefault();
-    byId("all").querySelector("ol button")?.focus();
+    byId("all").querySelector("ol button, #others button")?.focus();
   });
   byId("more").addEventListener("click", () => { most += AT_ONCE; listAll(); });
 }

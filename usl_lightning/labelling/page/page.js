@@ -195,15 +195,18 @@ async function drawSimilar(image) {
   const near = (await ask(`similar/${image}`)) || [];
   if (image !== entry().image) return;
   byId("similar").hidden = near.length === 0;
-  byId("similar").querySelector("ul").replaceChildren(...near.map((other) => {
-    const place = placeOf.get(other.image);
-    const answer = place === undefined ? null : state.images[place].answer;
-    const figure = element("figure", {}, picture("thumbs", other.image, answer === null ? "Similar image" : ""));
-    if (answer !== null) figure.append(element("figcaption", { textContent: nameOf(answer) }));
-    const button = element("button", { type: "button", title: other.name }, figure);
-    button.addEventListener("click", () => visit(other));
-    return element("li", {}, button);
-  }));
+  byId("similar").querySelector("ul").replaceChildren(...near.map((other) => leadingTo(other, "Similar image")));
+}
+
+// A small picture that leads to an image; its answer stands below, or, if it has none, an alternative text for it.
+function leadingTo(other, alt) {
+  const place = placeOf.get(other.image);
+  const answer = place === undefined ? null : state.images[place].answer;
+  const figure = element("figure", {}, picture("thumbs", other.image, answer === null ? alt : ""));
+  if (answer !== null) figure.append(element("figcaption", { textContent: nameOf(answer) }));
+  const button = element("button", { type: "button", title: other.name }, figure);
+  button.addEventListener("click", () => visit(other));
+  return element("li", {}, button);
 }
 
 // What can be done ---------------------------------------------------------------------------------------

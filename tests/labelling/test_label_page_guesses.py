@@ -1,5 +1,6 @@
 """The labelling page with guesses, in a real browser: Enter, rows, what helps most, all images, zoom, a phone."""
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,9 +10,10 @@ from typing import Any
 import pytest
 from browsing import answered, name_shown, needs_browser, opened, serious_findings, shown_elsewhere, until
 from own_images import Labelling, make_selection, quarter
+from PIL import Image
 from playwright.sync_api import Browser, Page, Route, expect
 
-from usl_lightning.data.images.folders import scan
+from usl_lightning.data.images.folders import fingerprint_of, scan
 from usl_lightning.labels import LabelIndex
 
 CLASSES = ("cat", "dog", "hen", "zebra")
@@ -437,6 +439,32 @@ def test_arrow_keys_move_what_is_zoomed_into(browser: Browser, server: Labelling
     page.keyboard.press("z")
     page.keyboard.press("ArrowRight")
     name_shown(page, 2)
+
+
+def test_a_large_image_is_sharp_where_it_is_zoomed_into(browser: Browser, tmp_path: Path) -> None:
+    labels = make_selection(tmp_path, hashes=False)
+    index = json.loads(labels.read_text())
+    Image.new("L", (2000, 500)).save(tmp_path / "images" / index["files"][1])
+    listed = scan(tmp_path / "images")
+    index["dataset"]["fingerprint"] = fingerprint_of(listed.files, listed.sizes)
+    labels.write_text(json.dumps(index))
+    server = Labelling(labels, "--classes", ",".join(CLASSES))
+    page = opened(browser, server.address)
+    name_shown(page, 1)
+    page.keyboard.press("z")
+    page.keyboard.press("1")
+    name_shown(page, 2)
+    assert page.evaluate("document.querySelector('#image').naturalWidth") == 1600
+    page.keyboard.press("z")
+    until(page, "document.querySelector('#image').naturalWidth === 2000")
+    assert scale(page) == pytest.approx(3)
+    page.keyboard.press("2")  # it is the same image
+    name_shown(page, 3)
+    page.keyboard.press("Backspace")
+    name_shown(page, 2)
+    assert scale(page) == pytest.approx(1)
+    answered(page, 1)
+    server.kill()
 
 
 def test_more_classes_than_keys(browser: Browser, tmp_path: Path) -> None:

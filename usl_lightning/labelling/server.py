@@ -36,7 +36,7 @@ PAGE = Path(__file__).parent / "page"
 FILES = {"": "index.html", **{path.name: path.name for path in PAGE.iterdir() if path.name != "index.html"}}
 """Address below the secret one -> file of the page."""
 
-SIDES = {"images": 1600, "thumbs": 192}
+SIDES = {"images": 1600, "thumbs": 192, "closer": 6400}
 """Address of a picture -> its longest side, in pixels."""
 
 SHOWN_SIMILAR, SHOWN_NAMED = 8, 48

@@ -3,6 +3,7 @@
 
 const CLOSEST = 8; // times the size that fits
 const BY_KEY = 3;
+const SENT = 1600; // pixels of the longest side that an image is sent with at first
 const SWIPE = 60; // pixels
 const BY_ARROW = 1 / 4; // of the frame
 const ARROWS = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
@@ -19,6 +20,18 @@ function setZoom(scale, x, y) {
   const image = document.getElementById("image");
   if (image) image.style.transform = held === 1 ? "" : `translate(${zoom.x}px, ${zoom.y}px) scale(${held})`;
   frameOf().classList.toggle("zoomed", held > 1);
+  if (held > 1 && image) takeCloser(image);
+}
+
+// Put what the server has in more pixels in the place of an image that is zoomed into.
+async function takeCloser(image) {
+  if (image.dataset.closer || Math.max(image.naturalWidth, image.naturalHeight) < SENT) return;
+  image.dataset.closer = "asked";
+  const closer = Object.assign(new Image(), { src: image.src.replace("/images/", "/closer/") });
+  closer.dataset.closer = "shown";
+  if (!await decoded(closer) || !image.isConnected) return;
+  closer.style.transform = image.style.transform;
+  image.replaceWith(Object.assign(closer, { id: "image", alt: image.alt }));
 }
 
 const fit = () => setZoom(1, 0, 0);

@@ -1,6 +1,7 @@
 // The classes on the labelling page: their buttons, keys and counts; classes are added, renamed, merged, deleted.
 "use strict";
 
+const MANY = 20; // classes above which one is found by its name sooner than by its place or its key
 const RESERVED = "hzrq"; // letters that do something else: help, zoom, rows, queue
 
 // The key or keys of each class: the first ten have a digit; each has a letter, of its name if one is free.
@@ -31,7 +32,7 @@ function drawClasses() {
   if (own.includes(before)) byId("changed").value = before;
   byId("edit").hidden = own.length === 0; // those of the data set itself stay
   byId("classes").classList.toggle("few", state.classes.length <= 10);
-  byId("pick").hidden = keys.every((each) => each.length > 0);
+  byId("pick").hidden = state.classes.length <= MANY;
   findClass();
   drawFilter();
   drawCounts();

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from usl_lightning.base import atomic
-from usl_lightning.base.atomic import atomic_path, open_lock
+from usl_lightning.base.atomic import atomic_path, open_lock, temporary_folder
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import sha256_of_file, write_json, write_text
 from usl_lightning.engine.checkpoint_files import AtomicCheckpointIO
@@ -236,6 +236,33 @@ def test_the_next_writer_sweeps_what_killed_ones_left(tmp_path: Path) -> None:
         fcntl.flock(held, fcntl.LOCK_EX)
         write_text(path, "new")
     assert names(tmp_path) == [".a.txt.22.tmp", ".a.txt.mine.tmp", ".b.txt.1.tmp", "a.txt"]
+
+
+def test_the_next_process_sweeps_the_folder_that_a_killed_one_left(tmp_path: Path) -> None:
+    """But not that of one that lives, nor what else has such a name."""
+    target = tmp_path / "sorted"
+    for name in (".sorted.1.tmp", ".sorted.22.tmp", ".other.1.tmp", ".sorted.mine.tmp"):
+        (tmp_path / name / "cat").mkdir(parents=True)
+    (tmp_path / ".sorted.3.tmp").symlink_to(tmp_path / ".other.1.tmp")
+    held = os.open(tmp_path / ".sorted.22.tmp", os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+
+    def kill() -> None:
+        with temporary_folder(target) as folder:
+            (folder / "cat").mkdir()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    killed = multiprocessing.get_context("fork").Process(target=kill)
+    killed.start()
+    killed.join()
+    assert f".sorted.{killed.pid}.tmp" in names(tmp_path)
+    with temporary_folder(target) as folder:
+        (folder / "dog").mkdir()
+        folder.replace(target)
+    os.close(held)
+    assert names(tmp_path) == [".other.1.tmp", ".sorted.22.tmp", ".sorted.3.tmp", ".sorted.mine.tmp", "sorted"]
+    assert names(target) == ["dog"]
+    assert names(tmp_path / ".other.1.tmp") == ["cat"]
 
 
 def test_writers_of_one_file_do_not_sweep_each_other(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -53,6 +54,31 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         if temporary is not None:
             with suppress(OSError):  # a folder that cannot be written has said so above
                 temporary.unlink()
+
+
+@contextmanager
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Yield a new folder beside `target`, for this user alone; at the end it is gone, if nobody moved it.
+
+    That of a killed process is removed by the next one with the same `target`.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in _left_over(target):
+        if left.is_dir() and not left.is_symlink():
+            _remove_unheld(left, shutil.rmtree)
+    folder = target.with_name(f"{_prefix(target)}{os.getpid()}.tmp")
+    folder.mkdir(0o700)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: nobody sweeps there
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
 
 
 def check_replaceable(path: Path, is_own: Callable[[bytes], bool], option: str) -> None:
@@ -164,16 +190,32 @@ def sweep(target: Path) -> None:
     Args:
         target: behind all links; it may not be there.
     """
-    prefix = _prefix(target)
+    for left in _left_over(target):
+        with suppress(OSError):
+            check_file(left)
+            _remove_unheld(left, os.unlink)
+
+
+def _left_over(target: Path) -> list[Path]:
+    """What bears the name of a temporary file or folder of `target`, whether its process lives or not."""
+    prefix, found = _prefix(target), list[str]()
     with suppress(OSError):
-        for name in os.listdir(target.parent):
-            if name.startswith(prefix) and name.removeprefix(prefix).removesuffix(".tmp").isdecimal():
-                left = target.with_name(name)
-                with suppress(OSError):
-                    check_file(left)
-                    with open(left, "rb") as file:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        left.unlink()
+        found = os.listdir(target.parent)
+    return [
+        target.with_name(name)
+        for name in found
+        if name.startswith(prefix) and name.removeprefix(prefix).removesuffix(".tmp").isdecimal()
+    ]
+
+
+def _remove_unheld(left: Path, remove: Callable[[Path], object]) -> None:
+    with suppress(OSError):
+        handle = os.open(left, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove(left)
+        finally:
+            os.close(handle)
 
 
 def flush_folder(folder: Path) -> None:

@@ -2,10 +2,10 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from usl_lightning.base.atomic import temporary_folder
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import progress
 from usl_lightning.data.images.folder_source import FolderSource
@@ -50,20 +50,14 @@ def sort_into(source: FolderSource, labels: Sequence[int], classes: Sequence[str
     """
     folders = folder_names(classes)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
-            with progress(f"copying into {target}", len(labels), "image") as bar:
-                for file, label in zip(source.files or (), labels, strict=True):
-                    copy = partial / folders[label] / file.lstrip(os.sep)
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(source.root / file, copy)
-                    bar.update()
+        with temporary_folder(target) as partial, progress(f"copying into {target}", len(labels), "image") as bar:
+            for file, label in zip(source.files or (), labels, strict=True):
+                copy = partial / folders[label] / file.lstrip(os.sep)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source.root / file, copy)
+                bar.update()
             partial.chmod(0o755)
             partial.replace(target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
     except OSError as error:
         raise UslError(
             f"usl predict: --sort-into {target}: cannot be written ({error.strerror}); choose another folder"

@@ -3,13 +3,12 @@
 import hashlib
 import shutil
 import tarfile
-import tempfile
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
-from usl_lightning.base.atomic import atomic_path
+from usl_lightning.base.atomic import atomic_path, temporary_folder
 from usl_lightning.base.errors import UslError
 
 _TIMEOUT = 60.0  # seconds without a byte
@@ -71,10 +70,10 @@ def _check(item: Download, path: Path) -> None:
 def _unpack(archive: Path, folder: Path) -> None:
     """Unpack beside the archive; what is in it appears in `folder` only when all of it is written."""
     try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".unpacking-") as temporary:
+        with temporary_folder(archive) as temporary:
             with tarfile.open(archive) as tar:
-                tar.extractall(temporary, _harmless(tar, Path(temporary)))
-            for path in Path(temporary).iterdir():
+                tar.extractall(temporary, _harmless(tar, temporary))
+            for path in temporary.iterdir():
                 if not (folder / path.name).exists():
                     path.rename(folder / path.name)
     except (tarfile.TarError, OSError) as error:

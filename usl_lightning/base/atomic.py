@@ -239,6 +239,8 @@ def open_lock(path: Path) -> FileIO:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except PermissionError:
+        if not path.exists():
+            raise
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # another user's, from before it was shared
         return FileIO(descriptor, "r")
     found, folder = os.fstat(descriptor), os.stat(path.parent)

@@ -136,6 +136,17 @@ def test_a_cache_that_cannot_be(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "text.txt: is there already, and no folder; give another folder" in said
 
 
+def test_the_cache_that_nobody_named_is_looked_at_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("USL_CACHE", raising=False)
+    monkeypatch.setenv("HOME", str(Path("text.txt").absolute()))
+    said = refused(capsys, "run", DIGITS, "--dry-run")
+    assert said.startswith("usl: stage select: model.cache: ")
+    assert "text.txt: is there already, and no folder; give another folder" in said
+    main(["run", DIGITS, "--dry-run", "--select.model.cache", "kept"])
+
+
 def test_a_kept_index_counts(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["run", DIGITS, "--dry-run", "--select.model.keep_from=three.json"]
     main([*words, "--select.model.budget=10"])

@@ -12,6 +12,7 @@ from usl_lightning.base.parameters import parameters
 from usl_lightning.base.typed import home
 from usl_lightning.data.images import array_files, catalog, splits
 from usl_lightning.data.images.counts import header_of, most_images, rows_of
+from usl_lightning.data.images.folders import cache_folder
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.tables import label_cells
 from usl_lightning.models.names import TRAINED_FOR, named_networks
@@ -238,7 +239,9 @@ def check_published(flat: Mapping[str, Any]) -> None:
 
 
 def check_cache(flat: Mapping[str, Any]) -> None:
-    """Refuse folders for what is computed once, of those that are named, which cannot be made or written.
+    """Refuse folders for what is computed once that cannot be made or written.
+
+    What nobody named may be there already, kept by another user: that is taken.
 
     Args:
         flat: the configuration as dotted keys.
@@ -249,6 +252,9 @@ def check_cache(flat: Mapping[str, Any]) -> None:
     folders = {key: flat.get(key) for key in ("data.cache", "model.cache")}
     if folders["model.cache"] is None and "cache" in parameters(str(flat.get("model.class_path"))):
         folders["USL_CACHE"] = os.environ.get("USL_CACHE")
+        kept = any(cache_folder().glob("*.npz"))
+        if not folders["USL_CACHE"] and flat.get("model.features") is None and not kept:
+            folders["model.cache"] = str(cache_folder())
     for key, folder in folders.items():
         if isinstance(folder, str) and folder and (problem := unwritable(home(folder))):
             raise UslError(f"{key}: {problem}; give another folder")

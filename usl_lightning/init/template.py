@@ -250,9 +250,10 @@ def _estimates(plan: Plan) -> Iterator[str]:
         yield _row("pretrain", f"{_minutes(seconds['pretrain']):13} SimCLR, {steps}")
     for name in plan.selections:
         yield _row("select", f"{_minutes(seconds[name]):13} {name}, {plan.budget} of {readable(plan.found):,}")
-    branches = max(len(plan.selections), plan.rounds)
-    times = f", {branches} times" if branches > 1 else ""
-    yield _row("train", f"{_minutes(seconds['train']):13} logistic regression and label propagation{times}")
+    after = f", after each of {plan.rounds} rounds" if plan.rounds > 1 else ""
+    if len(plan.selections) > 1:
+        after = f", for each of the {len(plan.selections)} selections"
+    yield _row("train", f"{_minutes(seconds['train']):13} logistic regression and label propagation{after}")
     yield _row("in all", _minutes(plan.told) + _advice(plan))
 
 
@@ -305,10 +306,11 @@ def _labels(plan: Plan) -> str:
     if not counts:
         return "none yet: no class folders"
     known = sum(counts.values())
-    spread = f"{min(counts.values()):,} to {max(counts.values()):,} images each"
+    fewest, most = min(counts.values()), max(counts.values())
+    spread = f"{fewest:,} to {most:,} images each" if fewest < most else f"{most:,} image{'s' * (most > 1)} each"
     text = f"{len(counts)} class folders ({_some(list(counts))}), {spread}"
-    if known < plan.found.train.count:
-        text += f"; {plan.found.train.count - known:,} images beside them have no label"
+    if beside := plan.found.train.count - known:
+        text += f"; {beside:,} images beside them have no label" if beside > 1 else "; 1 image beside them has no label"
     return f"{text}; if they are no classes: --classes NAMES"
 
 

@@ -1,5 +1,6 @@
 """Image folders: which files, which order, which classes, which pixels, and everything that can be wrong."""
 
+import errno
 import hashlib
 import io
 import os
@@ -343,9 +344,18 @@ def test_a_file_rewritten_in_place_is_found_when_read(tmp_path, monkeypatch):
     picture(root / "a" / "1.png", (40, 40))
     os.utime(root / "a", (1e9, 1e9))
     source = open_source("folder", "train", **options)
-    with pytest.raises(UslError, match=r"1\.png: changed since the folder was listed"):
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", forbidden)
+        with pytest.raises(UslError, match=r"1\.png: changed since the folder was listed"):
+            source.read(torch.tensor([0]))
+    with pytest.raises(UslError, match="changed since"):
         source.read(torch.tensor([0]))
     open_source("folder", "train", **options).read(torch.tensor([0]))  # the list was dropped
+
+
+def forbidden(*_args, **_options):
+    """Of another user's file in another user's folder."""
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 # pixels --------------------------------------------------------------------------------------------------

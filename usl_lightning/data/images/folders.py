@@ -170,8 +170,9 @@ def _index_path(root: Path, only: tuple[str, ...] | None) -> Path:
 
 
 def drop_index(root: Path, only: tuple[str, ...] | None) -> None:
-    """Forget the kept list of a folder."""
-    _index_path(root, only).unlink(missing_ok=True)
+    """Forget the kept list of a folder, if it is this user's to forget."""
+    with contextlib.suppress(OSError):
+        _index_path(root, only).unlink()
 
 
 def _read_index(index: Path, root: Path, only: tuple[str, ...] | None) -> FileList | None:

@@ -86,7 +86,8 @@ def test_few_labels_stay_near_the_usual_temperature() -> None:
     assert calibrate(logits[None, None], labels, folds, none, usual=0.4).temperature == nearest
 
 
-def test_labels_alone_in_their_class_show_what_is_said_of_classes_without_one() -> None:
+@pytest.mark.parametrize("warmth", [1.0, 1.6])
+def test_labels_alone_in_their_class_show_what_is_said_of_classes_without_one(warmth: float) -> None:
     """By loops: the known labels' likelihood, and what is left beside the likeliest class of those alone, weighed."""
     told = torch.tensor([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.95, 0.05, 0], [0.4, 0.6, 0], [0.99, 0.01, 0]]).double()
     labels, unseen = torch.tensor([0, 1, 0, 1, 2]), 0.3
@@ -96,10 +97,11 @@ def test_labels_alone_in_their_class_show_what_is_said_of_classes_without_one() 
         rows = [[p ** (1 / t) / sum(q ** (1 / t) for q in row) for p in row] for row in told.tolist()]
         right = sum(-math.log(row[label]) for row, label in list(zip(rows, labels.tolist(), strict=True))[:4])
         wrong = 4 * unseen / (1 - unseen) * -math.log(1 - max(rows[4]))
-        losses[t] = right + wrong + (math.log(t) / SPREAD) ** 2 / 2
+        losses[t] = right + wrong + (math.log(t * warmth) / SPREAD) ** 2 / 2
     best = min(losses, key=lambda t: losses[t])
     assert best > 1.2
-    assert softening(told[None], labels, counts, unseen) == best
+    assert softening(told[None], labels, counts, unseen, warmth) == best
+    assert best < 1.7 or warmth == 1.0
     assert softening(told[None], labels, counts, 0.0) == 1.0
     assert softening(told[None], labels, torch.ones_like(counts), unseen) == 1.0
 

@@ -71,7 +71,7 @@ def calibrate(
     return Calibrated(chosen, setting, TEMPERATURES[place], scores[setting].softmax(2))
 
 
-def softening(probabilities: Tensor, labels: Tensor, counts: Tensor, unseen: float) -> float:
+def softening(probabilities: Tensor, labels: Tensor, counts: Tensor, unseen: float, warmth: float = 1.0) -> float:
     """A further temperature, at least 1, for what is said of images some of which are of classes without a label.
 
     What is said of a label whose class no other has is what will be said of those: whatever it is, it is wrong. So
@@ -82,6 +82,7 @@ def softening(probabilities: Tensor, labels: Tensor, counts: Tensor, unseen: flo
         labels: int64 [m].
         counts: bool [R, m], false where the class of the row was not among those learned from.
         unseen: the share of images whose class has no label, less than 1.
+        warmth: the temperature that the probabilities have, by the usual one: what is doubted is both together.
     """
     alone = ~counts.any(0)
     if not unseen or not bool(alone.any()):
@@ -92,7 +93,8 @@ def softening(probabilities: Tensor, labels: Tensor, counts: Tensor, unseen: flo
         told = (probabilities.clamp_min(torch.finfo(probabilities.dtype).tiny).log() / t).softmax(2)
         right = torch.where(counts, _losses(told.log(), labels), 0.0).sum(0) / counts.sum(0).clamp_min(1)
         wrong = -(1 - told[:, alone].amax(2)).clamp_min(LEAST).log()
-        loss = float(right.sum() + known * unseen / (1 - unseen) * wrong.mean()) + (math.log(t) / SPREAD) ** 2 / 2
+        loss = float(right.sum() + known * unseen / (1 - unseen) * wrong.mean())
+        loss += (math.log(t * warmth) / SPREAD) ** 2 / 2
         if loss < least:
             best, least = t, loss
     return best

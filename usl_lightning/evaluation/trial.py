@@ -93,7 +93,8 @@ class Trial:
         ]
         self.mixed, self.weights = self._mix()
         told = self.mixed.probabilities
-        self.softer = softening(told, labels, self.counts, unseen_mass(labels, told.shape[-1]))
+        warmth = self.found[0].temperature / usual[0] if len(learners) == 1 else self.mixed.temperature / MIXED
+        self.softer = softening(told, labels, self.counts, unseen_mass(labels, told.shape[-1]), warmth)
 
     def _mix(self) -> tuple[Calibrated, Tensor]:
         """The mean of the learners, by weights and a temperature that the same labels choose."""

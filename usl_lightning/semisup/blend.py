@@ -28,7 +28,7 @@ class Blend(FewLabels):
 
     ranges: ClassVar[Ranges] = {"strengths": above(0), "k": whole(1), "alphas": at_least(0, below=1)}
 
-    revision: int = 4
+    revision: int = 5
     usual = (0.9, 0.7)
 
     def __init__(

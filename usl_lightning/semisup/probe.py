@@ -23,7 +23,7 @@ class Probe(FewLabels):
 
     ranges: ClassVar[Ranges] = {"strengths": above(0)}
 
-    revision: int = 2
+    revision: int = 3
     usual = (0.9,)
 
     def __init__(

@@ -24,7 +24,7 @@ class Propagate(FewLabels):
 
     ranges: ClassVar[Ranges] = {"k": whole(1), "alphas": at_least(0, below=1)}
 
-    revision: int = 3
+    revision: int = 4
     usual = (0.7,)
 
     def __init__(

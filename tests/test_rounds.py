@@ -198,6 +198,7 @@ def test_who_stops_early_goes_on_with_what_is_answered() -> None:
     second = chosen(2)
     assert second["labels"] == [*first["labels"][:5], *[None] * 7]
     assert second["indices"][:8] == first["indices"]
+    assert (second["method"]["kept"], "kept" in first["method"]) == (8, False)  # the page asks for the others first
     answer(2, range(9))
     assert run() == 0
     assert run("more", "runs/chain", "--budget=3") == 3

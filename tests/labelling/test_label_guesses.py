@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from usl_lightning.base.files import sha256_of_file
 from usl_lightning.data.images.folders import scan
 from usl_lightning.labelling import guessing
+from usl_lightning.labelling.store import answers_of
 from usl_lightning.labels import LabelIndex
 
 
@@ -70,6 +72,18 @@ def test_the_queue_says_why(ask: Asked) -> None:
     assert len({image for image, _ in told["queue"]}) == len(told["queue"]) == 34
     answer(ask, first)
     assert first not in {image for image, _ in ask("guesses")[1]["queue"]}
+
+
+def test_what_a_round_before_left_comes_last(ask: Asked) -> None:
+    index = ask.store.read()
+    replace(index, method={**index.method, "kept": 30}).write(ask.store.path)
+    answer(ask, *[image for image in of_each(ask, 5) if image in index.indices[:30]])
+    assert ask("state")[1]["kept"] == 30
+    queue = [image for image, _ in ask("guesses")[1]["queue"]]
+    assert set(queue[:10]) == set(index.indices[30:])
+    assert set(queue[10:]) == {image for image, answer in answers_of(ask.store.read()).items() if answer is None} - set(
+        queue[:10]
+    )
 
 
 def test_what_is_known_is_not_said_again_until_there_is_more(ask: Asked, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import resource
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -105,6 +106,21 @@ def test_forty_images_by_keyboard_with_the_server_killed_amid(browser: Browser, 
     file_of = dict(zip(index.indices, index.files or (), strict=True))
     assert given == [quarter(file_of[image]) for image in indices]
     assert len(given) == 39
+
+
+def test_the_images_of_this_round_come_before_those_that_a_round_left(browser: Browser, tmp_path: Path) -> None:
+    labels = make_selection(tmp_path)
+    index = LabelIndex.read(labels)
+    replace(index, method={**index.method, "kept": 38}).write(labels)
+    server = Labelling(labels, "--classes", "cat,dog")
+    page = opened(browser, server.address)
+    for count, number in enumerate((39, 40, 1, 2)):
+        name_shown(page, number)
+        answered(page, count)
+        page.keyboard.press("1")
+    answered(page, 4)
+    server.kill()
+    assert [place for place, label in enumerate(LabelIndex.read(labels).labels) if label == 0] == [0, 1, 38, 39]
 
 
 def test_two_windows_lose_no_answer(browser: Browser, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from usl_lightning.labelling.guessing import Guesses, Quality
 from usl_lightning.labelling.similar import SimilarImages
 from usl_lightning.labelling.store import answers_of
+from usl_lightning.labels import LabelIndex
 
 OF_EACH = 4
 """Answers of a class below which its images come first, and the page says how many are missing."""
@@ -50,11 +51,15 @@ def told(guesses: Guesses, quality: Quality | None) -> dict[str, Any]:
 
 
 def helpful(guesses: Guesses) -> list[tuple[int, str]]:
-    """Images without an answer and why each would help: of rare classes first, then those it is least sure of."""
+    """Images without an answer and why each would help: of rare classes first, then those it is least sure of.
+
+    Those that a round before left without an answer come last.
+    """
     places = _open(guesses)
     if not len(places):
         return []
     p, classes, counts = guesses.p[places], guesses.index.classes, Counter(guesses.index.labels)
+    older = places < kept_by(guesses.index)
     queue: dict[int, str] = {}
     for number in sorted(range(len(classes)), key=lambda number: counts[number]):
         missing = max(0, OF_EACH - counts[number])
@@ -62,11 +67,18 @@ def helpful(guesses: Guesses) -> list[tuple[int, str]]:
             if p[place, number] >= LIKELY:
                 queue.setdefault(int(place), f"maybe {_apart(classes[number])}, which has {_answers(counts[number])}")
     two = np.sort(p, 1)[:, -2:]
-    for place in np.argsort(two[:, 1:].sum(1) - two[:, 0], kind="stable")[:NEXT]:
+    for place in np.lexsort((two[:, 1:].sum(1) - two[:, 0], older))[:NEXT]:
         second, first = np.argsort(p[place], kind="stable")[-2:]
         told = " or ".join(f"{_apart(classes[number])} ({p[place, number]:.0%})" for number in (first, second))
         queue.setdefault(int(place), f"unsure: {told}")
-    return [(guesses.index.indices[places[place]], why) for place, why in queue.items()][:NEXT]
+    in_order = sorted(queue, key=older.__getitem__)[:NEXT]
+    return [(guesses.index.indices[places[place]], queue[place]) for place in in_order]
+
+
+def kept_by(index: LabelIndex) -> int:
+    """How many of its first images are of the rounds before."""
+    kept = index.method.get("kept")
+    return kept if type(kept) is int and kept > 0 else 0
 
 
 def doubtful(guesses: Guesses, quality: Quality) -> list[tuple[int, int]]:

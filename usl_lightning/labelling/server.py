@@ -131,6 +131,7 @@ class LabellingApp:
         told: dict[str, Any] = {"version": version, "selection": selection, "classes": index.classes}
         told |= {"then": self.then, "bulk": index.bulk, "guessing": self.guessing is not None, "of_each": queue.OF_EACH}
         told |= {"elsewhere": self._windows.elsewhere(window or ""), "fixed": sorted(self.pictures.classes)}
+        told["kept"] = sum(image not in added for image in index.indices[: queue.kept_by(index)])
         told["added"] = [self._entry(image, answers[image]) for image in index.added]
         asked = {image: answer for image, answer in answers.items() if image not in added}
         if selection == known:

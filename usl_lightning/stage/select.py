@@ -83,6 +83,8 @@ def select(
     }
     parameters |= model.settled(len(source))
     method = {"name": type(model).__name__.lower(), "seed": data.seed, "params": parameters}
+    if selection.kept is not None:
+        method["kept"] = len(selection.kept)
     index = chosen_index(source, selection.indices, method, selection.kept, model.followers(selection.indices))
     metrics = {"budget": index.chosen, **chosen_quality(index, source, selection.evidence)}
     index.write(folder.labels)

@@ -7,8 +7,9 @@ const SURPRISE = 1000; // ms in which nobody has seen what another window said o
 const byId = (id) => document.getElementById(id);
 // Of this tab, also after it is loaded anew; whoever opened it may have given it any other name.
 if (!/^labels-[a-z0-9]+$/.test(window.name)) window.name = `labels-${Math.random().toString(36).slice(2)}`;
-// Of `images` the first `asked` were chosen, the next ones, `added`, were answered beside them; others are looked at.
-let state = { version: "", selection: "", classes: [], images: [], asked: 0, added: [], then: "", bulk: [] };
+// Of `images` the first `asked` were chosen, `kept` of them in rounds before; the next ones, `added`, were answered beside
+// them; others are looked at.
+let state = { version: "", selection: "", classes: [], images: [], asked: 0, kept: 0, added: [], then: "", bulk: [] };
 let current = 0; // place in state.images
 let cameFrom = 0; // place of the chosen image that was shown before one that was not chosen
 let placeOf = new Map(); // of each image in state.images
@@ -225,7 +226,8 @@ function unanswered(place) {
   return last;
 }
 
-const firstUnanswered = () => Math.max(0, unanswered(state.asked - 1));
+// What rounds before left without an answer comes after those of this one.
+const firstUnanswered = () => Math.max(0, unanswered(state.kept - 1));
 
 // One thing at a time: what was not seen cannot be answered.
 function alone(action) {

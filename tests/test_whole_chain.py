@@ -118,6 +118,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("slurm-header=text.txt", "usl run: --slurm-header: is for jobs of SLURM"),
     ("data.dataset=folder --data.dir=photos --data.labels_file=small.ckpt", "not in UTF-8"),
     ("data.dataset=folder --data.dir=photos --data.class_list=text.txt", "no folder hello in"),
+    ("pretrain.trainer.logger=CSVLogger --pretrain.trainer.logger.save_dir=text.txt", "text.txt: is there already"),
     ("out=/proc/x", "/proc: is the system's own; choose another --name or --out"),
     ("out=text.txt/x", "text.txt: is there already, and no folder"),
 ])  # fmt: skip

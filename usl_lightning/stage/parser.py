@@ -18,6 +18,7 @@ from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.engine.checkpoint_files import AtomicCheckpointIO
 from usl_lightning.engine.checkpoints import Checkpoints
+from usl_lightning.engine.guests import guest
 from usl_lightning.engine.logs import MetricsCSV, Pace, Progress
 from usl_lightning.engine.processes import Processes, set_timeout, syncs_batch_norm
 from usl_lightning.engine.trainer import (
@@ -135,7 +136,7 @@ class StageCLI(LightningCLI):
             self.wandb = wandb_logger(stage.wandb, stage.run_dir, flatten(config))
             loggers += [self.wandb] if stage.command == "fit" else []
         own = dict(self.config_init.trainer)
-        own["logger"] = [*loggers, *_listed(own.get("logger"))] or False
+        own["logger"] = [*loggers, *map(guest, _listed(own.get("logger")))] or False
         own["callbacks"] = [*_listed(own.get("callbacks")), *callbacks]
         own["plugins"] = [*_listed(own.get("plugins")), AtomicCheckpointIO()]
         environment = cluster_environment()

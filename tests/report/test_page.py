@@ -382,6 +382,8 @@ def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatc
     assert "runs/digits: not the folder of a run, it holds no stage; expected" in refusal(capsys, "runs/digits")
     with PLAN.written(Path("runs/digits"), StageFolder(Path("runs"))):
         assert "nothing of this run has begun; `usl run chain.yaml" in refusal(capsys, "runs/digits")
+        named = "runs: not the folder of a run, it holds no stage; expected one of the runs in it, runs/digits"
+        assert refusal(capsys, "runs").endswith(named)
     (tmp_path / "runs/digits/pretrain").mkdir()
     (tmp_path / "runs/digits/pretrain/stage.json").write_text("[1]")
     assert "stage.json: not the record of a stage" in refusal(capsys, "runs/digits")

@@ -251,6 +251,9 @@ def read_run(folder: Path) -> RunReport:
     if not begun:
         reason = "nothing of this run has begun" if plan else "not the folder of a run, it holds no stage"
         expected = f"`usl run {shlex.join(plan.arguments)}` begins it" if plan else "expected runs/NAME"
+        runs = [str(path) for path in sorted(folder.iterdir()) if (path / "run.json").is_file()]
+        if runs and not plan:
+            expected = f"expected one of the runs in it, {', '.join(runs[:4])}{', …' * (len(runs) > 4)}"
         raise UslError(f"usl report: {folder}: {reason}; {expected}")
     if plan is None:
         return RunReport(folder, None, tuple(sorted(begun, key=_first_written)))

@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,12 @@ def measure(dataset: str, network: str | None) -> dict[str, Any]:
     if network is None:
         figures["knn_5_accuracy"] = evaluate_knn(*splits, k=5)
     return figures
+
+
+def usual_backbone(dataset: str, methods: Iterable[str]) -> str:
+    """That of most methods."""
+    trees = [StageCommand.parse("fit", [f"--config={dataset}_{method}.yaml"]).tree() for method in methods]
+    return Counter(tree["model"]["init_args"]["backbone"] for tree in trees).most_common(1)[0][0]
 
 
 def evaluate_knn(train: Features, test: Features, k: int) -> float:
@@ -104,14 +112,14 @@ def main() -> None:
     arguments = parser.parse_args()
     path = HERE / "results" / f"pretrain_{arguments.dataset}.json"
     path.parent.mkdir(exist_ok=True)
-    config = StageCommand.parse("fit", [f"--config={arguments.dataset}_{arguments.methods[0]}.yaml"]).tree()
-    network = config["model"]["init_args"]["backbone"]
+    known = json.loads(path.read_text())["methods"] if path.exists() else {}
+    network = usual_backbone(arguments.dataset, {**known, **dict.fromkeys(arguments.methods)})
     report: dict[str, Any] = {
         "machine": machine(),
         "dataset": arguments.dataset,
         "raw_pixels": measure(arguments.dataset, None),
         "random_network": {"backbone": network, **measure(arguments.dataset, network)},
-        "methods": json.loads(path.read_text())["methods"] if path.exists() else {},
+        "methods": known,
     }
     with tempfile.TemporaryDirectory() as folder:
         for method in arguments.methods:

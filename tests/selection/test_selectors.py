@@ -27,7 +27,7 @@ from usl_lightning.selection.density import select_density
 from usl_lightning.selection.kmeans_nearest import WIDTH, select_kmeans_nearest
 from usl_lightning.selection.kmedoids import select_kmedoids
 from usl_lightning.selection.maxherding import select_maxherding
-from usl_lightning.selection.probcover import pure_radius, select_probcover
+from usl_lightning.selection.probcover import ProbCover, pure_radius, select_probcover
 from usl_lightning.selection.rdss import select_rdss
 from usl_lightning.selection.typiclust import TypiClust, select_typiclust
 from usl_lightning.vectors.density import density_distance
@@ -260,6 +260,18 @@ def test_typiclust_tells_the_k_it_used(caplog: pytest.LogCaptureFixture) -> None
     assert f"TypiClust: k = {largest // 2} instead of 3000, half of the largest cluster" in caplog.text
     assert method.settled(100) == {"k": largest // 2}
     assert TypiClust(image=ImageSpec(1, 8, 8, (0.5,), (0.5,)), budget=5, features="x.npy").settled(100) == {"k": 20}
+
+
+def test_probcover_records_the_radius_it_chose() -> None:
+    x, image = real_features(NAMES[0], 100), ImageSpec(1, 8, 8, (0.5,), (0.5,))
+    for clusters, used in ((None, 10), (7, 7)):
+        method = ProbCover(image=image, budget=5, features="x.npy", clusters=clusters)
+        chosen = method.choose(x, seed=0)
+        radius = pure_radius(unit_rows(x), used)
+        assert method.settled(100) == {"delta": radius, "clusters": used}
+        again = ProbCover(image=image, budget=5, features="x.npy", delta=radius)
+        assert torch.equal(again.choose(x, seed=0), chosen)
+        assert again.settled(100) == {"delta": radius}
 
 
 @pytest.mark.parametrize("delta", [0.2, 0.6])

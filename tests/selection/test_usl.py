@@ -279,7 +279,9 @@ def test_seed_and_parameters_reach_the_choice() -> None:
 def test_small_sets_take_fewer_neighbours_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         select_usl(real_features("digits", 200), 5)
-    assert "density: k = 20 instead of 400, at most a tenth of the 200 points" in caplog.text
+        select_usl(real_features("digits", 12), 2)
+    assert "density: k = 20 instead of 400, at most a tenth of the 200 points\n" in caplog.text
+    assert "density: k = 2 instead of 400, at most a tenth of the 12 points and 2 at least" in caplog.text
 
 
 def test_more_clusters_than_labels(caplog: pytest.LogCaptureFixture) -> None:

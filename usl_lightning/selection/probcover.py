@@ -1,8 +1,10 @@
 """ProbCover: cover as many points as possible with balls (Yehuda, Dekel, Hacohen, Weinshall, NeurIPS 2022)."""
 
 import logging
+import math
+from collections.abc import Callable
 from functools import partial
-from typing import ClassVar, Unpack
+from typing import Any, ClassVar, Unpack
 
 import torch
 from torch import Tensor
@@ -33,6 +35,7 @@ def select_probcover(
     delta: float | None = None,
     purity: float = 0.95,
     clusters: int | None = None,
+    on_radius: Callable[[float], None] | None = None,
 ) -> Tensor:
     """Greedily the point whose ball of radius δ holds the most points not covered yet (Algorithm 1).
 
@@ -46,6 +49,7 @@ def select_probcover(
         purity: 0 … 1, for `pure_radius`.
         clusters: for `pure_radius`; None: the budget, but at least 10 (the paper has the number of classes,
             which is not known here).
+        on_radius: is given δ.
 
     Returns:
         int64 [budget], distinct, in order of choice; ties to the lower index.
@@ -60,13 +64,21 @@ def select_probcover(
     if clusters is not None and clusters > len(x):
         raise UslError(f"model.clusters: {clusters} for {len(x)} images; use at most {len(x)}")
     if delta is None:
-        wanted = min(max(budget, 10), len(x)) if clusters is None else clusters
+        wanted = usual_clusters(budget, len(x)) if clusters is None else clusters
         delta = pure_radius(x, wanted, purity=purity, seed=seed)
         log.info("ProbCover: radius %.3f, at which %g of the balls are pure", delta, purity)
     elif not delta > 0:
         raise UslError(f"delta={delta}: expected a radius above 0")
+    delta = max(delta, SMALLEST_RADIUS)
+    if on_radius is not None:
+        on_radius(delta)
     with exact_arithmetic(x.device):
-        return _greedy_cover(x, budget, max(delta, SMALLEST_RADIUS))
+        return _greedy_cover(x, budget, delta)
+
+
+def usual_clusters(budget: int, n: int) -> int:
+    """Clusters by which purity is judged among n points where nobody says how many."""
+    return min(max(budget, 10), n)
 
 
 def pure_radius(features: Tensor, clusters: int, *, purity: float = 0.95, seed: int = 0) -> float:
@@ -146,7 +158,18 @@ class ProbCover(Selector):
     ) -> None:
         super().__init__(**options)
         self._select = partial(select_probcover, delta=delta, purity=purity, clusters=clusters)
+        self._clusters, self._judged, self._radius = clusters, delta is None, delta or math.inf
+
+    def settled(self, n: int) -> dict[str, Any]:
+        """The radius, null if one ball holds all, and the clusters by which it was chosen if nobody gave one."""
+        told: dict[str, Any] = {"delta": self._radius if math.isfinite(self._radius) else None}
+        if self._judged:
+            told["clusters"] = self._clusters or usual_clusters(self.budget, n)
+        return told
+
+    def _note(self, radius: float) -> None:
+        self._radius = radius
 
     def choose(self, features: Tensor, seed: int) -> Tensor:
         """See `select_probcover`."""
-        return self._select(features, self.budget, seed=seed)
+        return self._select(features, self.budget, seed=seed, on_radius=self._note)

@@ -78,7 +78,8 @@ def limited_density(features: Tensor, k: int, *, squared: bool = True, include_s
     """`density_distance` by at most as many neighbours as `limit_k` allows, which the log tells."""
     limited = limit_k(k, len(features), include_self)
     if limited != k:
-        log.info("density: k = %d instead of %d, at most a tenth of the %d points", limited, k, len(features))
+        floor = f" and {limited} at least" if limited > len(features) // 10 else ""
+        log.info("density: k = %d instead of %d, at most a tenth of the %d points%s", limited, k, len(features), floor)
     return density_distance(features, limited, squared=squared, include_self=include_self)
 
 

@@ -169,6 +169,13 @@ def test_the_network_of_pseudo_labels_takes_any_cache() -> None:
     assert isinstance(cmsf.labeller, nn.Sequential)
 
 
+def test_more_trainings_than_an_epoch_has_steps_are_told(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        assert model(trainings=5).lowered == {}  # 40 images, 8 a step
+        assert model(trainings=6).lowered == {"trainings": 5}
+    assert caplog.text.count("5 trainings of the network of pseudo-labels instead of 6") == 1
+
+
 def test_a_bank_below_the_batch_is_refused() -> None:
     with pytest.raises(UslError, match=r"model\.bank_size: 11 embeddings cannot hold a batch of 12 images"):
         model(bank_size=11)

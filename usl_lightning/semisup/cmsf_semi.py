@@ -1,5 +1,6 @@
 """CMSF-semi: Constrained Mean Shift Using Distant Yet Related Neighbors (Tejankar et al., ECCV 2022)."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, ClassVar, Unpack
 
@@ -20,6 +21,8 @@ from usl_lightning.models.guesses import Ring
 from usl_lightning.models.heads import projection_mlp
 from usl_lightning.models.mean_shift import constrained_loss
 from usl_lightning.semisup.semisup_module import NetworkOptions, SemiSupervisedModule
+
+log = logging.getLogger(__name__)
 
 ROWS = 256
 """Embeddings in a batch of these trainings, as published."""
@@ -152,6 +155,13 @@ class CMSFSemi(SemiSupervisedModule):
         images, labels = (torch.tensor(column) for column in self._data.index.for_training())
         self.labels = torch.full((len(self._data.train_source),), -1).index_copy_(0, images, labels)
         self.target.copy_from(self._online())
+        if self.trainings > 1 and self._epoch_steps() < self.trainings:
+            most = self.lowered["trainings"] = max(1, self._epoch_steps())
+            log.info(
+                "CMSF-semi: %d trainings of the network of pseudo-labels instead of %d, one a step",
+                most,
+                self.trainings,
+            )
 
     def training_step(self, batch: SemiBatch, batch_idx: int) -> Tensor:
         """The loss of one global batch (§3)."""
@@ -206,9 +216,14 @@ class CMSFSemi(SemiSupervisedModule):
 
     def _training_is_due(self, batch_idx: int) -> bool:
         """Whether this is the first micro-batch after a share of an epoch of the unlabelled images."""
-        pieces, data = self.trainer.accumulate_grad_batches, self._data
-        steps = data.unlabelled_count // (data.batch_size * data.unlabelled_ratio * pieces * self.trainings)
-        return self.global_step > 0 and self.global_step % max(1, steps) == 0 and batch_idx % pieces == 0
+        steps = max(1, self._epoch_steps() // self.trainings)
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        return self.global_step > 0 and self.global_step % steps == 0 and first
+
+    def _epoch_steps(self) -> int:
+        """Steps in which as many images are drawn as there are without a label."""
+        data = self._data
+        return data.unlabelled_count // (data.batch_size * data.unlabelled_ratio * self.trainer.accumulate_grad_batches)
 
     def _train_labeller(self) -> None:
         """Each process does the same, on the embeddings of all."""

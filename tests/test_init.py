@@ -331,6 +331,17 @@ def test_what_the_figures_decide(published: str, pixels: str, chosen: Features) 
     assert f"{choice.kept:.0%}" in choice.why[1]
 
 
+def test_a_few_images_of_which_both_know_as_much_are_no_reason_to_train() -> None:
+    made, own, fewer = torch.Generator().manual_seed(0), 0, 0
+    for _ in range(200):
+        kinds = [torch.randn(30, 4, generator=made) for _ in range(2)]
+        both = [torch.stack([kind, kind + torch.randn(30, 4, generator=made)]) for kind in kinds]
+        own += (choice := decide(*both)).features == "own"
+        fewer += kept_neighbours(*both[0]) < kept_neighbours(*both[1])
+        assert (" fewer than by pixels" in choice.why[1]) == (choice.features == "own" or "hardly" in choice.why[1])
+    assert own < 60 < 80 < fewer
+
+
 @pytest.mark.parametrize("count", [3, 10])
 def test_few_and_equal_images_are_no_trouble(count: int) -> None:
     assert decide(torch.ones(2, count, 4), torch.zeros(2, count, 4)).features in ("own", "published", "both")

@@ -1,10 +1,10 @@
 """Which features suit the images, by a sample of them and without a label: published ones, own training, or both.
 
 Two figures decide. A view of an image, cut and tinted a little, should have the image's own neighbours: where published
-features keep fewer of them than the pixels themselves do, these images are none that the network knows, and features
-are learned here. Own training begins from pixels: where these tell what the published features find alike (the
-information imbalance of Glielmo et al., PNAS Nexus 2022), the images are laid out so plainly that a small network
-learns from them too, and both stand side by side.
+features keep fewer of them than the pixels themselves do, by more than a standard error, these images are none that
+the network knows, and features are learned here. Own training begins from pixels: where these tell what the published
+features find alike (the information imbalance of Glielmo et al., PNAS Nexus 2022), the images are laid out so plainly
+that a small network learns from them too, and both stand side by side.
 """
 
 import time
@@ -149,10 +149,13 @@ def decide(features: Tensor, pixels: Tensor, *, seconds: float = 0.0) -> Choice:
         pixels: of the same.
         seconds: see `Choice`.
     """
-    kept, by_pixels = (kept_neighbours(*each) for each in (features, pixels))
+    of_each = [kept_by_each(*each) for each in (features, pixels)]
+    kept, by_pixels = (float(each.mean()) for each in of_each)
+    lead = of_each[1] - of_each[0]
+    unknown = float(lead.mean()) > float(lead.std()) / len(lead) ** 0.5  # more than chance makes of a few images
     imbalance = information_imbalance(pixels[0], features[0])
-    chosen: Features = "own" if kept < by_pixels else "both" if imbalance < PLAIN else "published"
-    more = "fewer" if kept < by_pixels else "more"
+    chosen: Features = "own" if unknown else "both" if imbalance < PLAIN else "published"
+    more = "fewer" if unknown else "more" if kept > by_pixels else "hardly fewer"
     plain = "they tell" if imbalance < PLAIN else "they do not tell"
     meant = {
         "own": "own training: the published network does not know such images",
@@ -169,7 +172,12 @@ def decide(features: Tensor, pixels: Tensor, *, seconds: float = 0.0) -> Choice:
 
 
 def kept_neighbours(images: Tensor, views: Tensor, k: int = NEIGHBOURS) -> float:
-    """The share of each image's k nearest others, by cosine, that are among those of its view; by chance k/(n-1).
+    """The mean of `kept_by_each`."""
+    return float(kept_by_each(images, views, k).mean())
+
+
+def kept_by_each(images: Tensor, views: Tensor, k: int = NEIGHBOURS) -> Tensor:
+    """[n]: the share of each image's k nearest others, by cosine, that are among those of its view; by chance k/(n-1).
 
     Args:
         images: [n, d], of images.
@@ -178,8 +186,7 @@ def kept_neighbours(images: Tensor, views: Tensor, k: int = NEIGHBOURS) -> float
     """
     k = max(1, min(k, (len(images) - 1) // 4))
     both = [_distances(each).topk(k, 1, largest=False).indices for each in (images, views)]
-    shared = (both[0][:, :, None] == both[1][:, None]).any(2)
-    return float(shared.float().mean())
+    return (both[0][:, :, None] == both[1][:, None]).any(2).double().mean(1)
 
 
 def information_imbalance(a: Tensor, b: Tensor, k: int = 5) -> float:

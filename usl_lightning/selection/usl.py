@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,12 +67,14 @@ class Regularizer:
         out = torch.empty(len(x), dtype=torch.float64, device=x.device)
         clusters = torch.arange(len(picks), device=x.device)
         for rows in chunks(len(x), 32 * len(picks), x.device):
-            distances = squared_distances(x[rows], picks)
-            counts = labels[rows, None] != clusters if self.exclude_same_cluster else distances > 0
+            distances, at = squared_distances(x[rows], picks), clusters
+            if self.nearest is not None and self.nearest < len(picks):
+                near = _among_nearest(distances, self.nearest)
+                at = torch.nonzero(near)[:, 1].view(len(distances), self.nearest)
+                distances = distances.gather(1, at)
+            counts = labels[rows, None] != at if self.exclude_same_cluster else distances > 0
             if self.horizon is not None:
                 counts &= distances < self.horizon
-            if self.nearest is not None and self.nearest < len(picks):
-                counts &= _among_nearest(distances, self.nearest)
             inverse = distances.double().clamp_(min=SMALLEST).pow_(-self.alpha)
             out[rows] = inverse.mul_(counts).sum(1)
         return out
@@ -267,10 +270,17 @@ def _utility(mean_distance: Tensor, utility: Utility) -> Tensor:
 
 def _among_nearest(distances: Tensor, nearest: int) -> Tensor:
     """bool [a, m]: whether an entry is one of its row's `nearest` smallest; ties to the lower column."""
-    last = distances.kthvalue(nearest, dim=1, keepdim=True).values
-    below, tied = distances < last, distances == last
-    room = nearest - below.sum(1, keepdim=True)
-    return below | (tied & (tied.cumsum(1) <= room))
+    if distances.device.type == "cpu":  # NumPy's partition takes a fraction of torch's time
+        last = torch.from_numpy(np.partition(distances.numpy(), nearest - 1)[:, nearest - 1, None])
+    else:
+        last = distances.kthvalue(nearest, dim=1, keepdim=True).values
+    among = distances <= last
+    more = torch.nonzero(among.sum(1) > nearest)[:, 0]
+    if len(more):
+        below, tied = distances[more] < last[more], distances[more] == last[more]
+        room = nearest - below.sum(1, keepdim=True)
+        among[more] = below | (tied & (tied.cumsum(1) <= room))
+    return among
 
 
 def _check(x: Tensor, mean_distance: Tensor, cluster_labels: Tensor) -> None:

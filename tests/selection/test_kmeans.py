@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from real_features import NAMES, real_features
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
+from usl_lightning.compute.distributed import Share
 from usl_lightning.data.keys import permutation
 from usl_lightning.vectors import assignment, kmeans_bounds
 from usl_lightning.vectors import kmeans as module
@@ -183,3 +185,46 @@ def test_restarts_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inertia(x, labels, centroids) < 1.05 * whole
     again, _ = kmeans(x, 5, restarts=10)
     assert torch.equal(labels, again)
+
+
+# Momentum ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("iterations", [1, 4, 12])
+def test_momentum_equals_a_slow_heavy_ball(iterations: int) -> None:
+    x = real_features("digits", 300)
+    points = module.Points(x, Share(len(x), x.device, False))
+    start = points.x[:12].double()
+    labels, centroids, converged = module._lloyd(points, start, 0, iterations, 0.8)
+    rows, slow, before = points.x.double().numpy(), start.numpy(), start.numpy()
+    for iteration in range(1, iterations + 1):
+        nearest = ((rows[:, None] - slow) ** 2).sum(2).argmin(1)
+        means = np.stack([rows[nearest == c].mean(0) for c in range(12)])
+        pushed = means + 0.8 * (slow - before) if iteration <= iterations - 2 else means
+        before, slow = slow, pushed
+    assert not converged
+    np.testing.assert_array_equal(labels.numpy(), ((rows[:, None] - slow) ** 2).sum(2).argmin(1))
+    np.testing.assert_allclose(centroids.numpy(), slow, atol=1e-9)
+
+
+def test_momentum_ends_at_a_fixed_point() -> None:
+    x = real_features("digits", 300)
+    points = module.Points(x, Share(len(x), x.device, False))
+    labels, centroids, converged = module._lloyd(points, points.x[:12].double(), 0, 500, 0.8)
+    assert converged
+    means = torch.stack([points.x[labels == c].double().mean(0) for c in range(12)])
+    torch.testing.assert_close(centroids, means, atol=1e-9, rtol=0)
+
+
+def test_many_points_end_lower_in_fewer_iterations(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = real_features("digits")
+    plain = [inertia(x, *kmeans(x, 5, seed=seed, iterations=80)) for seed in range(4)]
+    monkeypatch.setattr(module, "SAMPLE", len(x) // 16)
+    with caplog.at_level("INFO", module.__name__):
+        quick = [inertia(x, *kmeans(x, 5, seed=seed, iterations=80)) for seed in range(4)]
+    taken = [int(number) for number in re.findall(r"(?:converged|stopped) after (\d+) iterations", caplog.text)]
+    assert len(taken) == 4
+    assert max(taken) <= 10
+    assert sum(quick) < 1.005 * sum(plain)

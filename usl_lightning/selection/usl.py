@@ -13,7 +13,7 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.base.progress import progress
 from usl_lightning.base.ranges import Ranges, at_least, check, whole, whole_from, within
-from usl_lightning.compute.device import chunks
+from usl_lightning.compute.device import chunks, in_threads
 from usl_lightning.compute.distributed import Share
 from usl_lightning.selection.selector import Selector, SelectorOptions
 from usl_lightning.vectors.density import (
@@ -66,7 +66,8 @@ class Regularizer:
         """
         out = torch.empty(len(x), dtype=torch.float64, device=x.device)
         clusters = torch.arange(len(picks), device=x.device)
-        for rows in chunks(len(x), 32 * len(picks), x.device):
+
+        def add(rows: slice) -> None:
             distances, at = squared_distances(x[rows], picks), clusters
             if self.nearest is not None and self.nearest < len(picks):
                 near = _among_nearest(distances, self.nearest)
@@ -77,6 +78,8 @@ class Regularizer:
                 counts &= distances < self.horizon
             inverse = distances.double().clamp_(min=SMALLEST).pow_(-self.alpha)
             out[rows] = inverse.mul_(counts).sum(1)
+
+        list(in_threads(add, chunks(len(x), 32 * len(picks), x.device), x.device))
         return out
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from usl_lightning.compute.device import chunks
+from usl_lightning.compute.device import chunks, in_threads
 
 BLOCK_BYTES = 2**20
 """Points and products held at once for each thread, about what its own cache holds."""
@@ -43,11 +43,13 @@ class Products:
         error = rounding(self.norms, values)
         labels = torch.empty(len(self.x), dtype=torch.int64, device=self.x.device)
         least = torch.empty_like(self.norms)
-        doubtful = []
-        for rows in blocks(len(self.x), len(values), self.x):
+
+        def compare(rows: slice) -> Tensor:
             least[rows], labels[rows], second = two_least(torch.addmm(halves, self.x[rows], values.T, alpha=-1))
-            doubtful.append(torch.nonzero(second <= least[rows] + 2 * error[rows])[:, 0] + rows.start)
-        open_rows = torch.cat(doubtful)
+            return torch.nonzero(second <= least[rows] + 2 * error[rows])[:, 0] + rows.start
+
+        parts = blocks(len(self.x), len(values), self.x)
+        open_rows = torch.cat(list(in_threads(compare, parts, self.x.device)))
         labels[open_rows] = settled(self.x, centroids, open_rows, (least + 2 * error)[open_rows])
         return labels
 
@@ -56,7 +58,7 @@ def blocks(n: int, width: int, x: Tensor) -> list[slice]:
     """Slices that cover `range(n)`, of rows whose products with `width` others stay in the cache of a CPU."""
     if x.device.type != "cpu":
         return list(chunks(n, 3 * x.element_size() * width, x.device))
-    step = max(BLOCK_ROWS, BLOCK_BYTES * torch.get_num_threads() // (x.element_size() * width))
+    step = max(BLOCK_ROWS, BLOCK_BYTES // (x.element_size() * width))
     return [slice(start, min(n, start + step)) for start in range(0, n, step)]
 
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from usl_lightning.compute.device import in_threads
 from usl_lightning.vectors.assignment import Products, blocks, rounding, scored, settled, two_least
 
 
@@ -38,11 +39,16 @@ class GroupBounds(Products):
         values, halves = scored(centroids, self.x.dtype)
         if self.centroids is not None:
             self._move(centroids)
+        self._farthest = 2 * float(self.norms.max() + torch.linalg.vector_norm(values, dim=1).max())
+
+        def renew(rows: Tensor) -> None:
+            if self.centroids is not None:
+                self._measure(rows, values)
+                rows = rows[self.lower[:, rows].amin(0) <= self.upper[rows]]
+            self._search(rows, centroids, values, halves)
+
         rows = torch.nonzero(self.lower.amin(0) <= self.upper)[:, 0]
-        if self.centroids is not None:
-            self._measure(rows, values)
-            rows = rows[self.lower[:, rows].amin(0) <= self.upper[rows]]
-        self._search(rows, centroids, values, halves)
+        list(in_threads(renew, torch.tensor_split(rows, torch.get_num_threads())))
         self.centroids = centroids
         return self.labels.clone()
 
@@ -70,8 +76,6 @@ class GroupBounds(Products):
         reach = self.upper[rows]
         least, second, rest = (torch.full_like(reach, torch.inf) for _ in range(3))
         labels = self.labels[rows]
-
-        self._farthest = 2 * float(self.norms.max() + torch.linalg.vector_norm(values, dim=1).max())
 
         def at_least(scores: Tensor, part: Tensor) -> Tensor:
             return (2 * scores + squares[part] - slack[part]).clamp_(0, self._farthest**2).sqrt_()

@@ -7,14 +7,13 @@ other; here a list is compared with all points that look at it at once.
 
 import math
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from usl_lightning.base.progress import progress
-from usl_lightning.compute.device import chunks
+from usl_lightning.compute.device import chunks, in_threads
 from usl_lightning.data.keys import permutation
 from usl_lightning.vectors.assignment import nearest_centroid
 
@@ -79,20 +78,12 @@ class NearLists:
         Yields:
             Points, int64 [b], and their candidates, int64 [b, m], -1 where the lists hold fewer.
         """
-        threads = torch.get_num_threads()
-        try:  # products are small: a block in each thread is faster than each product in all of them
-            with (
-                ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-                progress("neighbours", len(self._order), "row") as bar,
-            ):
-                found = pool.map(
-                    lambda points: self._nearest_places(points, m, count), torch.split(self._points, BLOCK)
-                )
-                for order, places in zip(torch.split(self._order, BLOCK), found, strict=True):
-                    yield order, torch.where(places < 0, -1, self._order[places])
-                    bar.update(len(order))
-        finally:
-            torch.set_num_threads(threads)
+        with progress("neighbours", len(self._order), "row") as bar:
+            blocks = torch.split(self._points, BLOCK)
+            found = in_threads(lambda points: self._nearest_places(points, m, count), blocks, self._points.device)
+            for order, places in zip(torch.split(self._order, BLOCK), found, strict=True):
+                yield order, torch.where(places < 0, -1, self._order[places])
+                bar.update(len(order))
 
     @torch.no_grad()
     def _nearest_places(self, points: Tensor, m: int, count: int) -> Tensor:

@@ -30,6 +30,7 @@ import torch
 from machine import machine
 from torch import Tensor
 
+from usl_lightning.compute.device import chunks
 from usl_lightning.pictures.curves import Curve, Panel, draw_curves
 from usl_lightning.selection.usl import PRESETS, regularized_selection
 from usl_lightning.vectors.distances import unit_rows
@@ -66,14 +67,18 @@ def real_features(n: int, noise: str = "even") -> Tensor:
     rows = np.concatenate([w[draw.permutation(len(w))[:100_000]] for w in windows])
     rows = draw.permutation(rows).astype(np.float32) / 255
     rows = (rows - rows.mean(0)) @ draw.normal(size=(rows.shape[1], DIMENSIONS)).astype(np.float32)
-    if n > len(rows):
-        own, one, other = (draw.integers(0, len(rows), n) for _ in range(3))
+    if n <= len(rows):
+        return unit_rows(torch.from_numpy(rows[:n]))
+    own, one, other = (draw.integers(0, len(rows), n) for _ in range(3))
+    features, spread = torch.empty(n, DIMENSIONS), rows.std()
+    for start in range(0, n, 100_000):  # memory is measured: nothing twice
+        part = slice(start, start + 100_000)
         if noise == "shaped":
-            added = (rows[one] - rows[other]) / np.float32(2**0.5)
+            added = (rows[one[part]] - rows[other[part]]) / np.float32(2**0.5)
         else:
-            added = draw.standard_normal((n, DIMENSIONS), dtype=np.float32) * rows.std()
-        rows = rows[own] + np.float32(0.1) * added
-    return unit_rows(torch.from_numpy(rows[:n]))
+            added = draw.standard_normal((len(own[part]), DIMENSIONS), dtype=np.float32) * spread
+        features[part] = unit_rows(torch.from_numpy(rows[own[part]] + np.float32(0.1) * added))
+    return features
 
 
 def timed(function: Callable[[], Any]) -> tuple[Any, float]:
@@ -105,7 +110,10 @@ def measure(case: Case, device: str) -> dict[str, Any]:
     recall = neighbors.measured_recall
     mean_distance = neighbors.squared_distances.double().mean(1)
     del neighbors
-    (labels, _), clustering = timed(lambda: kmeans(x, case.labels, iterations=preset.kmeans_iterations))
+    (labels, centroids), clustering = timed(lambda: kmeans(x, case.labels, iterations=preset.kmeans_iterations))
+    inertia = sum(
+        float((x[rows] - centroids[labels[rows]]).double().square().sum()) for rows in chunks(len(x), 24 * DIMENSIONS)
+    )
     _, picks = timed(
         lambda: regularized_selection(
             x,
@@ -129,6 +137,7 @@ def measure(case: Case, device: str) -> dict[str, Any]:
         "recall": round(recall, 4),
         "kmeans_s": clustering,
         "kmeans": said[-1].removeprefix("k-means: "),
+        "inertia": round(inertia, 2),
         "picks": preset.iterations,
         "picks_s": picks,
         "total_s": total,

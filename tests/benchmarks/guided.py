@@ -3,13 +3,14 @@
     python tests/benchmarks/guided.py digits --budgets 10 20 --seeds 0 1 2 3 4
     python tests/benchmarks/guided.py fashion_mnist --budgets 10 40 --work DIR   # goes on with what is in DIR
 
-One network a set (SimCLR's); for each seed AS3L picks the images to label, their labels are spread to all images
-(`usl propagate`), and FlexMatch starts from the network: without a prior for all its steps and for a third of them,
-and with one likewise. All is by the shipped configurations but for --priors and --guide, three unlabelled
-images for each labelled one, to save time, and a moving average of about ten steps, as one of a hundred could not
-follow. Each validates on the test images every few steps; no label of these reaches anything but these figures. Writes
-results/guided_<set>.json and, with --picture FILE, the curves. guided_digits_drop.json, which has no runs without a
-prior that are as short, is of --guide '{"prior_steps": 0.5}' --priors '{}'.
+One network a set (SimCLR's); for each seed AS3L picks the images to label, their labels are spread to all images (`usl
+propagate`), and FlexMatch starts from the network: without a prior for all its steps and for a third of them, and with
+one likewise. As the paper's baseline does, it also starts from random weights, from the same labels. All is by the
+shipped configurations but for --priors and --guide, three unlabelled images for each labelled one, to save time, and a
+moving average of about ten steps, as one of a hundred could not follow. Each validates on the test images every few
+steps; no label of these reaches anything but these figures. Writes results/guided_<set>.json and, with --picture FILE,
+the curves. guided_digits_drop.json, which has no runs without a prior that are as short, is of --guide
+'{"prior_steps": 0.5}' --priors '{}'.
 """
 
 import argparse
@@ -28,8 +29,8 @@ from usl_lightning.pictures.curves import Curve, Panel, draw_curves
 RESULTS = Path(__file__).parent / "results"
 
 LABELS = {
-    "plain": "FlexMatch", "short": "FlexMatch, a third of the steps", "guided": "as long, guided by a prior",
-    "long": "guided, all the steps",
+    "scratch": "FlexMatch from random weights", "plain": "FlexMatch", "short": "FlexMatch, a third of the steps",
+    "guided": "as long, guided by a prior", "long": "guided, all the steps",
 }  # fmt: skip
 
 
@@ -78,7 +79,8 @@ def compare(
     common |= {"data__unlabelled_ratio": 3, "model__ema_decay": 0.9}
     file = spread / "outputs" / "priors.npz"
     end, guided = f"{told(how)}{told(guide)}", models({"prior_file": file, **guide})
-    arms = {
+    arms: dict[str, tuple[Path, int, dict[str, Any]]] = {
+        "scratch": (place / "scratch", steps, {"model__init_from": "null"}),
         "plain": (place / "plain", steps, {}),
         "short": (place / "short", steps // 3, {}),
         "guided": (place / f"guided{end}", steps // 3, guided),
@@ -86,10 +88,11 @@ def compare(
     }
     figures: dict[str, Any] = {"prior": prior, "curves": {}}
     for name, (folder, length, settings) in arms.items():
-        reach = stage(folder, "fit", f"{dataset}_flexmatch.yaml", trainer__max_steps=length, **settings, **common)
+        reach = stage(folder, "fit", f"{dataset}_flexmatch.yaml", trainer__max_steps=length, **(common | settings))
         figures[name], figures["curves"][name] = reach["test_accuracy"], curve(folder)
-    goal = figures["plain"]
-    return figures | {f"steps_{name}": reached(figures["curves"][name], goal) for name in arms}
+    for goal, word in (("plain", "steps"), ("scratch", "to_scratch")):
+        figures |= {f"{word}_{name}": reached(figures["curves"][name], figures[goal]) for name in arms}
+    return figures
 
 
 def draw(runs: dict[int, dict[int, dict[str, Any]]], dataset: str, path: Path) -> None:

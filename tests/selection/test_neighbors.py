@@ -270,3 +270,15 @@ def test_unit_rows() -> None:
     assert unit_rows(x).tolist() == [[torch.tensor(0.6).item(), torch.tensor(0.8).item()], [0.0, -1.0]]
     with pytest.raises(UslError, match="all zeros in rows 0, 2;"):
         unit_rows(torch.tensor([[0.0], [1.0], [0.0]]))
+
+
+@pytest.mark.parametrize("include_self", [True, False])
+@pytest.mark.parametrize("same", [1, 40])
+def test_truth_by_parts_is_that_of_all(monkeypatch: pytest.MonkeyPatch, include_self: bool, same: int) -> None:
+    """Also where a point has more equals of a lower number than neighbours."""
+    x = real_features("digits", 300)
+    x = torch.cat([x, x[:1].expand(same, -1)])
+    sample = torch.tensor([0, 7, 120, 299, len(x) - 1])
+    monkeypatch.setattr(neighbors, "chunks", lambda n, *_: [slice(i, min(n, i + 70)) for i in range(0, n, 70)])
+    found = neighbors._truth(x, sample, 9, include_self)
+    assert torch.equal(found, knn(x, 9, include_self=include_self)[1][sample])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from usl_lightning.base.progress import progress
-from usl_lightning.compute.device import chunks, in_threads
+from usl_lightning.compute.device import in_threads
 from usl_lightning.data.keys import permutation
 from usl_lightning.vectors.assignment import nearest_centroid
 
@@ -50,12 +50,9 @@ class NearLists:
             sizes = torch.bincount(labels, minlength=count)[:, None]
             centroids = torch.where(sizes > 0, sums / sizes.clamp(min=1), centroids)
         self.centroids = centroids.float()
-        self._mean = mean
+        self._rows, self._mean = x, mean
         self.label = torch.cat([nearest_centroid((rows - mean).float(), centroids) for rows in torch.split(x, BLOCK)])
         self._order = torch.argsort(self.label, stable=True)
-        self._points = torch.empty(x.shape, device=x.device)
-        for rows in chunks(len(x), 8 * x.shape[1], x.device):
-            self._points[rows] = (x[self._order[rows]] - mean).float()
         self._ends = [0, *torch.bincount(self.label, minlength=count).cumsum(0).tolist()]
 
     def __len__(self) -> int:
@@ -79,18 +76,17 @@ class NearLists:
             Points, int64 [b], and their candidates, int64 [b, m], -1 where the lists hold fewer.
         """
         with progress("neighbours", len(self._order), "row") as bar:
-            blocks = torch.split(self._points, BLOCK)
-            found = in_threads(lambda points: self._nearest_places(points, m, count), blocks, self._points.device)
-            for order, places in zip(torch.split(self._order, BLOCK), found, strict=True):
+            blocks = torch.split(self._order, BLOCK)
+            found = in_threads(lambda block: self._nearest_places(block, m, count), blocks, self._order.device)
+            for order, places in zip(blocks, found, strict=True):
                 yield order, torch.where(places < 0, -1, self._order[places])
                 bar.update(len(order))
 
     @torch.no_grad()
-    def _nearest_places(self, points: Tensor, m: int, count: int) -> Tensor:
-        """int64 [b, m]: where those nearest to some points [b, d] are among the points in the order of the lists."""
-        near = torch.cat(
-            [self._scores(part).topk(count, largest=False, sorted=True).indices for part in torch.split(points, ROWS)]
-        )
+    def _nearest_places(self, block: Tensor, m: int, count: int) -> Tensor:
+        """int64 [b, m]: where those nearest to some points [b] are among the points in the order of the lists."""
+        points = self._rows[block]
+        near = torch.cat([self._nearest_lists(part, count) for part in torch.split(points, ROWS)])
         scores = torch.full((len(points), m), torch.inf, device=points.device)
         places = torch.full((len(points), m), -1, device=points.device)
         for first, last in zip(RANKS, (*RANKS[1:], count), strict=True):
@@ -105,13 +101,19 @@ class NearLists:
             _merge(found, scores, places)
         return places
 
+    def _nearest_lists(self, points: Tensor, count: int) -> Tensor:
+        scores = self._scores((points - self._mean).float())
+        return scores.topk(count, largest=False, sorted=True).indices
+
     def _nearer(self, points: Tensor, number: int, rows: Tensor, worst: Tensor, m: int) -> Hits:
         """Which points of a list are nearer to some others [b, d] than the worst these have, by half squared distances.
 
-        About the centroid, so that the rounding of products is as small as the list is.
+        About the centroid, so that the rounding of products is as small as the list is. The list's points are not kept
+        in their order: few lists are near a block.
         """
         start, end = self._ends[number], self._ends[number + 1]
-        inside, points = (each - self.centroids[number] for each in (self._points[start:end], points))
+        centre = self._mean + self.centroids[number]
+        inside, points = ((each - centre).float() for each in (self._rows[self._order[start:end]], points))
         scores = torch.addmm(_halves(inside), points, inside.T, alpha=-1)
         own = _halves(points)
         worst = worst - own

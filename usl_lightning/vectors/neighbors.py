@@ -7,6 +7,7 @@ index, and the answer does not depend on how the candidates were found.
 
 import importlib.util
 import logging
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -109,8 +110,8 @@ def approximate_knn(
     check_memory(approximate_memory(len(x), x.shape[1], k), f"{k} neighbours of {len(x)} points")
     with exact_arithmetic(x.device):
         sample = permutation(len(x), seed, "recall")[:SAMPLE].to(x.device)
-        truth = _decode(_certified_search(x, x[sample], k, sample, include_self))[1]
-        lists = NearLists(x, seed)  # which holds the points once more, as the search above did
+        truth = _truth(x, sample, k, include_self)
+        lists = NearLists(x, seed)
         count = lists.enough(x[sample], truth, recall)
         if 2 * count > len(lists):
             return Neighbors(*knn(x, k, include_self=include_self), measured_recall=1.0)
@@ -123,9 +124,9 @@ def approximate_knn(
 
 
 def approximate_memory(n: int, d: int, k: int) -> int:
-    """Bytes that `approximate_knn` needs beside float32 features [n, d]: these in the order of the lists, and the
-    result; 0.5 GB for samples and chunks."""
-    return n * (4 * d + 36) + n * k * 12 + 500_000_000
+    """Bytes that `approximate_knn` needs beside features [n, d]: the lists, the sample that they come of, and the
+    result; 0.5 GB for chunks."""
+    return n * 36 + n * k * 12 + 128 * math.isqrt(n) * 8 * d + 500_000_000
 
 
 def exact_memory(n: int, d: int, k: int) -> int:
@@ -289,6 +290,16 @@ def _faiss_search(index: Any) -> Search:
         return torch.from_numpy(rough), torch.from_numpy(indices)
 
     return search
+
+
+def _truth(x: Tensor, sample: Tensor, k: int, include_self: bool) -> Tensor:
+    """int64 [q, k]: the neighbours of the points of a sample [q], looked for in a part of all after the other."""
+    keys = [sample[:, None] | _ITSELF] if include_self else []
+    for part in chunks(len(x), 8 * x.shape[1], x.device):
+        rows = x[part]
+        found = _certified_search(rows, x[sample], min(k + 1, len(rows)), None, False) + part.start
+        keys.append(found.masked_fill_((found & _INDEX_BITS) == sample[:, None], _LAST))
+    return _decode(torch.cat(keys, 1).sort(1).values[:, :k])[1]
 
 
 def _listed_keys(x: Tensor, rows: Tensor, candidates: Tensor, k: int, include_self: bool) -> Tensor:

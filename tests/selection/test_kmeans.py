@@ -196,7 +196,7 @@ def test_momentum_equals_a_slow_heavy_ball(iterations: int) -> None:
     points = module.Points(x, Share(len(x), x.device, False))
     start = points.x[:12].double()
     labels, centroids, converged = module._lloyd(points, start, 0, iterations, 0.8)
-    rows, slow, before = points.x.double().numpy(), start.numpy(), start.numpy()
+    rows, slow, before = points.x[:].double().numpy(), start.numpy(), start.numpy()
     for iteration in range(1, iterations + 1):
         nearest = ((rows[:, None] - slow) ** 2).sum(2).argmin(1)
         means = np.stack([rows[nearest == c].mean(0) for c in range(12)])

@@ -19,6 +19,20 @@ BLOCK_ROWS = 64
 """Rows at once at least: with fewer, the products themselves get slower."""
 
 
+class About:
+    """Rows [n, d] less a point [d], taken away when they are looked at: a copy of many would be as large again."""
+
+    def __init__(self, rows: Tensor, point: Tensor) -> None:
+        self._rows, self._point = rows, point
+        self.shape, self.dtype, self.device = rows.shape, rows.dtype, rows.device
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, which: Tensor | slice) -> Tensor:
+        return self._rows[which] - self._point
+
+
 def nearest_centroid(x: Tensor, centroids: Tensor) -> Tensor:
     """int64 [n]: for each row of x [n, d] the nearest of the centroids [k, d]; ties to the lower."""
     return Products(x).assign(centroids)
@@ -31,9 +45,9 @@ class Products:
         x: [n, d], float32 or float64, kept as it is.
     """
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor | About) -> None:
         self.x = x
-        self.norms = torch.empty_like(x[:, 0])
+        self.norms = torch.empty(len(x), dtype=x.dtype, device=x.device)
         for rows in chunks(len(x), 16 * x.shape[1], x.device):
             self.norms[rows] = torch.linalg.vector_norm(x[rows].double(), dim=1).to(x.dtype)
 
@@ -54,11 +68,11 @@ class Products:
         return labels
 
 
-def blocks(n: int, width: int, x: Tensor) -> list[slice]:
+def blocks(n: int, width: int, x: Tensor | About) -> list[slice]:
     """Slices that cover `range(n)`, of rows whose products with `width` others stay in the cache of a CPU."""
     if x.device.type != "cpu":
-        return list(chunks(n, 3 * x.element_size() * width, x.device))
-    step = max(BLOCK_ROWS, BLOCK_BYTES // (x.element_size() * width))
+        return list(chunks(n, 3 * x.dtype.itemsize * width, x.device))
+    step = max(BLOCK_ROWS, BLOCK_BYTES // (x.dtype.itemsize * width))
     return [slice(start, min(n, start + step)) for start in range(0, n, step)]
 
 
@@ -85,7 +99,7 @@ def two_least(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return first, places, scores.scatter_(1, places[:, None], torch.inf).amin(1)
 
 
-def settled(x: Tensor, centroids: Tensor, rows: Tensor, limit: Tensor) -> Tensor:
+def settled(x: Tensor | About, centroids: Tensor, rows: Tensor, limit: Tensor) -> Tensor:
     """int64 [m]: exact labels of some rows of x, of the centroids whose |c|²/2 - x·c is at most the limit [m]."""
     values, halves = scored(centroids, x.dtype)
     labels = torch.empty_like(rows)
@@ -100,7 +114,7 @@ def settled(x: Tensor, centroids: Tensor, rows: Tensor, limit: Tensor) -> Tensor
     return labels
 
 
-def pair_distances(x: Tensor, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
+def pair_distances(x: Tensor | About, y: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """float64 [p]: squared distances of the pairs (x[i], y[j]), halves added to halves: in one order everywhere."""
     out = torch.empty(len(i), dtype=torch.float64, device=x.device)
     for part in chunks(len(i), 32 * x.shape[1], x.device):

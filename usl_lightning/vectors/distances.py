@@ -26,7 +26,7 @@ def check_features(features: Tensor, name: str = "features") -> Tensor:
             f"got {str(features.dtype).removeprefix('torch.')} {list(features.shape)}"
         )
     features = features.detach()
-    if not torch.isfinite(features).all():
+    if not all(bool(torch.isfinite(features[rows]).all()) for rows in chunks(len(features), 16 * features.shape[1])):
         rows = torch.nonzero(~torch.isfinite(features).all(1))[:, 0]
         raise UslError(f"{name}: NaN or infinite values in {_rows(rows)}; extract the features again")
     return features if features.dtype == torch.float64 else features.float()

@@ -12,15 +12,15 @@ from usl_lightning.base.progress import progress
 from usl_lightning.compute.device import chunks
 from usl_lightning.compute.distributed import Share
 from usl_lightning.data.keys import permutation
-from usl_lightning.vectors.assignment import Products
+from usl_lightning.vectors.assignment import About, Products
 from usl_lightning.vectors.distances import check_features, exact_arithmetic
 from usl_lightning.vectors.kmeans_bounds import GroupBounds
 from usl_lightning.vectors.memory import check_memory, once
 
 log = logging.getLogger(__name__)
 
-GROUP_SIZE = 64
-"""Centroids in a group of bounds, on average."""
+GROUP_SIZE, MOST_GROUPS = 64, 64
+"""Centroids in a group of bounds, on average, and groups: of more than 4,096 centroids they are larger."""
 
 SAMPLE = 10_000
 """Points of a sample that is clustered first, or 20 for each cluster if that is more; of at least four times as many
@@ -58,23 +58,23 @@ class Points:
         share: of all points.
 
     Attributes:
-        x: [n, d], less the mean of all points: distances do not change, rounding errors shrink.
+        x: [n, d], seen less the mean of all points: distances do not change, rounding errors shrink.
         mean: [d], as rounded to the points' precision.
         count: of all points.
     """
 
     def __init__(self, x: Tensor, share: Share) -> None:
         self._share, self.count = share, share.count
-        self.x = x
-        self._measure()
+        self._about(x, torch.zeros_like(x[0]))
         together = self.sums(torch.zeros(len(x), dtype=torch.int64, device=x.device), 1)
         mean = self.means(together, torch.zeros_like(together[:, :-1], dtype=torch.float64))[0]
-        self.x = x - mean.to(x.dtype)
         self.mean = mean.to(x.dtype).double()
-        self._measure()
+        self._about(x, mean.to(x.dtype))
 
-    def _measure(self) -> None:
-        most = float(self._share.largest(self.x.abs().amax().double()))
+    def _about(self, rows: Tensor, point: Tensor) -> None:
+        self._rows, self._point, self.x = rows, point, About(rows, point)
+        parts = chunks(len(self.x), 16 * self.x.shape[1], self.x.device)
+        most = float(self._share.largest(torch.stack([self.x[part].abs().amax().double() for part in parts]).amax()))
         self._bits = 61 - math.ceil(math.log2(self.count)) - math.frexp(most)[1]
 
     def sums(self, labels: Tensor, k: int, less: Tensor | None = None, rows: Tensor | None = None) -> Tensor:
@@ -104,7 +104,7 @@ class Points:
 
     def at(self, positions: Tensor) -> Tensor:
         """Points [m, d] by their numbers among all, on every process."""
-        return self._share.at(self.x, positions)
+        return self._share.at(self._rows, positions) - self._point
 
 
 def kmeans(
@@ -136,14 +136,14 @@ def kmeans(
         UslError: k or iterations out of range, or features not finite.
 
     Labels are those of exact distances (`assignment`), sums are exact integers (`Points`): the result is the same
-    bits on any number of processes and threads, and on a GPU. Memory beyond the input: the features once more, and
-    about 0.2 GB; from 256 clusters on (float32 on the CPU) also 100 + k/16 bytes for each point, with which
-    `GroupBounds` spares most of the products.
+    bits on any number of processes and threads, and on a GPU. Memory beyond the input: samples of a quarter or less of
+    it, and about 0.2 GB; from 256 clusters on (float32 on the CPU) also 100 + k/16 bytes for each point, 356 at most,
+    with which `GroupBounds` spares many of the products.
     """
     x = check_features(features)
     if x.device.type == "cpu":
-        bounds = len(x) * (100 + 4 * k // GROUP_SIZE) if k >= BOUNDS_FROM else 32 * len(x)
-        check_memory(x.nbytes + bounds + 200_000_000, f"k-means of {len(x)} points")
+        bounds = len(x) * (100 + 4 * _groups(k)) if k >= BOUNDS_FROM else 32 * len(x)
+        check_memory(bounds + 200_000_000, f"k-means of {len(x)} points")
     with exact_arithmetic(x.device):
         points = Points(x, Share(len(x), x.device, distributed))
         if not 1 <= k <= points.count:
@@ -223,8 +223,8 @@ class _Sample(Points):
     """Points that are about the mean of others, and the same on every process."""
 
     def __init__(self, x: Tensor) -> None:
-        self._share, self.x, self.count = Share(len(x), x.device, False), x, len(x)
-        self._measure()
+        self._share, self.count = Share(len(x), x.device, False), len(x)
+        self._about(x, torch.zeros_like(x[0]))
 
 
 def _inertia(points: Points, labels: Tensor, k: int) -> float:
@@ -274,10 +274,14 @@ def _lloyd(
     return labels, centroids, 0
 
 
-def _assignment(x: Tensor, centroids: Tensor, seed: int) -> Products:
+def _groups(k: int) -> int:
+    return max(1, min(k // GROUP_SIZE, MOST_GROUPS))
+
+
+def _assignment(x: About, centroids: Tensor, seed: int) -> Products:
     """How the nearest of some centroids are found: of many by bounds, which need groups of near ones."""
     if len(centroids) < BOUNDS_FROM or x.device.type != "cpu" or x.dtype != torch.float32:
         return Products(x)
     some = _Sample(centroids.float())
-    start = _random_points(some, max(1, len(centroids) // GROUP_SIZE), seed)
+    start = _random_points(some, _groups(len(centroids)), seed)
     return GroupBounds(x, torch.unique(_lloyd(some, start, seed, 10)[0], return_inverse=True)[1])

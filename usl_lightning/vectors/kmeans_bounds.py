@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from usl_lightning.compute.device import in_threads
-from usl_lightning.vectors.assignment import Products, blocks, rounding, scored, settled, two_least
+from usl_lightning.vectors.assignment import About, Products, blocks, rounding, scored, settled, two_least
 
 
 class GroupBounds(Products):
@@ -24,7 +24,7 @@ class GroupBounds(Products):
     Memory: 4 bytes for each point and group, and about 40 for each point.
     """
 
-    def __init__(self, x: Tensor, groups: Tensor) -> None:
+    def __init__(self, x: Tensor | About, groups: Tensor) -> None:
         super().__init__(x)
         self.group_of = groups
         self.members = [torch.nonzero(groups == g)[:, 0] for g in range(int(groups.max()) + 1)]

@@ -443,3 +443,12 @@ def test_regret_of_selectors_is_what_was_measured() -> None:
     assert measured[best]["mean_regret"] <= 1
     assert measured[best]["worst_regret"] <= 3
     assert measured[best]["least_gain_over_random"] > 0
+
+
+def test_files_that_pages_name_are_there() -> None:
+    """Of the repository, by their paths in it, in the package or in the benchmarks; `test_x.py` is the reader's own."""
+    pattern = r"\b(?:tests|results|usl_lightning|pretrain|semisup|selection)/[\w/]+\.(?:py|json|png|csv)\b"
+    named = {path for text in PAGES.values() for path in re.findall(pattern, text)} - {"tests/test_x.py"}
+    places = (ROOT, ROOT / "usl_lightning", ROOT / "tests" / "benchmarks", ROOT / "docs" / "pictures")
+    assert len(named) > 40
+    assert [path for path in sorted(named) if not any((place / path).exists() for place in places)] == []

@@ -102,6 +102,9 @@ def test_whole_numbers_that_pandas_wrote_as_fractions(tmp_path: Path) -> None:
     (["1.png,\u200b"], "line 2: a class needs a name"),
     (["1.png,a\u202eb"], "has the control character '\\u202e'"),
     (["1.png,cat", "2.png,Cat"], "would be two classes; settle on one, or name the classes with --data.class_list"),
+    (["1.png,red fox", "2.png,red_fox"], "'red fox' and 'red_fox' would be two classes; settle on one"),
+    (["1.png,T-shirt", "2.png,t shirt"], "'T-shirt' and 't shirt' would be two classes; settle on one"),
+    (["1.png,cat", "2.png,'cat'"], "would be two classes; settle on one"),
     (["1.png,cat", "2.png,c\ufb01t", "3.png,cfit"], "would be two classes"),
     (["1.png,1", "2.png,01"], "would be two classes"),
     (["1.png,\uff43at", "2.png,cat"], "would be two classes"),
@@ -213,6 +216,7 @@ def test_names_of_any_language(name: str) -> None:
 
 @pytest.mark.parametrize("other", [
     "Cat", "c\u200dat", "cat\u200c", "\uff23\uff21\uff34", "ca\u034ft", "cat\ufe0f", "\u3164cat",
+    '"cat"', "'Cat'", "\u201ccat\u201d", "[cat]", "cat.", "cat ;",
 ])  # fmt: skip
 def test_what_looks_the_same_is_no_second_class(other: str) -> None:
     with pytest.raises(UslError, match=r"(its case only|looks like the class 'cat').*; use that one"):

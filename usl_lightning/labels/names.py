@@ -47,7 +47,8 @@ _PERHAPS_BETWEEN = re.compile(r"[/&+\\:·•~‖]+|[-=]*>|\s[-–—]+\s|\b(?:an
 _SIGNS = str.maketrans("，、،；؛｜／＆＋＼：＞～", ",,,;;|/&+\\:>~")
 """Signs between words in other scripts."""
 
-_BRACKETS = "()[]{}<>\"'`"
+_BRACKETS = "()[]{}<>\"'`\u00b4\u2018\u2019\u201a\u201c\u201d\u201e\u00ab\u00bb"
+"""What programs and people put around a word; no name needs it to be told from another."""
 
 _JOINERS = "\u200c\u200d"
 """Zero width, but Persian, Indian scripts and emoji are not written without them."""
@@ -71,10 +72,20 @@ def look(name: str, *, case: bool = False) -> str:
 
 
 def _key(name: str) -> str:
-    """The same text for names that look alike, and for whole numbers that are written in another way."""
-    seen = look(name)
-    number = re.fullmatch(r"0*(\d+)(\.0*)?", seen)
-    return number[1] if number else seen
+    """The same text for names that look alike or are one name as several programs write it.
+
+    Those differ in quotes or brackets around it, in a stop at its end, in what is between its words (`red_fox`,
+    `red-fox`), or in how a whole number is written (`1`, `01.0`).
+    """
+    seen = look(name).translate(_DASHES)
+    bare = _between_words(seen.strip(_BRACKETS + " ").rstrip(".,;: ")) or seen
+    number = re.fullmatch(r"0*(\d+)(\.0*)?", bare)
+    return number[1] if number else bare
+
+
+def _between_words(text: str) -> str:
+    """A text with blanks in place of the strokes between its words."""
+    return re.sub(r"(?<=\w)[-_]+(?=\w)", " ", text.replace("_", "-"))
 
 
 def reads_as_number(name: str) -> bool:
@@ -200,8 +211,7 @@ def check_one_line(cell: str) -> None:
 def _may_be_none(name: str) -> bool:
     seen = look(name).translate(_DASHES)
     bare = seen.strip(_BRACKETS) if len(seen) > 1 else seen
-    apart = re.sub(r"(?<=\w)[-_](?=\w)", " ", bare)
-    return seen != "" and (bool({seen, bare, apart} & _DOUBTFUL) or _NO_NAME.fullmatch(bare) is not None)
+    return seen != "" and (bool({seen, bare, _between_words(bare)} & _DOUBTFUL) or _NO_NAME.fullmatch(bare) is not None)
 
 
 def check_single(name: str, names: Collection[str]) -> None:

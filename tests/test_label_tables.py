@@ -182,6 +182,25 @@ def test_folders_that_no_class_can_be_called_by(tmp_path: Path, names: tuple[str
         open_source("folder", "train", dir=str(tmp_path / "e"), classes=list(names))
 
 
+@pytest.mark.parametrize("name", ["no_label", "Unlabeled", "-1", "N.A.", "None", "[null]", "unsup"])
+def test_a_folder_of_what_has_no_label_is_no_class_by_accident(tmp_path: Path, name: str) -> None:
+    pictures(tmp_path / "d/train", "cat/1.png", "dog/2.png", f"{name}/3.png", "0.png")
+    pictures(tmp_path / "d/test", "cat/4.png")
+    for split in ("train", "test"):
+        with pytest.raises(UslError, match="may hold images without a label, or be a class; put them beside the class"):
+            open_source("folder", split, dir=str(tmp_path / "d"))
+    (tmp_path / "list.txt").write_text(f"cat\ndog\n{name}\n")
+    listed = open_source("folder", "train", dir=str(tmp_path / "d"), class_list=str(tmp_path / "list.txt"))
+    assert listed.classes == ("cat", "dog", name)
+    assert open_source("folder", "train", dir=str(tmp_path / "d"), classes=[]).labels.tolist() == [-1] * 4
+
+
+@pytest.mark.parametrize("name", ["unknown", "other", "background", "nothing", "0"])
+def test_a_folder_that_only_sounds_like_it_is_a_class(tmp_path: Path, name: str) -> None:
+    pictures(tmp_path / "d", "cat/1.png", f"{name}/2.png")
+    assert name in open_source("folder", "train", dir=str(tmp_path / "d")).classes
+
+
 def test_classes_of_an_index_are_told_apart_by_eye(tmp_path: Path) -> None:
     source = {"name": "x", "split": "train", "size": 1, "fingerprint": "sha256:" + "0" * 64}
     index = {"format": "usl-label-index", "version": 1, "dataset": source, "method": {"name": "x"}, "indices": [0]}

@@ -18,7 +18,7 @@ MISSING = ("", "-1", "-1.0", "nan", "NaN", "NAN", "-nan", "None", "null", "NULL"
 _DOUBTFUL = {text.casefold() for text in (
     *MISSING, "NA", "N/A", "N.A.", "nil", "undefined", "unlabeled", "unlabelled", "not labeled", "not labelled",
     "no label", "nolabel", "not annotated", "unannotated", "unassigned", "unset", "not available", "missing", "skip",
-    "skipped", "unsure", "notsure", NOT_SURE, "todo", "tbd", "\\N",
+    "skipped", "unsup", "unsure", "notsure", NOT_SURE, "todo", "tbd", "\\N",
 )}  # fmt: skip
 """Cells that may mean "no label", or be the name of a class."""
 
@@ -189,7 +189,7 @@ def name_in(cell: str, known: Collection[str] = ()) -> str | None:
     shown = printable(name, LONGEST_NAME)
     if is_not_sure(name):
         return name
-    if _may_be_none(name):
+    if may_be_none(name):
         raise UslError(f"'{shown}' may mean 'no label', or be a class; leave the cell empty for no label")
     if _LISTED.match(name):
         raise UslError(f"'{shown}' is a list, expected the name of one class")
@@ -208,7 +208,8 @@ def check_one_line(cell: str) -> None:
         raise UslError(f"'{shown}' is of several lines or columns, expected the name of one class")
 
 
-def _may_be_none(name: str) -> bool:
+def may_be_none(name: str) -> bool:
+    """Whether it may say that there is no label, as `no_label`, `-1` or `n/a` do."""
     seen = look(name).translate(_DASHES)
     bare = seen.strip(_BRACKETS) if len(seen) > 1 else seen
     return seen != "" and (bool({seen, bare, _between_words(bare)} & _DOUBTFUL) or _NO_NAME.fullmatch(bare) is not None)

@@ -243,6 +243,7 @@ def _class_folders(train: Path, listing: FileList, split: str) -> tuple[str, ...
         if other != folder:
             raise UslError(f"{train}: {other!a} and {folder!a} are one name, written in two ways; rename one")
     splits.check_no_splits(train, listing)
+    splits.check_classes(train, folder_of)
     filled = {file.partition("/")[0] for file in listing.files if "/" in file}
     for folder in folder_of.values():
         if folder not in filled and split == "train":

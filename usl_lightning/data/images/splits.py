@@ -18,7 +18,7 @@ from usl_lightning.base.files import not_a_folder, once, read_once
 from usl_lightning.data.images.catalog import data_folder
 from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.walk import is_class_folder, is_hidden, is_image
-from usl_lightning.labels.names import look
+from usl_lightning.labels.names import is_not_sure, look, may_be_none
 
 log = logging.getLogger("usl_lightning")
 
@@ -165,6 +165,24 @@ def check_no_splits(train: Path, listing: FileList) -> None:
             " others train and test, or give one of them with --data.dir",
             train, printable(", ".join(sorted(inside)), 200), printable(", ".join(sorted(names)), 200),
         )  # fmt: skip
+
+
+def check_classes(train: Path, names: Collection[str]) -> None:
+    """Refuse class folders that may hold what has no label: programs write such a one beside those of the classes.
+
+    Args:
+        train: the folder that is trained on.
+        names: of the class folders in it, none of which anybody has named.
+
+    Raises:
+        UslError: names one, and what to do.
+    """
+    doubtful = [name for name in names if may_be_none(name) and not is_not_sure(name)]
+    if doubtful:
+        raise UslError(
+            f"{train / doubtful[0]}: may hold images without a label, or be a class; put them beside the class"
+            " folders, where images have no label, or name the classes with --data.class_list FILE"
+        )
 
 
 def only_folder(folder: Path) -> Path:

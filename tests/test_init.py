@@ -22,6 +22,7 @@ from torch import nn
 from usl_lightning.base.errors import UslError
 from usl_lightning.chain.file import REFERENCE, Chain
 from usl_lightning.cli import main
+from usl_lightning.data.images import walk
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.features.published import published_encoder
@@ -120,6 +121,29 @@ def test_transparent_images_are_told(here: Path, capsys: pytest.CaptureFixture[s
     main(["init", "photos", "--force"])
     assert "transparent" not in capsys.readouterr().out
     assert "data.background" not in (here / "photos.yaml").read_text()
+
+
+def test_a_class_folder_that_cannot_be_read_is_not_left_out(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tree(here / "photos", {"cat": 6, "dog": 6})
+    (root / "owl").symlink_to("/nowhere/owl")
+    scanned = os.scandir
+
+    def refuse(path: str = ".") -> Any:
+        if os.path.basename(path) == "owl":
+            raise PermissionError(13, "Permission denied", path)
+        return scanned(path)
+
+    for problem in ("a link to nothing, expected a folder of images", "cannot be read (Permission denied)"):
+        with pytest.raises(SystemExit):
+            main(["init", "photos"])
+        assert f"usl init: photos/owl: {problem}; all that is in it, a class perhaps" in capsys.readouterr().err
+        assert not (here / "photos.yaml").exists()
+        if (root / "owl").is_symlink():
+            (root / "owl").unlink()
+            tree(root, {"owl": 6})
+        monkeypatch.setattr(walk.os, "scandir", refuse)  # also for who runs the tests as root
 
 
 def test_pipes_mazes_and_links_to_nothing_are_survived(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -181,6 +181,13 @@ def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: 
             kinds = ", ".join(SUFFIXES)
             raise UslError(f"usl init: {root}: no image in it{there}; expected files that end in {kinds}") from error
         raise
+    unread = [(place, problem) for place, problem in listing.odd if place.endswith("/")]
+    if unread:
+        place, problem = unread[0]
+        raise UslError(
+            f"usl init: {root / place}: {problem}; all that is in it, a class perhaps, would be missing: mend that, or"
+            " move it elsewhere"
+        )
     if name == "train":
         splits.check_no_splits(root, listing)
     count = len(listing.files)
@@ -192,8 +199,8 @@ def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: 
             found.append(one)
             bar.update()
     for file, problem in listing.odd:
-        name = os.path.relpath(root / file, folder)
-        found.append(Looked(name, problem=f"{name}: {problem}"))
+        place = os.path.relpath(root / file, folder)
+        found.append(Looked(place, problem=f"{place}: {problem}"))
     counts = dict.fromkeys(listing.class_folders(), 0)
     for file in listing.files:
         first, slash, _ = file.partition("/")

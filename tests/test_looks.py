@@ -5,9 +5,11 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.labels import LabelIndex
 from usl_lightning.models.heads import load_classifier
+from usl_lightning.stage import predict as predicting
 from usl_lightning.stage.export import Deployed, export_classifier
 
 MODEL = FIXMATCH[1:7]  # the configuration, and what of the model is changed
@@ -210,6 +213,58 @@ def test_unreadable_files_of_a_folder(run_dir: Path, pictures: Path, capsys: pyt
     look("predict", run_dir, "--folder", str(pictures), "--data.on_error", "skip", "--out", str(out))
     assert [image for image, _, _ in rows(out)] == ["0.png", "a/1, one.png", "a/b/2.png"]
     assert (out.parent / "mine_left_out.csv").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_files_that_vanish_amid_a_prediction_are_left_out(
+    run_dir: Path, pictures: Path, workers: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What was computed of the others is not lost; a name that a spreadsheet would compute is none in the list."""
+    for number in range(6):
+        shutil.copy(pictures / "0.png", pictures / f"c{number}.png")
+    shutil.copy(pictures / "0.png", pictures / "=1.png")
+    opened = predicting.open_images
+
+    def vanish(*args: Any, **options: Any) -> Any:
+        source = opened(*args, **options)
+        (pictures / "=1.png").unlink()
+        (pictures / "c2.png").write_bytes(b"x")
+        return source
+
+    monkeypatch.setattr(predicting, "open_images", vanish)
+    out, target = pictures.parent / "v.csv", pictures.parent / "sorted"
+    more = ["--data.workers", workers, "--data.eval_batch_size", "3", "--out", str(out), "--sort-into", str(target)]
+    look("predict", run_dir, "--folder", str(pictures), "--all-probabilities", *more)
+    names = ["0.png", "a/1, one.png", "a/b/2.png", *(f"c{number}.png" for number in (0, 1, 3, 4, 5))]
+    with open(out, newline="") as file:
+        found = list(csv.DictReader(file))
+    assert [row["image"] for row in found] == names
+    assert len({row["probability"] for row in found if row["image"] in ("0.png", "c0.png", "c5.png")}) == 1
+    with open(pictures.parent / "v_left_out.csv", newline="") as file:
+        assert list(csv.reader(file))[1:] == [
+            ["'=1.png", "cannot be read (No such file or directory)"],
+            ["c2.png", f"changed since the folder was listed ({(pictures / '0.png').stat().st_size} bytes then, 1 now);"
+             " start again"],
+        ]  # fmt: skip
+    said = capsys.readouterr().out
+    assert f"8 predictions: {out}; 2 files that cannot be read are left out" in said
+    assert f"8 copies, by class: {target}" in said
+    assert len(list(target.rglob("*.png"))) == 8
+
+
+def test_files_that_are_all_gone_are_an_error(
+    run_dir: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = predicting.open_images
+
+    def vanish(*args: Any, **options: Any) -> Any:
+        source = opened(*args, **options)
+        shutil.rmtree(pictures)
+        return source
+
+    monkeypatch.setattr(predicting, "open_images", vanish)
+    line = refused(capsys, "predict", run_dir, "--folder", str(pictures), "--data.workers", "0")
+    assert line == "usl predict: none of the 3 images can be read any more; are they still there?"
 
 
 def test_nothing_to_predict_is_an_error(run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

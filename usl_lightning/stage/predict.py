@@ -22,6 +22,7 @@ from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.folder_source import FolderSource, open_images
 from usl_lightning.data.images.source import ImageSource
+from usl_lightning.data.images.walk import UnreadableImageError
 from usl_lightning.data.keys import Key
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import StepLoader, process_range
@@ -36,12 +37,17 @@ class Predictions(NamedTuple):
         labels: int64 [n], the most probable class of each.
         probabilities: float32 [n], of that class.
         rows: float32 [n, classes], of every class; None if they were not kept.
+        images: int64 [n], which they are of the source; None: all of it, in order.
     """
 
     labels: Tensor
     probabilities: Tensor
     rows: Tensor | None = None
+    images: Tensor | None = None
 
+
+UNREAD = -2
+"""In place of a label: the image cannot be read any more, nothing is said of it."""
 
 COLUMNS, LEFT_OUT_COLUMNS = ("image", "label", "probability"), ("image", "problem")
 
@@ -51,7 +57,8 @@ def predict(
 ) -> dict[str, Any]:
     """Run the verb: write a CSV with file or number of the image, class and its probability.
 
-    Files of a folder that cannot be read are left out and listed in a CSV beside it, unless `data.on_error` is typed.
+    Files of a folder that cannot be read, or not any more, are left out and listed in a CSV beside it, unless
+    `data.on_error` is typed.
     With `--sort-into` the files are copied into a folder for each class, too.
     """
     data, options, image = cli.datamodule, cli.stage.options, cli.model.image
@@ -70,20 +77,22 @@ def predict(
         check_sorting(source, target)
     size = data.pass_batch_size(source, own, trainer.strategy.root_device)
     every = _every_probability(options)
+    skip = on_error == "skip" and "folder" in options
     told = classify(
-        trainer, cli.model, source, batch_size=size, checkpoint=checkpoint, workers=data.workers, every=every
+        trainer, cli.model, source, batch_size=size, checkpoint=checkpoint, workers=data.workers, every=every, skip=skip
     )
     if trainer.is_global_zero:
+        problems = {**source.problems, **_unread(source, told)} if isinstance(source, FolderSource) else {}
         write_text(path, predictions_csv(source, told, image.classes))
         left_out.unlink(missing_ok=True)  # of an earlier time
-        problems = source.problems if isinstance(source, FolderSource) else {}
         more = f"; {_counted(len(problems))} left out, listed with the reason in {left_out}" if problems else ""
         if problems:
             write_text(left_out, problems_csv(problems))
         print(f"{len(told.labels)} predictions: {path}{more}")
         if target is not None and isinstance(source, FolderSource):
-            sort_into(source, told.labels.tolist(), image.classes, target)
-            print(f"{len(told.labels)} copies, by class: {target}")
+            files = [source.files[place] for place in _places(source, told)] if source.files else []
+            count = sort_into(source.root, files, told.labels.tolist(), image.classes, target)
+            print(f"{count} copies, by class: {target}")
         print(_what_next(cli, options))
     return {}
 
@@ -165,6 +174,7 @@ def classify(
     checkpoint: Any,
     workers: int | None,
     every: bool = False,
+    skip: bool = False,
 ) -> Predictions:
     """What the classifier says of each image, in order, on the CPU.
 
@@ -176,17 +186,23 @@ def classify(
         checkpoint: the weights.
         workers: processes that read files; None: the cores, 8 at most.
         every: keep the probability of every class, not of the likeliest alone.
+        skip: leave out images that cannot be read any more.
+
+    Raises:
+        UslError: an image cannot be read; with `skip`, none can.
     """
     share = process_range(len(source), trainer.global_rank, trainer.world_size)
     processes = (min(8, cores()) if workers is None else workers) if isinstance(source, FolderSource) else 0
-    loader = StepLoader(_Reading(source, share, batch_size), stop=-(-len(share) // batch_size), workers=processes)
+    loader = StepLoader(_Reading(source, share, batch_size, skip), stop=-(-len(share) // batch_size), workers=processes)
     best = _Best(every)
     trainer.callbacks.append(best)  # type: ignore[attr-defined]
     trainer.predict(model, dataloaders=loader, ckpt_path=checkpoint, return_predictions=False)
     device = trainer.strategy.root_device
-    kept = (best.values, best.labels, *([best.rows] if every else []))
-    probabilities, labels, *rows = (gather_uneven(torch.cat(parts).to(device)).cpu() for parts in kept)
-    return Predictions(labels, probabilities, rows[0] if rows else None)
+    kept = (best.values, best.labels, best.images, *([best.rows] if every else []))
+    probabilities, labels, images, *rows = (gather_uneven(torch.cat(parts).to(device)).cpu() for parts in kept)
+    if not len(images):
+        raise UslError(f"usl predict: none of the {len(source)} images can be read any more; are they still there?")
+    return Predictions(labels, probabilities, rows[0] if rows else None, images)
 
 
 def predictions_csv(source: ImageSource, told: Predictions, classes: Sequence[str]) -> str:
@@ -200,17 +216,35 @@ def predictions_csv(source: ImageSource, told: Predictions, classes: Sequence[st
     every = [] if told.rows is None else [f"probability of {name}" for name in classes]
     writer.writerow([*COLUMNS, *every])
     names = source.files or range(len(source))
-    for place, (name, label) in enumerate(zip(names, told.labels.tolist(), strict=True)):
-        row = [] if told.rows is None else told.rows[place].tolist()
-        figures = (f"{value:.6f}" for value in (float(told.probabilities[place]), *row))
-        writer.writerow([guarded(str(name)), guarded(classes[label]), *figures])
+    for number, (place, label) in enumerate(zip(_places(source, told), told.labels.tolist(), strict=True)):
+        row = [] if told.rows is None else told.rows[number].tolist()
+        figures = (f"{value:.6f}" for value in (float(told.probabilities[number]), *row))
+        writer.writerow([guarded(str(names[place])), guarded(classes[label]), *figures])
     return text.getvalue()
 
 
+def _places(source: ImageSource, told: Predictions) -> Sequence[int]:
+    return range(len(source)) if told.images is None else told.images.tolist()
+
+
+def _unread(source: FolderSource, told: Predictions) -> dict[str, str]:
+    """The files that could not be read any more, and why."""
+    problems: dict[str, str] = {}
+    assert source.files is not None
+    for place in sorted({*range(len(source))} - {*_places(source, told)}):
+        problems[source.files[place]] = "could not be read for a while"
+        try:
+            source.read(torch.tensor([place]))
+        except UnreadableImageError as error:
+            problems[source.files[place]] = str(error).removeprefix(f"{source.root / source.files[place]}: ")
+    return problems
+
+
 def problems_csv(problems: Mapping[str, str]) -> str:
-    """`image,problem`: each file that was left out, and why."""
+    """`image,problem`: each file that was left out, and why. No cell is a formula to a spreadsheet."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([LEFT_OUT_COLUMNS, *problems.items()])
+    rows = ((guarded(file), guarded(problem)) for file, problem in problems.items())
+    csv.writer(text, lineterminator="\n").writerows([LEFT_OUT_COLUMNS, *rows])
     return text.getvalue()
 
 
@@ -224,7 +258,7 @@ class _Best(Callback):
     def __init__(self, every: bool) -> None:
         self.every = every
         self.values, self.labels = [torch.empty(0)], [torch.empty(0, dtype=torch.long)]
-        self.rows: list[Tensor] = []
+        self.images, self.rows = [torch.empty(0, dtype=torch.long)], list[Tensor]()
 
     def on_predict_batch_end(
         self,
@@ -236,26 +270,46 @@ class _Best(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """One more batch."""
-        value, label = outputs.max(1)
+        read = batch.labels != UNREAD
+        value, label = outputs[read].max(1)
         self.values.append(value.cpu())
         self.labels.append(label.cpu())
+        self.images.append(batch.indices[read].cpu())
         if self.every:
-            self.rows.append(outputs.float().cpu())
+            self.rows.append(outputs[read].float().cpu())
 
 
 @dataclass
 class _Reading:
-    """The batches of this process's share of a source, without labels."""
+    """The batches of this process's share of a source, without labels; with `skip`, images may become unreadable."""
 
     source: ImageSource
     share: range
     batch_size: int
+    skip: bool = False
 
     def __call__(self, number: int) -> Batch:
         chunk = self.share[number * self.batch_size : (number + 1) * self.batch_size]
         indices = torch.arange(chunk.start, chunk.stop)
-        key = Key.of("predict", slots=indices)
-        return Batch(self.source.read(indices), torch.full_like(indices, -1), indices, key, self.source.split)
+        key, labels = Key.of("predict", slots=indices), torch.full_like(indices, -1)
+        try:
+            images = self.source.read(indices)
+        except UnreadableImageError:
+            if not self.skip:
+                raise
+            images = self._one_by_one(indices, labels)
+        return Batch(images, labels, indices, key, self.source.split)
+
+    def _one_by_one(self, indices: Tensor, labels: Tensor) -> Tensor:
+        """The images; those that cannot be read are black, and their `labels` become `UNREAD`."""
+        shape = len(indices), self.source.channels, self.source.height, self.source.width
+        images = torch.zeros(shape, dtype=torch.uint8)
+        for slot in range(len(indices)):
+            try:
+                images[slot] = self.source.read(indices[slot : slot + 1])[0]
+            except UnreadableImageError:
+                labels[slot] = UNREAD
+        return images
 
 
 def _shape(size: tuple[int, ...]) -> str:

@@ -1,5 +1,6 @@
 """`usl predict --sort-into DIR`: copies of the images, in a folder for each class."""
 
+import logging
 import os
 import shutil
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import progress
 from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.source import ImageSource
+
+log = logging.getLogger("usl_lightning")
 
 
 def check_sorting(source: ImageSource, target: Path) -> None:
@@ -36,14 +39,17 @@ def check_sorting(source: ImageSource, target: Path) -> None:
         )
 
 
-def sort_into(source: FolderSource, labels: Sequence[int], classes: Sequence[str], target: Path) -> None:
+def sort_into(root: Path, files: Sequence[str], labels: Sequence[int], classes: Sequence[str], target: Path) -> int:
     """Copy each image to `target/CLASS/` with its own path below that; all of them, or the folder is not there.
 
     Args:
-        source: the images.
+        root, files: the images, by their paths in their folder. One that is gone by now is left out, which is said.
         labels: of each, a place in `classes`.
         classes: their names; see `folder_names`.
         target: see `check_sorting`.
+
+    Returns:
+        How many were copied.
 
     Raises:
         UslError: it cannot be written.
@@ -51,13 +57,19 @@ def sort_into(source: FolderSource, labels: Sequence[int], classes: Sequence[str
     folders = folder_names(classes)
     try:
         with temporary_folder(target) as partial, progress(f"copying into {target}", len(labels), "image") as bar:
-            for file, label in zip(source.files or (), labels, strict=True):
+            gone = 0
+            for file, label in zip(files, labels, strict=True):
+                bar.update()
+                if not os.path.exists(root / file):
+                    log.warning("%s: is gone, and was not copied", root / file)
+                    gone += 1
+                    continue
                 copy = partial / folders[label] / file.lstrip(os.sep)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source.root / file, copy)
-                bar.update()
+                shutil.copyfile(root / file, copy)
             partial.chmod(0o755)
             partial.replace(target)
+            return len(files) - gone
     except OSError as error:
         raise UslError(
             f"usl predict: --sort-into {target}: cannot be written ({error.strerror}); choose another folder"

@@ -20,7 +20,7 @@ from usl_lightning.data.images.rendering import WHITE, rendering_of
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.images.threads import map_in_order
 from usl_lightning.data.images.unreadable import unreadable
-from usl_lightning.data.images.walk import read_file
+from usl_lightning.data.images.walk import UnreadableImageError, read_file
 from usl_lightning.labels.names import check_apart, checked, clean
 from usl_lightning.labels.tables import is_number, label_cells, labels_in
 
@@ -75,7 +75,8 @@ class FolderSource(ImageSource):
         """The images at `indices` as uint8 [b, c, h, w].
 
         Raises:
-            UslError: a file is damaged, has changed, or has another size where all must be equal.
+            UnreadableImageError: a file is damaged, gone, or has changed.
+            UslError: one has another size where all must be equal.
         """
         images = torch.empty(len(indices), self.height, self.width, self.channels, dtype=torch.uint8)
         pixels = images.numpy()
@@ -113,7 +114,7 @@ class FolderSource(ImageSource):
         content = read_file(self._where(i))
         if len(content) != self.sizes[i]:
             folders.drop_index(self.root, self._only)
-            raise UslError(
+            raise UnreadableImageError(
                 f"{self._where(i)}: changed since the folder was listed ({self.sizes[i]} bytes then,"
                 f" {len(content)} now); start again"
             )

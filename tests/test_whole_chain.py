@@ -18,6 +18,9 @@ from usl_lightning.base.parameters import needs_of, parameters
 from usl_lightning.base.peek import peek
 from usl_lightning.cli import main
 from usl_lightning.data.batch import ImageSpec
+from usl_lightning.data.images.opening import open_source
+from usl_lightning.data.images.source import dataset_id
+from usl_lightning.labels import LabelIndex
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_encoder
 from usl_lightning.models.heads import VOTES
 from usl_lightning.stage.taken import HEADS, check_network_in
@@ -128,6 +131,90 @@ def test_a_stage_that_would_fail(
     monkeypatch.setenv("USL_DATA", "nowhere")
     for more in ([], ["--dry-run"]):
         assert part in refused(capsys, "run", DIGITS, *(f"--{each}" for each in word.split(" --")), *more)
+
+
+@pytest.fixture
+def folder(here: Path) -> Path:
+    """Four images of two classes in `pets`, of one size, and a chain of one stage of them."""
+    for number, name in enumerate(("cat/a", "cat/b", "dog/c", "dog/d")):
+        (here / "pets" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(here / f"pets/{name}.png")
+    chain = {"name": "choose", "command": "select", "config": "folder_random.yaml"}
+    (here / "chain.yaml").write_text(json.dumps({"stages": [chain], "set": {"data.dir": "pets", "model.budget": 2}}))
+    return here
+
+
+@pytest.mark.parametrize(("rows", "words", "part"), [
+    ("cat/a.png,x\ncat/nope.png,y", "--data.labels_file=l.csv", "l.csv: there is no image cat/nope.png in the folder"),
+    ("cat/a.png,x;y", "--data.labels_file=l.csv", "l.csv: line 2: 'x;y' names several classes, expected one"),
+    ("cat/a.png,x", "--data.labels_file=l.csv --data.class_list=c.txt", "has label x, which is not in c.txt"),
+    ("", "--data.labels_file=l.csv --data.split=test", "no split 'test' in pets"),
+])  # fmt: skip
+def test_tables_of_labels_are_of_the_folder(
+    rows: str, words: str, part: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "l.csv").write_text(f"file,label\n{rows}\n")
+    (folder / "c.txt").write_text("y\nz\n")
+    for more in ([], ["--dry-run"]):
+        assert part in refused(capsys, "run", "chain.yaml", *words.split(), *more)
+
+
+def test_images_of_a_folder_are_of_one_size(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["run", "chain.yaml", "--dry-run"])
+    Image.new("RGB", (9, 7)).save(folder / "pets/dog/e.png")
+    part = "stage choose: pets/dog/e.png is 9×7, but pets/cat/a.png is 8×8; give --data.image_size"
+    for more in ([], ["--dry-run"], ["--dry-run", "--data.on_error=skip"]):
+        capsys.readouterr()
+        assert part in refused(capsys, "run", "chain.yaml", *more)
+    main(["run", "chain.yaml", "--dry-run", "--data.image_size=8"])
+    (folder / "pets/dog/e.png").write_bytes(b"no image")
+    main(["run", "chain.yaml", "--dry-run", "--data.on_error=skip"])
+    capsys.readouterr()
+    assert "pets/dog/e.png: not an image file" in refused(capsys, "run", "chain.yaml", "--dry-run")
+    (folder / "pets/dog/e.png").write_bytes(b"")
+    assert "pets/dog/e.png: empty file" in refused(capsys, "run", "chain.yaml", "--dry-run", "--data.image_size=8")
+
+
+@pytest.mark.parametrize("key", ["data.labels", "model.keep_from"])
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_label_index_is_of_the_folder(
+    key: str, hashes: bool, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = open_source("folder", "train", dir="pets")
+    files, content = ("cat/a.png", "dog/d.png"), tuple(source.content_hashes([0, 3])) if hashes else ()
+    index = LabelIndex(dataset_id(source), {}, (0, 3), (0, 1), source.classes, files, hashes=content)
+    index.write("labels.json")
+    fit = {"name": "choose", "command": "fit", "config": "folder_fixmatch.yaml"}
+    if key == "data.labels":
+        (folder / "chain.yaml").write_text(json.dumps({"stages": [fit], "set": {"data.dir": "pets"}}))
+    words = ["run", "chain.yaml", f"--choose.{key}=labels.json", "--dry-run"]
+    main(words)
+    Image.new("RGB", (8, 8)).save(folder / "pets/cat/0.png")
+    capsys.readouterr()
+    if hashes:
+        main(words)  # the folder has grown
+        (folder / "pets/cat/a.png").rename(folder / "pets/dog/a.png")
+        capsys.readouterr()
+        assert '"cat/a.png" is not in the data; put it back' in refused(capsys, *words)
+    else:
+        assert "chosen from folder/train (4 images), but the data is folder/train (5 images)" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize(("method", "name"), [
+    ("sela", "clusters"), ("deepcluster", "clusters"), ("deepcluster_v1", "clusters"), ("swav", "prototypes"),
+    ("uslt", "clusters"), ("probcover", "clusters"),
+])  # fmt: skip
+def test_more_clusters_than_images_are_refused(
+    method: str, name: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = {"probcover": ["--one.model.features=features.npy"], "uslt": ["--one.data.neighbors=two.npy"]}
+    stage = {"name": "one", "command": "select" if method == "probcover" else "fit", "config": f"digits_{method}.yaml"}
+    (here / "chain.yaml").write_text(json.dumps({"stages": [stage]}))
+    words = ["run", "chain.yaml", "--dry-run", *more.get(method, [])]
+    for given in ([f"{name}=1438"], ["clusters=[10, 1438]", "heads=2"])[: 2 if method == "sela" else 1]:
+        said = refused(capsys, *words, *(f"--one.model.{each}" for each in given))
+        assert f"stage one: model.{name}: 1438 for 1437 images; use at most 1437" in said
+    main([*words, f"--one.model.{name}=1437"])
 
 
 def test_a_cache_that_cannot_be(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

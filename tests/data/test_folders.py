@@ -444,7 +444,7 @@ def test_channels_and_size_come_from_the_files(tmp_path):
 
 def test_another_size_found_only_when_read(tmp_path, monkeypatch):
     root = tree(tmp_path / "d", *(f"{i}.png" for i in range(5)))
-    monkeypatch.setattr("usl_lightning.data.images.folder_source._PROBED", 1)
+    monkeypatch.setattr("usl_lightning.data.images.sizes._PROBED", 1)
     picture(tmp_path / "d" / "3.png", (9, 6))
     source = open_source("folder", "train", dir=root)
     with pytest.raises(UslError, match=r"3\.png is 9×6, but .*0\.png is 12×12"):

@@ -69,6 +69,11 @@ def needs_of(class_path: str) -> tuple[str, ...]:
     return _declared(class_path, "needs") or ()
 
 
+def up_to_images_of(class_path: str) -> tuple[str, ...]:
+    """Parameters that the number of images is the most of, as a class of this package or the nearest base says."""
+    return _declared(class_path, "up_to_images") or ()
+
+
 @cache
 def required_of(class_path: str) -> tuple[str, ...]:
     """Parameters without a default of a class of this package, and of its bases' that it hands on."""

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import write_json
+from usl_lightning.base.files import noting, write_json
 from usl_lightning.base.interrupt import HEEDED, Interruption
 from usl_lightning.base.typed import as_count, home
 from usl_lightning.chain import slurm
@@ -163,6 +163,11 @@ def _check_stages(run: RunOptions) -> None:
     Raises:
         UslError: names the stage, the key and what was expected.
     """
+    with noting():
+        _check_each(run)
+
+
+def _check_each(run: RunOptions) -> None:
     earlier: dict[str, StageCommand] = {}
     for stage in run.chain.stages:
         overrides = {"seed_everything": str(run.seed), **stage.set}

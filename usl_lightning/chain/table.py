@@ -13,7 +13,7 @@ from usl_lightning.base.atomic import read_file
 from usl_lightning.base.configs import find_config
 from usl_lightning.base.documents import document_text
 from usl_lightning.base.errors import UslError, printable
-from usl_lightning.base.files import write_json, write_text
+from usl_lightning.base.files import noting, write_json, write_text
 from usl_lightning.base.typed import home, options
 from usl_lightning.chain import slurm
 from usl_lightning.chain.figures import check_figure
@@ -138,7 +138,8 @@ def main(arguments: Sequence[str]) -> None:
     work = run.work()
     if work and (problem := unwritable(run.folder)):
         raise UslError(f"{problem}; choose another --name or --out")
-    _check(run, work)
+    with noting():
+        _check(run, work)
     if run.slurm is not None:
         return _queue(run, work)
     if run.dry_run:

@@ -36,6 +36,7 @@ class Method(Ranged, LightningModule):
     Attributes:
         verbs: the commands that a stage of this method has: `fit`, `validate`, `test`, `predict`, `select`.
         needs: parameters that must be given to train or choose, or, with ` or ` between them, one of several.
+        up_to_images: parameters, numbers or lists of them, that the number of images is the most of.
         by_steps: whether it is trained in steps, `trainer.max_steps` of them; False: at once, by `learn`.
         optimization: how the weights are updated; of methods that train in steps.
         sync_batch_norm: whether batch norm is to see the global batch where that can be had (several GPUs).
@@ -45,6 +46,7 @@ class Method(Ranged, LightningModule):
 
     verbs: tuple[str, ...] = ("fit", "validate", "test")
     needs: tuple[str, ...] = ()
+    up_to_images: tuple[str, ...] = ()
     by_steps = True
     optimization: Optimization
     sync_batch_norm = True

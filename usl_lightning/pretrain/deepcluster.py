@@ -79,6 +79,7 @@ class DeepCluster(PretrainModule):
         network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
+    up_to_images = ("clusters",)
     ranges: ClassVar[Ranges] = {
         "small_views": whole(0),
         "heads": whole(1),

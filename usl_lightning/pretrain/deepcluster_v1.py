@@ -69,6 +69,7 @@ class DeepClusterV1(PretrainModule):
         network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
+    up_to_images = ("clusters",)
     ranges: ClassVar[Ranges] = {"clusters": whole(2), "components": whole(1), "iterations": whole(1)}
 
     labels: Tensor

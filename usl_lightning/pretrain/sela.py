@@ -155,6 +155,7 @@ class SeLa(PretrainModule):
         network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
+    up_to_images = ("clusters",)
     ranges: ClassVar[Ranges] = {
         "heads": whole(1),
         "clusters": whole(1),

@@ -68,6 +68,7 @@ class SwAV(PretrainModule):
         network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
+    up_to_images = ("prototypes",)
     ranges: ClassVar[Ranges] = {
         "small_views": whole(0),
         "prototypes": whole(2),

@@ -147,6 +147,7 @@ class ProbCover(Selector):
 
     revision: int = 2
 
+    up_to_images = ("clusters",)
     ranges: ClassVar[Ranges] = {"delta": above(0), "purity": within(0, 1), "clusters": whole(1)}
 
     def __init__(

@@ -137,6 +137,7 @@ class USLTTraining(PretrainModule):
         network: the network, what it starts from, and its monitor: see `PretrainModule`.
     """
 
+    up_to_images = ("clusters",)
     ranges: ClassVar[Ranges] = {
         "clusters": whole(2),
         "heads": whole(1),

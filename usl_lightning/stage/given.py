@@ -8,13 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.arrays import DAMAGE, check_records
+from usl_lightning.base.defaults import defaults
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.parameters import parameters
+from usl_lightning.base.files import once, sha256_of
+from usl_lightning.base.parameters import parameters, up_to_images_of
 from usl_lightning.base.typed import home
 from usl_lightning.data.images import array_files, catalog, splits
 from usl_lightning.data.images.counts import header_of, most_images, rows_of
-from usl_lightning.data.images.folders import cache_folder
+from usl_lightning.data.images.folder_labels import LabelledFiles, list_folder
+from usl_lightning.data.images.folders import cache_folder, fingerprint_of
+from usl_lightning.data.images.walk import read_file
 from usl_lightning.labels import LabelIndex
+from usl_lightning.labels.entries import DatasetId
 from usl_lightning.labels.tables import label_cells
 from usl_lightning.models.names import TRAINED_FOR, named_networks
 from usl_lightning.models.published import check_weights
@@ -170,6 +175,8 @@ def check_data(flat: Mapping[str, Any]) -> None:
         places = splits.split_folders(name, folder)
         there = set(places)
         _check_classes(name, places["train"], flat)
+        if split in there:
+            _check_folder(name, split, flat)
     elif name in catalog.FILE_SETS:
         files = array_files.locate(folder)
         there = set(files)
@@ -208,21 +215,75 @@ def _check_classes(name: str, train: Path, flat: Mapping[str, Any]) -> None:
         splits.class_names(name, train, None if listed is None else str(listed))
 
 
-def check_budget(flat: Mapping[str, Any]) -> None:
-    """Refuse a choice of more images than there are.
+def _check_folder(name: str, split: str, flat: Mapping[str, Any]) -> None:
+    """Of image folders: what is listed is what its stage takes, as far as no image has to be decoded to tell."""
+    given = [flat.get(f"data.{each}") for each in ("dir", "labels_file", "class_list")]
+    folder, table, listed = (None if text is None else os.path.expanduser(str(text)) for text in given)
+    if any(text is not None and not os.path.isfile(text) for text in (table, listed)):
+        return  # a file that is not there is told where it is named
+    classes = flat.get("data.classes")
+    named = None if classes is None else tuple(map(str, classes))
+    skip, sized = flat.get("data.on_error") == "skip", flat.get("data.image_size") is not None
+    question = (name, split, folder, table, listed, named, skip, sized)
+    found = once(("given", *question), lambda: _look_at_folder(*question))  # the stages of a chain are of one folder
+    if skip or flat.get("data.subset_file") is not None:
+        return  # which images there are is told by reading them, or that file
+    files = found.listing.files
+    places = [found.listing.root / file for file in files]
+    dataset = DatasetId(name, split, len(files), fingerprint_of(files, found.listing.sizes))
+    for key in ("data.labels", "model.keep_from"):
+        path = os.path.expanduser(str(flat.get(key)))
+        if os.path.isfile(path):
+            LabelIndex.read(path).placed(
+                dataset, found.classes, files, lambda chosen: (sha256_of(read_file(places[i])) for i in chosen)
+            )
+
+
+def _look_at_folder(
+    name: str,
+    split: str,
+    folder: str | None,
+    table: str | None,
+    listed: str | None,
+    classes: tuple[str, ...] | None,
+    skip: bool,
+    sized: bool,
+) -> LabelledFiles:
+    from usl_lightning.data.images.sizes import check_one_size  # NumPy and Pillow, which most chains need not yet
+    from usl_lightning.data.images.unreadable import check_readable
+
+    found = list_folder(
+        name, split, dir=folder, labels_file=table, class_list=listed, classes=classes,
+        readable=lambda listing: (listing, {}) if skip else check_readable(listing, "fail"),
+    )  # fmt: skip
+    if not sized:
+        check_one_size(found.listing, skip=skip)
+    return found
+
+
+def check_counts(flat: Mapping[str, Any]) -> None:
+    """Refuse a choice of more images than there are, and clusters and their like above them.
 
     Args:
-        flat: the configuration of a selection.
+        flat: the configuration as dotted keys.
 
     Raises:
         UslError: tells how many there are.
     """
-    budget = flat.get("model.budget")
-    if not isinstance(budget, int) or flat.get("data.dataset") is None:
+    method, budget = str(flat.get("model.class_path")), flat.get("model.budget")
+    given = {name: flat.get(f"model.{name}", defaults(method).get(name)) for name in up_to_images_of(method)}
+    if flat.get("data.dataset") is None or not (given or isinstance(budget, int)):
         return
     count = _count(flat)
-    if count is not None and budget > count:
+    if count is None:
+        return
+    if isinstance(budget, int) and budget > count:
         raise UslError(f"model.budget: {budget} images cannot be picked from {count}")
+    for name, value in given.items():
+        numbers = value if isinstance(value, list) else [value]
+        most = max((number for number in numbers if isinstance(number, int)), default=0)
+        if most > count:
+            raise UslError(f"model.{name}: {most} for {count} images; use at most {count}")
 
 
 def check_published(flat: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ from usl_lightning.base.parameters import needs_of, parameters, required_of
 from usl_lightning.base.problems import FROM_ELSEWHERE
 from usl_lightning.data.images.catalog import ARRAY_SETS, canonical_name, known_image, parts_of
 from usl_lightning.models.names import TRAINED_FOR, named_networks, too_small, unknown_network
-from usl_lightning.stage.given import check_budget, check_given
+from usl_lightning.stage.given import check_counts, check_given
 from usl_lightning.stage.taken import LEARN_FEATURES
 from usl_lightning.stage.words import StageCommand
 
@@ -52,8 +52,8 @@ def check_possible(stage: StageCommand, *, here: bool) -> None:
         check_machine(flat)
     if "optimizer" in parameters(str(flat.get("model.class_path"))):
         _check_division(flat)
-    if stage.command == "select":
-        check_budget(flat)
+    if stage.command in ("fit", "select"):
+        check_counts(flat)
 
 
 def check_steps(stage: StageCommand) -> None:

@@ -4,30 +4,27 @@ import copy
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from usl_lightning.base.documents import composed
-from usl_lightning.base.errors import UslError, printable
-from usl_lightning.base.files import read_once, sha256_of
-from usl_lightning.data.images import folders, splits
+from usl_lightning.base.errors import UslError
+from usl_lightning.base.files import sha256_of
+from usl_lightning.data.images import folders
 from usl_lightning.data.images.decode import Interpolation, Probe, decode, probe
+from usl_lightning.data.images.folder_labels import list_folder
 from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.rendering import WHITE, rendering_of
+from usl_lightning.data.images.sizes import other_size, probed
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.images.threads import map_in_order
-from usl_lightning.data.images.unreadable import unreadable
+from usl_lightning.data.images.unreadable import check_readable
 from usl_lightning.data.images.walk import UnreadableImageError, read_file
-from usl_lightning.labels.names import check_apart, checked, clean
-from usl_lightning.labels.tables import is_number, label_cells, labels_in
 
 log = logging.getLogger("usl_lightning")
-
-_PROBED = 256  # evenly spaced files whose headers decide size and channels
-_LISTED = 10  # skipped files named in the log
 
 
 class FolderSource(ImageSource):
@@ -121,11 +118,10 @@ class FolderSource(ImageSource):
         return content
 
     def _probe(self, sizes: bool, colours: bool) -> list[Probe]:
-        """The headers of up to 256 evenly spaced files, as far as they are needed."""
+        """The headers of evenly spaced files, as far as they are needed."""
         if not sizes and not colours:
             return []
-        n = min(len(self), _PROBED)
-        picks = [i * len(self) // n for i in range(n)]
+        picks = probed(len(self))
         probes = [probe(self._content(i), self._where(i), self.background) for i in picks]
         for i, found in zip(picks, probes, strict=True):
             if sizes and (found.height, found.width) != (probes[0].height, probes[0].width):
@@ -134,10 +130,7 @@ class FolderSource(ImageSource):
         return probes
 
     def _refuse_size(self, i: int, height: int, width: int) -> None:
-        raise UslError(
-            f"{self._where(i)} is {width}×{height}, but {self._where(0)} is {self.width}×{self.height}; give"
-            " --data.image_size to bring all images to one size"
-        )
+        raise UslError(other_size(self._where(i), (width, height), self._where(0), (self.width, self.height)))
 
 
 # opening -------------------------------------------------------------------------------------------------
@@ -158,48 +151,23 @@ def open_folder(
 ) -> FolderSource:
     """Open one split of a set of image files; the arguments are those of `open_source` and `Looks`.
 
-    The class of an image is its first-level folder; files beside those folders have none. Classes are
-    numbered in code point order of the training split's folders, or as `class_list` or `labels_file` say.
-    With `classes`, folders say nothing: no image has a label.
-
     Raises:
         UslError: see `open_source`.
     """
-    places = splits.split_folders(name, dir)
-    if split not in places:
-        raise UslError(
-            f"{name}: no split '{split}' in {places['train'].parent if len(places) > 1 else places['train']};"
-            f" there is {', '.join(places)} (a folder 'test' or 'val' beside 'train' would be the test split)"
-        )
-    if classes is not None and (labels_file or class_list):
-        raise UslError(
-            "--data.classes is for images without labels; leave out --data.labels_file and --data.class_list"
-        )
-    root = places[split]
-    by_folder = labels_file is None and classes is None
-    wanted = splits.class_names(name, places["train"], class_list) if by_folder else None
-    listing, problems = _check_readable(folders.scan(root, wanted), on_error)
-    if labels_file is not None:
-        base = Path(os.path.expanduser(str(dir))) if name == "folder" else root.parent
-        prefixes = {one: _prefix(place, base) for one, place in places.items()}
-        left_out = tuple(problems)
-        labels, names = _labels_of_csv(Path(labels_file), class_list, listing.files, left_out, split, prefixes)
-    elif classes is not None:
-        labels, names = [-1] * len(listing.files), checked([clean(one) for one in classes], "--data.classes")
-    else:
-        class_folders = wanted or _class_folders(places["train"], listing, split)
-        labels = _labels_of_folders(listing, class_folders, places["train"])
-        names = checked(class_folders, f"{places['train']}")
+    readable = partial(check_readable, on_error=on_error)
+    found = list_folder(
+        name, split, dir=dir, labels_file=labels_file, class_list=class_list, classes=classes, readable=readable
+    )
     return FolderSource(
-        listing,
-        torch.tensor(labels, dtype=torch.int64),
-        names,
+        found.listing,
+        torch.tensor(found.labels, dtype=torch.int64),
+        found.classes,
         name=name,
         split=split,
         image_size=image_size,
         channels=channels,
         background=background,
-        problems=problems,
+        problems=found.problems,
     )
 
 
@@ -216,7 +184,7 @@ def open_images(
     Raises:
         UslError: no such folder, no image in it, or an unreadable one.
     """
-    listing, problems = _check_readable(folders.scan(Path(os.path.expanduser(dir))), on_error)
+    listing, problems = check_readable(folders.scan(Path(os.path.expanduser(dir))), on_error)
     return FolderSource(
         listing,
         torch.full((len(listing.files),), -1),
@@ -227,115 +195,3 @@ def open_images(
         background=background,
         problems=problems,
     )
-
-
-def _prefix(place: Path, base: Path) -> str:
-    """What paths relative to `base` begin with in a folder below it."""
-    return "" if place == base else f"{place.relative_to(base).as_posix()}/"
-
-
-def _class_folders(train: Path, listing: FileList, split: str) -> tuple[str, ...]:
-    """The names of the training split's class folders, every one with an image, in composed form."""
-    if split != "train":
-        listing = folders.scan(train)
-    folder_of: dict[str, str] = {}
-    for folder in sorted(listing.class_folders(), key=composed):
-        other = folder_of.setdefault(composed(folder), folder)
-        if other != folder:
-            raise UslError(f"{train}: {other!a} and {folder!a} are one name, written in two ways; rename one")
-    splits.check_no_splits(train, listing)
-    splits.check_classes(train, folder_of)
-    filled = {file.partition("/")[0] for file in listing.files if "/" in file}
-    for folder in folder_of.values():
-        if folder not in filled and split == "train":
-            raise UslError(f"{train / folder}: class folder without an image; add images to it or remove it")
-    return tuple(folder_of)
-
-
-def _labels_of_folders(listing: FileList, classes: tuple[str, ...], train: Path) -> list[int]:
-    number = {name: i for i, name in enumerate(classes)}
-    labels = []
-    for file in listing.files:
-        first, slash, _ = file.partition("/")
-        if slash and composed(first) not in number:
-            raise UslError(f"{listing.root / file}: class {first} is not among those of {train}")
-        labels.append(number[composed(first)] if slash else -1)
-    return labels
-
-
-def _labels_of_csv(
-    path: Path,
-    class_list: str | None,
-    files: Sequence[str],
-    left_out: Sequence[str],
-    split: str,
-    prefixes: Mapping[str, str],
-) -> tuple[list[int], tuple[str, ...]]:
-    """Labels of `files` from a CSV `file,label`, and the class names.
-
-    Paths in the CSV are relative to the data folder: with splits, they begin with `train/` and so on. A
-    file that is not listed, or has no label there, has none. Classes are the labels that occur, sorted (as
-    numbers if they all are), or those of the class list.
-    """
-    cells = read_once("labels", path, lambda: label_cells(path))
-    listed: tuple[str, ...] = ()
-    if class_list is not None:
-        names = splits.read_class_list(Path(class_list), {cell for _, cell in cells.values()})
-        listed = checked(names, class_list)
-    label_of = labels_in(path, cells, listed)
-    classes = listed or _classes_of(path, label_of.values())
-    paths = [composed(prefixes[split] + file) for file in files]
-    known = set(paths)
-    elsewhere = tuple(composed(prefix) for prefix in prefixes.values() if prefix != prefixes[split])
-    elsewhere += tuple(composed(prefixes[split] + file) for file in left_out)  # files, and folders with `/`
-    for file, label in label_of.items():
-        if label and label not in classes:
-            raise UslError(
-                f"{path}: {printable(file, 200)} has label {printable(label, 80)}, which is not in {class_list}"
-            )
-        if file not in known and not file.startswith(elsewhere):
-            missing = printable(file, 200)
-            raise UslError(f"{path}: there is no image {missing} in the folder (paths are relative to --data.dir)")
-    number = {name: i for i, name in enumerate(classes)}
-    return [number.get(label_of.get(one) or "", -1) for one in paths], classes
-
-
-def _classes_of(path: Path, labels: Iterable[str | None]) -> tuple[str, ...]:
-    names = dict.fromkeys(label for label in labels if label)  # in their order, so that a refusal is always the same
-    try:
-        check_apart(names)
-    except UslError as error:
-        raise UslError(f"{path}: {error}, or name the classes with --data.class_list") from error
-    return tuple(sorted(names, key=(lambda n: (int(n), n)) if all(map(is_number, names)) else None))
-
-
-# files that cannot be read -------------------------------------------------------------------------------
-
-
-def _check_readable(listing: FileList, on_error: str) -> tuple[FileList, dict[str, str]]:
-    """Stop at what cannot be an image, or leave out everything that cannot be decoded: the list, and what is not in it.
-
-    Which images make up the set must be known before training, so `skip` decodes every file once; what it
-    found is kept in the cache folder.
-    """
-    if on_error == "fail":
-        wrong = dict(listing.odd)
-        wrong |= {
-            f: "empty file, expected an image" for f, n in zip(listing.files, listing.sizes, strict=True) if not n
-        }
-        if wrong:
-            first, problem = next(iter(wrong.items()))
-            more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
-            raise UslError(f"{listing.root / first}: {problem}{more}; remove it or give --data.on_error skip")
-        return listing, {}
-    problems = unreadable(listing)
-    count = len({*listing.files, *problems})
-    if len(problems) == count:
-        first, problem = next(iter(problems.items()))
-        raise UslError(f"{listing.root}: none of its {count} images can be read; first: {first}: {problem}")
-    if problems:
-        named = ", ".join(list(problems)[:_LISTED]) + (", …" if len(problems) > _LISTED else "")
-        log.warning(
-            "%s: %d of %d images cannot be read and are left out: %s", listing.root, len(problems), count, named
-        )
-    return listing.without(set(problems)), problems

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import os
 
 from usl_lightning.base.errors import UslError
@@ -13,6 +14,46 @@ from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.rendering import VERSION
 from usl_lightning.data.images.threads import map_in_order
 from usl_lightning.data.images.walk import UnreadableImageError, read_file
+
+log = logging.getLogger("usl_lightning")
+
+_LISTED = 10  # skipped files named in the log
+
+
+def check_readable(listing: FileList, on_error: str) -> tuple[FileList, dict[str, str]]:
+    """Stop at what cannot be an image, or leave out everything that cannot be decoded: the list, and what is not in it.
+
+    Which images make up the set must be known before training, so `skip` decodes every file once; what it
+    found is kept in the cache folder.
+
+    Args:
+        listing: the files.
+        on_error: `fail` or `skip`.
+
+    Raises:
+        UslError: names the first, or none can be read.
+    """
+    if on_error == "fail":
+        wrong = dict(listing.odd)
+        wrong |= {
+            f: "empty file, expected an image" for f, n in zip(listing.files, listing.sizes, strict=True) if not n
+        }
+        if wrong:
+            first, problem = next(iter(wrong.items()))
+            more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
+            raise UslError(f"{listing.root / first}: {problem}{more}; remove it or give --data.on_error skip")
+        return listing, {}
+    problems = unreadable(listing)
+    count = len({*listing.files, *problems})
+    if len(problems) == count:
+        first, problem = next(iter(problems.items()))
+        raise UslError(f"{listing.root}: none of its {count} images can be read; first: {first}: {problem}")
+    if problems:
+        named = ", ".join(list(problems)[:_LISTED]) + (", …" if len(problems) > _LISTED else "")
+        log.warning(
+            "%s: %d of %d images cannot be read and are left out: %s", listing.root, len(problems), count, named
+        )
+    return listing.without(set(problems)), problems
 
 
 def unreadable(listing: FileList) -> dict[str, str]:

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.labels import LabelIndex
 from usl_lightning.models.heads import load_classifier
+from usl_lightning.stage import export as exporting
 from usl_lightning.stage import predict as predicting
 from usl_lightning.stage.export import Deployed, export_classifier
 
@@ -399,6 +401,26 @@ def test_what_export_refuses(
         main(["export", "--config", "digits_fixmatch.yaml", "--run_dir", str(run_dir), "--ckpt_path", "last", *words])
     assert part in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_was_killed_is_repeated(run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its two files, too: what is there is known as its own."""
+    checkpoint, out = run_dir / "checkpoints/last.ckpt", tmp_path / "m.pt2"
+    written = exporting.write_json
+
+    def interrupt(path: Path, value: Any, *, whole: bool) -> None:
+        if whole:
+            written(path, value)
+        raise KeyboardInterrupt
+
+    for whole in (False, True):
+        monkeypatch.setattr(exporting, "write_json", partial(interrupt, whole=whole))
+        with pytest.raises(KeyboardInterrupt):
+            export_classifier(checkpoint, out)
+        assert [path.name for path in tmp_path.iterdir()] == ["m.pt2.json"] * whole
+    monkeypatch.setattr(exporting, "write_json", written)
+    export_classifier(checkpoint, out)
+    assert out.exists()
 
 
 def test_export_without_onnx_says_what_to_install(

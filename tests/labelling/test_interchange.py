@@ -12,6 +12,7 @@ import pytest
 from own_images import make_selection, quarter
 
 from usl_lightning.cli import main
+from usl_lightning.labelling import interchange
 from usl_lightning.labelling.answers import read_answers
 from usl_lightning.labelling.interchange import label_studio_setup
 from usl_lightning.labelling.store import LabelStore, answers_of
@@ -80,6 +81,28 @@ def annotated(task: dict[str, Any], *names: str, **more: Any) -> dict[str, Any]:
     """A task as Label Studio exports it."""
     result = [{"id": "x", "from_name": "choice", "to_name": "image", "type": "choices", "value": {"choices": [*names]}}]
     return {"id": 7, "data": task, "annotations": [{"id": 3, "result": result, "was_cancelled": False, **more}]}
+
+
+def test_an_export_that_was_killed_is_repeated(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its two files, too; a set-up that is another's is left alone."""
+    written = interchange.write_text
+
+    def interrupt(path: Path, text: str) -> None:
+        written(path, text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(interchange, "write_text", interrupt)
+    words = ["labels", "export", str(store.path), "--out", "t.json"]
+    with pytest.raises(SystemExit):
+        main(words)
+    monkeypatch.setattr(interchange, "write_text", written)
+    main(words)
+    assert len(json.loads(Path("t.json").read_text())) == 5
+    Path("t.json").unlink()
+    Path("t.xml").write_text("<View/>")
+    with pytest.raises(SystemExit):
+        main(words)
+    assert Path("t.xml").read_text() == "<View/>"
 
 
 def test_label_studios_exports_are_read(store: LabelStore, capsys: pytest.CaptureFixture[str]) -> None:

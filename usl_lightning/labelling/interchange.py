@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
+from usl_lightning.base.atomic import read_file
 from usl_lightning.base.commands import known_options
 from usl_lightning.base.documents import guarded
 from usl_lightning.base.errors import UslError
@@ -71,8 +72,10 @@ def _export(store: LabelStore, out: Path, prefix: str, dir: str | None) -> None:
         )
     if out.suffix.lower() not in (".json", ".csv"):
         raise UslError(f"--out {out}: expected .json (Label Studio's tasks) or .csv")
-    for path in (out, setup):
-        if os.path.lexists(path) and (path == out or out.suffix.lower() == ".json"):
+    in_two = out.suffix.lower() == ".json"
+    kept = in_two and _holds(setup, label_studio_setup(index.classes))  # a command that was killed has written it
+    for path in (out, *([setup] * (in_two and not kept))):
+        if os.path.lexists(path):
             raise UslError(f"{path}: exists already; choose another --out")
     if out.suffix.lower() == ".csv":
         write_text(out, f"\ufeff{to_csv(index)}")  # spreadsheets take it for UTF-8 by that
@@ -80,10 +83,18 @@ def _export(store: LabelStore, out: Path, prefix: str, dir: str | None) -> None:
         return
     guesses = _guesses(store)
     tasks = to_label_studio(index, _addresses(index, prefix, dir), guesses)
-    write_text(out, json.dumps(tasks, indent=1, ensure_ascii=False) + "\n")
     write_text(setup, label_studio_setup(index.classes))
+    write_text(out, json.dumps(tasks, indent=1, ensure_ascii=False) + "\n")
     guessed = sum("predictions" in task for task in tasks)
     print(f"{out}: {len(index)} tasks{f', {guessed} with a guess' if guessed else ''}; {setup}: the set-up for them")
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether a file is there and holds nothing but a text."""
+    try:
+        return read_file(path) == text.encode()
+    except OSError:
+        return False
 
 
 def _import(store: LabelStore, path: Path) -> None:

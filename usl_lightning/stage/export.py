@@ -69,8 +69,9 @@ def export_classifier(checkpoint: Path, out: Path, *, pixels: str = "uint8") -> 
     write = _write_onnx if out.suffix == ".onnx" else _write_program
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporters, about their own insides
-        write(Deployed(classifier), torch.zeros(shape, dtype=dtype), about, out)
-    write_json(described, about)
+        with atomic_path(out) as temporary:
+            write(Deployed(classifier), torch.zeros(shape, dtype=dtype), about, temporary)
+            write_json(described, about)  # first: by it the file is known as this command's, should it be killed
 
 
 def _about(classifier: Classifier, pixels: str) -> dict[str, Any]:
@@ -103,8 +104,7 @@ def _write_program(model: nn.Module, example: Tensor, about: dict[str, Any], out
     program = torch.export.export(model, (example,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
     content = io.BytesIO()  # given a path, it insists on the suffix
     torch.export.save(program, content, extra_files={"about.json": json.dumps(about)})
-    with atomic_path(out) as temporary:
-        temporary.write_bytes(content.getvalue())
+    out.write_bytes(content.getvalue())
 
 
 def _write_onnx(model: nn.Module, example: Tensor, about: dict[str, Any], out: Path) -> None:
@@ -120,5 +120,4 @@ def _write_onnx(model: nn.Module, example: Tensor, about: dict[str, Any], out: P
     )
     assert program is not None
     program.model.metadata_props.update({key: json.dumps(value) for key, value in about.items()})
-    with atomic_path(out) as temporary:
-        program.save(str(temporary), external_data=False)
+    program.save(str(out), external_data=False)

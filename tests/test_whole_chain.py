@@ -122,6 +122,11 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     ("data.dataset=folder --data.dir=photos --data.labels_file=small.ckpt", "not in UTF-8"),
     ("data.dataset=folder --data.dir=photos --data.class_list=text.txt", "no folder hello in"),
     ("pretrain.trainer.logger=CSVLogger --pretrain.trainer.logger.save_dir=text.txt", "text.txt: is there already"),
+    ("pretrain.trainer.logger=[{class_path: CSVLogger, init_args: {save_dir: /proc/x}}]", "is the system's own"),
+    ("wandb=online", "wandb: not logged in; run `wandb login` or set WANDB_API_KEY, or use --wandb offline"),
+    ("pretrain.trainer.logger=WandbLogger", "WandbLogger: not logged in; run `wandb login` or set WANDB_API_KEY, or"),
+    ("pretrain.trainer.logger=[{class_path: pytorch_lightning.loggers.WandbLogger}]", "WandbLogger: not logged in"),
+    ("pretrain.trainer.logger=[{class_path: WandbLogger, init_args: {projekt: x}}]", "WandbLogger takes no 'projekt'"),
     ("out=/proc/x", "/proc: is the system's own; choose another --name or --out"),
     ("out=text.txt/x", "text.txt: is there already, and no folder"),
 ])  # fmt: skip
@@ -129,8 +134,28 @@ def test_a_stage_that_would_fail(
     word: str, part: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("USL_DATA", "nowhere")
+    _nobody_is_logged_in(monkeypatch)
     for more in ([], ["--dry-run"]):
         assert part in refused(capsys, "run", DIGITS, *(f"--{each}" for each in word.split(" --")), *more)
+
+
+def _nobody_is_logged_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "nowhere")
+    monkeypatch.setenv("HOME", str(Path("home").absolute()))
+
+
+@pytest.mark.parametrize(("words", "key"), [
+    ("--wandb=offline", None), ("--wandb=online", "k"), ("--pretrain.trainer.logger=WandbLogger", "k"),
+    ("--pretrain.trainer.logger=WandbLogger --pretrain.trainer.logger.offline=true", None),
+    ("--pretrain.trainer.logger=WandbLogger --pretrain.trainer.logger.group=g", "k"),
+])  # fmt: skip
+def test_a_diary_that_can_be_begun(words: str, key: str | None, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _nobody_is_logged_in(monkeypatch)
+    if key is not None:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+    main(["run", DIGITS, "--dry-run", *words.split()])
 
 
 @pytest.fixture

@@ -200,8 +200,9 @@ def _about_a_class(key: str, class_path: str, given: Mapping[str, Any]) -> Itera
         yield f"unknown '{name}'{did_you_mean(name, known)}"
     elif (own := known.get(name)) is not None:
         takes, required = _names_of(own)
-        takes += [*_DDP] if name == "DDPStrategy" else []
-        unknown = [each for each in given if each not in takes and (name == "DDPStrategy" or own.kwarg is None)]
+        takes += [*_DDP] if name == "DDPStrategy" else _of_wandb() if name == "WandbLogger" else []
+        known_whole = name == "DDPStrategy" or own.kwarg is None or (name == "WandbLogger" and _of_wandb())
+        unknown = [each for each in given if each not in takes and known_whole]
         odd = [each for each in given if each in _DDP and name == "DDPStrategy" and type(given[each]) is not _DDP[each]]
         missing = [each for each in required if each not in given]
         if unknown:
@@ -210,6 +211,17 @@ def _about_a_class(key: str, class_path: str, given: Mapping[str, Any]) -> Itera
             yield f"{name} needs {', '.join(missing)}"
         elif odd:
             yield f"{name}: {odd[0]}: expected {_DDP[odd[0]].__name__}, found {given[odd[0]]}"
+
+
+@cache
+def _of_wandb() -> list[str]:
+    """What WandbLogger hands on to `wandb.init`, from its source; none if that is not found."""
+    package = find_spec("wandb")
+    path = Path(package.origin or "").parent / "sdk/wandb_init.py" if package else Path()
+    for node in ast.parse(path.read_text(encoding="utf-8") if path.is_file() else "").body:
+        if isinstance(node, ast.FunctionDef) and node.name == "init":
+            return [each.arg for each in [*node.args.args, *node.args.kwonlyargs]]
+    return []
 
 
 def _names_of(given: ast.arguments) -> tuple[list[str], list[str]]:

@@ -171,7 +171,7 @@ def _check_each(run: RunOptions) -> None:
     earlier: dict[str, StageCommand] = {}
     for stage in run.chain.stages:
         overrides = {"seed_everything": str(run.seed), **stage.set}
-        command = StageCommand(stage.command, [stage.config], overrides, run.folder(stage.name).path)
+        command = StageCommand(stage.command, [stage.config], overrides, run.folder(stage.name).path, wandb=run.wandb)
         try:
             check_sources(stage, earlier, run.out / run.name)
             check_parameters(command)

@@ -5,7 +5,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 
@@ -166,9 +166,10 @@ def _check(run: TableRun, work: Mapping[str, tuple[Cell, Stage]]) -> None:
     """Refuse what can be seen to be wrong with any stage, before the first of them starts."""
     for (name, metric), cell in {cell.metric: cell for cell in run.cells}.items():
         check_figure(metric, next(stage for stage in cell.stages if stage.name == name))
+    wandb = next((WANDB[word.partition("=")[2]] for word in run.passed if word.startswith("--wandb=")), None)
     for cell, stage in work.values():
         try:
-            command, earlier = _command(stage), _before(stage, cell)
+            command, earlier = replace(_command(stage), wandb=wandb), _before(stage, cell)
             check_sources(stage, earlier, run.folder)
             check_parameters(command)
             check_possible(command, here=run.slurm is None and not any("--launcher=" in word for word in run.passed))

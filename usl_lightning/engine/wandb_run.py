@@ -1,6 +1,5 @@
 """Weights & Biases as a second diary of a stage: never needed, never waited for long, complete without a network."""
 
-import netrc
 import os
 import re
 import sys
@@ -12,10 +11,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlparse
 
 from pytorch_lightning.loggers import WandbLogger
 
+from usl_lightning.base.accounts import HOW, logged_in, sends_nothing, wandb_server
 from usl_lightning.base.atomic import read_file
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import write_text
@@ -33,8 +32,6 @@ ROWS = 200
 
 NAME = 128
 """Letters of an artifact's name, at most."""
-
-OFFLINE = ("offline", "dryrun")
 
 
 class _Diary(WandbLogger):
@@ -71,10 +68,10 @@ def wandb_logger(mode: str, run_dir: Path, config: dict[str, Any]) -> WandbLogge
 
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_DATA_DIR", str((run_dir / "wandb").absolute()))  # artifacts that are not sent yet
-    if mode == "offline" or os.environ.get("WANDB_MODE") in OFFLINE:
+    if mode == "offline" or sends_nothing():
         mode = os.environ["WANDB_MODE"] = "offline"
-    elif not _logged_in():
-        raise UslError("--wandb: not logged in; run `wandb login` or set WANDB_API_KEY, or use --wandb offline")
+    elif not logged_in():
+        raise UslError(f"--wandb: {HOW}, or use --wandb offline")
     elif is_main_process() and not _reachable():
         mode = "offline"
         _go_offline(run_dir)
@@ -142,7 +139,7 @@ def finish_wandb(logger: WandbLogger, metrics: Mapping[str, Any], labels: Path |
     try:
         run.finish()
     except TimeoutError:
-        _say(f"not all was sent to {_server()} yet; `wandb sync` sends {logger.save_dir}/wandb")
+        _say(f"not all was sent to {wandb_server()} yet; `wandb sync` sends {logger.save_dir}/wandb")
 
 
 def _run_id(run_dir: Path) -> str:
@@ -156,26 +153,11 @@ def _run_id(run_dir: Path) -> str:
 
 def _go_offline(run_dir: Path) -> None:
     os.environ["WANDB_MODE"] = "offline"
-    _say(f"{_server()} cannot be reached: logged offline; `wandb sync` sends {run_dir}/wandb")
+    _say(f"{wandb_server()} cannot be reached: logged offline; `wandb sync` sends {run_dir}/wandb")
 
 
 def _say(message: str) -> None:
     print(f"usl: {message}", file=sys.stderr)
-
-
-def _logged_in() -> bool:
-    """Whether wandb would find a key, or is told to need none; asked without the network."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_MODE") == "disabled":
-        return True
-    host = urlparse(_server()).hostname
-    try:
-        return netrc.netrc().authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _server() -> str:
-    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
 def _reachable() -> bool:
@@ -187,7 +169,7 @@ def _reachable() -> bool:
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(_server(), timeout=PATIENCE).close()
+            urllib.request.urlopen(wandb_server(), timeout=PATIENCE).close()
         except urllib.error.HTTPError:
             pass  # it does
         except (OSError, ValueError):

@@ -1,7 +1,6 @@
 """What a stage names is there, on this machine: files, data sets, published weights, places to write."""
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -43,8 +42,6 @@ _SYSTEMS = ("/proc", "/sys")
 
 _EARLIER = "${"
 """Begins what an earlier stage leaves."""
-
-_LOGGED = re.compile(r"trainer\.logger\.(init_args\.)?save_dir")
 
 _most_images = cache(most_images)  # the stages of a table are many
 
@@ -303,7 +300,7 @@ def check_published(flat: Mapping[str, Any]) -> None:
 
 
 def check_cache(flat: Mapping[str, Any]) -> None:
-    """Refuse folders for what is computed once, and for a logger, that cannot be made or written.
+    """Refuse folders for what is computed once that cannot be made or written.
 
     What nobody named may be there already, kept by another user: that is taken.
 
@@ -319,7 +316,6 @@ def check_cache(flat: Mapping[str, Any]) -> None:
         kept = any(cache_folder().glob("*.npz"))
         if not folders["USL_CACHE"] and flat.get("model.features") is None and not kept:
             folders["model.cache"] = str(cache_folder())
-    folders |= {key: value for key, value in flat.items() if _LOGGED.fullmatch(key)}
     for key, folder in folders.items():
         if isinstance(folder, str) and folder and (problem := unwritable(home(folder))):
             raise UslError(f"{key}: {problem}; give another folder")

@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from usl_lightning.base import trainer
+from usl_lightning.base.accounts import HOW, logged_in, sends_nothing
 from usl_lightning.base.defaults import defaults
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.machine import RANKS, cores
 from usl_lightning.base.parameters import needs_of, parameters, required_of
 from usl_lightning.base.problems import FROM_ELSEWHERE
+from usl_lightning.base.typed import home
 from usl_lightning.data.images.catalog import ARRAY_SETS, canonical_name, known_image, parts_of
 from usl_lightning.models.names import TRAINED_FOR, named_networks, too_small, unknown_network
-from usl_lightning.stage.given import check_counts, check_given
+from usl_lightning.stage.given import check_counts, check_given, unwritable
 from usl_lightning.stage.taken import LEARN_FEATURES
 from usl_lightning.stage.words import StageCommand
 
@@ -49,6 +51,7 @@ def check_possible(stage: StageCommand, *, here: bool) -> None:
     if here:
         check_needs(flat)
         check_given(flat)
+        check_diaries(stage)
         check_machine(flat)
     if "optimizer" in parameters(str(flat.get("model.class_path"))):
         _check_division(flat)
@@ -218,6 +221,25 @@ def check_machine(flat: Mapping[str, Any]) -> None:
             f"trainer.devices: {text[:9]} processes on the {cores()} cores of this machine's CPU; "
             f"expected at most {most}"
         )
+
+
+def check_diaries(stage: StageCommand) -> None:
+    """Refuse to log to Weights & Biases without being logged in there, and loggers that cannot be begun.
+
+    Raises:
+        UslError: says how to log in, or without.
+    """
+    away = not sends_nothing() and not logged_in()
+    if stage.wandb == "online" and away:
+        raise UslError(f"--wandb: {HOW}, or use --wandb offline")
+    for class_path, given in trainer.classes("logger", stage.tree().get("trainer", {}).get("logger")):
+        name = class_path.rpartition(".")[2]
+        stays = given.get("offline") is True or given.get("mode") in ("offline", "disabled")
+        if name == "WandbLogger" and trainer.is_lightnings(class_path) and away and not stays:
+            raise UslError(f"trainer.logger: {name}: {HOW}, or give it offline: true")
+        folder = given.get("save_dir")
+        if isinstance(folder, str) and (problem := unwritable(home(folder))):
+            raise UslError(f"trainer.logger: {name}: save_dir: {problem}; give another folder")
 
 
 def check_packages(flat: Mapping[str, Any]) -> None:

@@ -83,6 +83,16 @@ def annotated(task: dict[str, Any], *names: str, **more: Any) -> dict[str, Any]:
     return {"id": 7, "data": task, "annotations": [{"id": 3, "result": result, "was_cancelled": False, **more}]}
 
 
+def test_drafts_that_nobody_submitted_are_told(store: LabelStore, caplog: pytest.LogCaptureFixture) -> None:
+    forget(store)
+    result = [{"type": "choices", "from_name": "label", "value": {"choices": ["cat"]}}]
+    tasks: list[Any] = [{"data": {"index": image}, "drafts": [{"result": result}]} for image in store.read().indices]
+    tasks[0]["annotations"] = [{"result": result}]
+    Path("a.json").write_text(json.dumps(tasks))
+    assert len(read_answers(Path("a.json"), store.read())) == 1
+    assert "a.json: passed over 4 drafts, which nobody has submitted" in caplog.text
+
+
 def test_an_export_that_was_killed_is_repeated(store: LabelStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between its two files, too; a set-up that is another's is left alone."""
     written = interchange.write_text

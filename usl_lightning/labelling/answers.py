@@ -238,6 +238,9 @@ def _rows_of_json(path: Path, content: bytes, classes: Collection[str]) -> Itera
         raise UslError(f"{path}: not Label Studio's export; expected a list of tasks")
     field = _field(path, [task for task in tasks if "data" not in task], classes)
     question = _question(path, [task for task in tasks if "data" in task], classes)
+    drafts = sum(bool(task.get("drafts")) and not task.get("annotations") for task in tasks)
+    if drafts:
+        log.warning("%s: passed over %d drafts, which nobody has submitted", path, drafts)
     for entry, task in enumerate(tasks):
         where = f"{path}: entry {entry}"
         try:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +329,25 @@ def test_a_damaged_list_is_made_again(tmp_path, monkeypatch, damage):
     (kept,) = (tmp_path / "cache" / "folders").iterdir()
     kept.write_text(damage)
     assert folders.scan(root) == first
+
+
+def test_listing_takes_little_memory_for_a_file(tmp_path, monkeypatch):
+    """Ten million files in one folder are some two gigabytes at most, kept list or not."""
+    count, root = 10_000, tmp_path / "d"
+    root.mkdir()
+    for i in range(count):
+        (root / f"IMG_2024_{i:016}.JPG").touch()
+    os.utime(root, (1e9, 1e9))
+    made = scans(monkeypatch)
+    for _ in range(2):
+        tracemalloc.start()
+        found = folders.scan(root)
+        kept, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(found.files) == count
+        assert kept < 110 * count
+        assert most < 200 * count
+    assert len(made) == 1
 
 
 def test_no_place_for_the_list_is_no_error(tmp_path, monkeypatch):

@@ -15,14 +15,18 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
+from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, printable
-from usl_lightning.base.files import changed, not_a_folder, once, read_json, write_text
+from usl_lightning.base.files import changed, not_a_folder, once, read_json
 from usl_lightning.data.images.walk import SUFFIXES, check_path
 from usl_lightning.data.images.walk import walk as _walk
 
@@ -31,6 +35,7 @@ log = logging.getLogger("usl_lightning")
 _INDEXED = 1000  # smaller folders are scanned faster than their list is checked
 _RACY = 2_000_000_000  # ns; a folder changed this shortly before the scan may change again unnoticed
 _INDEX_FORMAT = "usl-folder-index-4"
+_AT_A_TIME = 1000  # values that are text at a time when a list is written
 
 
 @dataclass(frozen=True)
@@ -49,15 +54,19 @@ class FileList:
 
     root: Path
     files: tuple[str, ...]
-    sizes: tuple[int, ...]
+    sizes: Sequence[int]
     folders: dict[str, int]
     only: tuple[str, ...] | None = None
     odd: tuple[tuple[str, str], ...] = ()
 
     def without(self, left_out: set[str]) -> "FileList":
         """The list without some files."""
-        kept = [(f, s) for f, s in zip(self.files, self.sizes, strict=True) if f not in left_out]
-        return replace(self, files=tuple(f for f, _ in kept), sizes=tuple(s for _, s in kept))
+        return self._taken([i for i, file in enumerate(self.files) if file not in left_out])
+
+    def _taken(self, places: Sequence[int]) -> "FileList":
+        """The list of the files at these places, in their order."""
+        sizes = array("q", (self.sizes[i] for i in places))
+        return replace(self, files=tuple(self.files[i] for i in places), sizes=sizes)
 
     def class_folders(self) -> list[str]:
         """The first-level sub-folders, sorted by code point."""
@@ -70,8 +79,10 @@ class FileList:
 
 def fingerprint_of(files: Sequence[str], sizes: Sequence[int]) -> str:
     """`sha256:…` over each path (composed, UTF-8), NUL, size in decimal digits, NUL."""
-    parts = [f"{composed(file)}\0{size}\0" for file, size in zip(files, sizes, strict=True)]
-    return "sha256:" + hashlib.sha256("".join(parts).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for file, size in zip(files, sizes, strict=True):
+        digest.update(f"{composed(file)}\0{size}\0".encode())
+    return "sha256:" + digest.hexdigest()
 
 
 def scan(root: Path, only: tuple[str, ...] | None = None, *, trust_index: bool = True) -> FileList:
@@ -112,18 +123,33 @@ def _scan(root: Path, only: tuple[str, ...] | None, trust_index: bool) -> FileLi
     folders: dict[str, int] = {}
     odd: list[tuple[str, str]] = []
     unread: list[str] = []
+    files, sizes = list[str](), array("q")
     try:
-        found = sorted(_walk(root, only, folders, odd, unread), key=lambda one: composed(one[0]))
+        for file, size in _walk(root, only, folders, odd, unread):
+            files.append(file)
+            sizes.append(size)
     except OSError as error:
         raise UslError(f"{root}: cannot be read ({error.strerror})") from error
-    files, sizes = tuple(file for file, _ in found), tuple(size for _, size in found)
-    result = FileList(root, files, sizes, folders, only, tuple(sorted(odd)))
-    if unread and found:
+    result = _in_order(root, files, sizes, folders, only, odd)
+    if unread and files:
         _tell_of_unread(root, min(unread), len(unread))
     _check_names(result)
-    if len(found) >= _INDEXED and not odd:  # what is wrong with those may be mended elsewhere
+    if len(files) >= _INDEXED and not odd:  # what is wrong with those may be mended elsewhere
         _write_index(index, result, started)
     return result
+
+
+def _in_order(
+    root: Path,
+    files: list[str],
+    sizes: Sequence[int],
+    folders: dict[str, int],
+    only: tuple[str, ...] | None,
+    odd: Iterable[tuple[str, str]],
+) -> FileList:
+    """The list of files that were found in any order. Ten million take memory: here 150 bytes each, at most."""
+    order = sorted(range(len(files)), key=lambda i: composed(files[i]))
+    return FileList(root, tuple(files), sizes, folders, only, tuple(sorted(odd)))._taken(order)
 
 
 @cache  # told once
@@ -135,25 +161,36 @@ def _tell_of_unread(root: Path, first: str, count: int) -> None:
 
 
 def _check_names(found: FileList) -> None:
-    seen: dict[str, str] = {}
-    named = (*found.files, *(file for file, _ in found.odd))
-    for path in (*named, *found.folders):
+    odd = [file for file, _ in found.odd]
+    for path in chain(found.files, odd, found.folders):
         try:
             check_path(path)
         except UslError as error:
             raise UslError(f"{found.root}: {error}") from error
-    for file in named:
-        key = file.lower() if file.isascii() else composed(file).casefold()
-        if key in seen:
-            what = "case" if composed(seen[key]) != composed(file) else "how their accents are written"
-            raise UslError(
-                f"{found.root}: {seen[key]} and {file} differ only by {what}, so that they are one file on"
-                " other file systems; rename one"
-            )
-        seen[key] = file
+    for first, second in _twins([*found.files, *odd]):
+        what = "case" if composed(first) != composed(second) else "how their accents are written"
+        raise UslError(
+            f"{found.root}: {first} and {second} differ only by {what}, so that they are one file on"
+            " other file systems; rename one"
+        )
     if not found.files:
         first = "".join(f"; {file}: {problem}" for file, problem in found.odd[:1])
         raise UslError(f"{found.root}: no image in it; expected files that end in {', '.join(SUFFIXES)}{first}")
+
+
+def _twins(names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Pairs of names that are one name on some file systems; their hashes alone are compared at first."""
+    hashes = sorted(hash(_folded(name)) for name in names)
+    twice = {one for one, other in pairwise(hashes) if one == other}
+    seen: dict[str, str] = {}
+    for name in names if twice else ():
+        key = _folded(name)
+        if hash(key) in twice and seen.setdefault(key, name) != name:
+            yield seen[key], name
+
+
+def _folded(name: str) -> str:
+    return name.lower() if name.isascii() else composed(name).casefold()
 
 
 # the kept list -------------------------------------------------------------------------------------------
@@ -181,9 +218,9 @@ def _read_index(index: Path, root: Path, only: tuple[str, ...] | None) -> FileLi
         value = read_json(index, "it is made again")
         if value["format"] != _INDEX_FORMAT or len(value["files"]) != len(value["sizes"]):
             return None
-        found = FileList(root, tuple(value["files"]), tuple(value["sizes"]), value["folders"], only)
+        found = FileList(root, tuple(value["files"]), array("q", value["sizes"]), value["folders"], only)
         return found if is_true(found, value["started"]) else None
-    except (UslError, OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (UslError, OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None  # missing, damaged or outdated: scan
 
 
@@ -212,13 +249,21 @@ def _unchanged(root: Path, folders: Mapping[str, int]) -> bool:
 
 
 def _write_index(index: Path, found: FileList, started: int) -> None:
-    value = {
-        "format": _INDEX_FORMAT,
-        "root": str(found.root),
-        "started": started,
-        "folders": found.folders,
-        "files": found.files,
-        "sizes": found.sizes,
-    }
-    with contextlib.suppress(UslError, OSError):  # no place to keep it: the next start scans again
-        write_text(index, json.dumps(value))
+    about = {"format": _INDEX_FORMAT, "root": str(found.root), "started": started, "folders": found.folders}
+    with (
+        contextlib.suppress(UslError, OSError),  # no place to keep it: the next start scans again
+        atomic_path(index) as temporary,
+        open(temporary, "w", encoding="utf-8") as file,
+    ):
+        file.writelines(_json_parts(about, {"files": found.files, "sizes": found.sizes}))
+
+
+def _json_parts(about: Mapping[str, Any], lists: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """The JSON of an object with long lists, in parts."""
+    yield json.dumps(about)[:-1]
+    for key, values in lists.items():
+        yield f", {json.dumps(key)}: ["
+        for start in range(0, len(values), _AT_A_TIME):
+            yield (", " if start else "") + json.dumps(list(values[start : start + _AT_A_TIME]))[1:-1]
+        yield "]"
+    yield "}"

@@ -100,27 +100,25 @@ def walk(
         below: list[tuple[bool, str]] = []
         for folder in level:
             try:
-                entries = _enter(root, folder, seen, folders)
+                for entry in _enter(root, folder, seen, folders):
+                    if only is not None and not folder and composed(entry.name) not in only:
+                        continue
+                    path = f"{folder}/{entry.name}" if folder else entry.name
+                    if is_class_folder(entry):
+                        below.append((entry.is_symlink(), path))
+                    elif _leads_nowhere(entry):
+                        odd.append((f"{path}/", "a link to nothing, expected a folder of images"))
+                    elif is_image(entry.name):
+                        try:
+                            yield path, _size(entry)
+                        except UnreadableImageError as error:
+                            odd.append((path, str(error)))
+                    elif entry.name.lower().endswith(UNREAD):
+                        unread.append(path)
             except OSError as error:
                 if not folder:
                     raise
                 odd.append((f"{folder}/", f"cannot be read ({error.strerror})"))
-                continue
-            for entry in entries:
-                if only is not None and not folder and composed(entry.name) not in only:
-                    continue
-                path = f"{folder}/{entry.name}" if folder else entry.name
-                if is_class_folder(entry):
-                    below.append((entry.is_symlink(), path))
-                elif _leads_nowhere(entry):
-                    odd.append((f"{path}/", "a link to nothing, expected a folder of images"))
-                elif is_image(entry.name):
-                    try:
-                        yield path, _size(entry)
-                    except UnreadableImageError as error:
-                        odd.append((path, str(error)))
-                elif entry.name.lower().endswith(UNREAD):
-                    unread.append(path)
         level = [path for _, path in sorted(below)]
 
 
@@ -129,16 +127,17 @@ def _leads_nowhere(entry: "os.DirEntry[str]") -> bool:
     return "." not in entry.name and entry.is_symlink() and not os.path.exists(entry.path)
 
 
-def _enter(root: Path, folder: str, seen: set[tuple[int, int]], folders: dict[str, int]) -> list["os.DirEntry[str]"]:
-    """What is in a folder and not hidden; nothing if it was `seen` before."""
+def _enter(
+    root: Path, folder: str, seen: set[tuple[int, int]], folders: dict[str, int]
+) -> Iterator["os.DirEntry[str]"]:
+    """What is in a folder and not hidden, one by one: there may be millions; nothing if it was `seen` before."""
     status = os.stat(os.path.join(root, folder))
     if (status.st_dev, status.st_ino) in seen:
-        return []
+        return
     seen.add((status.st_dev, status.st_ino))
     with os.scandir(os.path.join(root, folder)) as entries:
-        inside = [entry for entry in entries if not is_hidden(entry.name)]
-    folders[folder] = status.st_mtime_ns
-    return inside
+        folders[folder] = status.st_mtime_ns
+        yield from (entry for entry in entries if not is_hidden(entry.name))
 
 
 def _above(root: Path) -> set[tuple[int, int]]:

@@ -12,10 +12,11 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import not_a_folder
 from usl_lightning.base.machine import cores
 from usl_lightning.base.progress import progress
-from usl_lightning.data.images import folders, splits
+from usl_lightning.data.images import folders, shards, splits
 from usl_lightning.data.images.decode import decode, is_transparent, probe
+from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.threads import map_in_order
-from usl_lightning.data.images.walk import SUFFIXES, UnreadableImageError, is_hidden, is_image, read_file
+from usl_lightning.data.images.walk import SUFFIXES, UnreadableImageError, is_hidden, is_image
 
 LOOKED_AT = 20_000
 """Files of a split that are opened, evenly spaced if there are more."""
@@ -151,7 +152,7 @@ def inspect_folder(folder: Path, *, looked_at: int = LOOKED_AT) -> Inspection:
     Raises:
         UslError: no such folder, no image in it, or none that can be read.
     """
-    if not folder.is_dir():
+    if not shards.is_place(folder):
         raise UslError(f"usl init: {folder}: {not_a_folder(folder)}; expected the folder of your images")
     others = _others(folder)
     data = splits.only_folder(folder)
@@ -188,11 +189,13 @@ def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: 
             f"usl init: {root / place}: {problem}; all that is in it, a class perhaps, would be missing: mend that, or"
             " move it elsewhere"
         )
+    for suffix in shards.SUFFIXES if listing.packed is not None else ():
+        others.pop(suffix, None)
     if name == "train":
         splits.check_no_splits(root, listing)
     count = len(listing.files)
-    picked = listing.files if count <= most else [listing.files[i * count // most] for i in range(most)]
-    looked = map_in_order(lambda file: _look(root, file, os.path.relpath(root / file, folder)), picked)
+    picked = range(count) if count <= most else [i * count // most for i in range(most)]
+    looked = map_in_order(lambda i: _look(listing, i, os.path.relpath(root / listing.files[i], folder)), picked)
     with progress(f"looking at {name} images", len(picked), "img") as bar:
         found = []
         for one in looked:
@@ -201,24 +204,31 @@ def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: 
     for file, problem in listing.odd:
         place = os.path.relpath(root / file, folder)
         found.append(Looked(place, problem=f"{place}: {problem}"))
+    return Split(name, count + len(listing.odd), tuple(found), _class_counts(listing))
+
+
+def _class_counts(listing: FileList) -> dict[str, int]:
+    if listing.packed is not None and listing.packed.texts is not None:
+        texts, counted = listing.packed.texts, Counter(listing.packed.labels)
+        return {text: counted[label] for label, text in enumerate(texts)}
     counts = dict.fromkeys(listing.class_folders(), 0)
     for file in listing.files:
         first, slash, _ = file.partition("/")
         if slash:
             counts[first] += 1
-    return Split(name, count + len(listing.odd), tuple(found), counts)
+    return counts
 
 
-def _look(root: Path, file: str, name: str) -> Looked:
-    path = root / file
+def _look(listing: FileList, i: int, name: str) -> Looked:
+    path = Path(listing.where(i))
     try:
-        content = read_file(path)
+        content = listing.read(i)
         header = probe(content, name)
         decode(content, name, 3, 16)
         transparent = header.alpha and is_transparent(content, name)
     except UnreadableImageError as error:
         return Looked(name, problem=str(error).replace(f"{path}: ", f"{name}: "))
-    away = not path.resolve().is_relative_to(root.resolve())
+    away = listing.packed is None and not path.resolve().is_relative_to(listing.root.resolve())
     digest = hashlib.sha256(content).digest()
     return Looked(name, header.height, header.width, header.grey, digest, away, transparent)
 

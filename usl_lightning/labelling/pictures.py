@@ -2,6 +2,7 @@
 
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,12 +16,12 @@ from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import Stamp, not_a_folder, sha256_of, stamp_of
 from usl_lightning.base.typed import as_count
-from usl_lightning.data.images import folders, splits
+from usl_lightning.data.images import folders, shards, splits
 from usl_lightning.data.images.decode import decode
 from usl_lightning.data.images.folders import FileList, is_true
 from usl_lightning.data.images.rendering import WHITE
 from usl_lightning.data.images.unreadable import unreadable
-from usl_lightning.data.images.walk import is_class_folder, read_file
+from usl_lightning.data.images.walk import read_file
 from usl_lightning.labelling.shown import Pictures
 from usl_lightning.labels import LabelIndex
 from usl_lightning.labels.entries import DatasetId
@@ -88,7 +89,7 @@ class FolderPictures(Pictures):
         for image, file in files.items():
             if image not in known:
                 self._check_inside(file, str(index.path))
-        found = {image: known.get(image) or sha256_of(read_file(self.root / file)) for image, file in files.items()}
+        found = {image: known.get(image) or sha256_of(self._read(file)) for image, file in files.items()}
         for image, expected in zip(index.indices, index.hashes, strict=False):
             if found[image] != expected:
                 raise UslError(
@@ -120,7 +121,7 @@ class FolderPictures(Pictures):
         """Make sure that the folder is the one that the label file means, which may have grown."""
         self._check_fingerprint()
         for image, file in self._files.items():
-            stamp = stamp_of(self.root / file)
+            stamp = self._stamp(file)
             if stamp is None or stamp != self._stamps.get(image):
                 self._content(image)
                 self._stamps[image] = stamp
@@ -144,7 +145,7 @@ class FolderPictures(Pictures):
     def has(self, image: int) -> bool:
         if image in self._files:
             return True
-        return image in self._others and self._inside(self.root / self._others[image])
+        return image in self._others and self._inside(self._others[image])
 
     def pixels(self, image: int) -> NDArray[np.uint8]:
         content = self._content(image)
@@ -153,9 +154,10 @@ class FolderPictures(Pictures):
 
     def _content(self, image: int) -> bytes:
         """The file of an image; of a chosen one, what was chosen, of another what was shown first."""
-        path = self.root / self.name(image)
-        self._check_not_out(path)
-        content = read_file(path)
+        name = self.name(image)
+        path = self.root / name
+        self._check_not_out(name)
+        content = self._read(name)
         known, chosen = self._hashes.get(image), image in self._hashes
         if (known or self._shown.get(image)) not in (None, sha256_of(content)):
             what = "chosen; put that file back, or select again" if chosen else "shown; put that file back"
@@ -167,7 +169,7 @@ class FolderPictures(Pictures):
 
     def _spelled(self, file: str) -> str:
         """The name of a file as this folder has it: accents may be composed or not, in each part of the path."""
-        if file.isascii() or (self.root / file).is_file():
+        if file.isascii() or self._is_there(file):
             return file
         try:
             return (self._scan or self._scanned()).spelled.get(composed(file), file)
@@ -175,21 +177,30 @@ class FolderPictures(Pictures):
             return file
 
     def _check_inside(self, file: str, where: str) -> None:
-        path = self.root / file
-        if not path.is_file():
+        if not self._is_there(file):
             raise UslError(
                 f"{where}: {file} is not in {self.root}; give the folder the images were chosen from with --dir"
             )
-        self._check_not_out(path)
+        self._check_not_out(file)
 
-    def _check_not_out(self, path: Path) -> None:
-        if not self._inside(path):
+    def _check_not_out(self, file: str) -> None:
+        if not self._inside(file):
             raise UslError(
-                f"{path}: a link out of {self.root}, and nothing outside of that folder is shown; copy the image"
+                f"{self.root / file}: a link out of {self.root}, and nothing outside of that folder is shown; copy the"
+                " image"
             )
 
-    def _inside(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.root)
+    def _is_there(self, file: str) -> bool:
+        return (self.root / file).is_file()
+
+    def _inside(self, file: str) -> bool:
+        return (self.root / file).resolve().is_relative_to(self.root)
+
+    def _read(self, file: str) -> bytes:
+        return read_file(self.root / file)
+
+    def _stamp(self, file: str) -> Stamp | None:
+        return stamp_of(self.root / file)
 
     @property
     def _others(self) -> Mapping[int, str]:
@@ -211,6 +222,31 @@ class FolderPictures(Pictures):
             spelled = {composed(file): file for file in found.files if not file.isascii()}
             self._scan = _Scan(found, dict(enumerate(found.files)), spelled, dataset, started)
         return self._scan
+
+
+class ShardPictures(FolderPictures):
+    """Image files in the shards of a folder, which has no links out of it."""
+
+    def _is_there(self, file: str) -> bool:
+        return self._place_of(file) is not None
+
+    def _inside(self, file: str) -> bool:
+        return True
+
+    def _read(self, file: str) -> bytes:
+        place = self._place_of(file)
+        if place is None:
+            raise UslError(f"{self.root / file}: is not in the shards any more; put them back, or select again")
+        return self._scanned().listing.read(place)
+
+    def _stamp(self, file: str) -> Stamp | None:
+        place, packed = self._place_of(file), self._scanned().listing.packed
+        return None if place is None or packed is None else packed.stamps[packed.shard_of[place]]
+
+    def _place_of(self, file: str) -> int | None:
+        files, key = self._scanned().listing.files, composed(file)
+        place = bisect_left(files, key, key=composed)
+        return place if place < len(files) and files[place] == file else None
 
 
 class _Scan(NamedTuple):
@@ -300,7 +336,7 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
     if index.files is None:
         return _from_memory(index, place)
     folder = place if place is None else os.path.expanduser(place)
-    if folder is not None and not os.path.isdir(folder):
+    if folder is not None and not shards.is_place(folder):
         here = "" if os.path.isabs(folder) else f" in {os.getcwd()}"
         what = not_a_folder(folder)
         raise UslError(f"{place}: {what}{here}; give the folder of the images of {index.path} with --dir")
@@ -312,12 +348,12 @@ def open_pictures(index: LabelIndex, dir: str | None = None) -> Pictures:
     by_folder = settings.get("labels_file") is None and settings.get("classes") is None
     only = splits.class_names(name, places["train"], settings.get("class_list")) if by_folder else None
     skip, background = settings.get("on_error") == "skip", settings.get("background") or WHITE
-    pictures = FolderPictures(places[split], index, only, skip=skip, background=background)
+    shown = FolderPictures if shards.find(places[split]) is None else ShardPictures
+    pictures = shown(places[split], index, only, skip=skip, background=background)
     pictures.classes = frozenset(map(clean, settings.get("classes") or ()))
-    if by_folder:
-        with os.scandir(places["train"]) as entries:
-            pictures.classes = frozenset(composed(entry.name) for entry in entries if is_class_folder(entry))
-    elif settings.get("labels_file") is not None:
+    if by_folder and not folders.labels_in_shards(places["train"]):
+        pictures.classes = frozenset(map(composed, splits.folders_in(places["train"])))
+    elif settings.get("classes") is None:
         pictures.classes = frozenset(index.classes)
     return pictures
 

@@ -19,6 +19,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.files import open_files
 from usl_lightning.data.images.folder_source import open_images
+from usl_lightning.data.images.shards import is_place
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.keys import Key
 from usl_lightning.models.encoder import read_checkpoint, stored_image
@@ -127,7 +128,7 @@ class LoadedClassifier:
             "channels": self._image.channels,
             "background": self._background,
         }
-        if isinstance(images, str | Path) and os.path.isdir(os.path.expanduser(images)):
+        if isinstance(images, str | Path) and is_place(os.path.expanduser(images)):
             source = open_images(str(images), on_error="fail", **wanted)
             return source, None if source.files is None else tuple(source.files)
         several = _listed(images)

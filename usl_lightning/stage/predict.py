@@ -21,6 +21,7 @@ from usl_lightning.base.machine import cores
 from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.images.folder_source import FolderSource, open_images
+from usl_lightning.data.images.shards import is_place
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.images.walk import UnreadableImageError
 from usl_lightning.data.keys import Key
@@ -90,8 +91,7 @@ def predict(
             write_text(left_out, problems_csv(problems))
         print(f"{len(told.labels)} predictions: {path}{more}")
         if target is not None and isinstance(source, FolderSource):
-            files = [source.files[place] for place in _places(source, told)] if source.files else []
-            count = sort_into(source.root, files, told.labels.tolist(), image.classes, target)
+            count = sort_into(source, _places(source, told), told.labels.tolist(), image.classes, target)
             print(f"{count} copies, by class: {target}")
         print(_what_next(cli, options))
     return {}
@@ -142,7 +142,7 @@ def images_to_predict(
     if "split" in options:
         raise UslError("usl predict: --folder and --split are both given; expected one of them")
     folder = os.path.expanduser(options["folder"])
-    if not os.path.isdir(folder):
+    if not is_place(folder):
         raise UslError(f"usl predict: --folder: {not_a_folder(folder)}: {options['folder']}")
     size = image.height if image.height == image.width else None
     return open_images(

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.base.progress import progress
 from usl_lightning.data.images.folder_source import FolderSource
 from usl_lightning.data.images.source import ImageSource
+from usl_lightning.data.images.walk import UnreadableImageError
 
 log = logging.getLogger("usl_lightning")
 
@@ -39,11 +39,14 @@ def check_sorting(source: ImageSource, target: Path) -> None:
         )
 
 
-def sort_into(root: Path, files: Sequence[str], labels: Sequence[int], classes: Sequence[str], target: Path) -> int:
+def sort_into(
+    source: FolderSource, images: Sequence[int], labels: Sequence[int], classes: Sequence[str], target: Path
+) -> int:
     """Copy each image to `target/CLASS/` with its own path below that; all of them, or the folder is not there.
 
     Args:
-        root, files: the images, by their paths in their folder. One that is gone by now is left out, which is said.
+        source: the folder.
+        images: which of them. One that cannot be read any more is left out, which is said.
         labels: of each, a place in `classes`.
         classes: their names; see `folder_names`.
         target: see `check_sorting`.
@@ -54,22 +57,25 @@ def sort_into(root: Path, files: Sequence[str], labels: Sequence[int], classes: 
     Raises:
         UslError: it cannot be written.
     """
-    folders = folder_names(classes)
+    folders, files = folder_names(classes), source.files or ()
     try:
         with temporary_folder(target) as partial, progress(f"copying into {target}", len(labels), "image") as bar:
             gone = 0
-            for file, label in zip(files, labels, strict=True):
+            for image, label in zip(images, labels, strict=True):
                 bar.update()
-                if not os.path.exists(root / file):
-                    log.warning("%s: is gone, and was not copied", root / file)
+                file = files[image]
+                try:
+                    content = source.content(image)
+                except UnreadableImageError as error:
+                    log.warning("%s; it was not copied", error)
                     gone += 1
                     continue
                 copy = partial / folders[label] / file.lstrip(os.sep)
                 copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(root / file, copy)
+                copy.write_bytes(content)
             partial.chmod(0o755)
             partial.replace(target)
-            return len(files) - gone
+            return len(images) - gone
     except OSError as error:
         raise UslError(
             f"usl predict: --sort-into {target}: cannot be written ({error.strerror}); choose another folder"

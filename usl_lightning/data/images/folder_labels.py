@@ -45,7 +45,8 @@ def list_folder(
 
     The class of an image is its first-level folder; files beside those folders have none. Classes are
     numbered in code point order of the training split's folders, or as `class_list` or `labels_file` say.
-    With `classes`, folders say nothing: no image has a label.
+    Where shards have labels, those count in place of folders.
+    With `classes`, neither says anything: no image has a label.
 
     Args:
         name, split, dir, labels_file, class_list, classes: see `open_source` and `Looks`.
@@ -74,6 +75,8 @@ def list_folder(
         labels, names = _labels_of_csv(Path(labels_file), class_list, listing.files, tuple(problems), split, prefixes)
     elif classes is not None:
         labels, names = [-1] * len(listing.files), checked([clean(one) for one in classes], "--data.classes")
+    elif folders.labels_in_shards(places["train"]):
+        labels, names = _labels_of_shards(listing, places["train"], class_list)
     else:
         class_folders = wanted or _class_folders(places["train"], listing, split)
         labels = _labels_of_folders(listing, class_folders, places["train"])
@@ -113,6 +116,45 @@ def _labels_of_folders(listing: FileList, classes: tuple[str, ...], train: Path)
             raise UslError(f"{listing.root / file}: class {first} is not among those of {train}")
         labels.append(number[composed(first)] if slash else -1)
     return labels
+
+
+def _labels_of_shards(listing: FileList, train: Path, class_list: str | None) -> tuple[list[int], tuple[str, ...]]:
+    """Labels that stand in shards, and the class names: those that the shards name, or of a list, or all that occur.
+
+    Numbers are the places of names in a class list whose names are none.
+    """
+    known = (listing if listing.root == train else folders.scan(train)).packed
+    packed = listing.packed
+    assert known is not None
+    assert known.texts is not None
+    listed: tuple[str, ...] = ()
+    if class_list is not None:
+        listed = checked(splits.read_class_list(Path(class_list), known.texts), class_list)
+    name_of = _names_of_texts(train, known.texts, known.named, listed)
+    classes = listed or (checked(known.texts, f"{train}") if known.named else _classes_of(train, name_of.values()))
+    number: dict[str | None, int] = {name: i for i, name in enumerate(classes)}
+    texts = () if packed is None or packed.texts is None else packed.texts
+    codes = []
+    for text in texts:
+        name = name_of.get(text, text)
+        if name is not None and name not in number:
+            raise UslError(f"{listing.root}: label {printable(text, 80)} is not among those of {class_list or train}")
+        codes.append(-1 if name is None else number[name])
+    codes.append(-1)  # of files without one
+    return [codes[code] for code in packed.labels] if packed is not None else [-1] * len(listing.files), classes
+
+
+def _names_of_texts(train: Path, texts: Sequence[str], named: bool, listed: Sequence[str]) -> dict[str, str | None]:
+    """The class that each label in shards means; None is no label."""
+    if named:
+        return {text: clean(text) for text in texts}
+    if listed and all(map(is_number, texts)) and not any(map(is_number, listed)):
+        return {text: listed[int(text)] if int(text) < len(listed) else text for text in texts}
+    cells = {text: (0, clean(text)) for text in texts}
+    try:
+        return labels_in(train, cells, listed)
+    except UslError as error:
+        raise UslError(str(error).replace(": line 0: ", ": label ")) from error
 
 
 def _labels_of_csv(

@@ -22,7 +22,7 @@ from usl_lightning.data.images.sizes import other_size, probed
 from usl_lightning.data.images.source import ImageSource
 from usl_lightning.data.images.threads import map_in_order
 from usl_lightning.data.images.unreadable import check_readable
-from usl_lightning.data.images.walk import UnreadableImageError, read_file
+from usl_lightning.data.images.walk import UnreadableImageError
 
 log = logging.getLogger("usl_lightning")
 
@@ -56,8 +56,7 @@ class FolderSource(ImageSource):
         background: str = WHITE,
         problems: Mapping[str, str] | None = None,
     ) -> None:
-        self.root, self.files, self.sizes = listing.root, listing.files, listing.sizes
-        self._only = listing.only
+        self.root, self.files, self._listing = listing.root, listing.files, listing
         self.problems = dict(problems or {})
         self.labels, self.classes, self.skipped = labels, classes, tuple(self.problems)
         self.name, self.split, self.image_size, self.background = name, split, image_size, background
@@ -78,7 +77,7 @@ class FolderSource(ImageSource):
         images = torch.empty(len(indices), self.height, self.width, self.channels, dtype=torch.uint8)
         pixels = images.numpy()
         for slot, i in enumerate(indices.tolist()):
-            content, where = self._content(i), self._where(i)
+            content, where = self.content(i), self._listing.where(i)
             image = decode(content, where, self.channels, self.image_size, self.background, self._interpolation)
             if image.shape != pixels.shape[1:]:
                 self._refuse_size(i, image.shape[0], image.shape[1])
@@ -91,7 +90,7 @@ class FolderSource(ImageSource):
 
     def content_hashes(self, images: Iterable[int]) -> Iterator[str]:
         """`sha256:…` of the content of each image's file, in order, on all cores."""
-        return map_in_order(lambda image: sha256_of(self._content(image)), images)
+        return map_in_order(lambda image: sha256_of(self.content(image)), images)
 
     def resized(self, size: int, interpolation: Interpolation) -> "FolderSource":
         other = copy.copy(self)
@@ -100,19 +99,19 @@ class FolderSource(ImageSource):
         return other
 
     def _fingerprint(self) -> str:
-        assert self.files is not None
-        return folders.fingerprint_of(self.files, self.sizes)
+        return folders.fingerprint_of(self._listing.files, self._listing.sizes)
 
-    def _where(self, i: int) -> str:
-        assert self.files is not None
-        return os.path.join(self.root, self.files[i])
+    def content(self, i: int) -> bytes:
+        """The bytes of a file.
 
-    def _content(self, i: int) -> bytes:
-        content = read_file(self._where(i))
-        if len(content) != self.sizes[i]:
-            folders.drop_index(self.root, self._only)
+        Raises:
+            UnreadableImageError: it cannot be read, or has changed since the folder was listed.
+        """
+        content, size = self._listing.read(i), self._listing.sizes[i]
+        if len(content) != size:
+            folders.drop_index(self.root, self._listing.only)
             raise UnreadableImageError(
-                f"{self._where(i)}: changed since the folder was listed ({self.sizes[i]} bytes then,"
+                f"{self._listing.where(i)}: changed since the folder was listed ({size} bytes then,"
                 f" {len(content)} now); start again"
             )
         return content
@@ -122,7 +121,7 @@ class FolderSource(ImageSource):
         if not sizes and not colours:
             return []
         picks = probed(len(self))
-        probes = [probe(self._content(i), self._where(i), self.background) for i in picks]
+        probes = [probe(self.content(i), self._listing.where(i), self.background) for i in picks]
         for i, found in zip(picks, probes, strict=True):
             if sizes and (found.height, found.width) != (probes[0].height, probes[0].width):
                 self.height, self.width = probes[0].height, probes[0].width
@@ -130,7 +129,8 @@ class FolderSource(ImageSource):
         return probes
 
     def _refuse_size(self, i: int, height: int, width: int) -> None:
-        raise UslError(other_size(self._where(i), (width, height), self._where(0), (self.width, self.height)))
+        here, first = self._listing.where(i), self._listing.where(0)
+        raise UslError(other_size(here, (width, height), first, (self.width, self.height)))
 
 
 # opening -------------------------------------------------------------------------------------------------

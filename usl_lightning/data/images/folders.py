@@ -6,7 +6,8 @@ The list of a big folder is kept in a small file under the cache folder (`$USL_C
 `~/.cache/usl-lightning`). The rule by which it is trusted: every sub-folder has the modification time it
 had, and that time was at least two seconds old when the folder was scanned. That finds files added, removed
 and renamed. A file rewritten in place keeps its folder's time; it is found when it is read with another
-size than listed, and by `usl run`, which always scans afresh.
+size than listed, and by `usl run`, which always scans afresh. Of a folder of shards no list is kept, but an
+index of each shard, see `shards.py`.
 """
 
 import contextlib
@@ -27,13 +28,14 @@ from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, printable
 from usl_lightning.base.files import changed, not_a_folder, once, read_json
-from usl_lightning.data.images.walk import SUFFIXES, check_path
+from usl_lightning.data.images import shards
+from usl_lightning.data.images.shards import RACY, Packed, Place
+from usl_lightning.data.images.walk import SUFFIXES, check_path, read_file
 from usl_lightning.data.images.walk import walk as _walk
 
 log = logging.getLogger("usl_lightning")
 
 _INDEXED = 1000  # smaller folders are scanned faster than their list is checked
-_RACY = 2_000_000_000  # ns; a folder changed this shortly before the scan may change again unnoticed
 _INDEX_FORMAT = "usl-folder-index-4"
 _AT_A_TIME = 1000  # values that are text at a time when a list is written
 
@@ -50,6 +52,7 @@ class FileList:
         only: the first-level sub-folders that were looked into; None: all.
         odd: what is called like an image and is no file that can be read, and folders that cannot be read: path and
             problem.
+        packed: where they are if the folder is one of shards; `folders` are those within the shards then.
     """
 
     root: Path
@@ -58,6 +61,22 @@ class FileList:
     folders: dict[str, int]
     only: tuple[str, ...] | None = None
     odd: tuple[tuple[str, str], ...] = ()
+    packed: Packed | None = None
+
+    def read(self, i: int) -> bytes:
+        """The content of a file.
+
+        Raises:
+            UnreadableImageError: it is none, or cannot be read.
+            UslError: the shard that it is in has changed.
+        """
+        if self.packed is not None:
+            return self.packed.read(i, self.sizes[i])
+        return read_file(os.path.join(self.root, self.files[i]))
+
+    def where(self, i: int) -> str:
+        """The path of a file, for messages; of one in a shard, below that."""
+        return os.path.join(self.root if self.packed is None else self.packed.shard(i), self.files[i])
 
     def without(self, left_out: set[str]) -> "FileList":
         """The list without some files."""
@@ -66,7 +85,8 @@ class FileList:
     def _taken(self, places: Sequence[int]) -> "FileList":
         """The list of the files at these places, in their order."""
         sizes = array("q", (self.sizes[i] for i in places))
-        return replace(self, files=tuple(self.files[i] for i in places), sizes=sizes)
+        packed = None if self.packed is None else self.packed.taken(places)
+        return replace(self, files=tuple(self.files[i] for i in places), sizes=sizes, packed=packed)
 
     def class_folders(self) -> list[str]:
         """The first-level sub-folders, sorted by code point."""
@@ -103,10 +123,10 @@ def scan(root: Path, only: tuple[str, ...] | None = None, *, trust_index: bool =
 
     def current(known: FileList) -> bool:
         """Still those files; the folder may have got others, such as that of the run."""
-        if _unchanged(root, known.folders):
+        if _unchanged(known):
             return True
         found = _scan(root, only, trust_index=False)
-        if (found.files, found.sizes) != (known.files, known.sizes):
+        if (found.files, found.sizes, found.packed) != (known.files, known.sizes, known.packed):
             raise changed(root)
         return True
 
@@ -114,6 +134,8 @@ def scan(root: Path, only: tuple[str, ...] | None = None, *, trust_index: bool =
 
 
 def _scan(root: Path, only: tuple[str, ...] | None, trust_index: bool) -> FileList:
+    if (place := shards.find(root)) is not None:
+        return _scan_shards(root, place, only)
     if not os.path.isdir(root):
         raise UslError(f"{root}: {not_a_folder(root)}; give the folder of the images with --data.dir")
     index = _index_path(root, only)
@@ -146,10 +168,53 @@ def _in_order(
     folders: dict[str, int],
     only: tuple[str, ...] | None,
     odd: Iterable[tuple[str, str]],
+    packed: Packed | None = None,
 ) -> FileList:
     """The list of files that were found in any order. Ten million take memory: here 150 bytes each, at most."""
     order = sorted(range(len(files)), key=lambda i: composed(files[i]))
-    return FileList(root, tuple(files), sizes, folders, only, tuple(sorted(odd)))._taken(order)
+    return FileList(root, tuple(files), sizes, folders, only, tuple(sorted(odd)), packed)._taken(order)
+
+
+def _scan_shards(root: Path, place: Place, only: tuple[str, ...] | None) -> FileList:
+    inside = shards.contents(place, only, cache_folder())
+    if place.below and not inside.files:
+        raise UslError(f"{root}: no such folder, nor in the shards of {place.shards[0].parent}")
+    found = _in_order(root, inside.files, inside.sizes, {}, only, inside.odd, inside.packed)
+    found = replace(found, folders=dict.fromkeys(_folders_of(found.files), 0))
+    _check_names(found)
+    return _last_of_each(found)
+
+
+def _folders_of(files: Sequence[str]) -> set[str]:
+    """All folders that files are in."""
+    found = {""}
+    for file in files:
+        folder = file.rpartition("/")[0]
+        while folder not in found:
+            found.add(folder)
+            folder = folder.rpartition("/")[0]
+    return found
+
+
+def _last_of_each(found: FileList) -> FileList:
+    """Without what comes again later in the same shard, of which unpacking leaves nothing."""
+    assert found.packed is not None
+    kept = [len(found.files) - 1] if found.files else []
+    for i in range(len(found.files) - 2, -1, -1):
+        if found.files[i] != found.files[i + 1]:
+            kept.append(i)
+        elif found.packed.shard(i) != found.packed.shard(i + 1):
+            one, other = found.packed.shard(i), found.packed.shard(i + 1)
+            raise UslError(f"{one}: {found.files[i]} is in {other.name} too; give each file a path of its own")
+    return found if len(kept) == len(found.files) else found._taken(kept[::-1])
+
+
+def labels_in_shards(root: Path) -> bool:
+    """Whether a folder is one of shards in which labels stand beside the images, so that folders are no classes."""
+    if shards.find(root) is None:
+        return False
+    packed = scan(root).packed
+    return packed is not None and packed.texts is not None
 
 
 @cache  # told once
@@ -174,7 +239,7 @@ def _check_names(found: FileList) -> None:
             " other file systems; rename one"
         )
     if not found.files:
-        first = "".join(f"; {file}: {problem}" for file, problem in found.odd[:1])
+        first = "".join(f"; {file}: {problem}" for file, problem in found.odd[:1]) or shards.archive_in(found.root)
         raise UslError(f"{found.root}: no image in it; expected files that end in {', '.join(SUFFIXES)}{first}")
 
 
@@ -231,19 +296,25 @@ def is_true(found: FileList, started: int) -> bool:
         found: the list.
         started: when its scan began, in ns.
     """
+    if found.packed is not None:
+        return _unchanged(found) and all(stamp is None or stamp[0] <= started - RACY for stamp in found.packed.stamps)
     try:
         return all(
-            time <= started - _RACY and os.stat(os.path.join(found.root, folder)).st_mtime_ns == time
+            time <= started - RACY and os.stat(os.path.join(found.root, folder)).st_mtime_ns == time
             for folder, time in found.folders.items()
         )
     except OSError:
         return False
 
 
-def _unchanged(root: Path, folders: Mapping[str, int]) -> bool:
-    """Whether all of these folders are there and have the modification time they had."""
+def _unchanged(found: FileList) -> bool:
+    """Whether all folders are there and have the modification time they had; or all shards."""
+    if found.packed is not None:
+        return found.packed.is_current(found.root)
     try:
-        return all(os.stat(os.path.join(root, folder)).st_mtime_ns == time for folder, time in folders.items())
+        return all(
+            os.stat(os.path.join(found.root, folder)).st_mtime_ns == time for folder, time in found.folders.items()
+        )
     except OSError:
         return False
 

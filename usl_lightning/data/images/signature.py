@@ -49,6 +49,8 @@ def _folder_parts(name: str, dir: str | None, split: str, labels_file: str | Non
     for part in sorted({split, "test"} & set(places)):
         found = folders.scan(places[part], only, trust_index=False)
         parts += [part, folders.fingerprint_of(found.files, found.sizes)]
+        if found.packed is not None and found.packed.texts is not None and labels_file is None:
+            parts.append(found.packed.labels_hash)
     return parts
 
 

@@ -1,11 +1,9 @@
 """Whether the images of a folder are all of one size, as far as evenly spaced ones tell. PIL and NumPy only."""
 
-import os
-
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.images.decode import probe
 from usl_lightning.data.images.folders import FileList
-from usl_lightning.data.images.walk import UnreadableImageError, read_file
+from usl_lightning.data.images.walk import UnreadableImageError
 
 _PROBED = 256
 
@@ -41,9 +39,9 @@ def check_one_size(listing: FileList, *, skip: bool) -> None:
     """
     first: tuple[str, tuple[int, int]] | None = None
     for i in probed(len(listing.files)):
-        where = os.path.join(listing.root, listing.files[i])
+        where = listing.where(i)
         try:
-            found = probe(read_file(where), where)
+            found = probe(listing.read(i), where)
         except UnreadableImageError:
             if skip:
                 continue

@@ -15,8 +15,10 @@ from usl_lightning.base.atomic import read_file
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError, did_you_mean, printable
 from usl_lightning.base.files import not_a_folder, once, read_once
+from usl_lightning.data.images import folders, shards
 from usl_lightning.data.images.catalog import data_folder
 from usl_lightning.data.images.folders import FileList
+from usl_lightning.data.images.shards import split_called
 from usl_lightning.data.images.walk import is_class_folder, is_hidden, is_image
 from usl_lightning.labels.names import is_not_sure, look, may_be_none
 
@@ -45,7 +47,7 @@ def _split_folders(name: str, dir: str | None) -> dict[str, Path]:
         if dir is None:
             raise UslError("data set folder: which one? give the folder of the images with --data.dir")
         root = Path(os.path.expanduser(dir))
-        if not os.path.isdir(root):
+        if not shards.is_place(root):
             raise UslError(f"{root}: {not_a_folder(root)}; give the folder of the images with --data.dir")
         return _splits_of_folder(root)
     places = [data_folder(dir) / sub for sub in ("imagenet", "ImageNet", "ILSVRC2012", "")]
@@ -61,18 +63,6 @@ def _split_folders(name: str, dir: str | None) -> dict[str, Path]:
     )
 
 
-_SPLITS = {
-    "train": "train", "training": "train",
-    "test": "test", "testing": "test",
-    "val": "val", "valid": "val", "validation": "val",
-}  # fmt: skip
-
-
-def _split_called(name: str) -> str:
-    """The split that a folder of this name is; "" if it is none."""
-    return _SPLITS.get(look(name), "")
-
-
 def _splits_of_folder(root: Path) -> dict[str, Path]:
     inner = only_folder(root)
     for place in (root, inner):
@@ -83,7 +73,7 @@ def _splits_of_folder(root: Path) -> dict[str, Path]:
     for place in (inner, *inner.parents):
         if place == root:
             break
-        if _split_called(place.name) == "train":
+        if split_called(place.name) == "train":
             return {"train": place}
     return {"train": root}
 
@@ -91,7 +81,10 @@ def _splits_of_folder(root: Path) -> dict[str, Path]:
 @functools.cache  # told once
 def _tell_what_is_beside(root: Path, splits: frozenset[str]) -> None:
     """Of images, and folders of images, beside splits, which are part of none: how many, and which is first."""
-    others = sorted(e.name for e in _listed(root) if not _split_called(e.name) and _holds_images(e))
+    if (place := shards.find(root)) is not None:
+        others = shards.beside_splits(place) if shards.split_words(place) else []
+    else:
+        others = sorted(e.name for e in _listed(root) if not split_called(e.name) and _holds_images(e))
     if others:
         first, count, of = printable(others[0], 80), len(others), ", ".join(sorted(splits))
         log.warning("%s: passed over beside %s: %s, of %d images and folders of images", root, of, first, count)
@@ -107,8 +100,8 @@ def _holds_images(entry: "os.DirEntry[str]", depth: int = 2) -> bool:
 def _splits_in(root: Path) -> dict[str, Path]:
     """Split -> its folder, in the order of training and testing."""
     found: dict[str, Path] = {}
-    for name in sorted(e.name for e in _listed(root) if _split_called(e.name) and is_class_folder(e)):
-        split = _split_called(name)
+    for name in filter(split_called, folders_in(root)):
+        split = split_called(name)
         if split in found:
             raise UslError(f"{root}: {found[split].name} and {name} are both the split '{split}'; rename one")
         found[split] = root / name
@@ -117,9 +110,17 @@ def _splits_in(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in ("train", "test", "val") if split in found}
 
 
+def folders_in(root: Path) -> list[str]:
+    """The names of the folders in a folder, sorted; of shards, those that their names mean, or that are in them."""
+    place = shards.find(root)
+    if place is None:
+        return sorted(entry.name for entry in _listed(root) if is_class_folder(entry))
+    return list(shards.split_words(place)) or folders.scan(root).class_folders()
+
+
 def are_splits(names: Collection[str]) -> bool:
     """Whether folders of these names, among others, are splits: one to train and one to measure on."""
-    found = {*map(_split_called, names)}
+    found = {*map(split_called, names)}
     return "train" in found and bool(found & {"test", "val"})
 
 
@@ -141,7 +142,7 @@ def check_no_splits(train: Path, listing: FileList) -> None:
             train, folder, printable(", ".join(sorted(names)), 200), train / folder,
         )  # fmt: skip
     for folder, names in inside.items():
-        if _split_called(folder) and names and ({*inside} & {*names} or all(map(_split_called, inside))):
+        if split_called(folder) and names and ({*inside} & {*names} or all(map(split_called, inside))):
             raise UslError(
                 f"{train}: {folder} is no class: it holds folders as a split does ({', '.join(sorted(names))});"
                 " expected train and test, which hold those of the classes, or one of them as the folder of the images"
@@ -187,6 +188,8 @@ def check_classes(train: Path, names: Collection[str]) -> None:
 
 def only_folder(folder: Path) -> Path:
     """The folder, or the only one in it as long as there is nothing else that counts."""
+    if (place := shards.find(folder)) is not None:
+        return folder if shards.split_words(place) or folders.labels_in_shards(folder) else _only_in_shards(folder)
     passed = set[str]()
     while True:
         passed.add(os.path.realpath(folder))
@@ -199,6 +202,11 @@ def only_folder(folder: Path) -> Path:
         if not below or os.path.realpath(folder / below[0]) in passed:  # a link may lead back
             return folder
         folder = folder / below[0]
+
+
+def _only_in_shards(folder: Path) -> Path:
+    found = folders.scan(folder).files  # in order, so that what the first and the last have in common, all have
+    return folder / os.path.commonpath([os.path.dirname(file) for file in (found[0], found[-1])])
 
 
 def _listed(folder: Path) -> Iterator["os.DirEntry[str]"]:
@@ -240,14 +248,14 @@ def _named_in(line: str, known: Collection[str]) -> str:
 
 
 def class_names(name: str, train: Path, class_list: str | None) -> tuple[str, ...] | None:
-    """The class folders asked for, in label order and composed form; None: all there are.
+    """The class folders asked for, in label order and composed form; None: all there are, or folders are no classes.
 
     Raises:
         UslError: a listed class has no folder, or `imagenet100` lacks its list.
     """
-    if class_list is None and name != "imagenet100":
+    if (class_list is None and name != "imagenet100") or folders.labels_in_shards(train):
         return None
-    there = sorted(composed(entry.name) for entry in _listed(train) if is_class_folder(entry))
+    there = sorted(map(composed, folders_in(train)))
     if class_list is None:
         if len(there) == 100:
             return None

@@ -13,7 +13,7 @@ from usl_lightning.data.images.decode import decode
 from usl_lightning.data.images.folders import FileList
 from usl_lightning.data.images.rendering import VERSION
 from usl_lightning.data.images.threads import map_in_order
-from usl_lightning.data.images.walk import UnreadableImageError, read_file
+from usl_lightning.data.images.walk import UnreadableImageError
 
 log = logging.getLogger("usl_lightning")
 
@@ -72,7 +72,7 @@ def unreadable(listing: FileList) -> dict[str, str]:
     found, lasting = dict(listing.odd), dict[str, str]()
     with progress("looking for unreadable images", len(listing.files), "img") as bar:
         for file, (refused, damaged) in zip(
-            listing.files, map_in_order(lambda file: _problem(listing, file), listing.files), strict=True
+            listing.files, map_in_order(lambda i: _problem(listing, i), range(len(listing.files))), strict=True
         ):
             if refused or damaged:
                 found[file] = refused or damaged
@@ -85,13 +85,13 @@ def unreadable(listing: FileList) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _problem(listing: FileList, file: str) -> tuple[str, str]:
-    """(why the system does not give it, why it cannot be decoded); at most one of them."""
-    path = listing.root / file
+def _problem(listing: FileList, i: int) -> tuple[str, str]:
+    """(why the system does not give a file, why it cannot be decoded); at most one of them."""
+    file = listing.files[i]
     try:
-        content = read_file(path)
+        content = listing.read(i)
     except UnreadableImageError as error:
-        return str(error).removeprefix(f"{path}: "), ""
+        return str(error).removeprefix(f"{listing.where(i)}: "), ""
     try:
         decode(content, file, 3, 16)
     except UnreadableImageError as error:

@@ -283,9 +283,17 @@ def test_members_that_are_no_images_are_refused_or_left_out(tmp_path, what):
     write_tar(
         tmp_path / "0.tar", {"a.png": png(1)}, odd, member(".b.png", tarfile.SYMTYPE), member("x", tarfile.DIRTYPE)
     )
-    assert f"0.tar/{name}: {what}" in refusal(tmp_path)
+    assert refusal(tmp_path).startswith(f"{tmp_path}/0.tar/{name}: {what}")
     source = open_source("folder", "train", dir=str(tmp_path), on_error="skip")
     assert (source.files, source.skipped) == (("a.png",), (f"0.tar/{name}",))
+
+
+def test_what_is_odd_in_a_split_is_told_with_the_shard_that_it_is_in(tmp_path):
+    write_tar(tmp_path / "train-0.tar", {"a.png": png(1)}, ODD["a link"][0])
+    write_tar(tmp_path / "test-0.tar", {"a.png": png(1), "b.png": b""})
+    assert refusal(tmp_path).startswith(f"{tmp_path}/train-0.tar/b.png: a link")
+    assert refusal(tmp_path, "test").startswith(f"{tmp_path}/test-0.tar/b.png: empty file")
+    assert [one.file for one in inspect_folder(tmp_path).unreadable] == ["train-0.tar/b.png", "test/b.png"]
 
 
 def test_hidden_members_and_other_files_are_left_out(tmp_path):
@@ -325,7 +333,7 @@ def test_damaged_images_are_refused_or_left_out_as_in_a_folder(tmp_path):
     write_tar(tmp_path / "s" / "0.tar", files)
     write_folder(tmp_path / "f", files)
     told = [refusal(tmp_path / place, image_size=4, channels=3) for place in ("f", "s")]
-    assert told[0].replace("/f/", "/s/") == told[1]
+    assert told[0].replace("/f/", "/s/0.tar/") == told[1]
     del files["c.png"]
     write_tar(tmp_path / "s" / "0.tar", files)
     assert "s/0.tar/b.png: damaged image" in refusal(tmp_path / "s", image_size=4, channels=3)

@@ -54,13 +54,16 @@ class Split:
         name: `train` or `test`.
         count: image files, those that cannot be read among them.
         looked: those that were opened.
-        class_counts: images of each class folder, by name; images beside class folders are in none.
+        class_counts: images of each class folder, by name; images beside class folders are in none. Or of each label
+            that stands in shards.
+        of_folders: it is the former.
     """
 
     name: str
     count: int
     looked: tuple[Looked, ...]
     class_counts: dict[str, int]
+    of_folders: bool = True
 
     @property
     def readable(self) -> list[Looked]:
@@ -202,9 +205,10 @@ def _look_at(name: str, root: Path, folder: Path, others: dict[str, int], most: 
             found.append(one)
             bar.update()
     for file, problem in listing.odd:
-        place = os.path.relpath(root / file, folder)
+        place = os.path.relpath(listing.beside / file, folder)
         found.append(Looked(place, problem=f"{place}: {problem}"))
-    return Split(name, count + len(listing.odd), tuple(found), _class_counts(listing))
+    of_folders = listing.packed is None or listing.packed.texts is None
+    return Split(name, count + len(listing.odd), tuple(found), _class_counts(listing), of_folders)
 
 
 def _class_counts(listing: FileList) -> dict[str, int]:

@@ -298,8 +298,9 @@ def _labels(plan: Plan) -> str:
         some = f"{plan.labels.labelled:,} of {len(plan.labels):,} images have one"
         return f"{some}, in {_line(str(plan.labels.path))}; these are kept"
     counts = plan.found.train.class_counts
+    kind = ("sub-folder", "class folders") if plan.found.train.of_folders else ("label", "classes that the shards name")
     if plan.classes is not None:
-        several = "sub-folder is" if len(counts) == 1 else f"{len(counts)} sub-folders are"
+        several = f"{kind[0]} is" if len(counts) == 1 else f"{len(counts)} {kind[0]}s are"
         folders = f"; the {several} not taken for classes" if counts else ""
         named = f"none yet; classes to label by: {_some(list(plan.classes))}" if plan.classes else "none yet"
         return named + folders
@@ -308,7 +309,7 @@ def _labels(plan: Plan) -> str:
     known = sum(counts.values())
     fewest, most = min(counts.values()), max(counts.values())
     spread = f"{fewest:,} to {most:,} images each" if fewest < most else f"{most:,} image{'s' * (most > 1)} each"
-    text = f"{len(counts)} class folders ({_some(list(counts))}), {spread}"
+    text = f"{len(counts)} {kind[1]} ({_some(list(counts))}), {spread}"
     if beside := plan.found.train.count - known:
         text += f"; {beside:,} images beside them have no label" if beside > 1 else "; 1 image beside them has no label"
     return f"{text}; if they are no classes: --classes NAMES"

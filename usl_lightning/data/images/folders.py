@@ -78,6 +78,11 @@ class FileList:
         """The path of a file, for messages; of one in a shard, below that."""
         return os.path.join(self.root if self.packed is None else self.packed.shard(i), self.files[i])
 
+    @property
+    def beside(self) -> Path:
+        """The folder to which what is odd is relative: that of the shards, if there are some."""
+        return self.root if self.packed is None else self.packed.place.shards[0].parent
+
     def without(self, left_out: set[str]) -> "FileList":
         """The list without some files."""
         return self._taken([i for i, file in enumerate(self.files) if file not in left_out])

@@ -13,6 +13,8 @@ import json
 import os
 import threading
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -37,28 +39,27 @@ def look_into(path: Path) -> Shard:
         OSError: it cannot be read.
         UslError: pyarrow is missing, the file is damaged, or has no column of images.
     """
-    file = _opened(str(path))
-    column, label = _column(path, file), "label" if "label" in file.schema_arrow.names else None
-    names = _class_names(file.schema_arrow.metadata)
-    found = Shard(labelled=True, named=bool(label and names), texts=names if label else ())
-    code = {text: number for number, text in enumerate(found.texts)}
-    wanted, row = [column, *([label] if label else [])], 0
-    for group in range(file.num_row_groups):
-        table = _guarded(path, lambda group=group: file.read_row_group(group, columns=wanted, use_threads=False))
-        labels = table.column(label).to_pylist() if label else [None] * len(table)
-        for (content, ending), given in zip(_images(table.column(column)), labels, strict=True):
-            problem = _problem(content)
-            name = f"{row:08}{ending}"
-            if problem:
-                found.odd.append((name, problem))
-            else:
-                found.names.append(f"{path.stem}/{name}")
-                found.offsets.append(row)
-                found.sizes.append(content or 0)
-                found.labels.append(_number(path, row, given, code, named=found.named))
-            row += 1
-    found.texts = tuple(code)
-    return found
+    with _damage(path):
+        file = _opened(str(path))
+        column, label = _column(path, file), "label" if "label" in file.schema_arrow.names else None
+        names = _class_names(file.schema_arrow.metadata) if label else ()
+        found = Shard(labelled=True, named=bool(names), texts=names)
+        code, row = {text: number for number, text in enumerate(names)}, 0
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=[column, label] if label else [column], use_threads=False)
+            labels = table.column(label).to_pylist() if label else [None] * len(table)
+            for (size, ending), given in zip(_images(table.column(column)), labels, strict=True):
+                name = f"{row:08}{ending}"
+                if problem := _problem(size):
+                    found.odd.append((name, problem))
+                else:
+                    found.names.append(f"{path.stem}/{name}")
+                    found.offsets.append(row)
+                    found.sizes.append(size or 0)
+                    found.labels.append(_number(path, row, given, code, named=found.named))
+                row += 1
+        found.texts = tuple(code)
+        return found
 
 
 def read(path: str, stamp: Stamp, row: int) -> bytes:
@@ -67,12 +68,13 @@ def read(path: str, stamp: Stamp, row: int) -> bytes:
     Raises:
         UslError: pyarrow is missing, or the file is damaged.
     """
-    starts = _starts(path, stamp)
-    group = bisect_right(starts, row) - 1
-    with _reading:  # several threads want the same group
-        images = _group(path, stamp, group)
-    content: bytes = images[row - starts[group]].as_py()
-    return content
+    with _damage(Path(path)):
+        starts = _starts(path, stamp)
+        group = bisect_right(starts, row) - 1
+        with _reading:  # several threads want the same group
+            images = _group(path, stamp, group)
+        content: bytes = images[row - starts[group]].as_py()
+        return content
 
 
 @functools.lru_cache(64)
@@ -86,8 +88,7 @@ def _starts(path: str, stamp: Stamp) -> list[int]:
 def _group(path: str, stamp: Stamp, group: int) -> Any:
     file = _opened(path)
     column = _column(Path(path), file)
-    table = _guarded(Path(path), lambda: file.read_row_group(group, columns=[column], use_threads=False))
-    return _bytes(table.column(column))
+    return _bytes(file.read_row_group(group, columns=[column], use_threads=False).column(column))
 
 
 def _opened(path: str) -> Any:
@@ -95,24 +96,21 @@ def _opened(path: str) -> Any:
         import pyarrow.parquet
     except ImportError as error:
         raise UslError(f"{path}: Parquet files are read with pyarrow; pip install 'usl-lightning[parquet]'") from error
-    return _guarded(Path(path), lambda: pyarrow.parquet.ParquetFile(path))
+    return pyarrow.parquet.ParquetFile(path)
 
 
-def _guarded(path: Path, read: Any) -> Any:
-    """What is read; whatever pyarrow says of a damaged file in one line."""
+@contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Whatever pyarrow says of a damaged file, in one line; what the system says of a file stays."""
     try:
-        return read()
-    except OSError as error:
-        if error.errno is not None:
+        yield
+    except UslError:
+        raise
+    except Exception as error:  # ArrowInvalid is a ValueError, others are OSErrors without a number
+        if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise _damaged(path, error) from error
-    except Exception as error:  # ArrowInvalid is a ValueError, others are of their own
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> UslError:
-    what = " ".join(str(error).split())[:200]
-    return UslError(f"{path}: a damaged Parquet file, or none ({what}); write it again")
+        what = " ".join(str(error).split())[:200]
+        raise UslError(f"{path}: a damaged Parquet file, or none ({what}); write it again") from error
 
 
 def _column(path: Path, file: Any) -> str:

@@ -34,14 +34,14 @@ def check_readable(listing: FileList, on_error: str) -> tuple[FileList, dict[str
         UslError: names the first, or none can be read.
     """
     if on_error == "fail":
-        wrong = dict(listing.odd)
-        wrong |= {
-            f: "empty file, expected an image" for f, n in zip(listing.files, listing.sizes, strict=True) if not n
-        }
+        wrong = [(str(listing.beside / name), problem) for name, problem in listing.odd]
+        wrong += [
+            (listing.where(i), "empty file, expected an image") for i, size in enumerate(listing.sizes) if not size
+        ]
         if wrong:
-            first, problem = next(iter(wrong.items()))
+            first, problem = wrong[0]
             more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
-            raise UslError(f"{listing.root / first}: {problem}{more}; remove it or give --data.on_error skip")
+            raise UslError(f"{first}: {problem}{more}; remove it or give --data.on_error skip")
         return listing, {}
     problems = unreadable(listing)
     count = len({*listing.files, *problems})

@@ -383,6 +383,19 @@ def test_archives_of_which_no_file_can_be_read_alone(tmp_path):
     assert "x/b.tar is a shard: give a folder that holds shards alone, directly" in refusal(tmp_path / "d")
 
 
+@pytest.mark.parametrize(
+    ("make", "part"),
+    [
+        (lambda path: path.symlink_to("/nowhere/1.tar"), "cannot be read (No such file or directory)"),
+        (os.mkfifo, "cannot be read (it is no file)"),
+    ],
+)
+def test_what_is_called_like_a_shard_and_is_none(tmp_path, make, part):
+    write_tar(tmp_path / "0.tar", {"1.png": png(1)})
+    make(tmp_path / "1.tar")
+    assert f"1.tar: {part}" in refusal(tmp_path)
+
+
 # the index of a shard ------------------------------------------------------------------------------------
 
 

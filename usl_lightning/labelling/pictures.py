@@ -225,7 +225,7 @@ class FolderPictures(Pictures):
 
 
 class ShardPictures(FolderPictures):
-    """Image files in the shards of a folder, which has no links out of it."""
+    """Image files in the shards of a folder: shards may be links, what is in them is none."""
 
     def _is_there(self, file: str) -> bool:
         return self._place_of(file) is not None

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from usl_lightning.base.atomic import check_file
 from usl_lightning.base.documents import composed
 from usl_lightning.base.errors import UslError
 from usl_lightning.base.files import Stamp, read_json, stamp_of, write_text
@@ -118,7 +119,7 @@ def _shards_in(folder: Path) -> tuple[Path, ...]:
                     continue
                 if is_image(entry.name) or is_class_folder(entry):
                     return ()
-                if entry.name.lower().endswith(SUFFIXES) and entry.is_file():
+                if entry.name.lower().endswith(SUFFIXES):
                     found.append(folder / entry.name)
     except OSError:
         return ()
@@ -297,6 +298,7 @@ def _shard(path: Path, cache: Path) -> Shard:
     index = cache / "shards" / f"{key}.json"
     started = time.time_ns()
     try:
+        check_file(path)
         times = _times(path)
         with contextlib.suppress(UslError, OSError, ValueError, KeyError, TypeError, AttributeError):
             return _from_json(read_json(index, "it is made again"), times)

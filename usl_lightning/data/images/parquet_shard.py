@@ -29,7 +29,15 @@ GROUPS = 4
 
 _COLUMNS = ("image", "img")
 _reading = threading.Lock()
-os.register_at_fork(after_in_child=_reading._at_fork_reinit)  # type: ignore[attr-defined]
+
+
+def _renew() -> None:
+    """A process that is forked while a thread reads gets a lock that nobody holds."""
+    global _reading
+    _reading = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew)
 
 
 def look_into(path: Path) -> Shard:

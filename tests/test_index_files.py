@@ -10,6 +10,8 @@ import torch
 
 from usl_lightning.base.configs import shipped_folder
 from usl_lightning.base.errors import UslError
+from usl_lightning.chain.file import Stage
+from usl_lightning.chain.sources import check_sources
 from usl_lightning.cli import main
 from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.images.source import dataset_id
@@ -215,5 +217,9 @@ def test_a_published_index_is_found_by_its_name() -> None:
     assert Path(flat("cifar10_uslt.json")) == shipped_folder() / "labels" / "cifar10_uslt.json"
     assert flat("./cifar10_uslt.json") == "./cifar10_uslt.json"
     assert flat("README.md") == "README.md"
+    config = shipped_folder() / "cifar10_fixmatch.yaml"
+    check_sources(Stage("a", "fit", config, {"data.labels": "cifar10_uslt.json"}), {}, Path("runs"))
+    with pytest.raises(UslError, match=r"data\.labels: cifar10_none\.json: no such file"):
+        check_sources(Stage("a", "fit", config, {"data.labels": "cifar10_none.json"}), {}, Path("runs"))
     write("cifar10_uslt.json", [1])
     assert flat("cifar10_uslt.json") == "cifar10_uslt.json", "a file that is here comes first"

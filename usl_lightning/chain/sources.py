@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from usl_lightning.base.classes import ROOT
+from usl_lightning.base.configs import find_labels
 from usl_lightning.base.errors import UslError, did_you_mean
 from usl_lightning.chain.file import REFERENCE, Stage
 from usl_lightning.stage.identity import names_a_file
@@ -41,7 +42,7 @@ def check_sources(stage: Stage, earlier: Mapping[str, StageCommand], folder: Pat
                 raise UslError(f"{key}: ${{{source}.{output}}}: '{source}' is no earlier stage{near}")
             _check_output(key, source, output, earlier[source])
         place = os.path.abspath(folder) + os.sep
-        path = os.path.abspath(os.path.expanduser(value))
+        path = os.path.abspath(os.path.expanduser(find_labels(value)))
         named = names_a_file(key) and value not in ("", "null") and not REFERENCE.search(value)
         if named and not os.path.exists(path) and not path.startswith(place):
             raise UslError(f"{key}: {value}: no such file")

@@ -452,3 +452,27 @@ def test_files_that_pages_name_are_there() -> None:
     places = (ROOT, ROOT / "usl_lightning", ROOT / "tests" / "benchmarks", ROOT / "docs" / "pictures")
     assert len(named) > 40
     assert [path for path in sorted(named) if not any((place / path).exists() for place in places)] == []
+
+
+def test_tables_of_chains_are_as_measured() -> None:
+    """The table that follows the name of a result of `usl table` has its rows and columns in order, and its figures."""
+    checked = set()
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        for name in re.finditer(r"`tests/benchmarks/results/(\w+)\.json`", text):
+            cells = json.loads((ROOT / f"tests/benchmarks/results/{name[1]}.json").read_text()).get("cells")
+            if not isinstance(cells, list) or "column" not in cells[0]:
+                continue
+            table = re.search(r"(?:^\|.+\n)+", text[name.end() :], re.M)
+            assert table, name[1]
+            lines = [line.strip("| ").split(" | ")[1:] for line in table[0].splitlines()[2:]]
+            rows = list(dict.fromkeys(cell["row"] for cell in cells))
+            columns = list(dict.fromkeys(cell["column"] for cell in cells))
+            assert [len(line) for line in lines] == [len(columns)] * len(rows), name[1]
+            for cell in cells:
+                shown = lines[rows.index(cell["row"])][columns.index(cell["column"])]
+                known = [[f"{cell['mean']:.{n}f}", f"{cell['sd']:.{n}f}"] for n in (0, 1, 2)]
+                found = shown.split(" ± ")
+                assert any(found == each[: len(found)] for each in known), (name[1], cell["row"], cell["column"], shown)
+            checked.add(name[1])
+    assert {"digits_table", "fashion_mnist_table", "emoji_table"} < checked

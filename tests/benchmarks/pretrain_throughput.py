@@ -39,6 +39,7 @@ class Trainer:
     def __init__(self, data: Any) -> None:
         self.datamodule, self.global_step, self.max_steps, self.accumulate_grad_batches = data, 0, 300, 1
         self.world_size, self.is_global_zero, self.gradient_clip_val, self.loggers = 1, True, None, []
+        self.log_every_n_steps = 50
 
 
 def steps_of(method: str) -> Iterator[float]:

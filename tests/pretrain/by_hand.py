@@ -20,7 +20,7 @@ class Trainer:
 
     def __init__(self, batch_size: int = 8, max_steps: int = 24) -> None:
         self.global_step, self.max_steps, self.accumulate_grad_batches = 0, max_steps, 1
-        self.world_size, self.is_global_zero = 1, True
+        self.world_size, self.is_global_zero, self.log_every_n_steps = 1, True, 10
         self.datamodule: Any = type("Data", (), {"batch_size": batch_size, "seed": 0})()
         self.optimizers: list[torch.optim.Optimizer] = []
 
@@ -52,6 +52,7 @@ def assert_steps_are(
     size: int = 8,
     labels: Tensor | None = None,
     tolerance: float = 1e-5,
+    log: Callable[[int, dict[str, Tensor]], None] = lambda step, values: None,
 ) -> None:
     """Values and gradients of `training_step` are those of `slow`, step after step, in float64.
 
@@ -62,10 +63,11 @@ def assert_steps_are(
         size: of the batches.
         labels: of all images.
         tolerance: relative.
+        log: is told the step and what is logged of it.
     """
     model.double()
-    model.log_training = lambda *views, **values: None  # type: ignore[method-assign]
     trainer = Trainer(size, steps)
+    model.log_training = lambda *views, **values: log(trainer.global_step, values)  # type: ignore[method-assign]
     model.trainer = trainer  # type: ignore[assignment]
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)

@@ -12,7 +12,7 @@ from usl_lightning.base.errors import UslError
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch
 from usl_lightning.data.views import Weak
-from usl_lightning.models.mean_shift import constrained_loss
+from usl_lightning.models.mean_shift import constrained_loss, ranks_of_allowed
 from usl_lightning.pretrain.msf import MSF
 from usl_lightning.vectors.kmeans import kmeans
 
@@ -105,6 +105,31 @@ def test_an_image_without_rows_has_no_loss_and_fewer_rows_are_averaged() -> None
     loss = constrained_loss(v, F.normalize(v, dim=1), bank, allowed, 4)
     cosines = F.cosine_similarity(v[1:], bank[:2])
     torch.testing.assert_close(loss, torch.stack([torch.zeros(()).double(), (2 - 2 * cosines).mean()]))
+
+
+def test_ranks_are_the_places_in_a_sorted_list() -> None:
+    draw = torch.Generator().manual_seed(0)
+    bank, targets = (F.normalize(torch.randn(n, 3, generator=draw), dim=1) for n in (9, 4))
+    there = torch.arange(9) < 7
+    allowed = (torch.rand(4, 9, generator=draw) < 0.4) & there
+    allowed[0], allowed[1] = there, False
+    ranks = ranks_of_allowed(targets, bank, there, allowed, K)
+    for target, some, own in zip(targets, allowed, ranks.tolist(), strict=True):
+        order = sorted(range(7), key=lambda row: -float(bank[row] @ target))
+        places = [place for place, row in enumerate(order, 1) if some[row]][:K]
+        assert own == places + [0] * (K - len(places))
+    assert ranks[0].tolist() == [1, 2, 3]
+
+
+def test_how_far_related_rows_are_is_logged_whenever_lightning_logs() -> None:
+    """By the images whose related rows are known alone; of the nearest cluster they are near, and MSF's own in part."""
+    msf = model(constraint="clusters", clusters=7)
+    logged: dict[int, dict[str, Tensor]] = {}
+    assert_steps_are(msf, Slow(msf, torch.zeros(IMAGES)), log=lambda step, values: logged.update({step: values}))
+    told = {step for step, values in logged.items() if "related_rank" in values}
+    assert told == {9, 19}
+    assert all(1 <= float(logged[step]["related_rank"]) <= 30 for step in told)
+    assert all(0 < float(logged[step]["related_overlap"]) <= 1 for step in told)
 
 
 @pytest.mark.parametrize("options", [{"constraint": "labels"}, {"labels_from": "labels.json"}])

@@ -24,3 +24,25 @@ def constrained_loss(predictions: Tensor, targets: Tensor, bank: Tensor, allowed
         there = similar.isfinite()
         cosines = F.cosine_similarity(predictions.to(dtype)[:, None], bank[nearest].detach().to(dtype), dim=2)
         return ((2 - 2 * cosines) * there).sum(1) / there.sum(1).clamp(min=1)
+
+
+@torch.no_grad()
+def ranks_of_allowed(targets: Tensor, bank: Tensor, there: Tensor, allowed: Tensor, k: int) -> Tensor:
+    """The places of the rows that `constrained_loss` takes among all rows of the bank, by similarity.
+
+    Args:
+        targets: [n, d], unit rows.
+        bank: [m, d], unit rows.
+        there: bool [m], which rows have been written.
+        allowed: bool [n, m], some of these.
+        k: rows for each image at most.
+
+    Returns:
+        int64 [n, min(k, m)], ascending; 1 is the row nearest of all, and 0 stands where no more rows are allowed.
+    """
+    similar = (targets @ bank.T).masked_fill(~there, -torch.inf)
+    order = similar.argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(1, len(bank) + 1, device=order.device).expand_as(order)
+    ranks = torch.empty_like(order).scatter_(1, order, places)
+    near = ranks.masked_fill(~allowed, len(bank) + 1).sort(1).values[:, :k]
+    return near.masked_fill(near > len(bank), 0)

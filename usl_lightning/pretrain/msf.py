@@ -20,7 +20,7 @@ from usl_lightning.data.images.opening import read_labels
 from usl_lightning.models.ema import EMA
 from usl_lightning.models.guesses import Ring, remember
 from usl_lightning.models.heads import projection_mlp
-from usl_lightning.models.mean_shift import constrained_loss
+from usl_lightning.models.mean_shift import constrained_loss, ranks_of_allowed
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 from usl_lightning.vectors.kmeans import kmeans
 
@@ -71,7 +71,8 @@ class MSF(PretrainModule):
 
     With a constraint, CMSF, neighbours are also looked for among the kept embeddings of related images alone. An image
     has MSF's loss until anything is known of it. Where fewer than k rows are allowed the mean is over those there are;
-    the published code fills up with arbitrary ones.
+    the published code fills up with arbitrary ones. How far away related rows are is logged: `related_rank`, their mean
+    place among all rows by similarity (1: the nearest of all), and `related_overlap`, the share that MSF takes too.
 
     Args:
         image: channels, size and statistics of the images; the command line takes it from the data.
@@ -216,6 +217,12 @@ class MSF(PretrainModule):
         share = torch.where(known, self.constraint_weight, 0.0).to(free.dtype)
         loss = torch.lerp(free, constrained, share).mean()
         parts = {"related_known": known.to(free.dtype).mean(), "free_loss": mean_shift_loss(v, nearest)}
+        if self._is_logged():  # a bank is sorted for them
+            allowed = allowed & known[:, None]
+            ranks = gather(ranks_of_allowed(u, self.bank.rows, there, allowed, self.neighbours)).to(free.dtype)
+            taken = (ranks > 0).sum().clamp(min=1)
+            parts["related_rank"] = ranks.sum() / taken
+            parts["related_overlap"] = ((ranks > 0) & (ranks <= self.neighbours)).sum() / taken
         return loss, parts
 
     @torch.no_grad()

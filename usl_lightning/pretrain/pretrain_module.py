@@ -119,13 +119,17 @@ class PretrainModule(Method):
             values: scalars by name.
         """
         looks = bool(views) and self._takes_step(LOOK_EVERY)
-        if looks or (views and self._takes_step(self.trainer.log_every_n_steps)):  # type: ignore[attr-defined]
+        if looks or (views and self._is_logged()):
             values |= {"embedding_std": feature_std(views[0]), "uniformity": uniformity(views[0])}
             if len(views) == 2:
                 values["alignment"] = alignment(*views)
         means = mean_over_processes(**values)
         self.log_dict(means, prog_bar=True)
         self._uniformity = means["uniformity"] if looks else None
+
+    def _is_logged(self) -> bool:
+        """Whether Lightning logs what this step tells."""
+        return self._takes_step(self.trainer.log_every_n_steps)  # type: ignore[attr-defined]
 
     def _takes_step(self, every: int) -> bool:
         """Whether the number of the step being taken, from 1, is a multiple of `every`; never of 0."""

@@ -7,7 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.evaluation.clusters import cluster_metrics, many_to_one_accuracy
+from usl_lightning.evaluation.clusters import (
+    adjusted_mutual_information,
+    class_entropies,
+    cluster_metrics,
+    many_to_one_accuracy,
+)
 
 
 def test_perfect_and_useless_clusters() -> None:
@@ -49,6 +54,24 @@ def test_unknown_labels_count_for_the_sizes_alone() -> None:
     metrics = cluster_metrics(clusters, labels)
     assert (metrics["ari"], metrics["clusters"]) == (1.0, 3)
     assert math.isnan(cluster_metrics(clusters, torch.full_like(labels, -1))["nmi"])
+
+
+def test_adjusted_information_is_without_what_chance_gives() -> None:
+    """Of many random clusters the information is large, and none of it is of the classes."""
+    draw = torch.Generator().manual_seed(0)
+    clusters, labels = (torch.randint(n, (300,), generator=draw) for n in (60, 5))
+    assert cluster_metrics(clusters, labels)["nmi"] > 0.15
+    assert adjusted_mutual_information(clusters, labels) == pytest.approx(0, abs=0.03)
+    assert adjusted_mutual_information((labels + 1) % 5, torch.where(clusters > 5, labels, -1)) == pytest.approx(1)
+    assert math.isnan(adjusted_mutual_information(clusters, torch.full_like(labels, -1)))
+
+
+def test_entropies_of_the_classes_in_closed_form() -> None:
+    clusters = torch.tensor([0, 0, 0, 0, 2, 2, 2, 3])
+    labels = torch.tensor([0, 0, 1, 1, 4, 4, -1, -1])
+    found = class_entropies(clusters, labels)
+    assert found[[0, 2]].tolist() == pytest.approx([math.log(2), 0])
+    assert found[[1, 3]].isnan().all(), "one is empty, of one nothing is known"
 
 
 @pytest.mark.parametrize(("clusters", "labels"), [(torch.zeros(0), torch.zeros(0)), (torch.zeros(3), torch.zeros(2))])

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from runs import usl
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, adjusted_rand_score, normalized_mutual_info_score
 from torch import Tensor
 from training import digits, train
 
@@ -26,6 +26,8 @@ from usl_lightning.data.images.opening import open_source
 from usl_lightning.data.keys import derive_seed
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.views import Weak
+from usl_lightning.evaluation.features import FeatureReport, Features
+from usl_lightning.evaluation.knn import knn_accuracy
 from usl_lightning.pretrain.sela import (
     Schedule,
     SeLa,
@@ -347,6 +349,32 @@ def test_more_clusters_than_images_are_refused_in_a_line(tmp_path: Path) -> None
 def test_heads_and_clusters_must_fit() -> None:
     with pytest.raises(UslError, match=r"model.clusters: .* expected a number, or one for each head"):
         make(heads=3, clusters=[4, 5])
+
+
+def test_heads_and_hidden_layers_are_measured_on_test_images() -> None:
+    """As loops over the images have it; without hidden layers there is nothing more to say of them."""
+    data = digits()
+    model = make(data, hidden_dims=[20], knn_k=5)
+    model.measured = tuple(
+        Features(model.encoder.eval()(source.read(torch.arange(len(source)))).detach(), source.labels)
+        for source in (data.train_source, data.source("test"))
+    )
+    report = FeatureReport()
+    model.add_figures(report, data)
+    hidden = [Features(model.hidden.eval()(part.features), part.labels) for part in model.measured]
+    assert report.metrics["knn_fc_accuracy"] == knn_accuracy(*hidden[0], *hidden[1], k=5, num_classes=10)
+    logits = model.head(hidden[1].features)
+    for name, figure in (
+        ("nmi", normalized_mutual_info_score), ("ari", adjusted_rand_score), ("ami", adjusted_mutual_info_score)
+    ):  # fmt: skip
+        each = [figure(hidden[1].labels, logits[:, part].argmax(1)) for part in (slice(0, 6), slice(6, 15))]
+        assert report.metrics[f"head_{name}"] == pytest.approx(sum(each) / 2)
+    assert {f"probe_layer{number}_accuracy" for number in (1, 2, 3)} <= report.metrics.keys()
+    bare = make(data)
+    bare.measured, report = model.measured, FeatureReport()
+    bare.add_figures(report, data)
+    assert "knn_fc_accuracy" not in report.metrics
+    assert "head_ami" in report.metrics
 
 
 # Training -------------------------------------------------------------------------------------------------

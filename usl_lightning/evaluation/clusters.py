@@ -57,6 +57,42 @@ def many_to_one_accuracy(clusters: Tensor, labels: Tensor) -> float:
     return float(table.max(1).values.sum()) / int(known.sum())
 
 
+def adjusted_mutual_information(clusters: Tensor, labels: Tensor) -> float:
+    """Mutual information less that of chance, over its largest value (arithmetic mean); NaN if no label is known.
+
+    Vinh, Epps and Bailey, JMLR 2010. Takes seconds for thousands of clusters.
+
+    Args:
+        clusters: integers [n], ≥ 0.
+        labels: integers [n]; points labelled -1 do not count.
+    """
+    _check(clusters, labels)
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    known = labels >= 0
+    if not known.any():
+        return float("nan")
+    return float(adjusted_mutual_info_score(labels[known].cpu().numpy(), clusters[known].cpu().numpy()))
+
+
+def class_entropies(clusters: Tensor, labels: Tensor) -> Tensor:
+    """Entropy in nats of the classes within each cluster, float64 [highest number + 1]; 0 where all are of one class.
+
+    Args:
+        clusters: integers [n], ≥ 0.
+        labels: integers [n]; points labelled -1 do not count.
+
+    Returns:
+        NaN for a cluster without a point of known class.
+    """
+    _check(clusters, labels)
+    known = labels >= 0
+    count, width = int(clusters.max()) + 1, int(labels.max().clamp(min=0)) + 1
+    table = torch.bincount(clusters[known] * width + labels[known], minlength=count * width).view(count, width).double()
+    total = table.sum(1, keepdim=True)
+    return torch.special.entr(table / total).sum(1)
+
+
 def _check(clusters: Tensor, labels: Tensor) -> None:
     if len(clusters) == 0 or clusters.shape != labels.shape:
         raise UslError(

@@ -24,25 +24,44 @@ def last_maps(encoder: Encoder, images: Tensor, levels: int) -> list[Tensor]:
     Raises:
         UslError: it has maps of fewer sizes.
     """
-    made: list[Tensor] = []
-
-    def keep(block: nn.Module, inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.dim() == 4:
-            made.append(output)
-
-    hooks = [block.register_forward_hook(keep) for block in blocks_of(encoder.net)]
-    try:
-        encoder.net.forward(encoder.normalised(images))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    maps = _last_of_each_size(made)
+    maps = _last_of_each_size(_maps_of(encoder, images, blocks_of(encoder.net)))
     if len(maps) < levels:
         raise UslError(
             f"model.levels: {levels} of '{encoder.backbone}', whose blocks make maps of {len(maps)} sizes; use "
             "fewer, or a residual network"
         )
     return maps[-levels:]
+
+
+def layer_maps(encoder: Encoder, images: Tensor) -> list[Tensor]:
+    """What the layers of a network put out, [b, c, h, w]: the last block of each size, or without blocks each ReLU.
+
+    Empty if they put out no maps, as those of transformers. It is never compiled, see `last_maps`.
+
+    Args:
+        encoder: whose network it is.
+        images: [b, c, h, w], uint8 or floats in [0, 1].
+    """
+    blocks = blocks_of(encoder.net)
+    if blocks:
+        return _last_of_each_size(_maps_of(encoder, images, blocks))
+    return _maps_of(encoder, images, [part for part in encoder.net.modules() if isinstance(part, nn.ReLU)])
+
+
+def _maps_of(encoder: Encoder, images: Tensor, parts: Sequence[nn.Module]) -> list[Tensor]:
+    made: list[Tensor] = []
+
+    def keep(part: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.dim() == 4:
+            made.append(output)
+
+    hooks = [part.register_forward_hook(keep) for part in parts]
+    try:
+        encoder.net.forward(encoder.normalised(images))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return made
 
 
 def _last_of_each_size(maps: Sequence[Tensor]) -> list[Tensor]:

@@ -16,8 +16,9 @@ from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.modules import ImageData
 from usl_lightning.data.sampling import process_slots
-from usl_lightning.evaluation.features import Features, evaluate_features
+from usl_lightning.evaluation.features import FeatureReport, Features, evaluate_features
 from usl_lightning.evaluation.knn import knn_accuracy
+from usl_lightning.evaluation.layers import add_layer_probes
 from usl_lightning.evaluation.spread import alignment, feature_std, rankme, uniformity
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_encoder
 from usl_lightning.models.method import Evaluation, Method
@@ -216,12 +217,21 @@ class PretrainModule(Method):
             accuracy = knn_accuracy(*bank, *passes[1], k=self.knn_used, num_classes=int(labels.max()) + 1)
             self.log("knn_accuracy", accuracy, prog_bar=True, rank_zero_only=True)
 
+    def add_figures(self, report: FeatureReport, data: ImageData) -> None:
+        """Further figures of `measured`, of data whose training and test images have labels: those of the layers."""
+        add_layer_probes(
+            report, self.encoder.eval(), data.train_source, data.source("test"),
+            device=self.measured[0].features.device, seed=data.seed, workers=data.workers,
+        )  # fmt: skip
+
     def evaluate(self, metrics: Mapping[str, Any], data: ImageData, *, closely: bool) -> Evaluation:
         """What was logged; `closely`: everything that can be told of the features."""
         if not closely:
             used = {"knn_k": self.knn_used} if "knn_accuracy" in metrics else {}
             return Evaluation({**metrics, **used, **self.lowered, **data.lowered})
         report = evaluate_features(*self.measured, knn_k=self.knn_k, seed=data.seed)
+        if "probe_accuracy" in report.metrics:
+            self.add_figures(report, data)
         images = {name: len(part.labels) for name, part in zip(("train", "test"), self.measured, strict=False)}
 
         def write(path: Path, about: Mapping[str, Any]) -> None:

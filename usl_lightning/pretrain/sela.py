@@ -22,7 +22,10 @@ from usl_lightning.compute.distributed import gather_uneven
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
 from usl_lightning.data.keys import derive_seed, permutation
-from usl_lightning.evaluation.clusters import cluster_metrics
+from usl_lightning.data.modules import ImageData
+from usl_lightning.evaluation.clusters import adjusted_mutual_information, class_entropies, cluster_metrics
+from usl_lightning.evaluation.features import FeatureReport, Features
+from usl_lightning.evaluation.knn import knn_accuracy
 from usl_lightning.models.turning import TURNS, check_square, turned_views, turning_loss
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 from usl_lightning.vectors.kmeans import kmeans
@@ -42,6 +45,9 @@ log = logging.getLogger(__name__)
 
 Schedule = Literal["log", "quadratic", "linear"]
 Labelling = Literal["sinkhorn", "kmeans"]
+
+ROWS = 8192
+"""Images whose logits are held at once when the heads are measured."""
 
 CLUSTER_ITERATIONS = 20
 """Of k-means in place of Sinkhorn-Knopp, as in DeepCluster."""
@@ -119,11 +125,23 @@ def label_entropy(self_labels: Tensor, classes: Tensor) -> float:
         self_labels: integers [n], ≥ 0.
         classes: integers [n], ≥ 0.
     """
-    width = int(classes.max()) + 1
-    table = torch.bincount(self_labels * width + classes, minlength=(int(self_labels.max()) + 1) * width)
-    counts = table.view(-1, width).double()
-    counts = counts[counts.sum(1) > 0]
-    return float(torch.special.entr(counts / counts.sum(1, keepdim=True)).sum(1).mean())
+    return float(class_entropies(self_labels, classes).nanmean())
+
+
+def add_agreement(report: FeatureReport, labels: Tensor, classes: Tensor) -> None:
+    """Add how self-labels agree with the true classes, means over the heads: NMI, adjusted Rand index, adjusted MI.
+
+    Args:
+        report: is added to.
+        labels: int64 [H, n], of test images.
+        classes: int64 [n]; images labelled -1 do not count.
+    """
+    found = [cluster_metrics(own, classes) for own in labels]
+    note = f"the likeliest labels of {len(classes)} test images, mean of the heads ({len(labels)})"
+    for name in ("nmi", "ari"):
+        report.add(f"head_{name}", float(np.mean([each[name] for each in found])), note)
+    adjusted = [adjusted_mutual_information(own, classes) for own in labels]
+    report.add("head_ami", float(np.mean(adjusted)), f"{note}, beyond chance")
 
 
 class SeLa(PretrainModule):
@@ -247,6 +265,36 @@ class SeLa(PretrainModule):
         """`self_labels.npy`: int64 [H, n], for the `labels_file` of another network."""
         with atomic_path(folder / "self_labels.npy") as temporary, open(temporary, "wb") as file:
             np.save(file, self.labels.cpu().numpy())
+
+    def add_figures(self, report: FeatureReport, data: ImageData) -> None:
+        """Also those of the hidden layers, and how the heads' labels agree with the classes (Table A.1)."""
+        super().add_figures(report, data)
+        train, test = (self._hidden_outputs(part) for part in self.measured)
+        if len(self.hidden):
+            k, classes = (
+                min(self.knn_k, int((train.labels >= 0).sum())),
+                int(max(train.labels.max(), test.labels.max())) + 1,
+            )
+            accuracy = knn_accuracy(*train, *test, k=k, num_classes=classes)
+            width = train.features.shape[1]
+            report.add(
+                "knn_fc_accuracy", accuracy, f"weighted kNN, k = {k}, on the {width} outputs of the hidden layers"
+            )
+        add_agreement(report, self._likeliest(test.features), test.labels)
+
+    @torch.no_grad()
+    def _hidden_outputs(self, features: Features) -> Features:
+        """What the heads are applied to, of features that were measured."""
+        hidden = self.hidden.to(features.features.device).eval()
+        parts = torch.split(features.features.to(self.head.weight.dtype), ROWS)
+        return Features(torch.cat([hidden(part) for part in parts]), features.labels)
+
+    @torch.no_grad()
+    def _likeliest(self, hidden: Tensor) -> Tensor:
+        """The likeliest label of each head, int64 [H, n], of what the heads are applied to [n, d]."""
+        head = self.head.to(hidden.device)
+        logits = (torch.split(head(part), self.clusters, 1) for part in torch.split(hidden, ROWS))
+        return torch.cat([torch.stack([own.argmax(1) for own in part]) for part in logits], dim=1)
 
     @torch.no_grad()
     def _reassign(self) -> None:

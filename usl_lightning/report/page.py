@@ -102,7 +102,7 @@ def page(run: RunReport, contrast: int = CONTRAST, beside: Path | None = None) -
         contrast: least representative images to show, at most.
         beside: the folder that the page is written to; None: that of the run.
     """
-    from usl_lightning.report import chosen, predictions, results, rounds, training
+    from usl_lightning.report import chosen, predictions, pseudo_classes, results, rounds, training
 
     names = Names()
     choices = chosen.read_choices(run)
@@ -114,6 +114,7 @@ def page(run: RunReport, contrast: int = CONTRAST, beside: Path | None = None) -
         "Chosen images": chosen.galleries(choices, contrast) if choices else None,
         "Classes": chosen.classes(choices),
         "Map": chosen.maps(choices, names),
+        "Pseudo-classes": pseudo_classes.pseudo_classes(run),
         "Figures": results.stage_figures(run),
         "Curves": training.learning_curves(run, names),
         "Confusions": training.confusions(run),

@@ -215,8 +215,12 @@ def _text(words: str) -> Html:
     return tag("td", words, class_="text")
 
 
+_SHORT = {"knn": "kNN", **{word: word.upper() for word in ("nmi", "ari", "ami", "fc", "pca", "sgd")}}
+
+
 def _words(name: str) -> str:
-    return name.replace("_", " ").capitalize().replace("Knn", "kNN").replace("Nmi", "NMI").replace("Ari", "ARI")
+    first, *others = name.split("_")
+    return " ".join([_SHORT.get(first, first.capitalize()), *(_SHORT.get(word, word) for word in others)])
 
 
 def times(run: RunReport) -> Html:

@@ -3,8 +3,8 @@
     python tests/benchmarks/pretrain.py digits|fashion_mnist [--methods simclr moco swav …] [--seeds 0]
 
 For each method and seed runs `usl fit --config <set>_<method>.yaml`, then `usl test`; prints a table and writes
-results/pretrain_<set>.json with the machine's description. The figures of methods that are not run again stay. Labels
-reach the figures alone.
+results/pretrain_<set>.json with the machine's description. Figures of methods and seeds that are not run again stay.
+Labels reach the figures alone.
 """
 
 import argparse
@@ -123,9 +123,10 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         for method in arguments.methods:
-            report["methods"][method] = []
+            rows = {row["seed"]: row for row in report["methods"].get(method, ())}
             for seed in arguments.seeds:
-                report["methods"][method].append(train(arguments.dataset, method, seed, Path(folder)))
+                rows[seed] = train(arguments.dataset, method, seed, Path(folder))
+                report["methods"][method] = [rows[each] for each in sorted(rows)]
                 path.write_text(json.dumps(report, indent=1) + "\n")
                 print_table(report)
 

@@ -1,5 +1,7 @@
 """Linear probes of a network's layers: on which maps, pooled how, of which images."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -48,7 +50,7 @@ def test_probes_are_those_of_the_pooled_maps(monkeypatch: pytest.MonkeyPatch) ->
     encoder, train, test = make("small"), open_source("digits", "train"), open_source("digits", "test")
     train.labels[::2] = -1
     report = FeatureReport()
-    add_layer_probes(report, encoder, train, test, device=torch.device("cpu"))
+    add_layer_probes(report, partial(layer_maps, encoder), train, test, most=512, device=torch.device("cpu"))
     parts = []
     for source in (train, test):
         with torch.no_grad():
@@ -59,5 +61,5 @@ def test_probes_are_those_of_the_pooled_maps(monkeypatch: pytest.MonkeyPatch) ->
     assert report.metrics["probe_layer2_accuracy"] == pytest.approx(expected, abs=0.003)
     assert report.notes["probe_layer2_accuracy"].endswith("layer 2 of 3, 256 numbers, 718 labels")
     monkeypatch.setattr(layers, "PROBED", 300)
-    add_layer_probes(report, encoder, train, test, device=torch.device("cpu"))
+    add_layer_probes(report, partial(layer_maps, encoder), train, test, most=512, device=torch.device("cpu"))
     assert report.notes["probe_layer1_accuracy"].endswith("300 labels")

@@ -1,6 +1,6 @@
 """What each layer of a network is worth: linear probes on its maps (Asano et al., 2020, Table 9 and appendix A.1)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +11,9 @@ from usl_lightning.data.keys import permutation
 from usl_lightning.data.passes import batch_that_fits, pass_over
 from usl_lightning.evaluation.features import PENALTY, FeatureReport
 from usl_lightning.evaluation.linear_probe import probe_accuracy
-from usl_lightning.models.encoder import Encoder
-from usl_lightning.models.maps import layer_maps
+
+MapsOf = Callable[[Tensor], Sequence[Tensor]]
+"""Images uint8 [b, c, h, w] -> the maps of each layer, [b, c', h', w']."""
 
 PROBED = 10_000
 """Images of a split that these probes look at, at most: maps of all layers are held at once."""
@@ -29,35 +30,35 @@ def pooled(maps: Tensor, most: int) -> Tensor:
 
 def add_layer_probes(
     report: FeatureReport,
-    encoder: Encoder,
+    maps_of: MapsOf,
     train: ImageSource,
     test: ImageSource,
     *,
+    most: int,
     device: torch.device,
     seed: int = 0,
     workers: int | None = None,
 ) -> None:
     """Add `probe_layer1_accuracy`, … to a report; nothing for a network without maps, as transformers are.
 
-    Each layer's maps are pooled to at most as many numbers as the network has features: 9,216 of AlexNet, as many as
-    in the paper. Labels are read for this alone.
+    Labels are read for this alone.
 
     Args:
         report: is added to.
-        encoder: in evaluation mode; it is moved to the device.
+        maps_of: a network in evaluation mode, on the device.
         train: the images to fit on, `PROBED` of those with a label at most.
         test: the images to measure on, alike.
+        most: numbers that the maps of a layer are pooled to.
         device: where the network runs.
         seed: of which images these are.
         workers: processes that read files, see `pass_over`.
     """
-    encoder.to(device)
     splits = []
     for source in (train, test):
         order = permutation(len(source), seed, "layers")
         some = order[source.labels[order] >= 0][:PROBED].sort().values
         loader = pass_over(source, some, batch_that_fits(source, device), workers=workers)
-        layers = _layers(encoder, (batch.images.to(device) for batch in loader))
+        layers = _layers(maps_of, most, (batch.images.to(device) for batch in loader))
         splits.append((layers, source.labels[some].to(device)))
     (layers, labels), (test_layers, test_labels) = splits
     classes = int(torch.maximum(labels.max(), test_labels.max())) + 1
@@ -68,7 +69,7 @@ def add_layer_probes(
 
 
 @torch.no_grad()
-def _layers(encoder: Encoder, batches: Iterable[Tensor]) -> list[Tensor]:
+def _layers(maps_of: MapsOf, most: int, batches: Iterable[Tensor]) -> list[Tensor]:
     """Of each layer what is pooled of all images, [n, d]."""
-    parts = [[pooled(maps, encoder.feature_dim) for maps in layer_maps(encoder, images)] for images in batches]
+    parts = [[pooled(maps, most) for maps in maps_of(images)] for images in batches]
     return [torch.cat(layer) for layer in zip(*parts, strict=True)]

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -21,6 +22,7 @@ from usl_lightning.evaluation.knn import knn_accuracy
 from usl_lightning.evaluation.layers import add_layer_probes
 from usl_lightning.evaluation.spread import alignment, feature_std, rankme, uniformity
 from usl_lightning.models.encoder import ENTRY, Encoder, encoder_entry, init_encoder
+from usl_lightning.models.maps import layer_maps
 from usl_lightning.models.method import Evaluation, Method
 
 log = logging.getLogger(__name__)
@@ -218,10 +220,15 @@ class PretrainModule(Method):
             self.log("knn_accuracy", accuracy, prog_bar=True, rank_zero_only=True)
 
     def add_figures(self, report: FeatureReport, data: ImageData) -> None:
-        """Further figures of `measured`, of data whose training and test images have labels: those of the layers."""
+        """Further figures of `measured`, of data whose training and test images have labels: those of the layers.
+
+        Their maps are pooled to at most as many numbers as there are features: 9,216 of AlexNet, as in SeLa's paper.
+        """
+        device = self.measured[0].features.device
+        encoder = self.encoder.to(device).eval()
         add_layer_probes(
-            report, self.encoder.eval(), data.train_source, data.source("test"),
-            device=self.measured[0].features.device, seed=data.seed, workers=data.workers,
+            report, partial(layer_maps, encoder), data.train_source, data.source("test"), most=encoder.feature_dim,
+            device=device, seed=data.seed, workers=data.workers,
         )  # fmt: skip
 
     def evaluate(self, metrics: Mapping[str, Any], data: ImageData, *, closely: bool) -> Evaluation:

@@ -311,6 +311,20 @@ def test_of_a_member_that_is_there_twice_the_last_counts(tmp_path):
     assert "0.tar: a.png is in 1.tar too; give each file a path of its own" in refusal(tmp_path)
 
 
+def test_keys_that_begin_anew_in_each_shard_are_told_apart_by_it(tmp_path):
+    for number in range(3):
+        files = {"0.png": png(number), "0.cls": b"%d" % (number % 2), "1.png": png(9 + number), "1.cls": b"1"}
+        write_tar(tmp_path / f"{number:03}.tar", files)
+    source = open_source("folder", "train", dir=str(tmp_path))
+    assert source.files == ("000/0.png", "000/1.png", "001/0.png", "001/1.png", "002/0.png", "002/1.png")
+    assert source.labels.tolist() == [0, 1, 1, 1, 0, 1]
+    seeds = (0, 9, 1, 10, 2, 11)
+    write_folder(tmp_path / "f", {f"{place}.png": png(seed) for place, seed in enumerate(seeds)})
+    assert torch.equal(
+        source.read(torch.arange(6)), open_source("folder", "train", dir=str(tmp_path / "f")).read(torch.arange(6))
+    )
+
+
 @pytest.mark.parametrize("names", [("a.png", "A.png"), ("é.png", "e\u0301.png"), ("a\n.png",), ("a\\b.png",)])
 def test_names_are_those_that_a_folder_may_have(tmp_path, names):
     files = {name: png(1) for name in names}

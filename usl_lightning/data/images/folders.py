@@ -185,6 +185,8 @@ def _scan_shards(root: Path, place: Place, only: tuple[str, ...] | None) -> File
     if place.below and not inside.files:
         raise UslError(f"{root}: no such folder, nor in the shards of {place.shards[0].parent}")
     found = _in_order(root, inside.files, inside.sizes, {}, only, inside.odd, inside.packed)
+    if inside.packed.texts is not None and _same_in_shards(found) is not None:  # folders are no classes there
+        found = _in_order(root, inside.named_by_shard(), inside.sizes, {}, only, inside.odd, inside.packed)
     found = replace(found, folders=dict.fromkeys(_folders_of(found.files), 0))
     _check_names(found)
     return _last_of_each(found)
@@ -201,17 +203,24 @@ def _folders_of(files: Sequence[str]) -> set[str]:
     return found
 
 
+def _same_in_shards(found: FileList) -> tuple[Path, Path, str] | None:
+    """Two shards with a file of the same path, and that; None if there are none."""
+    files, packed = found.files, found.packed
+    assert packed is not None
+    for i in range(len(files) - 1):
+        if files[i] == files[i + 1] and packed.shard_of[i] != packed.shard_of[i + 1]:
+            return packed.shard(i), packed.shard(i + 1), files[i]
+    return None
+
+
 def _last_of_each(found: FileList) -> FileList:
     """Without what comes again later in the same shard, of which unpacking leaves nothing."""
-    assert found.packed is not None
-    kept = [len(found.files) - 1] if found.files else []
-    for i in range(len(found.files) - 2, -1, -1):
-        if found.files[i] != found.files[i + 1]:
-            kept.append(i)
-        elif found.packed.shard(i) != found.packed.shard(i + 1):
-            one, other = found.packed.shard(i), found.packed.shard(i + 1)
-            raise UslError(f"{one}: {found.files[i]} is in {other.name} too; give each file a path of its own")
-    return found if len(kept) == len(found.files) else found._taken(kept[::-1])
+    same = _same_in_shards(found)
+    if same is not None:
+        raise UslError(f"{same[0]}: {same[2]} is in {same[1].name} too; give each file a path of its own")
+    files = found.files
+    kept = [i for i in range(len(files)) if i + 1 == len(files) or files[i] != files[i + 1]]
+    return found if len(kept) == len(files) else found._taken(kept)
 
 
 def labels_in_shards(root: Path) -> bool:

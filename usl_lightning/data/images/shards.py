@@ -229,6 +229,11 @@ class Contents:
     odd: list[tuple[str, str]]
     packed: Packed
 
+    def named_by_shard(self) -> list[str]:
+        """The files' paths in folders that are named after their shards, as those of Parquet files are anyway."""
+        shards = ((file, self.packed.shard(i)) for i, file in enumerate(self.files))
+        return [file if shard.suffix.lower() == ".parquet" else f"{shard.stem}/{file}" for file, shard in shards]
+
 
 def contents(place: Place, only: tuple[str, ...] | None, cache: Path) -> Contents:
     """Look what is in the shards of a place.

@@ -9,7 +9,6 @@ that it is in, the last of which stay in memory.
 """
 
 import functools
-import json
 import os
 import threading
 from bisect import bisect_right
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from usl_lightning.base.errors import UslError
-from usl_lightning.base.files import Stamp
+from usl_lightning.base.files import Stamp, parse_json
 from usl_lightning.data.images.shard import Shard
 from usl_lightning.data.images.walk import LARGEST, SUFFIXES
 
@@ -170,7 +169,7 @@ def _problem(size: int | None) -> str:
 def _class_names(metadata: Any) -> tuple[str, ...]:
     """The names that `datasets` has written for the labels; none if there are none."""
     try:
-        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+        names = parse_json((metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
         return tuple(map(str, names))
     except (KeyError, TypeError, ValueError):
         return ()

@@ -222,7 +222,8 @@ def test_many_points_end_lower_in_fewer_iterations(
     x = real_features("digits")
     plain = [inertia(x, *kmeans(x, 5, seed=seed, iterations=80)) for seed in range(4)]
     monkeypatch.setattr(module, "SAMPLE", len(x) // 16)
-    with caplog.at_level("INFO", module.__name__):
+    caplog.clear()
+    with caplog.at_level("INFO"):
         quick = [inertia(x, *kmeans(x, 5, seed=seed, iterations=80)) for seed in range(4)]
     taken = [int(number) for number in re.findall(r"(?:converged|stopped) after (\d+) iterations", caplog.text)]
     assert len(taken) == 4

@@ -48,6 +48,13 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "DeepCluster": {"": {"clusters": 12}},
     "DeepClusterV1": {"": {"clusters": 12, "components": 8}},
     "Exemplar": {"": {}, "patches": {"patch": 6}},
+    "MultiTask": {  # of images of 24 pixels
+        "": {"permutations": 20, "hidden_dim": 30},
+        "all": {
+            "tasks": {"rotation": 0.5, "jigsaw": 1.0, "relative_patch": 1.0, "exemplar": 0.3, "counting": 0.1},
+            "permutations": 20, "hidden_dim": 30, "counts": 20,
+        },
+    },
     "CPC": {"": {"predicted": 2, "blocks": 2, "hidden_dim": 16}},
     "Counting": {"": {"hidden_dim": 32, "counts": 20}},
     "SeLa": {

@@ -369,7 +369,7 @@ FEATURES = {
     "BYOL": "byol", "MSF": "msf", "CMSF-2Q": "cmsf", "CMSF-KM": "cmsf_km", "SwAV": "swav", "VICReg": "vicreg",
     "DINO": "dino", "RotNet": "rotnet", "Relative patches": "relative_patch", "Jigsaw": "jigsaw", "PIRL": "pirl",
     "EfficientNet-Lite0's student": "taught", "Exemplar-CNN": "exemplar", "Counting": "counting", "CPC": "cpc",
-    "OBoW": "obow",
+    "OBoW": "obow", "Multi-task": "multi_task",
 }  # fmt: skip
 CLASSIFIERS = {
     "SimCLRv2's fine-tuning": "simclrv2", "Pseudo-label": "pseudo_label", "Π-model": "pi_model",

@@ -33,10 +33,25 @@ def counting_loss(whole: Tensor, tiles: Tensor, *, margin: float) -> tuple[Tenso
 
 
 def quarters(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images [n, c, h, w] of even sides at half of them, [n, c, h/2, w/2], and their quarters [4·n, c, h/2, w/2]."""
+    """Images [n, c, h, w] at half of their sides, [n, c, h/2, w/2], and their quarters [4·n, c, h/2, w/2].
+
+    Raises:
+        UslError: odd sides.
+    """
     h, w = images.shape[-2:]
+    if h % 2 or w % 2:
+        raise UslError(
+            f"model.view: its images have {h}×{w} pixels, which have no equal quarters; give it an even size"
+        )
     tiles = [images[:, :, top : top + h // 2, left : left + w // 2] for top in (0, h // 2) for left in (0, w // 2)]
     return F.avg_pool2d(images, 2), torch.cat(tiles)
+
+
+def global_loss(outputs: Tensor, *, margin: float) -> tuple[Tensor, Tensor]:
+    """Both parts of the loss of the global batch, of a network's outputs for this process's `quarters`, [5·n, d]."""
+    parts = F.relu(full_precision(outputs)).view(1 + TILES, len(outputs) // (1 + TILES), -1).transpose(0, 1)
+    whole, *tiles = gather(parts).unbind(1)
+    return counting_loss(whole, torch.stack(tiles), margin=margin)
 
 
 class Counting(PretrainModule):
@@ -72,15 +87,7 @@ class Counting(PretrainModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of the global batch (Eq. 6)."""
         view = self.view(batch.images, batch.key.fold("view"))
-        if view.shape[2] % 2 or view.shape[3] % 2:
-            raise UslError(
-                f"model.view: its images have {view.shape[2]}×{view.shape[3]} pixels, which have no equal quarters; "
-                "give it an even size"
-            )
-        counts = F.relu(full_precision(self.projector(self.encoder(torch.cat(quarters(view))))))
-        parts = counts.view(1 + TILES, len(batch), -1).transpose(0, 1)
-        whole, *tiles = gather(parts).unbind(1)
-        same, other = counting_loss(whole, torch.stack(tiles), margin=self.margin)
+        same, other = global_loss(self.projector(self.encoder(torch.cat(quarters(view)))), margin=self.margin)
         loss = same + other
         self.log_training(loss=loss, same_loss=same, other_loss=other)
         return loss

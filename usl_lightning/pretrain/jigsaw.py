@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
-from usl_lightning.data.keys import derive_seed
+from usl_lightning.data.keys import Key, derive_seed
 from usl_lightning.data.views.patches import patches
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
 
@@ -41,6 +41,29 @@ def spread_permutations(count: int, pieces: int = GRID * GRID) -> Tensor:
         distance[chosen[-1]] = np.iinfo(np.int32).min
         chosen.append(int(distance.argmax()))
     return torch.from_numpy(every[chosen].astype(np.int64))
+
+
+def puzzles(view: Tensor, orders: Tensor, key: Key, *, size: int) -> tuple[Tensor, Tensor]:
+    """The nine pieces of each image in an order drawn for it, and which of the orders that is.
+
+    Args:
+        view: [n, c, h, w], from whose 3×3 cells the pieces are taken.
+        orders: int64 [k, 9].
+        key: of the n slots.
+        size: side of a piece in pixels.
+
+    Returns:
+        [9·n, c, size, size], image by image; int64 [n], below k.
+    """
+    pieces = patches(view, key.fold("pieces"), grid=GRID, size=size)
+    drawn = key.fold("order").integers(1, len(orders))[:, 0]
+    slots = torch.arange(len(view), device=pieces.device)[:, None]
+    return pieces[slots, orders[drawn]].flatten(0, 1), drawn
+
+
+def head_of_pieces(inputs: int, outputs: int) -> nn.Sequential:
+    """What each piece's features go through before they are joined."""
+    return nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True))
 
 
 class Jigsaw(PretrainModule):
@@ -76,22 +99,15 @@ class Jigsaw(PretrainModule):
     ) -> None:
         super().__init__(image, optimizer, **network)
         self.view, self.patch = view, patch
-        self.piece_head = nn.Sequential(
-            nn.Linear(self.encoder.feature_dim, hidden_dim, bias=False),
-            nn.BatchNorm1d(hidden_dim),
-            nn.ReLU(inplace=True),
-        )
+        self.piece_head = head_of_pieces(self.encoder.feature_dim, hidden_dim)
         self.head = nn.Linear(GRID * GRID * hidden_dim, permutations)
         self.register_buffer("orders", spread_permutations(permutations))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of the pieces of one global batch: cross-entropy of their order."""
         view = self.view(batch.images, batch.key.fold("view"))
-        pieces = patches(view, batch.key.fold("pieces"), grid=GRID, size=self.patch)
-        drawn = batch.key.fold("order").integers(1, len(self.orders))[:, 0]
-        slots = torch.arange(len(batch), device=pieces.device)[:, None]
-        shuffled = pieces[slots, self.orders[drawn]]
-        logits = self.head(self.piece_head(self.encoder(shuffled.flatten(0, 1))).view(len(batch), -1))
+        pieces, drawn = puzzles(view, self.orders, batch.key, size=self.patch)
+        logits = self.head(self.piece_head(self.encoder(pieces)).view(len(batch), -1))
         loss = F.cross_entropy(logits, drawn)
         self.log_training(loss=loss, orders_told=(logits.argmax(1) == drawn).float().mean())
         return loss

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.compute.optim import Optimization
 from usl_lightning.data.batch import Batch, ImageSpec
+from usl_lightning.data.keys import Key
 from usl_lightning.data.views.patches import patches
 from usl_lightning.models.heads import projection_mlp
 from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModule
@@ -16,6 +17,24 @@ from usl_lightning.pretrain.pretrain_module import NetworkOptions, PretrainModul
 GRID, CENTRE = 3, 4
 NEIGHBOURS = (0, 1, 2, 3, 5, 6, 7, 8)
 """The cells around the middle one, row by row."""
+
+
+def pairs(view: Tensor, key: Key, *, size: int) -> tuple[Tensor, Tensor]:
+    """The middle piece of each image and one drawn of those around it, and which of the eight places that has.
+
+    Args:
+        view: [n, c, h, w], from whose 3×3 cells the pieces are taken.
+        key: of the n slots.
+        size: side of a piece in pixels.
+
+    Returns:
+        [2·n, c, size, size], all middle pieces first; int64 [n], 0 to 7.
+    """
+    pieces = patches(view, key.fold("pieces"), grid=GRID, size=size)
+    places = key.fold("place").integers(1, len(NEIGHBOURS))[:, 0]
+    slots = torch.arange(len(view), device=pieces.device)
+    others = pieces[slots, torch.tensor(NEIGHBOURS, device=pieces.device)[places]]
+    return torch.cat([pieces[:, CENTRE], others]), places
 
 
 class RelativePatch(PretrainModule):
@@ -49,11 +68,8 @@ class RelativePatch(PretrainModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of two pieces of each image of one global batch: cross-entropy of the second's place (§3)."""
         view = self.view(batch.images, batch.key.fold("view"))
-        pieces = patches(view, batch.key.fold("pieces"), grid=GRID, size=self.patch)
-        places = batch.key.fold("place").integers(1, len(NEIGHBOURS))[:, 0]
-        slots = torch.arange(len(batch), device=pieces.device)
-        others = pieces[slots, torch.tensor(NEIGHBOURS, device=pieces.device)[places]]
-        first, second = self.encoder(torch.cat([pieces[:, CENTRE], others])).chunk(2)
+        pieces, places = pairs(view, batch.key, size=self.patch)
+        first, second = self.encoder(pieces).chunk(2)
         logits = self.head(torch.cat([first, second], dim=1))
         loss = F.cross_entropy(logits, places)
         self.log_training(loss=loss, places_told=(logits.argmax(1) == places).float().mean())

@@ -29,7 +29,7 @@ from usl_lightning.pictures.curves import Curve, Panel, draw_curves
 RESULTS = Path(__file__).parent / "results"
 
 LABELS = {
-    "scratch": "FlexMatch from random weights", "plain": "FlexMatch", "short": "FlexMatch, a third of the steps",
+    "scratch": "FlexMatch from random weights", "plain": "from SimCLR", "short": "from SimCLR, a third of the steps",
     "guided": "as long, guided by a prior", "long": "guided, all the steps",
 }  # fmt: skip
 

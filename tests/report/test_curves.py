@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageFont
 
 from usl_lightning.base.ticks import ticks
 from usl_lightning.pictures.curves import (
@@ -22,6 +22,7 @@ from usl_lightning.pictures.curves import (
     Panel,
     draw_curves,
 )
+from usl_lightning.pictures.lettering import lacking, lettering
 
 
 def near(pixels: np.ndarray, x: float, y: float, colour: str) -> bool:
@@ -81,3 +82,27 @@ def test_ticks_by_hand() -> None:
     assert ticks(0, 10) == [0, 2, 4, 6, 8, 10]
     assert ticks(0, 1.05) == [0, 0.5, 1.0]
     assert ticks(3, 7) == [3, 4, 5, 6, 7]
+
+
+def test_letters_that_the_font_lacks_are_not_boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    known = ImageFont.load_default(24)
+    assert lettering("café, naïve ± 1", 24)[1] == "café, naïve ± 1"
+    assert lacking(known, "λж") == {"λ", "ж"}
+    font, text = lettering("λ = 0", 24)
+    assert not lacking(font, text)
+    monkeypatch.setattr("usl_lightning.pictures.lettering.FONTS", ())
+    assert lettering("λ = 0, ж", 24)[1] == "lamda = 0, zhe"
+    draw_curves([Panel("猫", "", [Curve("λ", [(0, 1, 1, 1)])], names=["кот"])], tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 0
+
+
+def test_long_names_have_room_in_the_legend(tmp_path: Path) -> None:
+    """None runs into the line before the next."""
+    names = ["a name that is wider than the others are by far", "b"]
+    draw_curves(2 * [Panel("", "", [Curve(name, [(0, 1, 1, 1)]) for name in names])], tmp_path / "a.png")
+    drawn = np.asarray(Image.open(tmp_path / "a.png").convert("RGB")).astype(int)
+    second = np.abs(drawn - np.array([0xD6, 0x27, 0x28])).sum(2) < 30
+    rows = np.nonzero(second[400:].any(1))[0] + 400
+    line = np.nonzero(second[rows[0]])[0]
+    left = drawn[rows[0] - 5 : rows[-1] + 6, : line[0]]
+    assert (left[:, -15:-6] == 255).all()

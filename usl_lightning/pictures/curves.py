@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from usl_lightning.base.atomic import atomic_path
 from usl_lightning.base.ticks import TINIEST, ticks
+from usl_lightning.pictures.lettering import lettering
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -70,14 +71,15 @@ def draw_curves(panels: Sequence[Panel], path: str | Path) -> None:
         raise ValueError("draw_curves got no points")
     names = list(dict.fromkeys(curve.name for panel in panels for curve in panel.curves))
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
-    columns = max(1, len(panels) * WIDTH // 200)
+    wide = max(200, 50 + max(_wide(name) for name in names))
+    columns = max(1, int(len(panels) * WIDTH // wide))
     height = HEIGHT + LEGEND_LINE * -(-len(names) // columns) + LEGEND_LINE
     sheet = Image.new("RGB", (SCALE * WIDTH * len(panels), SCALE * height), PAPER)
     draw = ImageDraw.Draw(sheet, "RGBA")
     for number, panel in enumerate(panels):
         _draw_panel(draw, panel, number * WIDTH, colours)
     for number, name in enumerate(names):
-        x, y = LEFT + number % columns * 200, HEIGHT + number // columns * LEGEND_LINE + LEGEND_LINE / 2
+        x, y = LEFT + number % columns * wide, HEIGHT + number // columns * LEGEND_LINE + LEGEND_LINE / 2
         draw.line(_scaled([(x, y), (x + 22, y)]), colours[name], 3 * SCALE)
         _write(draw, (x + 30, y), name, "lm")
     small = sheet.resize((sheet.width // SCALE, sheet.height // SCALE), Image.Resampling.LANCZOS)
@@ -132,9 +134,13 @@ def _draw_curve(
 
 
 def _write(draw: "ImageDraw.ImageDraw", place: tuple[float, float], text: str, anchor: str, *, size: int = 12) -> None:
-    from PIL import ImageFont
+    font, text = lettering(text, size * SCALE)
+    draw.text(_scaled([place])[0], text, INK, font, anchor=anchor)
 
-    draw.text(_scaled([place])[0], text, INK, ImageFont.load_default(size * SCALE), anchor=anchor)
+
+def _wide(text: str) -> float:
+    font, text = lettering(text, 12 * SCALE)
+    return font.getlength(text) / SCALE
 
 
 def _scaled(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image, ImageDraw, ImageFont
 
 from usl_lightning.base.atomic import read_file
+from usl_lightning.pictures.lettering import lettering
 from usl_lightning.pictures.png import MADE_BY, save_png
 
 if TYPE_CHECKING:  # a chain's picture is drawn without importing torch
@@ -64,13 +65,14 @@ def _opened(path: Path) -> Image.Image | None:
 
 
 def _write_captions(sheet: Image.Image, captions: Sequence[str], columns: int) -> None:
-    font, draw = ImageFont.load_default(12), ImageDraw.Draw(sheet)
+    draw = ImageDraw.Draw(sheet)
     for number in range(len(captions)):
         x, y = _corner(number, columns)
         draw.rectangle((x - PAD, y + TILE, x + TILE + PAD, y + TILE + CAPTION), fill=PAPER)
     for number, caption in enumerate(captions):
         x, y = _corner(number, columns)
-        draw.text((x + TILE / 2, y + TILE + 8), _fit(caption, font), INK, font, anchor="mm")
+        font, words = lettering(caption, 12)
+        draw.text((x + TILE / 2, y + TILE + 8), _fit(words, font), INK, font, anchor="mm")
 
 
 def _corner(number: int, columns: int) -> tuple[int, int]:

@@ -233,14 +233,14 @@ def write_results(figures: Figures, folder: Path, *, again: bool) -> Sequence[st
     Args:
         figures: of the table.
         folder: of the table.
-        again: draw the plot anew even if the figures are as the file has them.
+        again: write them even if all are there and the figures as the file has them.
 
     Returns:
         The names of those that are there.
     """
     known = folder / "table.csv"
     text = figures.csv()
-    if again or not known.exists() or read_file(known) != text.encode() or not (folder / "table.md").exists():
+    if again or not all((folder / name).exists() for name in FILES) or read_file(known) != text.encode():
         write_json(
             folder / "table.json", {"table": figures.name, "seeds": list(figures.seeds), "cells": figures.told()}
         )

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from methods import Bench, Shipped, methods, model_options, options, usl
 
+from usl_lightning.data.batch import ImageSpec
 from usl_lightning.labels import LabelIndex
 from usl_lightning.models.method import Method
+from usl_lightning.selection.priors import Priors
 from usl_lightning.stage.folder import StageFolder
 
 
@@ -46,6 +49,22 @@ def test_it_leaves_a_prior_its_figures_and_an_index_that_names_it(bench: Bench, 
     for name in ("clusters", "tables", "weights"):
         with np.load(outputs["priors"]) as one, np.load(tmp_path / "again" / "outputs" / "priors.npz") as two:
             assert np.array_equal(one[name], two[name])
+
+
+def test_features_may_be_those_of_a_projection(bench: Bench, tmp_path: Path) -> None:
+    """What the prior is made of is what `usl select --model.head projection` looks at."""
+    checkpoint = bench.checkpoint("digits_simclr.yaml")
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    heads = [value for name, value in state.items() if name.startswith("projector.") and value.ndim == 2]
+    given = {"image": ImageSpec(1, 8, 8, (0.0,), (1.0,), tuple("0123456789")), "init_from": str(checkpoint)}
+    for head, size in (("encoder", heads[0].shape[1]), ("projection", heads[-1].shape[0])):
+        method = Priors(**given, head=head)
+        method.load_network()
+        assert method.encoder.feature_dim == size
+        how = model_options({"init_from": str(checkpoint), "head": head})
+        usl(*words(bench), *how, "--run_dir", tmp_path / head)
+    one, two = (np.load(tmp_path / head / "outputs/priors.npz")["clusters"] for head in ("encoder", "projection"))
+    assert not np.array_equal(one, two)
 
 
 def test_labels_but_the_known_change_nothing(bench: Bench, tmp_path: Path) -> None:

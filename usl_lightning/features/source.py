@@ -1,6 +1,6 @@
 """What all methods share that look at features which are learned already: where these come from."""
 
-from typing import Literal, Required, TypedDict
+from typing import Literal, Required, TypedDict, Unpack
 
 import torch
 from pytorch_lightning import LightningModule
@@ -22,6 +22,7 @@ from usl_lightning.features.published import (
 )
 from usl_lightning.models.backbones import backbone_names
 from usl_lightning.models.encoder import Encoder, load_encoder
+from usl_lightning.models.heads import with_projection
 from usl_lightning.models.method import Method
 
 
@@ -38,6 +39,18 @@ class SourceOptions(TypedDict, total=False):
 
 class FeatureOptions(SourceOptions, total=False):
     """Parameters that methods hand on to `FeatureMethod`."""
+
+    image: Required[ImageSpec]
+
+
+class HeadedSource(SourceOptions, total=False):
+    """Parameters that say where the features come from, and of which of a network's outputs: see `HeadedMethod`."""
+
+    head: Literal["encoder", "projection"]
+
+
+class HeadedOptions(HeadedSource, total=False):
+    """Parameters that methods hand on to `HeadedMethod`."""
 
     image: Required[ImageSpec]
 
@@ -145,6 +158,33 @@ class FeatureMethod(Method):
         if seen is data.train_source:
             return image_features(self.encoder, data, cache=self.cache, sharded=self.sharded)
         return source_features(self.encoder, seen, place, workers=data.workers, cache=self.cache, sharded=self.sharded)
+
+
+class HeadedMethod(FeatureMethod):
+    """Base of those whose features may be what is behind the encoder.
+
+    Args:
+        head: what gives the features: the `encoder` of the checkpoint or published network, or the `projection` behind
+            it, which the published USL features are of: of a checkpoint of stage 1, or of one of CLIP's networks.
+        source: where the features come from: see `FeatureMethod`.
+    """
+
+    def __init__(self, *, head: Literal["encoder", "projection"] = "encoder", **source: Unpack[FeatureOptions]) -> None:
+        super().__init__(**source)
+        if head == "projection" and ((self.init_from is None) == (self.backbone is None) or not self.pretrained):
+            raise UslError(
+                "model.head: a projection is of one network; expected model.init_from, or a published model.backbone"
+            )
+        self.head = head
+
+    def load_network(self) -> None:
+        """Load the network that gives the features: see `FeatureMethod`."""
+        if self.head == "projection" and self.backbone is not None:
+            self.encoder = published_encoder(self.backbone, projection=True)
+            return
+        super().load_network()
+        if self.head == "projection" and self.init_from is not None:
+            self.encoder = with_projection(self.encoder, self.init_from)
 
 
 class _Pass(LightningModule):

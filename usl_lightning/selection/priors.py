@@ -12,7 +12,7 @@ from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.modules import LabelledData
 from usl_lightning.evaluation.priors import prior_figures
 from usl_lightning.features.prior_files import write_prior
-from usl_lightning.features.source import FeatureMethod, FeatureOptions
+from usl_lightning.features.source import HeadedMethod, HeadedOptions
 from usl_lightning.vectors.distances import unit_rows
 from usl_lightning.vectors.priors import Prior, Recipe, Spread
 from usl_lightning.vectors.tightened import tightened
@@ -23,7 +23,7 @@ CLUSTERINGS, ITERATIONS = 6, 200
 """Of the linear layer's k-means, as AS3L's selection has them."""
 
 
-class Priors(FeatureMethod):
+class Priors(HeadedMethod):
     """What the labels say of every image, to guide a method of stage 3 by.
 
     Args:
@@ -37,7 +37,7 @@ class Priors(FeatureMethod):
         iterations: of a run of k-means, at most.
         epochs: of AS3L's linear layer that draws the features together first, as its selection does with as many
             clusters as there are labels; published: 40. 0: the features as they are.
-        options: where the features come from: see `FeatureMethod`.
+        options: where the features come from, and of which of a network's outputs: see `HeadedMethod`.
     """
 
     ranges: ClassVar[Ranges] = {"clusters": whole(1), "k": whole(1), "iterations": whole(1), "epochs": whole(0)}
@@ -53,7 +53,7 @@ class Priors(FeatureMethod):
         k: int = 50,
         iterations: int = 300,
         epochs: int = 40,
-        **options: Unpack[FeatureOptions],
+        **options: Unpack[HeadedOptions],
     ) -> None:
         super().__init__(**options)
         if self.image.num_classes < 2:

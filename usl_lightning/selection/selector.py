@@ -1,7 +1,7 @@
 """What every selector shares: features of the images, a budget, a choice, and images that are kept."""
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, Required, Unpack
+from typing import Any, ClassVar, Required, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -12,22 +12,19 @@ from usl_lightning.base.ranges import Ranges, whole
 from usl_lightning.data.batch import ImageSpec
 from usl_lightning.data.images.source import dataset_id
 from usl_lightning.data.modules import ImageData
-from usl_lightning.features.published import published_encoder
-from usl_lightning.features.source import FeatureMethod, FeatureOptions, SourceOptions
+from usl_lightning.features.source import HeadedMethod, HeadedOptions, HeadedSource
 from usl_lightning.labels import LabelIndex
-from usl_lightning.models.heads import with_projection
 from usl_lightning.vectors.density import keep_first
 
 
-class SelectorOptions(FeatureOptions, total=False):
+class SelectorOptions(HeadedOptions, total=False):
     """Parameters that methods hand on to `Selector`."""
 
     budget: Required[int]
     keep_from: str | None
-    head: Literal["encoder", "projection"]
 
 
-class Selector(FeatureMethod):
+class Selector(HeadedMethod):
     """Base of the methods that pick images to label from features that are learned already.
 
     Args:
@@ -36,9 +33,7 @@ class Selector(FeatureMethod):
         keep_from: label index (short: --keep) whose images come first, with their labels; the rest of the
             budget is picked beside them. Those that were only added to it while labelling are kept beyond the budget.
             Selectors of later rounds must have it.
-        head: what gives the features: the `encoder` of the checkpoint or published network, or the `projection` behind
-            it, which the published USL features are of: of a checkpoint of stage 1, or of one of CLIP's networks.
-        source: where the features come from: see `FeatureMethod`.
+        source: where the features come from, and of which of a network's outputs: see `HeadedMethod`.
 
     Attributes:
         seeded: whether the seed can change the choice.
@@ -57,24 +52,14 @@ class Selector(FeatureMethod):
         budget: int,
         *,
         keep_from: str | None = None,
-        head: Literal["encoder", "projection"] = "encoder",
-        **source: Unpack[SourceOptions],
+        **source: Unpack[HeadedSource],
     ) -> None:
         super().__init__(image=image, **source)
-        if head == "projection" and ((self.init_from is None) == (self.backbone is None) or not self.pretrained):
-            raise UslError(
-                "model.head: a projection is of one network; expected model.init_from, or a published model.backbone"
-            )
-        self.budget, self.keep_from, self.head = budget, keep_from, head
+        self.budget, self.keep_from = budget, keep_from
 
     def setup(self, stage: str) -> None:
         """Load the network that gives the features."""
-        if self.head == "projection" and self.backbone is not None:
-            self.encoder = published_encoder(self.backbone, projection=True)
-            return
         self.load_network()
-        if self.head == "projection" and self.init_from is not None:
-            self.encoder = with_projection(self.encoder, self.init_from)
 
     def predict_step(self, data: ImageData, batch_idx: int) -> Tensor:
         """`evidence` of the data set as a whole, which is the one "batch" of a selection."""

@@ -79,9 +79,11 @@ def test_it_ends_after_its_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Guidance, "forward", noted)
     file = str(prior_file(tmp_path))
-    for steps, last in ((2, 2), (0.5, 3), (0.0, 0)):
+    none: dict[str, Any] = {"prior_after": "update"}  # of no steps: there is nothing to make anew
+    for steps, more, last in ((2, {}, 2), (0.5, {}, 3), (0.0, {}, 0), (0.0, none, 0), (0.05, none, 0)):
         asked.clear()
-        train(lambda data: flexmatch(data, prior_file=file, prior_steps=steps), few_labels, tmp_path / str(steps), 6)  # noqa: B023
+        how = {"prior_file": file, "prior_steps": steps, **more}
+        train(lambda data: flexmatch(data, **how), few_labels, tmp_path / f"{steps}{len(more)}", 6)  # noqa: B023
         assert asked == [(step, step >= last) for step in range(6)]
 
 

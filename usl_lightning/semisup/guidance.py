@@ -55,7 +55,7 @@ class Guidance(nn.Module):
             self._recipe.check(len(set(labels.tolist())), len(data.classes), len(data.train_source))
         self._take(prior)
         self._steps = round(self._steps * max_steps) if self._steps < 1 else round(self._steps)
-        self._tell(prior, rows, data)
+        self._tell(prior, rows, data, min(self._steps, max_steps))
 
     def like(self, state: dict[str, Any], prefix: str) -> None:
         """Take the sizes of a state that is about to be loaded."""
@@ -66,7 +66,7 @@ class Guidance(nn.Module):
     def forward(self, logits: Tensor, indices: Tensor, step: int) -> Tensor:
         """Logits [n, c] with the prior of the images int64 [n] at a step of the training, without gradient."""
         logits = logits.detach()
-        if self.after == "drop" and step >= self._steps:
+        if step >= self._steps and (self.after == "drop" or not self._steps):
             return logits
         return posterior_logits(logits, self._prior.rows(indices).to(logits.dtype))
 
@@ -107,7 +107,8 @@ class Guidance(nn.Module):
         for name, value in prior._asdict().items():
             setattr(self, name, value.to(self.made.device, getattr(self, name).dtype))
 
-    def _tell(self, prior: Prior, rows: Tensor, data: LabelledData) -> None:
+    def _tell(self, prior: Prior, rows: Tensor, data: LabelledData, steps: int) -> None:
         figures = prior_figures(prior, rows, data.train_source.labels)
         told = ", ".join(f"{name.partition('_')[2].replace('_', ' ')} {value:.3f}" for name, value in figures.items())
-        log.info("prior pseudo-labels: %s; they guide %d steps", told, self._steps)
+        then = ", then they are made anew" if self.after == "update" and steps else ""
+        log.info("prior pseudo-labels: %s; they guide %d steps%s", told, steps, then)

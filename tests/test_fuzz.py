@@ -17,13 +17,6 @@ from usl_lightning.base.errors import UslError
 SLOW = {"stage_json", "metrics_csv", "evaluation_json", "checkpoint", "overview_npz"}
 
 
-@pytest.fixture
-def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzzing, "LONGEST", 0.2)
-    monkeypatch.setattr(fuzzing, "LONGEST_WAIT", 5.0)
-    monkeypatch.setattr(fuzzing, "MEMORY", 64 << 20)
-
-
 @pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.name)
 def test_a_reader_reads_or_refuses(reader: Any, tmp_path: Path) -> None:
     outcome = fuzzing.fuzz(reader, 60 if reader.name in SLOW else 200, seed=1, keep=tmp_path)
@@ -32,15 +25,20 @@ def test_a_reader_reads_or_refuses(reader: Any, tmp_path: Path) -> None:
     assert outcome.read > outcome.inputs // 20
 
 
-@pytest.mark.parametrize(("read", "problem"), [
-    (lambda path: 1 / 0, "ZeroDivisionError: division by zero (test_fuzz.py:"),
-    (lambda path: all(iter(lambda: 1, 0)), "longer than"),
-    (lambda path: time.sleep(30), "no answer, killed"),
-    (lambda path: b"x" * (300 << 20), "more than 64 MiB"),
-    (lambda path: bytearray(8 << 30), "MemoryError"),
-    (lambda path: os.kill(os.getpid(), signal.SIGKILL), "the process died (-9)"),
+@pytest.mark.parametrize(("limits", "read", "problem"), [
+    ({}, lambda path: 1 / 0, "ZeroDivisionError: division by zero (test_fuzz.py:"),
+    ({"LONGEST": 0.2}, lambda path: all(iter(lambda: 1, 0)), "longer than"),
+    ({"LONGEST_WAIT": 5.0}, lambda path: time.sleep(30), "no answer, killed"),
+    ({"MEMORY": 64 << 20}, lambda path: b"x" * (300 << 20), "more than 64 MiB"),
+    ({}, lambda path: bytearray(8 << 30), "MemoryError"),
+    ({}, lambda path: os.kill(os.getpid(), signal.SIGKILL), "the process died (-9)"),
 ])  # fmt: skip
-def test_what_counts_as_a_failure(low_limits: None, read: Any, problem: str, tmp_path: Path) -> None:
+def test_what_counts_as_a_failure(
+    limits: dict[str, float], read: Any, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, limit in limits.items():
+        monkeypatch.setattr(fuzzing, name, limit)
+
     def harmless(path: Path) -> None:
         if path.read_bytes() != b"valid":
             read(path)

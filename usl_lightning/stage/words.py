@@ -12,6 +12,7 @@ from usl_lightning.base.typed import as_seed, home, options
 from usl_lightning.labels import LabelIndex
 from usl_lightning.stage.folder import StageFolder
 from usl_lightning.stage.identity import StageIdentity, flatten, names_a_file
+from usl_lightning.stage.published_lists import check_published_list
 
 COMMANDS = ("fit", "validate", "test", "predict", "select", "propagate")
 RESULTS = ("fit", "select", "propagate")
@@ -153,6 +154,9 @@ class StageCommand:
         kept = flat.get("model.keep_from")
         if kept is not None and self.command == "select":
             LabelIndex.read(str(kept))
+        for key, value in flat.items():
+            if names_a_file(key) and value is not None:
+                check_published_list(key, Path(str(value)), flat)
         if self.ckpt_path is not None:
             self.checkpoint()
         elif self.command not in RESULTS:

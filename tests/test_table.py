@@ -256,6 +256,7 @@ def test_texts_of_a_table(tmp_path: Path) -> None:
     figures = Figures(
         "x", "Nobody, 2022", [0, 1], ["A & B"], ["10_x"],
         {("A & B", "10_x"): figure({0: 50.0}, Published(60.0, 2.0), s1="stage train failed with exit code 2")},
+        [{"processor": "a fast one"}],
     )  # fmt: skip
     assert "missing, stage train failed with exit code 2: A & B, 10_x, seed 1" in figures.text()
     assert "| A & B | 50.0 (n=1) (60.0 ± 2.0) |" in figures.markdown()
@@ -270,6 +271,7 @@ def test_texts_of_a_table(tmp_path: Path) -> None:
         "table.tex",
         "table.png",
     ]
+    assert json.loads((tmp_path / "table.json").read_text())["machines"] == [{"processor": "a fast one"}]
 
 
 @pytest.mark.parametrize(
@@ -288,7 +290,7 @@ def test_the_plot_has_a_panel_for_each_kind_of_column(
     drawn: list[Panel] = []
     monkeypatch.setattr("usl_lightning.pictures.curves.draw_curves", lambda panels, path: drawn.extend(panels))
     cells = {("A", name): Figure("A", name, {0: 50.0, 1: 52.0}, {}, True, None) for name in columns}
-    write_results(Figures("x", "", [0, 1], ["A"], columns, cells), tmp_path, again=True)
+    write_results(Figures("x", "", [0, 1], ["A"], columns, cells, []), tmp_path, again=True)
     assert [(panel.title, tuple(x for x, *_ in panel.curves[0].points)) for panel in drawn] == panels
     assert all(bool(panel.names) == (panel.title == "x" and not panel.x_label) for panel in drawn)
     _, mean, least, most = drawn[0].curves[0].points[0]
@@ -300,7 +302,7 @@ def test_the_plot_has_a_panel_for_each_kind_of_column(
 def test_a_column_of_none_has_its_place_in_the_plot(value: float, tmp_path: Path) -> None:
     columns = ["0% wrong labels", "20% wrong labels"]
     cells = {("A", name): Figure("A", name, {0: value, 1: value}, {}, False, None) for name in columns}
-    write_results(Figures("x", "", [0, 1], ["A"], columns, cells), tmp_path, again=True)
+    write_results(Figures("x", "", [0, 1], ["A"], columns, cells, []), tmp_path, again=True)
     assert (tmp_path / "table.png").exists()
 
 
@@ -321,7 +323,10 @@ def test_run_continue_and_add_a_seed(capfd: pytest.CaptureFixture[str]) -> None:
     main(["table", "small.yaml"])
     after = times(table)
     assert {name: after[name] for name in before} == before, "another seed recomputes nothing"
-    told = json.loads((table / "table.json").read_text())["cells"]
+    content = json.loads((table / "table.json").read_text())
+    records = [json.loads(path.read_text()) for path in table.glob("stages/*/stage.json")]
+    assert content["machines"] == [records[0]["machine"]]
+    told = content["cells"]
     for cell in told:
         name = f"{cell['row']}_{cell['column'].replace(' ', '-')}_seed"
         results = [json.loads((table / f"{name}{seed}/choose/result.json").read_text()) for seed in (0, 1)]

@@ -91,6 +91,7 @@ class Figures:
         seeds: that were asked for.
         rows, columns: names, in order.
         figures: (row, column) -> figure.
+        machines: what the stages ran on, each once.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Figures:
     rows: Sequence[str]
     columns: Sequence[str]
     figures: Mapping[tuple[str, str], Figure]
+    machines: Sequence[Mapping[str, str]]
 
     @classmethod
     def read(cls, table: Table, cells: Iterable[Cell], pool: Path, problems: Mapping[str, str]) -> "Figures":
@@ -114,10 +116,13 @@ class Figures:
         """
         values: dict[tuple[str, str], dict[int, float]] = {}
         missing: dict[tuple[str, str], dict[int, str]] = {}
+        machines: list[Mapping[str, str]] = []
         for cell in cells:
             place, (stage, metric) = (cell.row, cell.column), cell.metric
             record = StageFolder(pool / cell.pool[stage]).record() or {}
             found = record.get("metrics", {}).get(metric) if record.get("status") == "complete" else None
+            if record.get("machine") and record["machine"] not in machines:
+                machines.append(record["machine"])
             if isinstance(found, int | float):
                 values.setdefault(place, {})[cell.seed] = found * table.unit(cell.column)
             else:
@@ -137,7 +142,7 @@ class Figures:
             for column in table.columns
         }
         names = [row.name for row in table.rows], [column.name for column in table.columns]
-        return cls(table.path.stem, table.source, table.seeds, *names, figures)
+        return cls(table.path.stem, table.source, table.seeds, *names, figures, machines)
 
     def text(self) -> str:
         """The table for a terminal, then what is missing."""
@@ -241,9 +246,8 @@ def write_results(figures: Figures, folder: Path, *, again: bool) -> Sequence[st
     known = folder / "table.csv"
     text = figures.csv()
     if again or not all((folder / name).exists() for name in FILES) or read_file(known) != text.encode():
-        write_json(
-            folder / "table.json", {"table": figures.name, "seeds": list(figures.seeds), "cells": figures.told()}
-        )
+        told = {"table": figures.name, "seeds": list(figures.seeds), "machines": list(figures.machines)}
+        write_json(folder / "table.json", told | {"cells": figures.told()})
         write_text(folder / "table.md", figures.markdown())
         write_text(folder / "table.tex", figures.latex())
         write_text(known, text)

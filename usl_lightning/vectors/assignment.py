@@ -56,14 +56,14 @@ class Products:
         values, halves = scored(centroids, self.x.dtype)
         error = rounding(self.norms, values)
         labels = torch.empty(len(self.x), dtype=torch.int64, device=self.x.device)
-        least = torch.empty_like(self.norms)
+        least, second = torch.empty_like(self.norms), torch.empty_like(self.norms)
 
-        def compare(rows: slice) -> Tensor:
-            least[rows], labels[rows], second = two_least(torch.addmm(halves, self.x[rows], values.T, alpha=-1))
-            return torch.nonzero(second <= least[rows] + 2 * error[rows])[:, 0] + rows.start
+        def compare(rows: slice) -> None:
+            scores = torch.addmm(halves, self.x[rows], values.T, alpha=-1)
+            least[rows], labels[rows], second[rows] = two_least(scores)
 
-        parts = blocks(len(self.x), len(values), self.x)
-        open_rows = torch.cat(list(in_threads(compare, parts, self.x.device)))
+        list(in_threads(compare, blocks(len(self.x), len(values), self.x), self.x.device))
+        open_rows = torch.nonzero(second <= least + 2 * error)[:, 0]
         labels[open_rows] = settled(self.x, centroids, open_rows, (least + 2 * error)[open_rows])
         return labels
 
@@ -82,10 +82,10 @@ def scored(centroids: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def rounding(norms: Tensor, values: Tensor) -> Tensor:
-    """[n]: how far |c|²/2 - x·c may be from the truth, by |x|: d roundings in the product, and a few of its terms."""
+    """[n]: how far |c|²/2 - x·c may be from the truth, by |x|: d roundings of sums of both, and a few of theirs."""
     largest = torch.linalg.vector_norm(values, dim=1).max()
     unit = torch.finfo(values.dtype).eps / 2
-    return (values.shape[1] + 8) * unit * largest * (norms + largest)
+    return (values.shape[1] + 8) * unit * largest * (norms + largest / 2)
 
 
 def two_least(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:

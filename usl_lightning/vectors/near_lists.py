@@ -20,7 +20,7 @@ from usl_lightning.vectors.assignment import nearest_centroid
 LIST_SAMPLE, LIST_ITERATIONS = 32, 5
 """Points a list, and iterations, of the k-means that finds the lists."""
 
-BLOCK, ROWS, HITS = 2**15, 2**12, 2**19
+BLOCK, ROWS, HITS = 2**16, 2**12, 2**20
 """Points whose candidates are looked for at once, those compared with all centroids at once, and finds that are
 kept before the best of them are taken."""
 
@@ -141,11 +141,11 @@ def _merge(found: Sequence[Hits], best: Tensor, at: Tensor) -> None:
     rows, m = rows[order], best.shape[1]
     sizes = torch.bincount(rows, minlength=len(best))
     column = torch.arange(len(rows)) - (sizes.cumsum(0) - sizes)[rows]
-    first = column < m
-    index = rows[first], column[first]
+    first = torch.nonzero(column < m)[:, 0]
+    index = rows[first] * m + column[first]
     more, where = torch.full_like(best, torch.inf), torch.full_like(at, -1)
-    more[index], where[index] = scores[order[first]], places[order[first]]
-    least = torch.cat([best, more], 1).topk(m, largest=False)
+    more.view(-1)[index], where.view(-1)[index] = scores[order[first]], places[order[first]]
+    least = torch.cat([best, more], 1).topk(m, largest=False, sorted=False)
     best.copy_(least.values)
     at.copy_(torch.cat([at, where], 1).gather(1, least.indices))
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from usl_lightning.base.errors import UslError
 from usl_lightning.compute.device import chunks
 from usl_lightning.data.keys import permutation
-from usl_lightning.vectors.assignment import nearest_centroid
+from usl_lightning.vectors.assignment import Products
 from usl_lightning.vectors.distances import check_features, exact_arithmetic
 
 
@@ -70,13 +70,13 @@ def check_clusters(k: int, classes: int, points: int) -> None:
 
 def _lloyd(x: Tensor, centroids: Tensor, rows: Tensor, own: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
     """Clusters and centroids, from float64 centroids [k, d] on; `rows` stay in the clusters `own`."""
-    k = len(centroids)
-    clusters = _assigned(x, centroids, rows, own)
+    k, products = len(centroids), Products(x)
+    clusters = _assigned(products, centroids, rows, own)
     sums = _sums(x, clusters, k)
     for _ in range(iterations):
         counts = torch.bincount(clusters, minlength=k)[:, None]
         centroids = torch.where(counts > 0, sums / counts.clamp(min=1), centroids)
-        before, clusters = clusters, _assigned(x, centroids, rows, own)
+        before, clusters = clusters, _assigned(products, centroids, rows, own)
         moved = torch.nonzero(before != clusters)[:, 0]
         if not len(moved):
             break
@@ -84,8 +84,8 @@ def _lloyd(x: Tensor, centroids: Tensor, rows: Tensor, own: Tensor, iterations: 
     return clusters, centroids
 
 
-def _assigned(x: Tensor, centroids: Tensor, rows: Tensor, own: Tensor) -> Tensor:
-    clusters = nearest_centroid(x, centroids)
+def _assigned(products: Products, centroids: Tensor, rows: Tensor, own: Tensor) -> Tensor:
+    clusters = products.assign(centroids)
     clusters[rows] = own
     return clusters
 

@@ -176,12 +176,17 @@ def batch(n: int, labels: list[int] | None = None, first: int = 0) -> Batch:
     return Batch(images, known, torch.arange(first, first + n), Key.of(first, slots=torch.arange(n)))
 
 
-def test_two_steps_are_algorithm_1(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_32_steps_are_algorithm_1(monkeypatch: pytest.MonkeyPatch) -> None:
     """The thresholds of a step come from the records before it; the fixed threshold decides what is recorded."""
     model, logged = flexmatch(monkeypatch, warmup=False)
     labelled, record = batch(3, [0, 1, 2]), [-1] * 40
     masks, recorded = [], []
-    for unlabelled in (batch(20), batch(20, first=20)):
+    for step in range(32):
+        unlabelled = batch(20, first=20 * step)
+        if step > 1:  # some images again, of which the network may think otherwise now
+            model.model.head.bias.data += torch.tensor([math.sin(step), 0.0, math.cos(step)]) / 4
+            again = torch.randperm(40, generator=torch.Generator().manual_seed(step))[:20]
+            unlabelled = Batch(unlabelled.images, unlabelled.labels, again, unlabelled.key)
         loss = model.training_step(SemiBatch(labelled, unlabelled), 0)
         x, weak, strong = (
             model.model(view(part.images, part.key.fold(name))).double()
@@ -207,6 +212,7 @@ def test_two_steps_are_algorithm_1(monkeypatch: pytest.MonkeyPatch) -> None:
     assert masks[0] == 20, "nothing is recorded yet: all pass"
     assert 0 < masks[1] < 20, "some classes are held back"
     assert 0 < recorded[0] < recorded[1] < 40
+    assert 30 * 5 < sum(masks[2:]) < 30 * 20
     assert model.counts.tolist() == [record.count(c) for c in (0, 1, 2, -1)]
 
 

@@ -196,10 +196,13 @@ def batch(n: int, labels: list[int], name: str = "x") -> Batch:
 BATCHES = SemiBatch(batch(4, [0, 1, 2, 1]), batch(6, [-1] * 6, "u"))
 
 
-def test_the_step_is_algorithm_1(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("step", range(32))
+def test_a_step_is_algorithm_1(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a ramp that ends at the twelfth."""
     model, logged = build(monkeypatch)
-    labelled, unlabelled = BATCHES
-    loss = model.training_step(BATCHES, 0)
+    monkeypatch.setattr(model, "_trainer", SimpleNamespace(global_step=step, log_every_n_steps=50))
+    labelled, unlabelled = batch(4, [step % 3, 1, 2, 1], f"x{step}"), batch(6, [-1] * 6, f"u{step}")
+    loss = model.training_step(SemiBatch(labelled, unlabelled), 0)
 
     views = [model.weak(unlabelled.images, unlabelled.key.fold("weak", k)) for k in range(3)]
     predictions = torch.stack([torch.cat([model.model(image[None]) for image in view]) for view in views])
@@ -218,7 +221,7 @@ def test_the_step_is_algorithm_1(monkeypatch: pytest.MonkeyPatch) -> None:
     supervised, unsupervised = slow_losses(outputs[:4], labels[:4], outputs[4:], labels[4:])
     assert logged["supervised_loss"].item() == pytest.approx(supervised, rel=1e-5)
     assert logged["unsupervised_loss"].item() == pytest.approx(unsupervised, rel=1e-4)
-    assert loss.item() == pytest.approx(supervised + 20 * 3 / 12 * unsupervised, rel=1e-5)
+    assert loss.item() == pytest.approx(supervised + 20 * min(1, step / 12) * unsupervised, rel=1e-5)
 
 
 def test_no_gradient_flows_through_the_guess(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """ReMixMatch's guesses against a slow version over many steps; turned images; its step by hand; bad input."""
 
+import copy
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -66,31 +67,33 @@ def test_turned_images_are_numpys() -> None:
 
 
 @pytest.mark.parametrize("rotation_weight", [0.5, 0.0])
-def test_a_step_is_algorithm_1(monkeypatch: pytest.MonkeyPatch, rotation_weight: float) -> None:
+def test_30_steps_are_algorithm_1(monkeypatch: pytest.MonkeyPatch, rotation_weight: float) -> None:
     model = made(monkeypatch, rotation_weight=rotation_weight)
-    x, u = batch(4, [0, 1, 2, 0]), batch(8, first=1)
-    loss = model.training_step(SemiBatch(x, u), 0)
-    views = [model.strong(x.images, x.key.fold("strong"))]
-    views += [model.strong(u.images, u.key.fold("strong", k)) for k in range(2)]
-    views.append(model.weak(u.images, u.key.fold("weak")))
-    with torch.no_grad():
-        model.mean_probs.written.zero_()
-        model.mean_probs.rows.zero_()
-        guess = model.guess(views[-1], torch.arange(len(views[-1])))
-    targets = [F.one_hot(x.labels, 3).float(), guess, guess, guess]
-    keys = [x.key.fold("mix"), *(u.key.fold("mix", k) for k in range(3))]
-    weights = torch.cat([mix_weights(key, alpha=0.75) for key in keys])
-    images = weights.view(-1, 1, 1, 1) * torch.cat(views) + (1 - weights).view(-1, 1, 1, 1) * partners_of(views, keys)
-    aims = weights[:, None] * torch.cat(targets) + (1 - weights)[:, None] * partners_of(targets, keys)
-    mixed = model.model(images)
-    expected = F.cross_entropy(mixed[:4], aims[:4]) + 0.25 * 1.5 * F.cross_entropy(mixed[4:], aims[4:])
-    expected = expected + 0.25 * 0.5 * F.cross_entropy(model.model(views[1]), guess)
-    if rotation_weight:
-        quarters = u.key.fold("turn").integers(1, 4)[:, 0]
-        turned = torch.stack([torch.rot90(v, int(k), (1, 2)) for v, k in zip(views[1], quarters, strict=True)])
-        assert model.rotation is not None
-        expected = expected + 0.5 * F.cross_entropy(model.rotation(model.model.encoder(turned)), quarters)
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
+    for step in range(30):
+        x, u = batch(4, [0, 1, 2, 0], 8 * step), batch(8, first=8 * step + 1)
+        twin = copy.deepcopy(model.mean_probs)
+        loss = model.training_step(SemiBatch(x, u), 0)
+        views = [model.strong(x.images, x.key.fold("strong"))]
+        views += [model.strong(u.images, u.key.fold("strong", k)) for k in range(2)]
+        views.append(model.weak(u.images, u.key.fold("weak")))
+        with torch.no_grad():
+            model.mean_probs = twin  # as it was before, to be written to again
+            guess = model.guess(views[-1], torch.arange(len(views[-1])))
+        targets = [F.one_hot(x.labels, 3).float(), guess, guess, guess]
+        keys = [x.key.fold("mix"), *(u.key.fold("mix", k) for k in range(3))]
+        weights = torch.cat([mix_weights(key, alpha=0.75) for key in keys])
+        own = weights.view(-1, 1, 1, 1)
+        images = own * torch.cat(views) + (1 - own) * partners_of(views, keys)
+        aims = weights[:, None] * torch.cat(targets) + (1 - weights)[:, None] * partners_of(targets, keys)
+        mixed = model.model(images)
+        expected = F.cross_entropy(mixed[:4], aims[:4]) + 0.25 * 1.5 * F.cross_entropy(mixed[4:], aims[4:])
+        expected = expected + 0.25 * 0.5 * F.cross_entropy(model.model(views[1]), guess)
+        if rotation_weight:
+            quarters = u.key.fold("turn").integers(1, 4)[:, 0]
+            turned = torch.stack([torch.rot90(v, int(k), (1, 2)) for v, k in zip(views[1], quarters, strict=True)])
+            assert model.rotation is not None
+            expected = expected + 0.5 * F.cross_entropy(model.rotation(model.model.encoder(turned)), quarters)
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_only_square_images_are_turned() -> None:

@@ -40,6 +40,8 @@ class Priors(HeadedMethod):
         options: where the features come from, and of which of a network's outputs: see `HeadedMethod`.
     """
 
+    revision: int = 2
+
     ranges: ClassVar[Ranges] = {"clusters": whole(1), "k": whole(1), "iterations": whole(1), "epochs": whole(0)}
 
     verbs = ("propagate",)

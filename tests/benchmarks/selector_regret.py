@@ -55,6 +55,8 @@ from usl_lightning.vectors.logistic import LogisticLearner
 from usl_lightning.vectors.propagation import ALPHAS, balanced, centred, propagate, propagation_graph
 
 RESULTS = Path(__file__).parent / "results" / "selector_regret"
+FOLDER = Path("runs/benchmark_selector_regret")
+"""Of features and runs that are kept."""
 BUDGETS = (1, 2, 4, 10)
 """Labels a class."""
 
@@ -299,7 +301,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--selectors", nargs="+", default=list(SELECTORS))
     parser.add_argument("--sets", nargs="+", default=[])
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark_selector_regret"))
+    parser.add_argument("--runs", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     arguments.runs.mkdir(parents=True, exist_ok=True)
     table = cells(list(runs(arguments.runs, arguments.seeds, arguments.selectors, arguments.sets)))

@@ -14,6 +14,7 @@ from collections import defaultdict
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -374,25 +375,40 @@ FEATURES = {
 CLASSIFIERS = {
     "SimCLRv2's fine-tuning": "simclrv2", "Pseudo-label": "pseudo_label", "Π-model": "pi_model",
     "Mean Teacher": "mean_teacher", "EMAN-FixMatch": "eman", "CMSF-semi": "cmsf_semi", "Self-training": "self_training",
+    "SimCLRv2's self-distillation": "simclrv2_distill",
 }  # fmt: skip
 
 
-def test_figures_of_methods_are_those_that_were_measured() -> None:
-    results = ROOT / "tests" / "benchmarks" / "results"
-    features, labels = (json.loads((results / f"{name}_digits.json").read_text()) for name in ("pretrain", "semisup"))
-    tables = [
-        {row.split("|")[1].strip(): row.split("|")[2:-1] for row in part.splitlines() if re.match(r"\| [^|\s]", row)}
-        for part in section("methods/index.md", "Measured on digits").split("Stage 3 from")
-    ]
-    measured = {name: features["methods"][key][0] for name, key in FEATURES.items() if key in features["methods"]}
-    measured |= {"raw pixels": features["raw_pixels"], "a random network": features["random_network"]}
-    assert tables[0].keys() == measured.keys()
-    for name, figures in measured.items():
+def rows_of(text: str) -> dict[str, list[str]]:
+    """First cell of each row of a table -> the others."""
+    return {row.split("|")[1].strip(): row.split("|")[2:-1] for row in text.splitlines() if re.match(r"\| [^|\s]", row)}
+
+
+def results_of(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "tests" / "benchmarks" / "results" / f"{name}.json").read_text())
+    return found
+
+
+def test_figures_of_stage_1_are_those_that_were_measured() -> None:
+    features = results_of("pretrain_digits")
+    table = rows_of(section("methods/index.md", "Measured on digits").partition("Stage 3 from")[0])
+    known = {name: features["methods"][key][0] for name, key in FEATURES.items() if key in features["methods"]}
+    known |= {"raw pixels": features["raw_pixels"], "a random network": features["random_network"]}
+    assert table.keys() == known.keys()
+    for name, figures in known.items():
         expected = [figures[key] for key in ("knn_accuracy", "probe_accuracy", "probe_1000_accuracy", "nmi")]
-        assert [float(cell) for cell in tables[0][name]] == pytest.approx(expected, abs=0.00051), name
-    assert len(tables[1]) == len(labels["methods"])
-    for name, (accuracy, error, seconds) in tables[1].items():
-        figures = labels["methods"][CLASSIFIERS.get(name, name.lower())]
+        assert [float(cell) for cell in table[name]] == pytest.approx(expected, abs=0.00051), name
+
+
+@pytest.mark.parametrize(
+    ("heading", "file"), [("digits", "semisup_digits"), ("Fashion-MNIST", "semisup_fashion_mnist")]
+)
+def test_figures_of_stage_3_are_those_that_were_measured(heading: str, file: str) -> None:
+    methods = results_of(file)["methods"]
+    table = rows_of(section("methods/index.md", f"Measured on {heading}").partition("Stage 3 from")[2])
+    assert len(table) == len(methods)
+    for name, (accuracy, error, seconds) in table.items():
+        figures = methods[CLASSIFIERS.get(name, name.lower())]
         mean, deviation = (float(figure) for figure in accuracy.split("±"))
         told = [mean, deviation, float(error)]
         expected = [figures["mean"], stdev(figures["test_accuracy"]), fmean(figures["calibration_error"])]

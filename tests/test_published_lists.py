@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import CIFAR10, CIFAR100
 
+from usl_lightning.base.configs import find_labels
 from usl_lightning.base.errors import UslError
 from usl_lightning.data.images import originals
+from usl_lightning.stage.given import check_files
 from usl_lightning.stage.words import StageCommand
 
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
@@ -53,6 +55,9 @@ def test_other_files_are_told_once(
 def test_the_index_of_another_set_is_refused(index: str, config: str, cifar: Path) -> None:
     with pytest.raises(UslError, match=f"model.keep_from: {index}: positions in cifar"):
         check(index, cifar, config)
+    flat = {"data.dataset": config.removesuffix("_random.yaml"), "model.keep_from": find_labels(index)}
+    with pytest.raises(UslError, match=f"model.keep_from: {index}: positions in cifar"):
+        check_files(flat)  # as --dry-run does
 
 
 def test_a_set_that_is_not_there_is_left_to_its_reader(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

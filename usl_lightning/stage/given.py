@@ -23,6 +23,7 @@ from usl_lightning.labels.tables import label_cells
 from usl_lightning.models.names import TRAINED_FOR, named_networks
 from usl_lightning.models.published import check_weights
 from usl_lightning.stage.identity import names_a_file
+from usl_lightning.stage.published_lists import check_published_list
 from usl_lightning.stage.taken import check_network_in
 
 _INDICES = ("data.labels", "data.subset_file", "model.keep_from", "model.labels_from")
@@ -81,6 +82,7 @@ def _check_file(key: str, path: str, flat: Mapping[str, Any]) -> None:
     if not os.path.isfile(path):
         raise UslError(f"{key}: {path}: is no file")
     if key in _INDICES:
+        check_published_list(key, Path(path), flat)
         _check_index(key, LabelIndex.read(path), flat)
     elif key.endswith("_from"):
         _check_checkpoint(path)
